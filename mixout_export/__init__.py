@@ -1,0 +1,1 @@
+"""The library; see `docs/design.md`."""

@@ -1,0 +1,1 @@
+"""Folders on disk: reading, writing, and the manifest of a mixout checkpoint."""

@@ -1,0 +1,53 @@
+"""Names of files in the folders this package reads and writes; the only place that knows them."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import PurePath
+
+
+@dataclass(frozen=True)
+class Layout:
+    """File names of Hugging Face, mixout and ONNX folders."""
+
+    config: str = "config.json"
+    weights: str = "model.safetensors"
+    weights_index: str = "model.safetensors.index.json"
+    pickle_weights: str = "pytorch_model.bin"
+    pickle_index: str = "pytorch_model.bin.index.json"
+    generation_config: str = "generation_config.json"
+    mixout_config: str = "mixout_config.json"
+    pretrained: str = "pretrained.safetensors"
+    pretrained_index: str = "pretrained.safetensors.index.json"
+    onnx: str = "model.onnx"
+    card: str = "README.md"
+    metrics: str = "metrics.jsonl"
+    curves: str = "curves.png"
+    training: str = "training.json"
+    partial_suffix: str = ".partial"
+    previous_suffix: str = ".previous"
+    pretrained_prefix: str = "pretrained_"
+
+
+LAYOUT = Layout()
+
+#: Files of a tokenizer or processor, which travel with a model from folder to folder unchanged.
+TOKENIZER_PATTERNS = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "sentencepiece*",
+    "spm.model",
+    "bpe.codes",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+def is_tokenizer_file(name: str) -> bool:
+    """Tell whether a file of that name belongs to a tokenizer or processor."""
+    base = PurePath(name).name
+    return any(fnmatch(base, pattern) for pattern in TOKENIZER_PATTERNS)

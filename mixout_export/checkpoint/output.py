@@ -1,0 +1,183 @@
+"""Make an output folder appear complete or not at all."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import ArgumentError, OutputError
+
+_MARKER = ".mixout-export.lock"
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and next(path.iterdir(), None) is None
+
+
+def _with_suffix(out: Path, suffix: str) -> Path:
+    return out.with_name(out.name + suffix)
+
+
+@dataclass
+class OutputFolder:
+    """A folder being written at `OUT.partial`, to be renamed to `OUT` once it is whole.
+
+    Attributes:
+        out: Where the folder will appear.
+        partial: Where files are written meanwhile.
+        resumed: Whether `partial` already held an unfinished run.
+    """
+
+    out: Path
+    partial: Path
+    resumed: bool = False
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    def publish(self) -> None:
+        """Rename `partial` to `out`, replacing what was there only now."""
+        marker = self.partial / _MARKER
+        previous = _with_suffix(self.out, LAYOUT.previous_suffix)
+        replace = self.out.exists() and not _is_empty(self.out)
+        marker.unlink(missing_ok=True)
+        if replace:
+            os.rename(self.out, previous)
+        os.rename(self.partial, self.out)
+        if replace:
+            shutil.rmtree(previous)
+
+    def discard(self) -> None:
+        """Remove the unfinished folder."""
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def lock(self) -> None:
+        """Mark `partial` as this process's own.
+
+        Raises:
+            OutputError: Another process is writing the same folder.
+        """
+        self._lock = (self.partial / _MARKER).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise OutputError(
+                f"{self.partial}: another process is writing it; wait for it or choose another OUT"
+            ) from error
+
+    def unlock(self) -> None:
+        """Give the mark back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse a destination that would destroy something.
+
+    Args:
+        out: The destination folder.
+        sources: What is being read; `out` may be none of them nor lie inside one, nor contain one.
+        overwrite: Whether a non-empty `out` may be replaced.
+
+    Raises:
+        ArgumentError: `out` is a source, lies inside one, or contains one.
+        OutputError: `out` exists and is not an empty folder.
+    """
+    resolved = out.resolve()
+    for source in sources:
+        origin = source.resolve()
+        if resolved == origin:
+            raise ArgumentError(f"{out}: OUT is the source itself; choose another folder")
+        if origin in resolved.parents and origin.is_dir():
+            raise ArgumentError(f"{out}: OUT lies inside the source {source}; choose another folder")
+        if resolved in origin.parents and out.exists() and not _is_empty(out):
+            raise ArgumentError(f"{out}: OUT contains the source {source}; choose another folder")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise OutputError(f"{out}: is a file, expected a folder or nothing; choose another OUT")
+    if not _is_empty(out) and not overwrite:
+        raise OutputError(
+            f"{out}: is not empty; give --overwrite to replace it, or choose another OUT"
+        )
+
+
+def _prepare_partial(partial: Path, *, resume: bool) -> bool:
+    """Create `partial`, or take over an unfinished run's; return whether there is one to resume."""
+    if partial.exists():
+        ours = partial.is_dir() and ((partial / _MARKER).exists() or _is_empty(partial))
+        if not ours:
+            raise OutputError(
+                f"{partial}: is in the way and was not made by this tool; move it elsewhere"
+            )
+    partial.mkdir(parents=True, exist_ok=True)
+    return resume and any(path.name != _MARKER for path in partial.iterdir())
+
+
+def _clear(partial: Path) -> None:
+    for path in partial.iterdir():
+        if path.name == _MARKER:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def output_folder(
+    out: Path,
+    sources: Sequence[Path] = (),
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    keep_partial: bool = False,
+) -> Iterator[OutputFolder]:
+    """Yield a folder to write into that becomes `out` when the block ends without an error.
+
+    The old `out` stays until the new one is whole. After an error, and after Ctrl-C, the
+    unfinished folder is removed, unless `keep_partial` says that it can be resumed.
+
+    Args:
+        out: The destination; its parents are created.
+        sources: Paths that are read, which `out` must not touch.
+        overwrite: Whether a non-empty `out` may be replaced.
+        resume: Keep what an earlier, unfinished run left in `OUT.partial`.
+        keep_partial: Leave `OUT.partial` after an error.
+
+    Raises:
+        ArgumentError: `out` is a source or inside one.
+        OutputError: `out` is in the way, or a disk error occurred.
+    """
+    check_destination(out, sources, overwrite=overwrite)
+    previous = _with_suffix(out, LAYOUT.previous_suffix)
+    partial = _with_suffix(out, LAYOUT.partial_suffix)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if previous.exists() and not out.exists():  # a run died between its two renames
+            os.rename(previous, out)
+            check_destination(out, sources, overwrite=overwrite)
+        has_work = _prepare_partial(partial, resume=resume)
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
+    folder = OutputFolder(out=out, partial=partial, resumed=has_work)
+    folder.lock()
+    try:
+        if not resume:
+            _clear(partial)
+        yield folder
+        folder.publish()
+    except BaseException as error:
+        if not keep_partial:
+            folder.discard()
+        if isinstance(error, OSError):
+            where = error.filename or partial
+            raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from error
+        raise
+    finally:
+        folder.unlock()

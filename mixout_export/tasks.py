@@ -1,0 +1,122 @@
+"""The tasks a checkpoint can be finetuned for, by the name a user gives."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mixout_export.errors import ArgumentError, CheckpointError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task and how transformers spells it.
+
+    Attributes:
+        name: What the user writes (`--task`).
+        auto_class: Name of the `transformers.AutoModelFor…` class.
+        architecture_suffix: How an architecture's class name for the task ends.
+        problem_type: transformers' `config.problem_type`, where the task needs it.
+        has_labels: Whether the head's width is the number of labels.
+        default_labels: Number of labels when the user names none; None if it must be named.
+        head_attributes: Names of the head's modules, outputs first (for messages only).
+        metric: Metric that ranks checkpoints unless the user names another.
+        output: Name of the output that carries the result.
+    """
+
+    name: str
+    auto_class: str
+    architecture_suffix: str
+    problem_type: str | None = None
+    has_labels: bool = True
+    default_labels: int | None = 2
+    metric: str = "accuracy"
+    output: str = "logits"
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task(
+            "text-classification",
+            "AutoModelForSequenceClassification",
+            "ForSequenceClassification",
+            "single_label_classification",
+        ),
+        Task(
+            "regression",
+            "AutoModelForSequenceClassification",
+            "ForSequenceClassification",
+            "regression",
+            default_labels=1,
+            metric="pearson",
+        ),
+        Task(
+            "multi-label",
+            "AutoModelForSequenceClassification",
+            "ForSequenceClassification",
+            "multi_label_classification",
+            metric="f1",
+        ),
+        Task(
+            "token-classification",
+            "AutoModelForTokenClassification",
+            "ForTokenClassification",
+            metric="f1",
+        ),
+        Task(
+            "question-answering",
+            "AutoModelForQuestionAnswering",
+            "ForQuestionAnswering",
+            has_labels=False,
+            metric="f1",
+            output="start_logits",
+        ),
+        Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", has_labels=False),
+        Task("masked-lm", "AutoModelForMaskedLM", "ForMaskedLM", has_labels=False, metric="loss"),
+        Task("causal-lm", "AutoModelForCausalLM", "ForCausalLM", has_labels=False, metric="loss"),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """Return the task of that name.
+
+    Raises:
+        ArgumentError: No such task; the message lists those there are.
+    """
+    if name not in TASKS:
+        raise ArgumentError(f"task: got {name!r}, expected one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def task_of_config(config: Mapping[str, Any]) -> Task | None:
+    """Return the task that a checkpoint's own head serves, or None for a headless base.
+
+    Args:
+        config: The parsed `config.json`.
+
+    Raises:
+        CheckpointError: The architecture has a head that none of the tasks covers.
+    """
+    architectures = config.get("architectures") or []
+    if not architectures or not isinstance(architectures, list):
+        return None
+    name = str(architectures[0])
+    if name.endswith("LMHeadModel"):
+        return TASKS["causal-lm"]
+    matches = [task for task in TASKS.values() if name.endswith(task.architecture_suffix)]
+    if not matches:
+        if "For" in name and not name.endswith("ForPreTraining"):
+            raise CheckpointError(
+                f"config.json: architecture {name!r} has a head for none of the known tasks "
+                f"({', '.join(TASKS)}); name one with --task to give it a fresh head"
+            )
+        return None
+    if matches[0].architecture_suffix != "ForSequenceClassification":
+        return matches[0]
+    problem_type = config.get("problem_type")
+    if problem_type is None:
+        labels = config.get("id2label")
+        single = (labels is not None and len(labels) == 1) or config.get("num_labels") == 1
+        return TASKS["regression" if single else "text-classification"]
+    return next(task for task in matches if task.problem_type == problem_type)
