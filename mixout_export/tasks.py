@@ -71,7 +71,9 @@ TASKS: dict[str, Task] = {
             metric="f1",
             output="start_logits",
         ),
-        Task("multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", has_labels=False),
+        Task(
+            "multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", has_labels=False
+        ),
         Task("masked-lm", "AutoModelForMaskedLM", "ForMaskedLM", has_labels=False, metric="loss"),
         Task("causal-lm", "AutoModelForCausalLM", "ForCausalLM", has_labels=False, metric="loss"),
     )

@@ -92,11 +92,11 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
     for source in sources:
         origin = source.resolve()
         if resolved == origin:
-            raise ArgumentError(f"{out}: OUT is the source itself; choose another folder")
+            raise ArgumentError(f"{out}: OUT is the source itself; choose another")
         if origin in resolved.parents and origin.is_dir():
-            raise ArgumentError(f"{out}: OUT lies inside the source {source}; choose another folder")
+            raise ArgumentError(f"{out}: OUT lies inside the source {source}; choose another")
         if resolved in origin.parents and out.exists() and not _is_empty(out):
-            raise ArgumentError(f"{out}: OUT contains the source {source}; choose another folder")
+            raise ArgumentError(f"{out}: OUT contains the source {source}; choose another")
     if not out.exists():
         return
     if not out.is_dir():

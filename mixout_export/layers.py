@@ -1,0 +1,201 @@
+"""Linear layers whose weight is mixed with its pretrained value while training."""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own idiom)
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from mixout_export.config import check_granularity, check_probability
+from mixout_export.errors import ArgumentError
+from mixout_export.functional import draw_mask, mix
+
+
+class MixoutLayer(nn.Module):
+    """What every mixout layer has beside the plain layer it stands for.
+
+    A mixout layer *is* the plain layer with two numbers and one buffer more: `weight` and `bias`
+    stay where they were, so state-dict keys never change.
+
+    Attributes:
+        p: Mix probability in [0, 1).
+        granularity: "neuron" or "element".
+        pretrained_weight: u, the anchor: a persistent buffer of the weight's shape, no gradient.
+    """
+
+    #: The plain layer that this one stands for, which collapse restores.
+    plain_class: ClassVar[type[nn.Module]]
+    #: The dimension of `weight` that counts input neurons.
+    input_dim: ClassVar[int]
+
+    weight: nn.Parameter
+    pretrained_weight: Tensor
+    p: float
+    granularity: str
+
+    def anchor(self, pretrained_weight: Tensor | None, *, p: float, granularity: str) -> None:
+        """Set the anchor and how strongly to mix with it.
+
+        Args:
+            pretrained_weight: u, of the weight's shape; None takes a copy of the weight as it is.
+            p: Mix probability in [0, 1).
+            granularity: "neuron" or "element".
+
+        Raises:
+            ArgumentError: A value is out of its domain, or the shape is not the weight's.
+        """
+        p, granularity = check_probability(p), check_granularity(granularity)
+        weight = self.weight.detach()
+        if pretrained_weight is None:
+            pretrained_weight = weight
+        if pretrained_weight.shape != weight.shape:
+            raise ArgumentError(
+                f"pretrained_weight: got shape {tuple(pretrained_weight.shape)}, "
+                f"expected the weight's {tuple(weight.shape)}"
+            )
+        # A clone, always: an anchor that aliases its weight follows it.
+        copy = pretrained_weight.detach().to(weight.device, weight.dtype).clone()
+        self.p, self.granularity = p, granularity
+        self.register_buffer("pretrained_weight", copy)
+
+    def release(self) -> None:
+        """Drop the anchor and its numbers, leaving what a plain layer has."""
+        del self.pretrained_weight, self.p, self.granularity
+
+    def mixed_weight(self) -> Tensor:
+        """Return Φ while training, and `weight` itself in evaluation or at p = 0."""
+        if not self.training or self.p == 0.0:
+            return self.weight
+        mask = draw_mask(
+            self.weight, self.p, granularity=self.granularity, input_dim=self.input_dim
+        )
+        return mix(self.weight, self.pretrained_weight, mask, self.p)
+
+
+class MixoutLinear(MixoutLayer, nn.Linear):
+    """A linear layer y = x Φᵀ + b whose weight is mixed with its pretrained value.
+
+    Lee, Cho, Kang, ICLR 2020, eq. 4 and section 3:
+    Φ = u + (m / (1 - p)) ⊙ (w - u), m ~ Bernoulli(1 - p), one bit per input neuron. One mask is
+    drawn per call while training; in evaluation the layer is the plain one, bit for bit.
+
+    Args:
+        in_features: Size of each input sample.
+        out_features: Size of each output sample.
+        bias: Whether the layer adds a bias, which is never mixed.
+        p: Mix probability in [0, 1).
+        granularity: "neuron" or "element".
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ArgumentError: `p` or `granularity` is out of its domain.
+    """
+
+    plain_class = nn.Linear
+    input_dim = 1
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        p: float = 0.7,
+        granularity: str = "neuron",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Linear.__init__(self, in_features, out_features, bias, device=device, dtype=dtype)
+        self.anchor(None, p=p, granularity=granularity)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in_features) to (..., out_features)."""
+        return F.linear(input, self.mixed_weight(), self.bias)
+
+    def extra_repr(self) -> str:
+        """Return the plain layer's description with p and the granularity."""
+        return f"{nn.Linear.extra_repr(self)}, p={self.p}, granularity={self.granularity}"
+
+
+class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
+    """transformers' Conv1D, y = x Φ + b with Φ stored as (in, out), with a mixed weight.
+
+    The same as `MixoutLinear` but for the layout: its neuron masks have shape (in, 1).
+
+    Args:
+        nf: Number of output features.
+        nx: Number of input features.
+        p: Mix probability in [0, 1).
+        granularity: "neuron" or "element".
+
+    Raises:
+        ArgumentError: `p` or `granularity` is out of its domain.
+    """
+
+    plain_class = Conv1D
+    input_dim = 0
+
+    def __init__(self, nf: int, nx: int, *, p: float = 0.7, granularity: str = "neuron") -> None:
+        Conv1D.__init__(self, nf, nx)
+        self.anchor(None, p=p, granularity=granularity)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., nx) to (..., nf)."""
+        # The plain layer's own operations, so that evaluation is the same bit for bit.
+        flat = input.view(-1, input.size(-1))
+        mixed = torch.addmm(self.bias, flat, self.mixed_weight())
+        return mixed.view(*input.shape[:-1], self.nf)
+
+    def __repr__(self) -> str:
+        """Return the plain layer's description with p and the granularity."""
+        inner = f"nf={self.nf}, nx={self.nx}, p={self.p}, granularity={self.granularity}"
+        return f"MixoutConv1D({inner})"
+
+
+#: The mixout layer that stands for each plain class, by exact type.
+LAYER_CLASSES: dict[type[nn.Module], type[MixoutLayer]] = {
+    nn.Linear: MixoutLinear,
+    Conv1D: MixoutConv1D,
+}
+
+
+def to_mixout(
+    module: nn.Module, pretrained_weight: Tensor | None, *, p: float, granularity: str
+) -> MixoutLayer:
+    """Turn a plain layer into its mixout layer, in place.
+
+    The object stays the same one (its class is exchanged, as PyTorch's own parametrizations do),
+    so mode, device, dtype, hooks, `requires_grad` and every reference to it are kept.
+
+    Args:
+        module: An `nn.Linear` or a `Conv1D`, by exact type.
+        pretrained_weight: u; None takes a copy of the weight as it is.
+        p: Mix probability in [0, 1).
+        granularity: "neuron" or "element".
+
+    Raises:
+        ArgumentError: The module's type has no mixout layer, or an argument is out of its domain.
+    """
+    layer_class = LAYER_CLASSES.get(type(module))
+    if layer_class is None:
+        raise ArgumentError(
+            f"module: got {type(module).__name__}, expected exactly Linear or Conv1D"
+        )
+    plain_class = type(module)
+    module.__class__ = layer_class
+    try:
+        module.anchor(pretrained_weight, p=p, granularity=granularity)  # type: ignore[operator]
+    except BaseException:
+        module.__class__ = plain_class
+        raise
+    return module  # type: ignore[return-value]
+
+
+def to_plain(layer: MixoutLayer) -> nn.Module:
+    """Turn a mixout layer back into the plain layer, in place, with the very same parameters."""
+    layer.release()
+    layer.__class__ = layer.plain_class  # type: ignore[assignment]
+    plain: Any = layer
+    return plain  # type: ignore[no-any-return]
