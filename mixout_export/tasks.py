@@ -18,7 +18,6 @@ class Task:
         problem_type: transformers' `config.problem_type`, where the task needs it.
         has_labels: Whether the head's width is the number of labels.
         default_labels: Number of labels when the user names none; None if it must be named.
-        head_attributes: Names of the head's modules, outputs first (for messages only).
         metric: Metric that ranks checkpoints unless the user names another.
         output: Name of the output that carries the result.
     """
@@ -55,12 +54,14 @@ TASKS: dict[str, Task] = {
             "AutoModelForSequenceClassification",
             "ForSequenceClassification",
             "multi_label_classification",
+            default_labels=None,
             metric="f1",
         ),
         Task(
             "token-classification",
             "AutoModelForTokenClassification",
             "ForTokenClassification",
+            default_labels=None,
             metric="f1",
         ),
         Task(

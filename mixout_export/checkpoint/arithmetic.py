@@ -1,0 +1,152 @@
+"""Tensors made on the way from file to file, a few megabytes at a time, without PyTorch."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from mixout_export.checkpoint.tensors import DTYPE_SIZES, TensorEntry
+from mixout_export.errors import ArgumentError, CheckpointError
+
+_NUMPY = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+#: Dtypes that `--dtype` offers, by the names PyTorch gives them.
+DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+
+
+def is_floating(dtype: str) -> bool:
+    """Tell whether a tensor of that dtype can be interpolated or converted."""
+    return dtype in _NUMPY
+
+
+def as_array(entry: TensorEntry) -> NDArray[np.generic]:
+    """Read a floating-point tensor."""
+    return np.frombuffer(entry.read(), _NUMPY[entry.dtype]).reshape(entry.shape)
+
+
+def _pieces(entry: TensorEntry) -> Iterator[NDArray[np.generic]]:
+    dtype = _NUMPY[entry.dtype]
+    for chunk in entry.chunks():  # a chunk is a multiple of every dtype's size
+        yield np.frombuffer(chunk, dtype)
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tensor as it lies in a file, in another dtype.
+
+    Attributes:
+        entry: Where it lies.
+        dtype: The format's name of the dtype to write.
+    """
+
+    entry: TensorEntry
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.entry.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.entry.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes to write."""
+        return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield its bytes in order.
+
+        Raises:
+            CheckpointError: A finite value does not fit the dtype.
+        """
+        for piece in _pieces(self.entry):
+            yield _cast(piece, self.dtype, self.entry)
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """(1 - α)·u + α·w, computed in float64 (WiSE-FT, Wortsman et al. 2022).
+
+    Attributes:
+        weight: Where the trained weight w lies.
+        pretrained: Where its pretrained value u lies, of the same shape.
+        alpha: α; 0 gives u and 1 gives w exactly.
+        dtype: The format's name of the dtype to write.
+    """
+
+    weight: TensorEntry
+    pretrained: TensorEntry
+    alpha: float
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.weight.key
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.weight.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes to write."""
+        return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield its bytes in order.
+
+        Raises:
+            CheckpointError: A finite value does not fit the dtype.
+        """
+        weights, pretrained = _elements(self.weight), _elements(self.pretrained)
+        for w, u in zip(weights, pretrained, strict=True):
+            wide = (1.0 - self.alpha) * u.astype(np.float64) + self.alpha * w.astype(np.float64)
+            yield _cast(wide, self.dtype, self.weight)
+
+
+def _elements(entry: TensorEntry, count: int = 1 << 20) -> Iterator[NDArray[np.generic]]:
+    """Yield a tensor in pieces of the same number of elements whatever its dtype."""
+    dtype = _NUMPY[entry.dtype]
+    total = math.prod(entry.shape)
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.offset)
+        for start in range(0, total, count):
+            piece = stream.read(min(count, total - start) * dtype.itemsize)
+            yield np.frombuffer(piece, dtype)
+
+
+def _cast(values: NDArray[np.generic], dtype: str, entry: TensorEntry) -> bytes:
+    with np.errstate(over="ignore"):
+        cast = values.astype(_NUMPY[dtype])
+    overflow = np.isinf(cast.astype(np.float32)) & np.isfinite(values.astype(np.float64))
+    if overflow.any():
+        raise CheckpointError(
+            f"{entry.file}: {entry.key!r} holds a value too large for {dtype}; "
+            "choose --dtype bfloat16 or float32"
+        )
+    return cast.tobytes()
+
+
+def dtype_code(name: str) -> str:
+    """Return the format's name of a dtype that a user named.
+
+    Raises:
+        ArgumentError: There is no such dtype.
+    """
+    if name not in DTYPE_NAMES:
+        raise ArgumentError(f"dtype: got {name!r}, expected one of {', '.join(DTYPE_NAMES)}")
+    return DTYPE_NAMES[name]

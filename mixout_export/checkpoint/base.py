@@ -1,0 +1,288 @@
+"""The pretrained checkpoint that everything starts from: where it lies, and loading it."""
+
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from mixout_export.checkpoint.folder import read_json, weight_files
+from mixout_export.checkpoint.layout import LAYOUT, TOKENIZER_PATTERNS
+from mixout_export.checkpoint.manifest import Base
+from mixout_export.checkpoint.model import first_line
+from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.checkpoint.tensors import digest_files, read_tensors
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.tasks import Task, get_task, task_of_config
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """How a base is read and which head it gets.
+
+    Attributes:
+        task: Task name; None takes what the checkpoint's own head says.
+        labels: Number of labels, or their names; None keeps the checkpoint's own or the default.
+        revision: Branch, tag or commit of a hub id.
+        allow_pickle: Whether a pickle may be read (with `weights_only=True`).
+        trust_remote_code: Whether code that comes with the checkpoint may run.
+        seed: Seed of a fresh head.
+    """
+
+    task: str | None = None
+    labels: int | Sequence[str] | None = None
+    revision: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base with the head of the task.
+
+    Attributes:
+        model: The model in evaluation mode.
+        task: The task.
+        labels: Label names, None where the task has none.
+        fresh_keys: State-dict keys whose value did not come from the base.
+        unused_keys: Tensors of the base that the model has no place for.
+        base: Name, revision and SHA-256.
+        path: The folder that was read.
+    """
+
+    model: PreTrainedModel
+    task: Task
+    labels: tuple[str, ...] | None
+    fresh_keys: tuple[str, ...]
+    unused_keys: tuple[str, ...]
+    base: Base
+    path: Path
+
+
+def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
+    """Return the local folder of a base, and its commit if it came from the hub.
+
+    Args:
+        base: A folder, or a hub id, which is downloaded into the hub's cache.
+        revision: Branch, tag or commit of a hub id.
+
+    Raises:
+        CheckpointError: There is no such folder, and the hub cannot provide it.
+    """
+    path = Path(base)
+    if path.is_dir():
+        return path, None
+    if path.exists():
+        raise CheckpointError(f"{base}: is a file, expected a checkpoint folder or a hub id")
+    if not _HUB_ID.fullmatch(base):
+        raise CheckpointError(f"{base}: no such folder; check the path")
+    patterns = ["*.json", "*.safetensors", "*.py", "*.bin", *TOKENIZER_PATTERNS]
+    try:
+        with quiet_libraries():
+            local = snapshot_download(base, revision=revision, allow_patterns=patterns)
+    except Exception as error:  # the hub client's errors share no base class with the network's
+        raise CheckpointError(
+            f"{base}: no such folder, and the hub did not provide it ({first_line(error)}); "
+            "check the name and the network"
+        ) from error
+    return Path(local), Path(local).name
+
+
+def _weight_paths(path: Path, *, allow_pickle: bool) -> tuple[list[Path], bool]:
+    """Return the base's weight files and whether they are safetensors."""
+    files = weight_files(path, LAYOUT.weights, LAYOUT.weights_index)
+    if files:
+        for file in files:
+            read_tensors(file)  # names what is truncated or malformed before anything is loaded
+        return files, True
+    files = weight_files(path, LAYOUT.pickle_weights, LAYOUT.pickle_index)
+    if not files:
+        raise CheckpointError(f"{path}: holds no {LAYOUT.weights}, expected the weights there")
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{files[0]}: is a pickle, which can run code when it is read; give --allow-pickle to "
+            "read it restricted to tensors, or convert it to safetensors"
+        )
+    return files, False
+
+
+def _refuse_remote_code(path: Path, config: dict[str, Any], *, trusted: bool) -> None:
+    needs = "auto_map" in config and config.get("model_type") not in (
+        transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    )
+    if needs and not trusted:
+        raise CheckpointError(
+            f"{path / LAYOUT.config}: the model needs Python code that comes with the checkpoint; "
+            "read that code, then give --trust-remote-code to run it"
+        )
+
+
+def _load_config(path: Path, options: BaseOptions) -> PretrainedConfig:
+    raw = read_json(path / LAYOUT.config)
+    _refuse_remote_code(path, raw, trusted=options.trust_remote_code)
+    if "model_type" not in raw:
+        raise CheckpointError(
+            f"{path / LAYOUT.config}: has no 'model_type', so the architecture is unknown; add it "
+            '("model_type": "bert", say)'
+        )
+    try:
+        with quiet_libraries():
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                path, trust_remote_code=options.trust_remote_code
+            )
+    except (ValueError, KeyError, OSError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / LAYOUT.config}: cannot be used ({first_line(error)})"
+        ) from error
+    return config
+
+
+def _choose_task(path: Path, options: BaseOptions) -> Task:
+    if options.task is not None:
+        return get_task(options.task)
+    task = task_of_config(read_json(path / LAYOUT.config))
+    if task is None:
+        raise ArgumentError(
+            f"{path}: has no head that tells the task; name it with --task (text-classification, "
+            "say)"
+        )
+    return task
+
+
+def _default_names(count: int) -> dict[int, str]:
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, own: bool) -> None:
+    """Set the head's labels in the configuration; `own` tells whether the base has such a head."""
+    labels = options.labels
+    if not task.has_labels:
+        if labels is not None:
+            raise ArgumentError(f"labels: the task {task.name} has none; leave --labels out")
+        return
+    if labels is None and not own:
+        labels = task.default_labels
+        if labels is None:
+            raise ArgumentError(
+                f"labels: the task {task.name} needs them; give --labels a number or names"
+            )
+    if task.name == "regression" and labels is not None and labels != 1:
+        raise ArgumentError("labels: regression has one output; leave --labels out")
+    if isinstance(labels, int):
+        _check_label_count(labels, task)
+        config.id2label = _default_names(labels)
+    elif labels is not None:
+        names = [str(name).strip() for name in labels]
+        _check_label_names(names, task)
+        config.id2label = dict(enumerate(names))
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    if task.problem_type is not None:
+        config.problem_type = task.problem_type
+
+
+def _check_label_count(count: int, task: Task) -> None:
+    lowest = 2 if task.problem_type == "single_label_classification" else 1
+    if count < lowest:
+        raise ArgumentError(f"labels: got {count}, expected at least {lowest} for {task.name}")
+
+
+def _check_label_names(names: list[str], task: Task) -> None:
+    _check_label_count(len(names), task)
+    if "" in names or len(set(names)) != len(names):
+        raise ArgumentError(f"labels: got {names}, expected different, non-empty names")
+
+
+def load_base(base: str, options: BaseOptions) -> LoadedBase:
+    """Load a pretrained checkpoint with the head of a task.
+
+    A head that the base lacks is initialised from `options.seed`, so that strategies can be
+    compared from the same start.
+
+    Args:
+        base: A folder or hub id.
+        options: Task, labels and how to read.
+
+    Raises:
+        ArgumentError: The task or the labels do not fit.
+        CheckpointError: The base cannot be loaded.
+    """
+    path, commit = locate_base(base, revision=options.revision)
+    if not (path / LAYOUT.config).exists():
+        raise CheckpointError(f"{path}: holds no {LAYOUT.config}, expected a checkpoint folder")
+    files, safe = _weight_paths(path, allow_pickle=options.allow_pickle)
+    task = _choose_task(path, options)
+    config = _load_config(path, options)
+    own_task = _own_task(path)
+    _set_labels(config, task, options, own=own_task is not None and own_task == task)
+    model, info = _instantiate(path, task, config, options, safe=safe)
+    fresh = tuple(sorted({*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])}))
+    _refuse_foreign(path, model, fresh)
+    name = base if commit is not None else (path.resolve().name or base)
+    labels = None
+    if task.has_labels:
+        labels = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
+    return LoadedBase(
+        model=model,
+        task=task,
+        labels=labels,
+        fresh_keys=fresh,
+        unused_keys=tuple(sorted(info["unexpected_keys"])),
+        base=Base(name=name, revision=commit, sha256=digest_files(files)),
+        path=path,
+    )
+
+
+def _own_task(path: Path) -> Task | None:
+    try:
+        return task_of_config(read_json(path / LAYOUT.config))
+    except CheckpointError:
+        return None
+
+
+def _instantiate(
+    path: Path, task: Task, config: PretrainedConfig, options: BaseOptions, *, safe: bool
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    auto_class = getattr(transformers, task.auto_class)
+    torch.manual_seed(options.seed)
+    with quiet_libraries():
+        try:
+            model, info = auto_class.from_pretrained(
+                path,
+                config=config,
+                dtype="auto",
+                output_loading_info=True,
+                use_safetensors=safe,
+                local_files_only=True,
+                trust_remote_code=options.trust_remote_code,
+                ignore_mismatched_sizes=options.labels is not None,
+                weights_only=True,
+            )
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(
+                f"{path / LAYOUT.pickle_weights}: holds more than tensors and was not read; "
+                "get the checkpoint as safetensors"
+            ) from error
+        except (ValueError, KeyError, OSError, RuntimeError, ImportError, TypeError) as error:
+            raise CheckpointError(
+                f"{path}: cannot be loaded for {task.name} ({first_line(error)})"
+            ) from error
+    return model.eval(), info
+
+
+def _refuse_foreign(path: Path, model: PreTrainedModel, fresh: Sequence[str]) -> None:
+    """Refuse weights of which nothing fits the model: training would start from noise."""
+    names = {name for name, _ in model.named_parameters()}
+    if names <= set(fresh):
+        raise CheckpointError(
+            f"{path}: none of its weights fits {type(model).__name__}; is {LAYOUT.config} the "
+            "right one for these weights?"
+        )

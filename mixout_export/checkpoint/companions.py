@@ -1,0 +1,38 @@
+"""Files that travel beside the weights unchanged."""
+
+import os
+import shutil
+from pathlib import Path
+
+from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
+
+
+def copy_companions(source: Path, destination: Path, *, card: bool = False) -> tuple[str, ...]:
+    """Copy tokenizer and processor files, and the generation configuration.
+
+    Args:
+        source: Folder to copy from.
+        destination: Folder to copy to; files it has already are left alone.
+        card: Whether the model card is copied too.
+
+    Returns:
+        The names of the copied files.
+    """
+    copied = []
+    extra = {LAYOUT.generation_config} | ({LAYOUT.card} if card else set())
+    for path in sorted(source.iterdir()):
+        wanted = is_tokenizer_file(path.name) or path.name in extra
+        target = destination / path.name
+        if wanted and path.is_file() and not target.exists():
+            shutil.copyfile(path, target)
+            copied.append(path.name)
+    return tuple(copied)
+
+
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Hard-link an immutable file, or copy it where links do not work."""
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copyfile(source, destination)
+        destination.chmod(0o444)

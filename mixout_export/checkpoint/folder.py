@@ -1,0 +1,306 @@
+"""What a folder holds, found out from file headers alone, without PyTorch."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.manifest import (
+    Base,
+    ConfigChange,
+    Head,
+    Manifest,
+    MixedModule,
+    parse_manifest,
+)
+from mixout_export.checkpoint.tensors import TensorEntry, digest_files, read_tensors
+from mixout_export.config import MixoutConfig
+from mixout_export.errors import CheckpointError, MixoutError
+from mixout_export.tasks import TASKS, Task, task_of_config
+
+Kind = Literal["huggingface", "mixout", "onnx"]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file is missing, not UTF-8, not JSON or not an object.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error}); restore the file") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, expected an object")
+    return data
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON object the way transformers does, keys sorted, so that it is reproducible."""
+    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def weight_files(path: Path, weights: str, index: str) -> list[Path]:
+    """Return the files an index lists, else the single file, else nothing.
+
+    Raises:
+        CheckpointError: The index is malformed or lists a file that is missing.
+    """
+    index_path = path / index
+    if not index_path.exists():
+        single = path / weights
+        return [single] if single.exists() else []
+    weight_map = read_json(index_path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index_path}: has no weight_map; restore the file")
+    files = [path / name for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if file.parent != path or not file.exists():
+            raise CheckpointError(
+                f"{index_path}: lists {file.name!r}, which is missing; restore it"
+            )
+    return files
+
+
+def is_anchor(key: str) -> bool:
+    """Tell whether a tensor's key is that of a pretrained value."""
+    return key.rpartition(".")[2].startswith(LAYOUT.pretrained_prefix)
+
+
+def anchor_key(key: str) -> str:
+    """Return the key of a parameter's pretrained value: `a.weight` → `a.pretrained_weight`."""
+    module, _, name = key.rpartition(".")
+    return f"{module}.{LAYOUT.pretrained_prefix}{name}".lstrip(".")
+
+
+def weight_key(key: str) -> str:
+    """Return the key of the parameter an anchor belongs to, the inverse of `anchor_key`."""
+    module, _, name = key.rpartition(".")
+    return f"{module}.{name.removeprefix(LAYOUT.pretrained_prefix)}".lstrip(".")
+
+
+def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
+    """Gather the tensors of several files; a key that two of them hold must be byte-equal."""
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        for key, entry in read_tensors(file).items():
+            earlier = tensors.setdefault(key, entry)
+            if earlier is not entry and not entry.same_bytes(earlier):
+                raise CheckpointError(
+                    f"{file}: {key!r} differs from the one in {earlier.file.name}; "
+                    "it is unclear which is right, so remove one of them"
+                )
+    return tensors
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checkpoint folder.
+
+    Attributes:
+        path: Where it lies.
+        kind: "huggingface" (plain), "mixout" or "onnx".
+        config: The parsed `config.json`; empty for a lone ONNX file.
+        manifest: What the checkpoint says of its mixout; None unless `kind` is "mixout".
+        native: Whether the manifest comes from `mixout_config.json`, rather than from a folder
+            that another trainer saved.
+    """
+
+    path: Path
+    kind: Kind
+    config: dict[str, Any]
+    manifest: Manifest | None = None
+    native: bool = False
+
+    @cached_property
+    def weight_paths(self) -> list[Path]:
+        """The files of the ordinary tensors."""
+        return weight_files(self.path, LAYOUT.weights, LAYOUT.weights_index)
+
+    @cached_property
+    def pretrained_paths(self) -> list[Path]:
+        """The files of the anchors, empty where they lie among the ordinary tensors."""
+        return weight_files(self.path, LAYOUT.pretrained, LAYOUT.pretrained_index)
+
+    @cached_property
+    def _all(self) -> dict[str, TensorEntry]:
+        mixed = self.kind == "mixout"
+        return _collect([*self.weight_paths, *(self.pretrained_paths if mixed else [])])
+
+    @cached_property
+    def tensors(self) -> dict[str, TensorEntry]:
+        """The ordinary tensors by key, without the anchors of a mixout checkpoint."""
+        if self.kind != "mixout":
+            return self._all
+        return {key: entry for key, entry in self._all.items() if not is_anchor(key)}
+
+    @cached_property
+    def anchors(self) -> dict[str, TensorEntry]:
+        """The pretrained values by key, empty unless `kind` is "mixout"."""
+        if self.kind != "mixout":
+            return {}
+        return {key: entry for key, entry in self._all.items() if is_anchor(key)}
+
+    @property
+    def task(self) -> Task | None:
+        """The task of the checkpoint's head, None for a headless one."""
+        if self.manifest is not None and self.manifest.task is not None:
+            return TASKS.get(self.manifest.task)
+        return task_of_config(self.config)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Label names in the order of the head's outputs, None where the task has none."""
+        if self.task is None or not self.task.has_labels:
+            return None
+        names = self.config.get("id2label")
+        if not isinstance(names, dict):  # transformers leaves its own default, two labels, out
+            count = self.config.get("num_labels", 2)
+            return tuple(f"LABEL_{index}" for index in range(count))
+        return tuple(str(names[key]) for key in sorted(names, key=int))
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of the ordinary weight files."""
+        return digest_files(self.weight_paths)
+
+    def check_anchors(self) -> None:
+        """Compare the anchors with the SHA-256 that `prepare` recorded.
+
+        Raises:
+            CheckpointError: They differ, or a mixed module's anchor is missing.
+        """
+        if self.manifest is None:
+            return
+        for module in self.manifest.modules:
+            if module.pretrained_key not in self.anchors:
+                raise CheckpointError(
+                    f"{self.path}: the pretrained weight {module.pretrained_key!r} is missing; "
+                    "restore the folder's pretrained weights or run prepare again"
+                )
+        expected = self.manifest.pretrained_sha256
+        if expected is None:
+            return
+        found = digest_files(self.pretrained_paths) if self.pretrained_paths else "none"
+        if found != expected:
+            raise CheckpointError(
+                f"{self.path / LAYOUT.pretrained}: has SHA-256 {found}, expected {expected} as "
+                f"recorded in {LAYOUT.mixout_config}; the pretrained weights were changed, "
+                "restore them or run prepare again"
+            )
+
+    def collapsed_config(self) -> dict[str, Any]:
+        """Return `config.json` as a plain checkpoint has it, with what `prepare` changed undone."""
+        config = {key: value for key, value in self.config.items() if key != "mixout"}
+        for change in self.manifest.config_changes if self.manifest is not None else ():
+            if config.get(change.key) != change.after:
+                continue  # somebody set another value since: theirs stays
+            if change.present:
+                config[change.key] = change.before
+            else:
+                config.pop(change.key, None)
+        return config
+
+
+def _manifest_of_record(record: Mapping[str, Any], origin: Path) -> Manifest:
+    """Build a manifest from what `inject_mixout` left in the model's configuration."""
+    if "config_changes" in record or "base" in record:
+        return parse_manifest(record, origin)
+    try:
+        names = list(record["modules"])
+        config = MixoutConfig(
+            record["p"],
+            record["granularity"],
+            record.get("target_modules", "all-linear"),
+            record.get("exclude_modules"),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{origin}: the entry 'mixout' is malformed ({error!r})") from error
+    except MixoutError as error:
+        raise CheckpointError(f"{origin}: the entry 'mixout' is malformed: {error}") from error
+    modules = tuple(
+        MixedModule(name, "", f"{name}.weight", f"{name}.{LAYOUT.pretrained_prefix}weight")
+        for name in names
+    )
+    return Manifest(config=config, modules=modules)
+
+
+def _open_onnx(path: Path) -> Folder:
+    folder = path if path.is_dir() else path.parent
+    config_path = folder / LAYOUT.config
+    config = read_json(config_path) if config_path.exists() else {}
+    return Folder(path, "onnx", config)
+
+
+def open_folder(path: Path) -> Folder:
+    """Find out what a path holds.
+
+    Args:
+        path: A mixout checkpoint, a Hugging Face folder, an ONNX folder or an ONNX file.
+
+    Returns:
+        The folder; its tensors' headers are read on first use.
+
+    Raises:
+        CheckpointError: There is no such folder, it holds no checkpoint, or a file is malformed.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder; check the path")
+    if path.is_file():
+        if path.suffix == ".onnx":
+            return _open_onnx(path)
+        raise CheckpointError(f"{path}: is a file, expected a checkpoint folder or an .onnx file")
+    has_weights = any((path / n).exists() for n in (LAYOUT.weights, LAYOUT.weights_index))
+    if (path / LAYOUT.onnx).exists() and not has_weights:
+        return _open_onnx(path)
+    config_path = path / LAYOUT.config
+    if not config_path.exists():
+        raise CheckpointError(
+            f"{path}: holds no {LAYOUT.config}, expected a Hugging Face checkpoint folder"
+        )
+    config = read_json(config_path)
+    manifest_path = path / LAYOUT.mixout_config
+    if manifest_path.exists():
+        manifest = parse_manifest(read_json(manifest_path), manifest_path)
+        return Folder(path, "mixout", config, manifest, native=True)
+    record = config.get("mixout")
+    if isinstance(record, dict):
+        return Folder(path, "mixout", config, _manifest_of_record(record, config_path))
+    return Folder(path, "huggingface", config)
+
+
+def require_weights(folder: Folder) -> Folder:
+    """Return the folder if it has safetensors weights.
+
+    Raises:
+        CheckpointError: It has none; the message says whether it has a pickle instead.
+    """
+    if folder.weight_paths:
+        return folder
+    if any((folder.path / n).exists() for n in (LAYOUT.pickle_weights, LAYOUT.pickle_index)):
+        raise CheckpointError(
+            f"{folder.path}: has its weights only as a pickle ({LAYOUT.pickle_weights}), which can "
+            "run code when it is read; convert it, or run prepare with --allow-pickle"
+        )
+    raise CheckpointError(f"{folder.path}: holds no {LAYOUT.weights}, expected the weights there")
+
+
+__all__ = [
+    "Base",
+    "ConfigChange",
+    "Folder",
+    "Head",
+    "anchor_key",
+    "is_anchor",
+    "open_folder",
+    "read_json",
+    "require_weights",
+    "weight_key",
+    "write_json",
+]

@@ -1,0 +1,373 @@
+"""Models from folders and back."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mixout_export.checkpoint.companions import copy_companions, link_or_copy
+from mixout_export.checkpoint.folder import (
+    Folder,
+    anchor_key,
+    open_folder,
+    read_json,
+    require_weights,
+    weight_files,
+    write_json,
+)
+from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
+from mixout_export.checkpoint.manifest import Head, Manifest, MixedModule
+from mixout_export.checkpoint.output import output_folder
+from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.checkpoint.tensors import TensorEntry, read_tensors, write_tensors
+from mixout_export.config import MixoutConfig
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.layers import MixoutLayer
+from mixout_export.surgery import attach_mixout, mixout_layers
+from mixout_export.surgery.dropout import set_module_dropout
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+_SHARD_SIZE = "5GB"
+
+
+def tensor_of(entry: TensorEntry) -> Tensor:
+    """Read one tensor into memory of its own.
+
+    Raises:
+        CheckpointError: The dtype has no PyTorch equivalent here.
+    """
+    if entry.dtype not in _DTYPES:
+        raise CheckpointError(
+            f"{entry.file}: {entry.key!r} has the unsupported dtype {entry.dtype}"
+        )
+    dtype = _DTYPES[entry.dtype]
+    if entry.nbytes == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(entry.read()), dtype=dtype).reshape(entry.shape)
+
+
+def _model_class(folder: Folder) -> Any:
+    names = folder.config.get("architectures") or []
+    if not names:
+        return transformers.AutoModel
+    found = getattr(transformers, str(names[0]), None)
+    if found is None:
+        remote = "auto_map" in folder.config
+        why = "it needs the code that comes with it" if remote else "transformers has none such"
+        raise CheckpointError(
+            f"{folder.path / LAYOUT.config}: architecture {names[0]!r} cannot be loaded, {why}"
+        )
+    return found
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copy weights out of the memory-mapped file.
+
+    `from_pretrained` leaves them at unaligned addresses, which changes a product's last bits: the
+    same weights then give logits that differ by 5e-7.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
+
+def _refuse_incomplete(folder: Folder, info: dict[str, Any]) -> None:
+    missing, mismatched = sorted(info["missing_keys"]), list(info["mismatched_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{folder.path}: lacks {len(missing)} tensors that its architecture "
+            f"{folder.config.get('architectures')} has, {missing[0]!r} first; restore the weights"
+        )
+    if mismatched:
+        key, found, expected = mismatched[0]
+        raise CheckpointError(
+            f"{folder.path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; does "
+            f"{LAYOUT.config} belong to these weights?"
+        )
+
+
+def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a Hugging Face folder, or a mixout checkpoint as the plain model it stands for.
+
+    In evaluation a mixout model computes with `weight` itself, so this is what it computes.
+
+    Args:
+        path: The folder.
+        dtype: Dtype to convert to; None keeps the folder's.
+
+    Returns:
+        The model in evaluation mode, on the CPU, its weights in memory of their own.
+
+    Raises:
+        CheckpointError: The folder cannot be loaded as its configuration describes.
+    """
+    folder = require_weights(open_folder(path))
+    folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
+    model_class = _model_class(folder)
+    with quiet_libraries():
+        try:
+            config = AutoConfig.from_pretrained(path)
+            if hasattr(config, "mixout"):
+                del config.mixout
+            model, info = model_class.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype if dtype is not None else "auto",
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        except (ValueError, KeyError, OSError, RuntimeError, ImportError, TypeError) as error:
+            raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
+    _refuse_incomplete(folder, info)
+    _own_memory(model)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without its final full stop."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer that lies in a folder, or return None if it has no tokenizer files.
+
+    Raises:
+        CheckpointError: The files are there and cannot be loaded.
+    """
+    if not any(is_tokenizer_file(file.name) for file in path.iterdir()):
+        return None
+    with quiet_libraries():
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=True)  # type: ignore[no-any-return, no-untyped-call]
+        except Exception as error:  # tokenizers raises bare Exception for malformed files
+            raise CheckpointError(
+                f"{path}: the tokenizer cannot be loaded ({first_line(error)})"
+            ) from error
+
+
+def load_mixout(path: Path | str) -> PreTrainedModel:
+    """Load a mixout checkpoint, its mixed layers anchored as they were when it was prepared.
+
+    Args:
+        path: A folder that `prepare`, `train` or `save_mixout` wrote, or one that another trainer
+            saved from a model with mixout.
+
+    Returns:
+        The model in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: The folder is no mixout checkpoint, lacks something, or its anchors do not
+            match the recorded SHA-256.
+    """
+    folder = require_weights(open_folder(Path(path)))
+    if folder.manifest is None:
+        raise CheckpointError(
+            f"{path}: is a plain checkpoint, expected a mixout checkpoint; run prepare on it"
+        )
+    folder.check_anchors()
+    manifest = folder.manifest
+    model = load_plain(folder.path)
+    anchors = {m.name: tensor_of(folder.anchors[m.pretrained_key]) for m in manifest.modules}
+    try:
+        attach_mixout(model, [m.name for m in manifest.modules], manifest.config, anchors)
+    except ArgumentError as error:
+        raise CheckpointError(f"{path}: the manifest does not fit the model, {error}") from error
+    if manifest.dropout is not None:
+        set_module_dropout(model, body=manifest.dropout, head=manifest.head.dropout)
+    model.config.mixout = manifest.to_dict()
+    model._mixout_origin = folder  # type: ignore[assignment]
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the model's state dict without the anchors of its mixout layers."""
+    anchors = {
+        f"{name}.pretrained_weight"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, MixoutLayer)
+    }
+    return {key: value for key, value in model.state_dict().items() if key not in anchors}
+
+
+def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEntry]:
+    """Write `config.json` and the weights under the names that `save_pretrained` gives them.
+
+    Args:
+        model: A model with or without mixout; anchors and the record of mixout are left out.
+        directory: Where to write.
+
+    Returns:
+        Key on disk → where the tensor lies.
+    """
+    with quiet_libraries():
+        model.save_pretrained(directory, state_dict=plain_state(model), max_shard_size=_SHARD_SIZE)
+    config = read_json(directory / LAYOUT.config)
+    config.pop("mixout", None)
+    write_json(directory / LAYOUT.config, config)
+    files = weight_files(directory, LAYOUT.weights, LAYOUT.weights_index)
+    for file in files:
+        file.chmod((directory / LAYOUT.config).stat().st_mode)  # safetensors writes mode 0600
+    return {key: entry for file in files for key, entry in read_tensors(file).items()}
+
+
+class _Renamed:
+    """A tensor on disk, to be written under another key."""
+
+    def __init__(self, entry: TensorEntry, key: str) -> None:
+        self.key = key
+        self.dtype, self.shape, self.nbytes = entry.dtype, entry.shape, entry.nbytes
+        self.chunks = entry.chunks
+
+
+class _InMemory:
+    """A tensor in memory, to be written."""
+
+    def __init__(self, key: str, value: Tensor) -> None:
+        self.key = key
+        self.dtype = next(name for name, dtype in _DTYPES.items() if dtype == value.dtype)
+        self.shape = tuple(value.shape)
+        self._value = value
+        self.nbytes = value.numel() * value.element_size()
+
+    def chunks(self) -> Iterable[bytes]:
+        flat = self._value.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
+        yield flat.numpy().tobytes()
+
+
+def write_anchors(directory: Path, tensors: Sequence[Any]) -> str:
+    """Write `pretrained.safetensors`, immutable; return its SHA-256."""
+    path = directory / LAYOUT.pretrained
+    digest = write_tensors(path, tensors)
+    path.chmod(0o444)
+    return digest
+
+
+def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> list[_Renamed]:
+    """Return anchors that have the present values of some weights on disk."""
+    return [_Renamed(entries[key], anchor_key(key)) for key in keys]
+
+
+def mixed_modules(
+    model: PreTrainedModel, entries: dict[str, TensorEntry]
+) -> tuple[MixedModule, ...]:
+    """Return the model's mixed modules with their keys on disk.
+
+    Raises:
+        CheckpointError: A weight has no key of its own on disk.
+    """
+    modules = []
+    for name, layer in mixout_layers(model).items():
+        key = f"{name}.weight"
+        if key not in entries:
+            raise CheckpointError(
+                f"module {name!r}: its weight is not stored as {key!r} but converted on the way to "
+                "disk; leave it out with --exclude-modules"
+            )
+        modules.append(MixedModule(name, layer.plain_class.__name__, key, anchor_key(key)))
+    return tuple(modules)
+
+
+def save_mixout(model: PreTrainedModel, path: Path | str, *, overwrite: bool = False) -> None:
+    """Save a model with mixout as a mixout checkpoint.
+
+    Anchors that came from a checkpoint are linked to its file, which is never rewritten.
+
+    Args:
+        model: A transformers model with mixout layers.
+        path: The folder, which appears complete or not at all.
+        overwrite: Whether a non-empty folder may be replaced.
+
+    Raises:
+        ArgumentError: The model is not a transformers model, or has no mixout layer.
+        OutputError: The folder cannot be written.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise ArgumentError(
+            f"model: got {type(model).__name__}, expected a transformers model; "
+            "torch.save(model.state_dict()) keeps the anchors of any module"
+        )
+    layers = mixout_layers(model)
+    if not layers:
+        raise ArgumentError("model: holds no mixout layer; inject_mixout(model) first")
+    origin: Folder | None = getattr(model, "_mixout_origin", None)
+    with output_folder(Path(path), overwrite=overwrite) as out:
+        write_mixout(model, out.partial, origin=origin)
+
+
+def write_mixout(
+    model: PreTrainedModel, directory: Path, *, origin: Folder | None, p: float | None = None
+) -> Manifest:
+    """Write a mixout checkpoint's files into a directory that exists.
+
+    Args:
+        model: A transformers model with mixout layers.
+        directory: Where to write.
+        origin: The checkpoint that the model was loaded from, whose anchors and manifest are kept.
+        p: Mix probability to record; None records the layers' own.
+
+    Returns:
+        The manifest as written.
+    """
+    layers = mixout_layers(model)
+    entries = write_weights(model, directory)
+    first = next(iter(layers.values()))
+    if origin is not None and origin.manifest is not None and origin.pretrained_paths:
+        manifest = origin.manifest.with_p(first.p if p is None else p)
+        for file in origin.pretrained_paths:
+            link_or_copy(file, directory / file.name)
+        index = origin.path / LAYOUT.pretrained_index
+        if index.exists():
+            link_or_copy(index, directory / index.name)
+    else:
+        modules = mixed_modules(model, entries)
+        anchors = [
+            _InMemory(module.pretrained_key, layers[module.name].pretrained_weight)
+            for module in modules
+        ]
+        manifest = Manifest(
+            config=_recorded_config(model),
+            modules=modules,
+            pretrained_sha256=write_anchors(directory, anchors),
+            task=_task_name(directory),
+            head=Head(),
+        )
+    manifest.write(directory / LAYOUT.mixout_config)
+    if origin is not None:
+        copy_companions(origin.path, directory)
+    return manifest
+
+
+def _task_name(directory: Path) -> str | None:
+    try:
+        task = Folder(directory, "huggingface", read_json(directory / LAYOUT.config)).task
+    except CheckpointError:
+        return None
+    return None if task is None else task.name
+
+
+def _recorded_config(model: PreTrainedModel) -> MixoutConfig:
+    first = next(iter(mixout_layers(model).values()))
+    record = getattr(model.config, "mixout", {})
+    return MixoutConfig(
+        p=first.p,
+        granularity=first.granularity,  # type: ignore[arg-type]
+        target_modules=record.get("target_modules", "all-linear"),
+        exclude_modules=record.get("exclude_modules"),
+    )

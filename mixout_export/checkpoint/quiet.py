@@ -1,0 +1,47 @@
+"""Keep libraries' own reports off the terminal."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_CHATTY = ("transformers", "torch.onnx", "onnxscript", "onnx_ir", "huggingface_hub", "accelerate")
+
+
+class _Silencer(logging.Filter):
+    """Drop every record below ERROR."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.CRITICAL
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence warnings, logs and progress bars of the libraries used, for a while.
+
+    What matters of it reaches the user as an error of this package.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    silencer = _Silencer()
+    handlers = [h for name in _CHATTY for h in logging.getLogger(name).handlers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    earlier = {name: logging.getLogger(name).level for name in _CHATTY}
+    transformers_logging.disable_progress_bar()
+    for handler in handlers:
+        handler.addFilter(silencer)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(silencer)
+        for name, level in earlier.items():
+            logging.getLogger(name).setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

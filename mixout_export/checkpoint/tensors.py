@@ -1,0 +1,261 @@
+"""The safetensors format, read and written byte by byte, without PyTorch.
+
+A file is an unsigned 64-bit little-endian header length, a JSON header that maps each key to its
+dtype, shape and byte range, and the tensors' bytes. Moving bytes keeps weights exactly as they
+are and needs neither the whole model in memory nor PyTorch's start-up time.
+"""
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from mixout_export.errors import CheckpointError
+
+#: Bytes an element takes, by the format's dtype names.
+DTYPE_SIZES = {
+    "BOOL": 1,
+    "U8": 1,
+    "I8": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+    "F8_E8M0": 1,
+    "U16": 2,
+    "I16": 2,
+    "F16": 2,
+    "BF16": 2,
+    "U32": 4,
+    "I32": 4,
+    "F32": 4,
+    "U64": 8,
+    "I64": 8,
+    "F64": 8,
+    "C64": 8,
+}
+
+_CHUNK = 4 << 20
+_LENGTH = struct.Struct("<Q")
+_MAX_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """Where one tensor lies.
+
+    Attributes:
+        key: Its name.
+        dtype: The format's name of its dtype, "F32" say.
+        shape: Its shape.
+        file: The file that holds it.
+        offset: Position of its first byte in that file.
+        nbytes: Number of bytes.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    offset: int
+    nbytes: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the tensor's bytes in pieces of a few megabytes."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            left = self.nbytes
+            while left:
+                chunk = stream.read(min(_CHUNK, left))
+                if not chunk:
+                    raise CheckpointError(
+                        f"{self.file}: ends inside {self.key!r}; it is truncated, copy it again"
+                    )
+                left -= len(chunk)
+                yield chunk
+
+    def read(self) -> bytes:
+        """Return the tensor's bytes."""
+        return b"".join(self.chunks())
+
+    def same_bytes(self, other: "TensorEntry") -> bool:
+        """Tell whether two tensors agree in dtype, shape and every byte."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        return all(a == b for a, b in zip(self.chunks(), other.chunks(), strict=True))
+
+
+class TensorSource(Protocol):
+    """Anything that can be written as a tensor: a `TensorEntry`, or a value made on the way."""
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> str:
+        """The format's name of its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield its bytes in order."""
+
+
+def _check_entry(path: Path, key: str, value: Any, data_length: int) -> tuple[int, int]:
+    if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
+        raise CheckpointError(f"{path}: the header's entry {key!r} is malformed; copy it again")
+    dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
+    if dtype not in DTYPE_SIZES:
+        raise CheckpointError(f"{path}: {key!r} has the unknown dtype {dtype!r}")
+    if not 0 <= begin <= end:
+        raise CheckpointError(f"{path}: {key!r} has the impossible byte range {begin} to {end}")
+    if end > data_length:
+        raise CheckpointError(
+            f"{path}: is truncated, {key!r} ends at data byte {end} and the file has "
+            f"{data_length}; copy or download it again"
+        )
+    expected = math.prod(shape) * DTYPE_SIZES[dtype]
+    if end - begin != expected:
+        raise CheckpointError(
+            f"{path}: {key!r} takes {end - begin} bytes, expected {expected} for {dtype} of shape "
+            f"{tuple(shape)}; the file is corrupt"
+        )
+    return begin, end
+
+
+def _read_json_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    raw = stream.read(_LENGTH.size)
+    if len(raw) < _LENGTH.size:
+        raise CheckpointError(
+            f"{path}: has {size} bytes, too few for a safetensors file; copy or download it again"
+        )
+    (length,) = _LENGTH.unpack(raw)
+    start = _LENGTH.size + length
+    if length > min(_MAX_HEADER, size - _LENGTH.size):
+        raise CheckpointError(
+            f"{path}: is truncated or no safetensors file (its header claims {length} bytes, the "
+            f"file has {size}); copy or download it again"
+        )
+    try:
+        header = json.loads(stream.read(length))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: the safetensors header is not valid JSON; copy or download it again"
+        ) from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
+    return header, start
+
+
+def read_tensors(path: Path) -> dict[str, TensorEntry]:
+    """Read a safetensors file's header.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Key → where its tensor lies, in the order of the bytes.
+
+    Raises:
+        CheckpointError: The file is missing, truncated or malformed.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            header, start = _read_json_header(path, stream, size)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    header.pop("__metadata__", None)
+    entries = []
+    for key, value in header.items():
+        begin, end = _check_entry(path, key, value, size - start)
+        shape = tuple(value["shape"])
+        entries.append(TensorEntry(key, value["dtype"], shape, path, start + begin, end - begin))
+    entries.sort(key=lambda entry: entry.offset)
+    covered = sum(entry.nbytes for entry in entries)
+    if covered != size - start:
+        raise CheckpointError(
+            f"{path}: holds {size - start} data bytes, its header describes {covered}; "
+            "the file is corrupt, copy or download it again"
+        )
+    return {entry.key: entry for entry in entries}
+
+
+def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
+    """Write a safetensors file, one tensor at a time, and flush it to the disk.
+
+    Args:
+        path: The file, which must not exist.
+        tensors: The tensors in the order to write them.
+
+    Returns:
+        The file's SHA-256, computed on the way.
+
+    Raises:
+        OSError: The disk is full, say.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.key] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Padded so that the data begins at a multiple of 64 bytes: memory-mapped weights are aligned.
+    text += b" " * (-(len(text) + _LENGTH.size) % 64)
+    digest = hashlib.sha256()
+    with path.open("xb") as stream:
+        for chunk in _file_chunks(text, tensors):
+            stream.write(chunk)
+            digest.update(chunk)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return digest.hexdigest()
+
+
+def _file_chunks(header: bytes, tensors: Sequence[TensorSource]) -> Iterator[bytes]:
+    yield _LENGTH.pack(len(header))
+    yield header
+    for tensor in tensors:
+        yield from tensor.chunks()
+
+
+def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> None:
+    """Write the index of a sharded checkpoint.
+
+    Args:
+        path: The index file.
+        weight_map: Key → file name of its shard.
+        total_size: Bytes of all tensors.
+    """
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def digest_files(paths: Sequence[Path]) -> str:
+    """Return the SHA-256 that identifies a set of files.
+
+    One file gives its own SHA-256 (what `sha256sum` prints); several give that of the lines
+    "<digest>  <name>" in the order of their names.
+    """
+    digests = []
+    for path in sorted(paths, key=lambda p: p.name):
+        with path.open("rb") as stream:
+            digests.append((hashlib.file_digest(stream, "sha256").hexdigest(), path.name))
+    if len(digests) == 1:
+        return digests[0][0]
+    lines = "".join(f"{digest}  {name}\n" for digest, name in digests)
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""`collapse`: a mixout checkpoint becomes a plain Hugging Face folder, tensor by tensor."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixout_export.checkpoint.arithmetic import Converted, Interpolated, dtype_code, is_floating
+from mixout_export.checkpoint.companions import copy_companions
+from mixout_export.checkpoint.folder import (
+    Folder,
+    open_folder,
+    require_weights,
+    weight_key,
+    write_json,
+)
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.output import output_folder
+from mixout_export.checkpoint.tensors import TensorEntry, TensorSource, write_index, write_tensors
+from mixout_export.errors import ArgumentError, CheckpointError
+
+
+@dataclass(frozen=True)
+class CollapseResult:
+    """What `collapse` did.
+
+    Attributes:
+        out: The plain folder.
+        interpolate: α.
+        dtype: Dtype that was asked for, None if it was kept.
+        tensors: Number of tensors written.
+        interpolated: Number of those that were mixed with their pretrained value.
+        bytes: Bytes of all weight files.
+        sha256: File name → SHA-256 of each weight file.
+    """
+
+    out: Path
+    interpolate: float
+    dtype: str | None
+    tensors: int
+    interpolated: int
+    bytes: int
+    sha256: dict[str, str]
+
+
+def _open_mixout(source: Path) -> Folder:
+    folder = open_folder(source)
+    if folder.manifest is None:
+        raise CheckpointError(
+            f"{source}: is a plain checkpoint without mixout, so there is nothing to collapse"
+        )
+    folder = require_weights(folder)
+    folder.tensors  # noqa: B018 (reads every header before anything is written)
+    return folder
+
+
+def _pretrained_entries(folder: Folder, alpha: float) -> dict[str, TensorEntry]:
+    """Return, by weight key, the pretrained values to interpolate with."""
+    if alpha == 1.0 or folder.manifest is None:
+        return {}
+    if not folder.pretrained_paths:
+        raise CheckpointError(
+            f"{folder.path}: holds the pretrained values of its mixed layers only, interpolation "
+            f"needs those of all parameters; start from a folder with {LAYOUT.pretrained}"
+        )
+    folder.check_anchors()
+    fresh = set(folder.manifest.head.keys)
+    by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
+    for key, entry in by_key.items():
+        if key in folder.tensors and folder.tensors[key].shape != entry.shape:
+            raise CheckpointError(
+                f"{entry.file}: {entry.key!r} has shape {entry.shape}, expected the weight's "
+                f"{folder.tensors[key].shape}"
+            )
+    return {key: entry for key, entry in by_key.items() if key not in fresh}
+
+
+def _source_of(
+    entry: TensorEntry, pretrained: TensorEntry | None, alpha: float, dtype: str | None
+) -> TensorSource:
+    target = dtype if dtype is not None and is_floating(entry.dtype) else entry.dtype
+    if pretrained is not None and is_floating(entry.dtype):
+        return Interpolated(entry, pretrained, alpha, target)
+    return entry if target == entry.dtype else Converted(entry, target)
+
+
+def collapse_checkpoint(
+    source: Path,
+    out: Path,
+    *,
+    interpolate: float = 1.0,
+    dtype: str | None = None,
+    overwrite: bool = False,
+) -> CollapseResult:
+    """Write the plain checkpoint that a mixout checkpoint computes in evaluation.
+
+    The tensors go from file to file, so the whole model is never in memory.
+
+    Args:
+        source: A mixout checkpoint.
+        out: The folder to write, which appears complete or not at all.
+        interpolate: α in [0, 1]: every parameter that came from the base becomes
+            (1 - α)·pretrained + α·trained.
+        dtype: "float32", "float16", "bfloat16" or "float64"; None keeps each tensor's own.
+        overwrite: Whether a non-empty `out` may be replaced.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ArgumentError: α or the dtype is out of its domain.
+        CheckpointError: The source is not a mixout checkpoint, or is damaged.
+        OutputError: `out` cannot be written.
+    """
+    if not 0.0 <= interpolate <= 1.0:
+        raise ArgumentError(f"interpolate: got {interpolate}, expected a number in [0, 1]")
+    code = None if dtype is None else dtype_code(dtype)
+    folder = _open_mixout(source)
+    pretrained = _pretrained_entries(folder, interpolate)
+    with output_folder(out, [source], overwrite=overwrite) as target:
+        digests: dict[str, str] = {}
+        weight_map: dict[str, str] = {}
+        total = 0
+        for file in folder.weight_paths:
+            entries = [e for e in folder.tensors.values() if e.file == file]
+            if not entries:
+                continue  # a shard that held nothing but anchors
+            tensors = [_source_of(e, pretrained.get(e.key), interpolate, code) for e in entries]
+            digests[file.name] = write_tensors(target.partial / file.name, tensors)
+            weight_map |= {e.key: file.name for e in entries}
+            total += sum(tensor.nbytes for tensor in tensors)
+        if (folder.path / LAYOUT.weights_index).exists():
+            write_index(target.partial / LAYOUT.weights_index, weight_map, total)
+        config = folder.collapsed_config()
+        if dtype is not None:
+            config.pop("torch_dtype", None)
+            config["dtype"] = dtype
+        write_json(target.partial / LAYOUT.config, config)
+        copy_companions(folder.path, target.partial, card=True)
+    return CollapseResult(
+        out=out,
+        interpolate=interpolate,
+        dtype=dtype,
+        tensors=len(weight_map),
+        interpolated=len(set(pretrained) & set(weight_map)),
+        bytes=total,
+        sha256=digests,
+    )

@@ -1,0 +1,236 @@
+"""`prepare`: a pretrained checkpoint becomes a mixout checkpoint."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
+from mixout_export.checkpoint.companions import copy_companions
+from mixout_export.checkpoint.folder import read_json, write_json
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.manifest import ConfigChange, Head, Manifest
+from mixout_export.checkpoint.model import (
+    anchors_of_weights,
+    mixed_modules,
+    write_anchors,
+    write_weights,
+)
+from mixout_export.checkpoint.output import check_destination, output_folder
+from mixout_export.checkpoint.tensors import TensorEntry
+from mixout_export.config import MixoutConfig
+from mixout_export.errors import ArgumentError
+from mixout_export.layers import LAYER_CLASSES
+from mixout_export.surgery import attach_mixout
+from mixout_export.surgery.dropout import dropout_settings, head_has_dropout, set_module_dropout
+from mixout_export.surgery.selection import select_targets
+
+HEAD_TREATMENTS = ("dropout", "mixout", "none")
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How a base is prepared.
+
+    Attributes:
+        base: Task, labels and how the base is read.
+        mixout: What is mixed and how strongly.
+        dropout: Drop probability in the body, in [0, 1).
+        head: "dropout", "mixout" (anchored at the fresh head's initial value, the paper's
+            mixout(w0)) or "none".
+        head_dropout: Drop probability before the head where `head` is "dropout", in [0, 1).
+    """
+
+    base: BaseOptions = field(default_factory=BaseOptions)
+    mixout: MixoutConfig = field(default_factory=MixoutConfig)
+    dropout: float = 0.0
+    head: str = "dropout"
+    head_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class PrepareResult:
+    """What `prepare` did.
+
+    Attributes:
+        out: The mixout checkpoint.
+        architecture: The model's class.
+        task: The task's name.
+        labels: Label names, None where the task has none.
+        mixed: Names of the mixed modules.
+        mixed_parameters: Number of mixed weights.
+        parameters: Number of parameters in all.
+        fresh: Keys of the parameters that did not come from the base.
+        skipped: Modules that matched the targets and were left alone, with the reason.
+        unused: Tensors of the base that the model has no place for.
+        config_changes: Configuration entry → its values before and while training.
+        notes: What else a user should know.
+    """
+
+    out: Path
+    architecture: str
+    task: str
+    labels: tuple[str, ...] | None
+    mixed: tuple[str, ...]
+    mixed_parameters: int
+    parameters: int
+    fresh: tuple[str, ...]
+    skipped: dict[str, str]
+    unused: tuple[str, ...]
+    config_changes: dict[str, tuple[Any, Any]]
+    notes: tuple[str, ...]
+
+
+def _check_options(options: PrepareOptions) -> None:
+    for name, value in (("dropout", options.dropout), ("head-dropout", options.head_dropout)):
+        if not 0.0 <= value < 1.0:
+            raise ArgumentError(f"{name}: got {value}, expected a probability in [0, 1)")
+    if options.head not in HEAD_TREATMENTS:
+        raise ArgumentError(
+            f"head: got {options.head!r}, expected one of {', '.join(HEAD_TREATMENTS)}"
+        )
+
+
+def _head_dropout(options: PrepareOptions) -> float:
+    return options.head_dropout if options.head == "dropout" else 0.0
+
+
+def _fresh_modules(keys: Sequence[str]) -> set[str]:
+    return {key.rpartition(".")[0] for key in keys}
+
+
+def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], dict[str, str]]:
+    """Return the modules to mix, the head's among them if it is to be, and those left alone."""
+    model = loaded.model
+    fresh = _fresh_modules(loaded.fresh_keys)
+    selection = select_targets(model, options.mixout, fresh=fresh)
+    names = set(selection.names)
+    skipped = dict(selection.skipped)
+    if options.head == "mixout":
+        head = [n for n, m in model.named_modules() if n in fresh and type(m) in LAYER_CLASSES]
+        if not head:
+            raise ArgumentError(
+                "head: the base has its head already, so --head mixout has no fresh one to "
+                "anchor; name its modules in --target-modules instead"
+            )
+        names |= set(head)
+        skipped = {name: why for name, why in skipped.items() if name not in names}
+    return [name for name, _ in model.named_modules() if name in names], skipped
+
+
+def _config_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[ConfigChange, ...]:
+    return tuple(
+        ConfigChange(key, before.get(key), after[key], key in before)
+        for key in sorted(after)
+        if key not in before or before[key] != after[key]
+    )
+
+
+def _apply_dropout(loaded: LoadedBase, options: PrepareOptions) -> tuple[ConfigChange, ...]:
+    """Set dropout in the configuration and the modules; return what changed in `config.json`."""
+    config = loaded.model.config
+    before = config.to_diff_dict()
+    head = _head_dropout(options)
+    for key, value in dropout_settings(config.to_dict(), body=options.dropout, head=head).items():
+        setattr(config, key, value)
+    changes = _config_changes(before, config.to_diff_dict())
+    set_module_dropout(loaded.model, body=options.dropout, head=head)
+    return changes
+
+
+def _anchored_keys(
+    loaded: LoadedBase, entries: dict[str, TensorEntry], mixed: Sequence[str]
+) -> list[str]:
+    """Return the keys on disk that get an anchor: what came from the base, and what is mixed."""
+    fresh = set(loaded.fresh_keys)
+    buffers = {name for name, _ in loaded.model.named_buffers()}
+    mixed_keys = {f"{name}.weight" for name in mixed}
+    return [k for k in entries if (k not in fresh and k not in buffers) or k in mixed_keys]
+
+
+def _notes(loaded: LoadedBase, options: PrepareOptions) -> tuple[str, ...]:
+    notes = []
+    if options.head == "dropout" and not head_has_dropout(loaded.model):
+        notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
+    body_fresh = [
+        k for k in loaded.fresh_keys if k.startswith(loaded.model.base_model_prefix + ".")
+    ]
+    if body_fresh:
+        notes.append(f"the base lacks {len(body_fresh)} tensors of the body: {body_fresh[0]} first")
+    return tuple(notes)
+
+
+def prepare_checkpoint(
+    base: str, out: Path, options: PrepareOptions | None = None, *, overwrite: bool = False
+) -> PrepareResult:
+    """Write a mixout checkpoint from a pretrained one.
+
+    Args:
+        base: A Hugging Face folder or hub id.
+        out: The folder to write, which appears complete or not at all.
+        options: How; the defaults of `PrepareOptions` if None.
+        overwrite: Whether a non-empty `out` may be replaced.
+
+    Returns:
+        What was mixed, what was left alone, and what changed.
+
+    Raises:
+        ArgumentError: An option is out of its domain.
+        CheckpointError: The base cannot be loaded.
+        OutputError: `out` cannot be written.
+    """
+    options = options if options is not None else PrepareOptions()
+    _check_options(options)
+    check_destination(out, [Path(base)], overwrite=overwrite)
+    source, _ = locate_base(base, revision=options.base.revision)
+    with output_folder(out, [source], overwrite=overwrite) as folder:
+        loaded = load_base(base, options.base)
+        names, skipped = _targets(loaded, options)
+        changes = _apply_dropout(loaded, options)
+        attach_mixout(loaded.model, names, options.mixout)
+        manifest = _write(loaded, folder.partial, names, changes, options)
+    model = loaded.model
+    modules = dict(model.named_modules())
+    return PrepareResult(
+        out=out,
+        architecture=type(model).__name__,
+        task=loaded.task.name,
+        labels=loaded.labels,
+        mixed=tuple(names),
+        mixed_parameters=sum(modules[name].weight.numel() for name in names),
+        parameters=model.num_parameters(),
+        fresh=manifest.head.keys,
+        skipped=skipped,
+        unused=loaded.unused_keys,
+        config_changes={c.key: (c.before, c.after) for c in changes},
+        notes=_notes(loaded, options),
+    )
+
+
+def _write(
+    loaded: LoadedBase,
+    directory: Path,
+    names: Sequence[str],
+    changes: tuple[ConfigChange, ...],
+    options: PrepareOptions,
+) -> Manifest:
+    entries = write_weights(loaded.model, directory)
+    anchors = anchors_of_weights(entries, _anchored_keys(loaded, entries, names))
+    manifest = Manifest(
+        config=options.mixout,
+        modules=mixed_modules(loaded.model, entries),
+        base=loaded.base,
+        pretrained_sha256=write_anchors(directory, anchors),
+        task=loaded.task.name,
+        labels=loaded.labels,
+        head=Head(options.head, _head_dropout(options), loaded.fresh_keys),
+        dropout=options.dropout,
+        config_changes=changes,
+        seed=options.base.seed,
+    )
+    manifest.write(directory / LAYOUT.mixout_config)
+    config = read_json(directory / LAYOUT.config)
+    if config.pop("_name_or_path", None) is not None:  # a path of this machine
+        write_json(directory / LAYOUT.config, config)
+    copy_companions(loaded.path, directory)
+    return manifest

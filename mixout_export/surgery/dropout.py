@@ -1,0 +1,73 @@
+"""Dropout of the body and of the head, in a configuration and in a model's modules."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mixout_export.surgery.selection import body_of
+
+#: How the names of a head's dropout entries begin in transformers' configurations.
+_HEAD_PREFIXES = ("classif", "cls_", "seq_classif", "summary_", "qa_", "pooler_dropout", "head_")
+
+_DROPOUT_LAYERS = (nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def dropout_settings(config: Mapping[str, Any], *, body: float, head: float) -> dict[str, float]:
+    """Return the configuration entries that set dropout, with their new values.
+
+    Llama-like models keep attention dropout as a float attribute rather than a module, so the
+    configuration is what is walked.
+
+    Args:
+        config: A model configuration as a dictionary, defaults included.
+        body: Drop probability for the body, in [0, 1).
+        head: Drop probability for the head, in [0, 1).
+
+    Returns:
+        Entry name → its new value. A head's entry that is None (which means "like the body") is
+        among them.
+    """
+    settings: dict[str, float] = {}
+    for key, value in config.items():
+        if "dropout" not in key and not key.endswith("pdrop"):
+            continue
+        if key.startswith(_HEAD_PREFIXES):
+            if value is None or _is_number(value):
+                settings[key] = head
+        elif _is_number(value):
+            settings[key] = body
+    return settings
+
+
+def set_module_dropout(model: nn.Module, *, body: float, head: float) -> dict[str, float]:
+    """Set the drop probability of every dropout module, in place.
+
+    Args:
+        model: The model; what lies outside its `base_model` is the head.
+        body: Drop probability for the body, in [0, 1).
+        head: Drop probability for the head, in [0, 1).
+
+    Returns:
+        Names of the modules that were changed, with their earlier probability.
+    """
+    inner = body_of(model)
+    inside = {id(module) for module in inner.modules()}
+    changed: dict[str, float] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, _DROPOUT_LAYERS):
+            wanted = body if id(module) in inside else head
+            if module.p != wanted:
+                changed[name] = module.p
+                module.p = wanted
+    return changed
+
+
+def head_has_dropout(model: nn.Module) -> bool:
+    """Tell whether the head has a dropout module at all."""
+    inside = {id(module) for module in body_of(model).modules()}
+    return any(isinstance(m, _DROPOUT_LAYERS) and id(m) not in inside for m in model.modules())
