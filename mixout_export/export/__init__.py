@@ -1,0 +1,1 @@
+"""A plain model becomes an ONNX graph: capture, clean, stamp, write."""

@@ -1,0 +1,180 @@
+"""Capture a plain model as an ONNX graph with dynamic batch and sequence."""
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.errors import ExportError
+
+#: Shape of the example the graph is captured with: primes, so that no other size equals them.
+EXAMPLE_BATCH, EXAMPLE_CHOICES, EXAMPLE_LENGTH = 3, 5, 11
+
+#: What the wrapper puts before every name of the model's own.
+_PREFIX = "model."
+
+_NAME_SCOPES = "pkg.torch.onnx.name_scopes"
+
+#: Capturing runs the model's own forward, so it fails with whatever that raises on symbolic sizes.
+_CAPTURE_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    ArithmeticError,
+)
+
+
+@dataclass(frozen=True)
+class ExportedGraph:
+    """An ONNX graph in memory.
+
+    Attributes:
+        model: The graph; its initializers are the model's own tensors, not copies.
+        modules_by_node: For each node, the qualified name of the module whose forward made it
+            ("" where none did).
+        opset: The ONNX operator set version.
+    """
+
+    model: ir.Model
+    modules_by_node: dict[str, str]
+    opset: int
+
+
+class _PositionalModel(nn.Module):
+    """A model called with positional inputs that returns its outputs as a tuple."""
+
+    def __init__(self, model: PreTrainedModel, interface: ModelInterface) -> None:
+        super().__init__()
+        self.model = model
+        self._interface = interface
+        self._options: dict[str, Any] = {"return_dict": True}
+        if hasattr(model.config.get_text_config(), "use_cache"):
+            self._options["use_cache"] = False
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the model: int64 `(batch, sequence)` each -> outputs in the interface's order."""
+        named = dict(zip(self._interface.inputs, inputs, strict=True))
+        outputs = self.model(**named, **self._options)
+        return tuple(outputs[name] for name in self._interface.outputs)
+
+
+def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
+    """Return one small valid batch, int64, in the interface's order; its last row is padded."""
+    length = min(EXAMPLE_LENGTH, interface.sequence_limit or EXAMPLE_LENGTH)
+    shape = (EXAMPLE_BATCH, EXAMPLE_CHOICES) if interface.choices else (EXAMPLE_BATCH,)
+    pad = interface.pad_token_id or 0
+    ids = torch.arange(length).expand(*shape, length) % interface.vocabulary_size
+    ids = torch.where(ids == pad, (pad + 1) % interface.vocabulary_size, ids)
+    mask = torch.ones_like(ids)
+    if length > 1:
+        mask[-1, ..., -1] = 0
+        ids[-1, ..., -1] = pad
+    made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return tuple(made[name] for name in interface.inputs)
+
+
+def _axes(interface: ModelInterface) -> dict[int, Any]:
+    """Return the dynamic axes that every input shares, as `torch.export.Dim`s."""
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if interface.choices:
+        axes[1] = torch.export.Dim("choice", min=1)
+    axes[len(axes)] = torch.export.Dim("sequence", min=1, max=interface.sequence_limit)
+    return axes
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the innermost cause that says something."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+
+
+def _modules_by_node(model: ir.Model) -> dict[str, str]:
+    """Read which module made each node, from what the exporter recorded."""
+    modules: dict[str, str] = {}
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_NAME_SCOPES, "[]"))
+        # the first scope is the wrapper, the last the node's own name
+        innermost = scopes[-2] if len(scopes) > 1 else ""
+        modules[node.name or ""] = innermost.removeprefix(_PREFIX.rstrip(".")).removeprefix(".")
+    return modules
+
+
+def _rename(model: ir.Model, interface: ModelInterface) -> None:
+    """Give weights their names in the checkpoint and dynamic axes readable ones."""
+    for name in list(model.graph.initializers):
+        value = model.graph.initializers.pop(name)
+        value.name = name.removeprefix(_PREFIX)
+        model.graph.initializers[value.name] = value
+    axes = {axis: str(dim.__name__) for axis, dim in _axes(interface).items()}
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        shape = value.shape
+        if shape is None:
+            continue
+        names |= {str(shape[axis]): name for axis, name in axes.items()}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [dim if isinstance(dim, int) else names.get(str(dim)) for dim in value.shape]
+            )
+
+
+def export_graph(
+    model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
+) -> ExportedGraph:
+    """Capture `model` as an ONNX graph.
+
+    Args:
+        model: A plain model; it is put in evaluation mode.
+        interface: Its inputs and outputs.
+        opset: ONNX operator set version.
+
+    Raises:
+        ExportError: The model cannot be captured, or an operator has no ONNX counterpart.
+    """
+    positional = _PositionalModel(model, interface).eval()
+    example = _example(interface)
+    axes = _axes(interface)
+    with quiet_libraries(), torch.no_grad():
+        try:
+            program = torch.export.export(
+                positional, example, dynamic_shapes=(tuple(axes for _ in example),), strict=False
+            )
+        except _CAPTURE_ERRORS as error:
+            raise ExportError(
+                f"{type(model).__name__}: cannot be captured with dynamic batch and sequence "
+                f"({_reason(error)})"
+            ) from error
+        try:
+            exported = torch.onnx.export(
+                program,
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(interface.inputs),
+                output_names=list(interface.outputs),
+                verbose=False,
+                optimize=True,
+            )
+        except _CAPTURE_ERRORS as error:
+            raise ExportError(
+                f"{type(model).__name__}: cannot be written at opset {opset} ({_reason(error)})"
+            ) from error
+    if exported is None:
+        raise ExportError(f"{type(model).__name__}: the exporter returned no graph")
+    graph = exported.model
+    modules = _modules_by_node(graph)
+    _rename(graph, interface)
+    return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)

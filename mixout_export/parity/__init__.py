@@ -1,0 +1,1 @@
+"""Do two artefacts hold the same weights and compute the same thing?"""

@@ -1,0 +1,240 @@
+"""The inputs that both sides are run on: chosen to touch every row of every table.
+
+One random batch misses a zeroed position row, a zeroed segment and the tail of a vocabulary. The
+battery's coverage set holds every vocabulary id, every position up to the limit and every
+segment; the rest sweeps shapes and padding. It is the same for the same interface and seed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mixout_export.checkpoint.interface import KNOWN_INPUTS, ModelInterface
+from mixout_export.errors import ArgumentError
+
+Ids = npt.NDArray[np.int64]
+
+#: Tokens in one batch, which bounds the memory of a run.
+TOKENS_PER_BATCH = 4096
+
+#: Length of the rows that carry the vocabulary: short rows spend little on attention.
+VOCABULARY_ROW = 64
+
+#: Most vocabulary ids the coverage set holds; a larger vocabulary is sampled, its ends included.
+VOCABULARY_BUDGET = 65_536
+
+#: Longest sequence the battery makes, and what it makes where positions have no limit.
+LONGEST_SEQUENCE = 4096
+UNBOUNDED_SEQUENCE = 512
+
+#: (batch, sequence) of the shape sweep; lengths above the limit are cut to it.
+SWEEP_SHAPES = ((1, 1), (1, 2), (2, 1), (1, 7), (3, 5), (2, 16), (5, 33), (8, 64), (4, 128))
+
+#: Choices in a batch of a multiple-choice model.
+CHOICES = 3
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of inputs.
+
+    Attributes:
+        name: What it is for.
+        inputs: int64 arrays `(batch, sequence)`, or `(batch, choice, sequence)`, by input name.
+    """
+
+    name: str
+    inputs: Mapping[str, Ids]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape that all inputs share."""
+        return next(iter(self.inputs.values())).shape
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What a battery touches, out of what there is.
+
+    Attributes:
+        vocabulary: Ids covered.
+        vocabulary_size: Ids there are.
+        positions: Positions covered, from the first.
+        position_limit: Positions there are; None where unbounded.
+        segments: Segments covered.
+        batches: Number of batches.
+        examples: Number of rows.
+    """
+
+    vocabulary: int
+    vocabulary_size: int
+    positions: int
+    position_limit: int | None
+    segments: int
+    batches: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class Battery:
+    """All batches, and what they cover."""
+
+    batches: tuple[Batch, ...]
+    coverage: Coverage
+
+
+class _Maker:
+    """Draws valid inputs for one interface."""
+
+    def __init__(self, interface: ModelInterface, seed: int) -> None:
+        self.interface = interface
+        self.random = np.random.default_rng(seed)
+        self.pad = interface.pad_token_id
+        longest = interface.sequence_limit or UNBOUNDED_SEQUENCE
+        self.longest = longest if longest <= LONGEST_SEQUENCE else UNBOUNDED_SEQUENCE
+
+    def random_ids(self, rows: int, length: int) -> Ids:
+        """Draw ids of ordinary tokens, int64 `(rows, length)`: any but the padding id."""
+        size = self.interface.vocabulary_size
+        ids = self.random.integers(0, size, size=(rows, length), dtype=np.int64)
+        if self.pad is not None and size > 1:
+            ids[ids == self.pad] = (self.pad + 1) % size
+        return ids
+
+    def segments(self, ids: Ids) -> Ids:
+        """Split each row at a random place into consecutive segments, as pairs of texts are."""
+        rows, length = ids.shape
+        count = self.interface.segments
+        cuts = np.sort(self.random.integers(0, length + 1, size=(rows, count - 1)), axis=1)
+        positions = np.arange(length)[None, :, None]
+        return (positions >= cuts[:, None, :]).sum(axis=2).astype(np.int64)
+
+    def batch(
+        self, name: str, ids: Ids, *, mask: Ids | None = None, segments: Ids | None = None
+    ) -> Batch:
+        """Make a batch of `ids` with the inputs that the interface asks for."""
+        mask = np.ones_like(ids) if mask is None else mask
+        segments = self.segments(ids) if segments is None else segments
+        if self.pad is not None:
+            ids = np.where(mask == 0, self.pad, ids)
+        made = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "token_type_ids": np.where(mask == 0, 0, segments),
+            "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy(),
+        }
+        inputs = {key: self._with_choices(made[key]) for key in self.interface.inputs}
+        return Batch(name=name, inputs=inputs)
+
+    def _with_choices(self, array: Ids) -> Ids:
+        """Give `(batch, sequence)` its dimension of choices by pairing each row with others."""
+        if not self.interface.choices:
+            return array
+        return np.stack([np.roll(array, shift, axis=0) for shift in range(CHOICES)], axis=1)
+
+
+def _vocabulary(maker: _Maker, budget: int) -> Ids:
+    """Return the ids to cover, shuffled: all, or both ends and a sample where there are too many."""
+    size = maker.interface.vocabulary_size
+    if size <= budget:
+        ids = np.arange(size, dtype=np.int64)
+    else:
+        end = budget // 4
+        middle = maker.random.choice(
+            np.arange(end, size - end, dtype=np.int64), budget - 2 * end, replace=False
+        )
+        ids = np.concatenate([np.arange(end), middle, np.arange(size - end, size)])
+    return maker.random.permutation(ids).astype(np.int64)
+
+
+def _cover_vocabulary(maker: _Maker, budget: int) -> list[Batch]:
+    """Put every vocabulary id into a row, both segments in use, nothing masked."""
+    ids = _vocabulary(maker, budget)
+    length = min(VOCABULARY_ROW, maker.longest)
+    missing = -len(ids) % length
+    rows = np.concatenate([ids, maker.random_ids(1, missing)[0]]).reshape(-1, length)
+    step = max(1, TOKENS_PER_BATCH // length)
+    return [
+        maker.batch("vocabulary", rows[start : start + step]) for start in range(0, len(rows), step)
+    ]
+
+
+def _cover_positions(maker: _Maker) -> list[Batch]:
+    """Fill every position up to the limit, once in each segment."""
+    length = maker.longest
+    batches = []
+    for segment in range(maker.interface.segments):
+        ids = maker.random_ids(1, length)
+        batches.append(maker.batch("positions", ids, segments=np.full_like(ids, segment)))
+    return batches
+
+
+def _sweep_shapes(maker: _Maker) -> list[Batch]:
+    """Try batch sizes and lengths, the shortest and the longest among them."""
+    shapes = dict.fromkeys((rows, min(length, maker.longest)) for rows, length in SWEEP_SHAPES)
+    return [maker.batch("shapes", maker.random_ids(*shape)) for shape in shapes]
+
+
+def _pad_rows(maker: _Maker) -> list[Batch]:
+    """Pad rows of mixed lengths on the right, down to a single token; no row is all padding."""
+    if "attention_mask" not in maker.interface.inputs and maker.pad is None:
+        return []
+    batches = []
+    for rows, width in ((2, 8), (6, 32), (4, 100)):
+        length = min(width, maker.longest)
+        lengths = maker.random.integers(1, length + 1, size=rows)
+        lengths[0], lengths[-1] = length, 1
+        mask = (np.arange(length)[None, :] < lengths[:, None]).astype(np.int64)
+        batches.append(maker.batch("padding", maker.random_ids(rows, length), mask=mask))
+    return batches
+
+
+def _check_inputs(interface: ModelInterface) -> None:
+    unknown = set(interface.inputs) - {*KNOWN_INPUTS, "position_ids"}
+    if unknown:
+        raise ArgumentError(
+            f"input {sorted(unknown)[0]!r}: no values are known for it; the battery makes "
+            f"{', '.join(KNOWN_INPUTS)} and position_ids"
+        )
+
+
+def build_battery(
+    interface: ModelInterface,
+    *,
+    seed: int = 0,
+    examples: Sequence[Batch] = (),
+    vocabulary_budget: int = VOCABULARY_BUDGET,
+) -> Battery:
+    """Build the battery for a model.
+
+    Args:
+        interface: What both sides take.
+        seed: Of everything drawn at random.
+        examples: The user's own inputs, appended as they are.
+        vocabulary_budget: Most vocabulary ids to cover.
+
+    Raises:
+        ArgumentError: The model takes an input that the battery cannot make.
+    """
+    _check_inputs(interface)
+    maker = _Maker(interface, seed)
+    vocabulary = _cover_vocabulary(maker, vocabulary_budget)
+    batches = (
+        *_sweep_shapes(maker),
+        *_pad_rows(maker),
+        *_cover_positions(maker),
+        *vocabulary,
+        *examples,
+    )
+    coverage = Coverage(
+        vocabulary=min(interface.vocabulary_size, vocabulary_budget),
+        vocabulary_size=interface.vocabulary_size,
+        positions=maker.longest,
+        position_limit=interface.sequence_limit,
+        segments=interface.segments,
+        batches=len(batches),
+        examples=sum(batch.shape[0] for batch in batches),
+    )
+    return Battery(batches=batches, coverage=coverage)

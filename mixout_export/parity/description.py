@@ -1,0 +1,118 @@
+"""What two sides say of themselves: what they take and give, their task, their labels."""
+
+from dataclasses import replace
+from typing import Any
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import CheckpointError
+from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject
+
+
+def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterface:
+    """Describe a graph that records nothing by the other side, or by the folder around it."""
+    names = {"inputs": graph.session.inputs, "outputs": graph.session.outputs}
+    if other is not None:
+        return replace(other, **names)
+    config = graph.folder.config
+    if "vocab_size" not in config:
+        raise CheckpointError(
+            f"{graph.graph}: neither the graph nor a {LAYOUT.config} beside it says how large the "
+            f"vocabulary is; put the checkpoint's {LAYOUT.config} beside it"
+        )
+    return ModelInterface(
+        **names,
+        vocabulary_size=config["vocab_size"],
+        sequence_limit=config.get("max_position_embeddings"),
+        segments=config.get("type_vocab_size") or 1,
+        pad_token_id=config.get("pad_token_id"),
+    )
+
+
+def interfaces(reference: Subject, candidate: Subject) -> tuple[ModelInterface, ModelInterface]:
+    """Return both sides' interfaces.
+
+    Raises:
+        CheckpointError: Nothing says how large a graph's vocabulary is.
+    """
+    ours, theirs = reference.interface, candidate.interface
+    if isinstance(reference, OnnxSubject) and ours is None:
+        ours = _borrowed(reference, theirs)
+    if isinstance(candidate, OnnxSubject) and theirs is None:
+        theirs = _borrowed(candidate, ours)
+    if ours is None or theirs is None:
+        raise TypeError("a PyTorch side always has an interface")
+    return ours, theirs
+
+
+def shared_interface(ours: ModelInterface, theirs: ModelInterface) -> ModelInterface:
+    """Return the ranges that both sides accept, and all inputs that either takes."""
+    limits = [limit for limit in (ours.sequence_limit, theirs.sequence_limit) if limit is not None]
+    return replace(
+        ours,
+        inputs=tuple(dict.fromkeys((*ours.inputs, *theirs.inputs))),
+        vocabulary_size=min(ours.vocabulary_size, theirs.vocabulary_size),
+        sequence_limit=min(limits, default=None),
+        segments=min(ours.segments, theirs.segments),
+        pad_token_id=theirs.pad_token_id if ours.pad_token_id is None else ours.pad_token_id,
+    )
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _different_facts(
+    reference: Subject, candidate: Subject, ours: ModelInterface, theirs: ModelInterface
+) -> list[str]:
+    facts: list[tuple[str, Any, Any]] = [
+        ("vocabulary size", ours.vocabulary_size, theirs.vocabulary_size),
+        ("sequence limit", ours.sequence_limit, theirs.sequence_limit),
+        ("number of segments", ours.segments, theirs.segments),
+        ("task", reference.task, candidate.task),
+        ("labels", reference.labels, candidate.labels),
+    ]
+    return [
+        f"{name}: got {_shown(right)}, expected {_shown(left)}"
+        for name, left, right in facts
+        if left is not None and right is not None and left != right
+    ]
+
+
+def _different_names(
+    reference: Subject, candidate: Subject, ours: ModelInterface, theirs: ModelInterface
+) -> list[str]:
+    """Compare names of inputs, where a graph fixes them, and of outputs."""
+    found = []
+    if isinstance(reference, OnnxSubject) or isinstance(candidate, OnnxSubject):
+        for name in sorted(set(ours.inputs) ^ set(theirs.inputs)):
+            without = candidate if name in ours.inputs else reference
+            found.append(f"input {name!r}: {without.path} does not take it, the other side does")
+    if reference.headless == candidate.headless and ours.outputs != theirs.outputs:
+        found.append(f"outputs: got {_shown(theirs.outputs)}, expected {_shown(ours.outputs)}")
+    return found
+
+
+def _broken_anchors(subject: Subject) -> list[str]:
+    if not isinstance(subject, TorchSubject):
+        return []
+    try:
+        subject.folder.check_anchors()
+    except CheckpointError as error:
+        return [str(error)]
+    return []
+
+
+def find_mismatches(
+    reference: Subject, candidate: Subject, ours: ModelInterface, theirs: ModelInterface
+) -> tuple[str, ...]:
+    """Return what the two sides say of themselves and do not agree on, as sentences.
+
+    What one side does not know is no mismatch; nor is a head that one side does not have.
+    """
+    return (
+        *_different_facts(reference, candidate, ours, theirs),
+        *_different_names(reference, candidate, ours, theirs),
+        *_broken_anchors(reference),
+        *_broken_anchors(candidate),
+    )

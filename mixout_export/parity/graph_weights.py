@@ -1,0 +1,178 @@
+"""Account for every weight of a folder among an ONNX graph's constants, by hash.
+
+An exporter renames weights, transposes those of linear layers and drops biases that are all
+zero, so keys say nothing; the bytes do. A tensor is found if a constant of the graph has the
+hash of its values, as they are, transposed, or rounded to a dtype that the graph uses.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor
+
+from mixout_export.checkpoint.model import tensor_of
+from mixout_export.checkpoint.tensors import TensorEntry
+from mixout_export.errors import CheckpointError
+from mixout_export.parity.weights import FLOAT_DTYPES, WeightAudit, WeightProblem
+
+#: Floating-point dtypes a graph may hold weights in.
+_GRAPH_DTYPES = {
+    ir.DataType.FLOAT: torch.float32,
+    ir.DataType.FLOAT16: torch.float16,
+    ir.DataType.BFLOAT16: torch.bfloat16,
+    ir.DataType.DOUBLE: torch.float64,
+}
+
+_SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+#: A graph's constants of fewer elements than this are not worth listing.
+_SMALL_CONSTANT = 64
+
+
+def _hash(raw: bytes | memoryview) -> str:
+    return hashlib.sha256(raw).hexdigest()
+
+
+def _hash_tensor(tensor: Tensor) -> str:
+    return _hash(memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy()))
+
+
+class GraphConstants:
+    """The constants of an ONNX graph, by the hash of their bytes."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the graph's initializers and constant nodes.
+
+        Raises:
+            CheckpointError: The file cannot be read, or its external data is missing.
+        """
+        self.names: dict[str, list[str]] = {}
+        self.sizes: dict[str, int] = {}
+        self.dtypes: set[ir.DataType] = set()
+        try:
+            for name, tensor in _constants(ir.load(path)):
+                self.dtypes.add(tensor.dtype)
+                self.names.setdefault(_hash(tensor.tobytes()), []).append(name)
+                if tensor.dtype in _GRAPH_DTYPES:
+                    self.sizes[name] = tensor.size
+        except (OSError, DecodeError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: the graph's weights cannot be read ({error}); export it again"
+            ) from error
+
+    @property
+    def float_dtypes(self) -> list[torch.dtype]:
+        """The floating-point dtypes among the constants, widest first."""
+        found = [_GRAPH_DTYPES[dtype] for dtype in self.dtypes if dtype in _GRAPH_DTYPES]
+        return sorted(found, key=lambda dtype: (-dtype.itemsize, str(dtype)))
+
+
+def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    """Yield the name and value of every initializer and constant attribute, subgraphs too."""
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            if value.const_value is not None:
+                yield name, value.const_value
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                yield node.name or node.outputs[0].name or "", attribute.as_tensor()
+
+
+def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, str] | None:
+    """Return how a tensor was found and the hash that found it; None if it was not."""
+    if entry.dtype not in FLOAT_DTYPES:
+        digest = _hash(entry.read())
+        return ("direct", digest) if digest in constants.names else None
+    stored = tensor_of(entry)
+    for dtype in constants.float_dtypes:
+        value = stored.to(dtype)
+        suffix = f", rounded to {_SHORT[dtype]}" if dtype.itemsize < stored.element_size() else ""
+        digest = _hash_tensor(value)
+        if digest in constants.names:
+            return f"direct{suffix}", digest
+        if value.ndim == 2:
+            digest = _hash_tensor(value.T)
+            if digest in constants.names:
+                return f"transposed{suffix}", digest
+    return ("zero", "") if not stored.any() else None
+
+
+def audit_graph(
+    tensors: Mapping[str, TensorEntry],
+    graph: Path,
+    *,
+    parameters: Set[str],
+    unused: Callable[[], Set[str]],
+) -> WeightAudit:
+    """Look for every tensor of a folder among a graph's constants.
+
+    Args:
+        tensors: The folder's tensors, without anchors.
+        graph: The `.onnx` file.
+        parameters: Keys of the loaded model's `state_dict()`.
+        unused: Gives the parameters that no output depends on; called only if something is
+            missing.
+
+    Returns:
+        The audit. Found "direct", "transposed" (either also "rounded"), or "zero": not there
+        because adding zero changes nothing.
+    """
+    constants = GraphConstants(graph)
+    counts: Counter[str] = Counter()
+    used: set[str] = set()
+    absent: list[str] = []
+    for key, entry in tensors.items():
+        found = _find(entry, constants)
+        if found is None:
+            absent.append(key)
+        else:
+            counts[found[0]] += 1
+            used.update(constants.names.get(found[1], ()))
+    ignored = {key: "no parameter of the architecture" for key in absent if key not in parameters}
+    left = [key for key in absent if key not in ignored]
+    idle = unused() if left else set()
+    ignored |= {key: "no output depends on it" for key in left if key in idle}
+    problems = [
+        WeightProblem(key, "is not among the graph's constants")
+        for key in absent
+        if key not in ignored
+    ]
+    extra = sorted(
+        name
+        for name, size in constants.sizes.items()
+        if name not in used and size >= _SMALL_CONSTANT
+    )
+    return WeightAudit(
+        total=len(tensors),
+        counts=dict(sorted(counts.items())),
+        problems=tuple(problems),
+        ignored=dict(sorted(ignored.items())),
+        extra=tuple(extra),
+    )
+
+
+def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
+    """Look for every floating-point constant of one graph in another, by hash."""
+    ours, theirs = GraphConstants(reference), GraphConstants(candidate)
+    names = [
+        (name, digest)
+        for digest, names in ours.names.items()
+        for name in names
+        if name in ours.sizes
+    ]
+    problems = [
+        WeightProblem(name, "is not among the candidate's constants")
+        for name, digest in names
+        if digest not in theirs.names
+    ]
+    return WeightAudit(
+        total=len(names),
+        counts={"direct": len(names) - len(problems)},
+        problems=tuple(problems),
+    )

@@ -1,0 +1,97 @@
+"""What came out of a comparison, and why it does not hold."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mixout_export.parity.battery import Coverage
+from mixout_export.parity.compare import OutputDifference, Tolerance
+from mixout_export.parity.weights import WeightAudit
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Whether two sides are the same model.
+
+    Parity holds if what both say of themselves agrees, every weight is accounted for, and every
+    output of the battery is within tolerance.
+
+    Attributes:
+        reference: What the candidate should be.
+        candidate: What was compared with it.
+        mismatches: What they say of themselves and do not agree on, as sentences.
+        weights: The weight audit.
+        outputs: The outputs' differences; empty if they could not be compared.
+        tolerance: What the outputs were judged by.
+        precision: Name of that tolerance's default, "given" if the user chose it.
+        coverage: What the battery touched; None if nothing was run.
+        headless: Whether only the bodies were compared, as one side has no head.
+        seconds: Wall time of the comparison.
+    """
+
+    reference: str
+    candidate: str
+    mismatches: tuple[str, ...]
+    weights: WeightAudit
+    outputs: tuple[OutputDifference, ...]
+    tolerance: Tolerance
+    precision: str
+    coverage: Coverage | None
+    headless: bool
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether parity holds."""
+        outputs_hold = bool(self.outputs) and all(output.holds for output in self.outputs)
+        return not self.mismatches and self.weights.holds and outputs_hold
+
+    @property
+    def max_abs(self) -> float:
+        """Largest difference of any output; infinite if none could be compared."""
+        return max((output.max_abs for output in self.outputs), default=float("inf"))
+
+    def reasons(self) -> tuple[str, ...]:
+        """Return why parity does not hold, as sentences; empty if it does."""
+        return (*self.mismatches, *self._weight_reasons(), *self._output_reasons())
+
+    def _weight_reasons(self) -> list[str]:
+        problems = self.weights.problems
+        if not self.weights.total:
+            return ["no weights could be compared"]
+        if not problems:
+            return []
+        first = problems[0]
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        return [f"weight {first.key!r} {first.reason}{more}"]
+
+    def _output_reasons(self) -> list[str]:
+        reasons = []
+        for output in self.outputs:
+            if output.problem:
+                reasons.append(f"output {output.name!r} {output.problem}")
+            elif output.not_a_number:
+                reasons.append(f"output {output.name!r} has {output.not_a_number} NaN values")
+            elif not output.holds:
+                reasons.append(
+                    f"output {output.name!r} differs by {output.max_abs:.3g}, expected at most "
+                    f"{self.tolerance.atol:g} + {self.tolerance.rtol:g}·|reference|, at a "
+                    f"{output.worst_batch} batch of shape {output.worst_shape}"
+                )
+        return reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain JSON values."""
+        return {
+            "reference": self.reference,
+            "candidate": self.candidate,
+            "holds": self.holds,
+            "reasons": list(self.reasons()),
+            "mismatches": list(self.mismatches),
+            "weights": self.weights.to_dict(),
+            "outputs": [output.to_dict() for output in self.outputs],
+            "tolerance": asdict(self.tolerance),
+            "precision": self.precision,
+            "coverage": None if self.coverage is None else asdict(self.coverage),
+            "headless": self.headless,
+            "seconds": self.seconds,
+        }

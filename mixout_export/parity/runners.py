@@ -1,0 +1,166 @@
+"""Run a model on a batch, whatever it is made of."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mixout_export.errors import ArgumentError, CheckpointError
+
+Array = npt.NDArray[Any]
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+_LOAD_ERRORS = (
+    onnxruntime_errors.Fail,
+    onnxruntime_errors.InvalidArgument,
+    onnxruntime_errors.InvalidGraph,
+    onnxruntime_errors.InvalidProtobuf,
+    onnxruntime_errors.NoSuchFile,
+    onnxruntime_errors.NotImplemented,
+    onnxruntime_errors.RuntimeException,
+)
+
+
+class Runner(Protocol):
+    """Something that computes named outputs from named inputs."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs it takes."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs it gives."""
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
+        """Compute the outputs of one batch; inputs it does not take are ignored."""
+
+
+class TorchRunner:
+    """A PyTorch model in float32, on the CPU, without gradients."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        headless: bool = False,
+        row_by_row: bool = False,
+    ) -> None:
+        """Prepare a model.
+
+        Args:
+            model: A plain model in evaluation mode.
+            inputs: Inputs to give it.
+            outputs: Outputs to take from it.
+            headless: Run only the model without its head.
+            row_by_row: Give it one row at a time: a decoder's classifier without a padding id
+                refuses batches.
+        """
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self._model = (model.base_model if headless else model).eval().float()
+        self._row_by_row = row_by_row
+        self._options: dict[str, Any] = {"return_dict": True}
+        if hasattr(model.config.get_text_config(), "use_cache"):
+            self._options["use_cache"] = False
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
+        """Compute the outputs of one batch, float32."""
+        tensors = {name: torch.from_numpy(inputs[name]) for name in self.inputs}
+        rows = next(iter(tensors.values())).shape[0]
+        step = 1 if self._row_by_row else rows
+        parts = [
+            self._run({name: value[start : start + step] for name, value in tensors.items()})
+            for start in range(0, rows, step)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _run(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+        with torch.inference_mode():
+            outputs = self._model(**tensors, **self._options)
+        return {name: outputs[name].numpy() for name in self.outputs}
+
+
+class OnnxRunner:
+    """An ONNX file in onnxruntime, at full graph optimisation."""
+
+    def __init__(self, path: Path, *, provider: str = CPU_PROVIDER) -> None:
+        """Open the file.
+
+        Args:
+            path: The `.onnx` file.
+            provider: onnxruntime's execution provider.
+
+        Raises:
+            ArgumentError: No such provider on this machine.
+            CheckpointError: The file is missing, or is not a graph onnxruntime can run.
+        """
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            raise ArgumentError(
+                f"provider: got {provider!r}, this machine's onnxruntime has {', '.join(available)}"
+            )
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file; check the path")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        self.path = path
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
+        except _LOAD_ERRORS as error:
+            raise CheckpointError(
+                f"{path}: is not an ONNX graph that onnxruntime {onnxruntime.__version__} can run "
+                f"({_first_line(error)})"
+            ) from error
+        self.inputs = tuple(value.name for value in self._session.get_inputs())
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the graph says about itself."""
+        return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Each output's shape, with names or None for dynamic axes."""
+        return {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+
+    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
+        """Compute the outputs of one batch.
+
+        Raises:
+            ArgumentError: An input is missing.
+            CheckpointError: The graph does not accept the batch.
+        """
+        missing = [name for name in self.inputs if name not in inputs]
+        if missing:
+            raise ArgumentError(
+                f"{self.path}: the graph takes an input {missing[0]!r} that the batch lacks; it "
+                f"has {', '.join(inputs)}"
+            )
+        feed = {name: inputs[name] for name in self.inputs}
+        try:
+            values = self._session.run(list(self.outputs), feed)
+        except _LOAD_ERRORS as error:
+            shape = next(iter(feed.values())).shape
+            raise CheckpointError(
+                f"{self.path}: the graph does not run on inputs of shape {shape} "
+                f"({_first_line(error)})"
+            ) from error
+        return dict(zip(self.outputs, values, strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an onnxruntime error, without its preamble and source paths."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return text.rpartition(" : ")[2].strip() if " : " in text else text.strip()

@@ -1,0 +1,195 @@
+"""One side of a comparison: a folder or a graph, opened and ready to run."""
+
+import json
+from collections.abc import Set
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mixout_export.checkpoint.folder import Folder, open_folder
+from mixout_export.checkpoint.interface import (
+    HEADLESS_OUTPUTS,
+    ModelInterface,
+    describe_interface,
+    settle_pad_token,
+)
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.model import load_plain, load_tokenizer
+from mixout_export.errors import CheckpointError
+from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner, TorchRunner
+from mixout_export.parity.weights import WeightSet
+
+
+@dataclass(frozen=True)
+class TorchSubject:
+    """A Hugging Face folder or a mixout checkpoint, which computes what the plain model does.
+
+    Attributes:
+        path: Where it lies.
+        folder: What the folder holds.
+        model: The plain model in float32.
+        tokenizer: Its tokenizer, if it has one.
+        interface: What the model takes and gives.
+    """
+
+    path: Path
+    folder: Folder
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    interface: ModelInterface
+
+    @property
+    def task(self) -> str | None:
+        """Name of the head's task; None without a head."""
+        return None if self.folder.task is None else self.folder.task.name
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the labels; None where the task has none."""
+        return self.folder.labels
+
+    @property
+    def headless(self) -> bool:
+        """Whether the model has no head."""
+        return self.interface.outputs == HEADLESS_OUTPUTS
+
+    @cached_property
+    def weights(self) -> WeightSet:
+        """Its tensors, and what its architecture knows of them."""
+        prefix = "" if self.headless else self.model.base_model_prefix
+        return WeightSet(self.folder.tensors, self.model.state_dict().keys(), prefix)
+
+    def runner(self, inputs: tuple[str, ...], *, headless: bool = False) -> TorchRunner:
+        """Return something that runs the model, or only its body."""
+        outputs = HEADLESS_OUTPUTS if headless else self.interface.outputs
+        return TorchRunner(
+            self.model,
+            inputs=inputs,
+            outputs=outputs,
+            headless=headless,
+            row_by_row=self.interface.pad_token_id is None,
+        )
+
+
+@dataclass(frozen=True)
+class OnnxSubject:
+    """An ONNX graph, with the folder around it if there is one.
+
+    Attributes:
+        path: The path the user named.
+        folder: What lies beside the graph.
+        graph: The graph's file.
+        session: The graph, ready to run.
+        tokenizer: The tokenizer beside it, if there is one.
+    """
+
+    path: Path
+    folder: Folder
+    graph: Path
+    session: OnnxRunner
+    tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def task(self) -> str | None:
+        """Name of the task the graph was made for; None if unknown."""
+        recorded = self.session.metadata.get("task")
+        if recorded:
+            return recorded
+        return None if self.folder.task is None else self.folder.task.name
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the labels; None where unknown, or where the task has none."""
+        recorded = self.session.metadata.get("labels")
+        if recorded is None:
+            return self.folder.labels
+        try:
+            return tuple(json.loads(recorded)) or None
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.graph}: the recorded labels are not JSON ({error}); export it again"
+            ) from error
+
+    @property
+    def headless(self) -> bool:
+        """Whether the graph has no head."""
+        return self.session.outputs == HEADLESS_OUTPUTS
+
+    @cached_property
+    def interface(self) -> ModelInterface | None:
+        """What the graph takes and gives, as recorded in it; None if it records nothing."""
+        recorded = self.session.metadata.get("interface")
+        if recorded is None:
+            return None
+        try:
+            fields = json.loads(recorded)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.graph}: the recorded interface is not JSON ({error}); export it again"
+            ) from error
+        return ModelInterface.from_dict(
+            {**fields, "inputs": self.session.inputs, "outputs": self.session.outputs}
+        )
+
+
+Subject = TorchSubject | OnnxSubject
+
+
+def torch_subject(path: Path) -> TorchSubject:
+    """Open a Hugging Face folder or a mixout checkpoint.
+
+    Raises:
+        CheckpointError: It cannot be loaded.
+    """
+    folder = open_folder(path)
+    model = load_plain(path, dtype=torch.float32)
+    tokenizer = load_tokenizer(path)
+    settle_pad_token(model, tokenizer)
+    interface = describe_interface(model, folder.task, tokenizer)
+    return TorchSubject(path, folder, model, tokenizer, interface)
+
+
+def onnx_subject(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxSubject:
+    """Open an ONNX folder or file.
+
+    Raises:
+        ArgumentError: No such provider.
+        CheckpointError: The graph cannot be run.
+    """
+    folder = open_folder(path)
+    graph = path / LAYOUT.onnx if path.is_dir() else path
+    tokenizer = load_tokenizer(graph.parent)
+    return OnnxSubject(path, folder, graph, OnnxRunner(graph, provider=provider), tokenizer)
+
+
+def open_subject(path: Path, *, provider: str = CPU_PROVIDER) -> Subject:
+    """Open whatever a path holds.
+
+    Args:
+        path: A mixout checkpoint, a Hugging Face folder, an ONNX folder or an `.onnx` file.
+        provider: onnxruntime's execution provider, for a graph.
+
+    Raises:
+        ArgumentError: No such provider.
+        CheckpointError: It cannot be opened.
+    """
+    if open_folder(path).kind == "onnx":
+        return onnx_subject(path, provider=provider)
+    return torch_subject(path)
+
+
+def unused_parameters(subject: TorchSubject) -> Set[str]:
+    """Return the keys of parameters that no output depends on, found by differentiating once."""
+    model, interface = subject.model, subject.interface
+    ids = torch.zeros((1, 2, 2) if interface.choices else (1, 2), dtype=torch.int64)
+    made = {name: ids for name in interface.inputs} | {"attention_mask": torch.ones_like(ids)}
+    with torch.enable_grad():
+        outputs = model(**{name: made[name] for name in interface.inputs}, return_dict=True)
+        total = torch.stack([outputs[name].sum() for name in interface.outputs]).sum()
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        wanted = {key: value for key, value in parameters.items() if value.requires_grad}
+        gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    return {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is None}

@@ -1,0 +1,107 @@
+"""Export a checkpoint to an ONNX folder, and refuse to write one that computes something else."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixout_export.checkpoint import copy_companions, output_folder
+from mixout_export.checkpoint.folder import write_json
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import ArgumentError, CheckpointError, ParityError
+from mixout_export.export.document import Provenance, stamp_graph, write_graph
+from mixout_export.export.graph import export_graph
+from mixout_export.parity.result import ParityResult
+from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
+from mixout_export.parity.verdict import compare_subjects
+
+
+@dataclass(frozen=True)
+class OnnxResult:
+    """What was exported.
+
+    Attributes:
+        path: The ONNX folder.
+        graph: The graph in it.
+        bytes: Size of the graph, external data included.
+        nodes: Number of nodes.
+        opset: ONNX operator set version.
+        parity: The comparison with PyTorch; None if it was not asked for.
+    """
+
+    path: Path
+    graph: Path
+    bytes: int
+    nodes: int
+    opset: int
+    parity: ParityResult | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {
+            **vars(self),
+            "path": str(self.path),
+            "graph": str(self.graph),
+            "parity": None if self.parity is None else self.parity.to_dict(),
+        }
+
+
+def _provenance(source: TorchSubject) -> Provenance:
+    return Provenance(
+        task=source.task or "",
+        labels=source.labels or (),
+        source_sha256=source.folder.weights_sha256(),
+        interface=source.interface.to_dict(),
+    )
+
+
+def _verify(source: TorchSubject, partial: Path) -> ParityResult:
+    parity = compare_subjects(source, onnx_subject(partial))
+    if not parity.holds:
+        raise ParityError(
+            f"{source.path}: the exported graph is not the same model, {parity.reasons()[0]}; "
+            "nothing was written"
+        )
+    return parity
+
+
+def export_onnx(
+    source: Path,
+    out: Path,
+    *,
+    opset: int = 20,
+    verify: bool = True,
+    overwrite: bool = False,
+) -> OnnxResult:
+    """Export a checkpoint to an ONNX folder: graph, configuration, tokenizer.
+
+    Args:
+        source: A collapsed or plain Hugging Face folder, or a mixout checkpoint.
+        out: The ONNX folder, which appears complete or not at all.
+        opset: ONNX operator set version, 18 to 23.
+        verify: Compare the graph with PyTorch before it appears.
+        overwrite: Replace what is at `out`.
+
+    Raises:
+        ArgumentError: The opset is not supported, or `out` is part of `source`.
+        CheckpointError: The source cannot be loaded.
+        ExportError: The model cannot be exported.
+        OutputError: `out` cannot be written.
+        ParityError: The graph is not the same model; nothing is at `out`.
+    """
+    with output_folder(out, [source], overwrite=overwrite) as folder:
+        subject = torch_subject(source)
+        graph = export_graph(subject.model, subject.interface, opset=opset)
+        stamp_graph(graph, _provenance(subject))
+        files = write_graph(graph, folder.partial)
+        write_json(folder.partial / LAYOUT.config, subject.folder.collapsed_config())
+        copy_companions(source, folder.partial)
+        parity = _verify(subject, folder.partial) if verify else None
+        size = sum(file.stat().st_size for file in files)
+    return OnnxResult(
+        path=out,
+        graph=out / LAYOUT.onnx,
+        bytes=size,
+        nodes=len(graph.modules_by_node),
+        opset=opset,
+        parity=parity,
+    )
