@@ -34,5 +34,4 @@ def link_or_copy(source: Path, destination: Path) -> None:
     try:
         os.link(source, destination)
     except OSError:
-        shutil.copyfile(source, destination)
-        destination.chmod(0o444)
+        shutil.copy(source, destination)  # with its mode, which keeps anchors read-only

@@ -44,7 +44,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object the way transformers does, keys sorted, so that it is reproducible."""
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)  # never half-written, even if the process is killed now
 
 
 def weight_files(path: Path, weights: str, index: str) -> list[Path]:
@@ -275,6 +277,19 @@ def open_folder(path: Path) -> Folder:
     return Folder(path, "huggingface", config)
 
 
+def require_manifest(folder: Folder) -> Manifest:
+    """Return the folder's manifest.
+
+    Raises:
+        CheckpointError: It is not a mixout checkpoint.
+    """
+    if folder.manifest is None:
+        raise CheckpointError(
+            f"{folder.path}: is a plain checkpoint, expected a mixout checkpoint; run prepare on it"
+        )
+    return folder.manifest
+
+
 def require_weights(folder: Folder) -> Folder:
     """Return the folder if it has safetensors weights.
 
@@ -300,6 +315,7 @@ __all__ = [
     "is_anchor",
     "open_folder",
     "read_json",
+    "require_manifest",
     "require_weights",
     "weight_key",
     "write_json",

@@ -1,4 +1,4 @@
-"""What a model takes and gives: its inputs, outputs, and the range of values each input may have."""
+"""What a model takes and gives: its inputs, its outputs, and the range of each input's values."""
 
 import inspect
 from collections.abc import Mapping, Sequence

@@ -15,6 +15,7 @@ from mixout_export.checkpoint.folder import (
     anchor_key,
     open_folder,
     read_json,
+    require_manifest,
     require_weights,
     weight_files,
     write_json,
@@ -177,12 +178,8 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
             match the recorded SHA-256.
     """
     folder = require_weights(open_folder(Path(path)))
-    if folder.manifest is None:
-        raise CheckpointError(
-            f"{path}: is a plain checkpoint, expected a mixout checkpoint; run prepare on it"
-        )
+    manifest = require_manifest(folder)
     folder.check_anchors()
-    manifest = folder.manifest
     model = load_plain(folder.path)
     anchors = {m.name: tensor_of(folder.anchors[m.pretrained_key]) for m in manifest.modules}
     try:
@@ -194,6 +191,22 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
     model.config.mixout = manifest.to_dict()
     model._mixout_origin = folder  # type: ignore[assignment]
     return model.eval()  # type: ignore[no-any-return]
+
+
+def load_weights(model: PreTrainedModel, path: Path) -> None:
+    """Copy the weights of a checkpoint folder into a model of the same class, in place.
+
+    Args:
+        model: A model with or without mixout; anchors stay as they are.
+        path: The folder.
+
+    Raises:
+        CheckpointError: The folder does not hold exactly the model's weights.
+    """
+    state = load_plain(path).state_dict()
+    if state.keys() != plain_state(model).keys():
+        raise CheckpointError(f"{path}: holds other tensors than {type(model).__name__} has")
+    model.load_state_dict(state, strict=False)
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:

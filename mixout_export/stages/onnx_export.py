@@ -1,15 +1,16 @@
 """Export a checkpoint to an ONNX folder, and refuse to write one that computes something else."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mixout_export.checkpoint import copy_companions, output_folder
 from mixout_export.checkpoint.folder import write_json
 from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.errors import ArgumentError, CheckpointError, ParityError
+from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
+from mixout_export.errors import ParityError
 from mixout_export.export.document import Provenance, stamp_graph, write_graph
-from mixout_export.export.graph import export_graph
+from mixout_export.export.graph import check_opset, export_graph
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
 from mixout_export.parity.verdict import compare_subjects
@@ -54,8 +55,8 @@ def _provenance(source: TorchSubject) -> Provenance:
     )
 
 
-def _verify(source: TorchSubject, partial: Path) -> ParityResult:
-    parity = compare_subjects(source, onnx_subject(partial))
+def _verify(source: TorchSubject, partial: Path, out: Path) -> ParityResult:
+    parity = replace(compare_subjects(source, onnx_subject(partial)), candidate=str(out))
     if not parity.holds:
         raise ParityError(
             f"{source.path}: the exported graph is not the same model, {parity.reasons()[0]}; "
@@ -88,6 +89,7 @@ def export_onnx(
         OutputError: `out` cannot be written.
         ParityError: The graph is not the same model; nothing is at `out`.
     """
+    check_opset(opset)
     with output_folder(out, [source], overwrite=overwrite) as folder:
         subject = torch_subject(source)
         graph = export_graph(subject.model, subject.interface, opset=opset)
@@ -95,7 +97,8 @@ def export_onnx(
         files = write_graph(graph, folder.partial)
         write_json(folder.partial / LAYOUT.config, subject.folder.collapsed_config())
         copy_companions(source, folder.partial)
-        parity = _verify(subject, folder.partial) if verify else None
+        normalize_tokenizer(folder.partial, subject.interface.sequence_limit)
+        parity = _verify(subject, folder.partial, out) if verify else None
         size = sum(file.stat().st_size for file in files)
     return OnnxResult(
         path=out,

@@ -2,16 +2,46 @@
 
 from pathlib import Path
 
-from mixout_export.errors import ArgumentError
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.parity.battery import Batch
+from mixout_export.parity.description import interfaces, shared_interface
+from mixout_export.parity.examples import text_batches
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER
-from mixout_export.parity.subject import open_subject
+from mixout_export.parity.subject import Subject, open_subject
 from mixout_export.parity.verdict import compare_subjects
+from mixout_export.training.columns import find_columns
+from mixout_export.training.labels import text_values
+from mixout_export.training.tables import read_table
 
 
 def _check_tolerance(name: str, value: float | None) -> None:
     if value is not None and not 0 <= value < float("inf"):
         raise ArgumentError(f"{name}: got {value!r}, expected a finite number of at least 0")
+
+
+def _read_examples(
+    data: Path,
+    reference: Subject,
+    candidate: Subject,
+    interface: ModelInterface,
+    max_examples: int | None,
+) -> tuple[Batch, ...]:
+    """Tokenise a table's texts with the reference's tokenizer, else the candidate's."""
+    tokenizer = reference.tokenizer or candidate.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{reference.path}: has no tokenizer files, which --data needs; put the base's there"
+        )
+    table = read_table(data)
+    # no labels are read: any column stands in for them
+    columns = find_columns(table, label_column=next(iter(table.columns)))
+    texts = text_values(table, columns.text)[:max_examples]
+    pairs = (
+        None if columns.text_pair is None else text_values(table, columns.text_pair)[:max_examples]
+    )
+    return text_batches(tokenizer, interface, texts, pairs)
 
 
 def verify_checkpoints(
@@ -45,9 +75,18 @@ def verify_checkpoints(
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
+    if max_examples is not None and max_examples < 1:
+        raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
+    left = open_subject(reference, provider=provider)
+    right = open_subject(candidate, provider=provider)
+    examples: tuple[Batch, ...] = ()
+    if data is not None:
+        shared = shared_interface(*interfaces(left, right))
+        examples = _read_examples(data, left, right, shared, max_examples)
     return compare_subjects(
-        open_subject(reference, provider=provider),
-        open_subject(candidate, provider=provider),
+        left,
+        right,
+        examples=examples,
         atol=atol,
         rtol=rtol,
         seed=seed,

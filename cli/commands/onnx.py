@@ -1,0 +1,36 @@
+"""`mixout-export onnx`."""
+
+from pathlib import Path
+
+import click
+
+from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.output import Output, human_size
+
+
+@click.command()
+@click.argument("source", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--opset", type=int, default=20, show_default=True, help="Version of the ONNX operators."
+)
+@click.option("--no-verify", is_flag=True, help="Do not compare the graph with PyTorch.")
+@overwrite_option
+@output_options
+def onnx(
+    source: Path, out: Path, *, opset: int, no_verify: bool, overwrite: bool, output: Output
+) -> None:
+    """Export SOURCE, a collapsed or a mixout checkpoint, to OUT, an ONNX folder.
+
+    The graph is compared with PyTorch before OUT appears; a difference above tolerance is exit
+    code 3 and leaves nothing at OUT.
+    """
+    from mixout_export.stages.onnx_export import export_onnx
+
+    result = export_onnx(source, out, opset=opset, verify=not no_verify, overwrite=overwrite)
+    text = f"{out}: opset {result.opset}, {result.nodes} nodes, {human_size(result.bytes)}"
+    if result.parity is None:
+        text += ", not compared with PyTorch"
+    else:
+        text += f", within {result.parity.max_abs:.1e} of PyTorch"
+    output.result(result, text)

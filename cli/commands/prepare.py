@@ -1,0 +1,155 @@
+"""`mixout-export prepare`."""
+
+from pathlib import Path
+
+import click
+
+from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.output import Output
+
+_TASKS = (
+    "text-classification",
+    "regression",
+    "multi-label",
+    "token-classification",
+    "question-answering",
+    "multiple-choice",
+    "masked-lm",
+    "causal-lm",
+)
+
+
+def _parse_labels(text: str | None) -> int | list[str] | None:
+    if text is None:
+        return None
+    return int(text) if text.strip().isdigit() else [part.strip() for part in text.split(",")]
+
+
+@click.command()
+@click.argument("base")
+@click.argument("out", type=PATH)
+@click.option(
+    "--task",
+    metavar="NAME",
+    help=f"One of {', '.join(_TASKS)}.  [default: what the checkpoint's own head says]",
+)
+@click.option(
+    "--labels",
+    metavar="N|NAMES",
+    help="Number of labels, or their names separated by commas.  [default: the checkpoint's, or 2]",
+)
+@click.option("--p", type=float, default=0.7, show_default=True, help="Mix probability in [0, 1).")
+@click.option(
+    "--granularity",
+    type=click.Choice(["neuron", "element"]),
+    default="neuron",
+    show_default=True,
+    help="One mask bit per input neuron (the paper's), or per weight.",
+)
+@click.option(
+    "--target-modules",
+    default="all-linear",
+    show_default=True,
+    metavar="PATTERN",
+    help="all-linear, name suffixes separated by commas, or a regular expression for whole names.",
+)
+@click.option(
+    "--exclude-modules",
+    metavar="PATTERN",
+    help="What not to mix, in the same notation.  [default: nothing]",
+)
+@click.option(
+    "--dropout", type=float, default=0.0, show_default=True, help="Drop probability in the body."
+)
+@click.option(
+    "--head",
+    type=click.Choice(["dropout", "mixout", "none"]),
+    default="dropout",
+    show_default=True,
+    help="Regularise the fresh head by dropout, by mixout toward its initial value, or not.",
+)
+@click.option(
+    "--head-dropout",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Drop probability before the head.",
+)
+@click.option("--revision", help="Branch, tag or commit of a hub id.  [default: main]")
+@click.option(
+    "--allow-pickle",
+    is_flag=True,
+    help="Read weights from a pickle, restricted to tensors.",
+)
+@click.option(
+    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Seed of a fresh head's initial value."
+)
+@overwrite_option
+@output_options
+def prepare(
+    base: str,
+    out: Path,
+    *,
+    task: str | None,
+    labels: str | None,
+    p: float,
+    granularity: str,
+    target_modules: str,
+    exclude_modules: str | None,
+    dropout: float,
+    head: str,
+    head_dropout: float,
+    revision: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+    seed: int,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Inject mixout into BASE, a Hugging Face folder or hub id, and write OUT.
+
+    The pretrained weights are kept beside the trainable ones, as frozen buffers.
+    """
+    from mixout_export.checkpoint.base import BaseOptions
+    from mixout_export.config import MixoutConfig
+    from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
+
+    options = PrepareOptions(
+        base=BaseOptions(
+            task=task,
+            labels=_parse_labels(labels),
+            revision=revision,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            seed=seed,
+        ),
+        mixout=MixoutConfig(
+            p=p,
+            granularity=granularity,  # type: ignore[arg-type]
+            target_modules=target_modules,
+            exclude_modules=exclude_modules,
+        ),
+        dropout=dropout,
+        head=head,
+        head_dropout=head_dropout,
+    )
+    result = prepare_checkpoint(base, out, options, overwrite=overwrite)
+    share = result.mixed_parameters / result.parameters
+    lines = [
+        f"{out}: {result.architecture} for {result.task}",
+        f"  mixed    {len(result.mixed)} layers, {result.mixed_parameters:,} of "
+        f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one bit per {granularity}",
+        f"  fresh    {', '.join(result.fresh) or 'nothing, the head came with the base'}",
+    ]
+    if result.labels is not None:
+        lines.append(f"  labels   {', '.join(result.labels)}")
+    for key, (before, after) in result.config_changes.items():
+        lines.append(f"  config   {key}: {before} -> {after} while training")
+    lines += [f"  left     {name}: {reason}" for name, reason in result.skipped.items()]
+    if result.unused:
+        lines.append(f"  unused   {len(result.unused)} tensors of the base: {result.unused[0]} …")
+    lines += [f"  note     {note}" for note in result.notes]
+    output.result(result, "\n".join(lines))

@@ -1,0 +1,163 @@
+"""`mixout-export train`."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.output import Output, number, table
+
+
+@click.command()
+@click.argument("prepared", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--train-file", type=PATH, help="Training data: csv, tsv, jsonl, parquet, or .gz.")
+@click.option("--eval-file", type=PATH, help="Evaluation data.  [default: none]")
+@click.option("--dataset", metavar="NAME", help="A data set of the hub instead: NAME or NAME:PART.")
+@click.option("--text-column", metavar="NAME", help="[default: found by the usual names]")
+@click.option("--text-pair-column", metavar="NAME", help="[default: found by the usual names]")
+@click.option("--label-column", metavar="NAME", help="[default: found by the usual names]")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="Ranks checkpoints: accuracy, f1, matthews; pearson, spearman, mse.  "
+    "[default: accuracy; pearson]",
+)
+@click.option("--epochs", type=float, default=3.0, show_default=True)
+@click.option("--max-steps", type=int, help="Stop after so many updates.  [default: no limit]")
+@click.option("--batch-size", type=int, default=32, show_default=True, help="Examples per device.")
+@click.option("--lr", type=float, default=2e-5, show_default=True, help="Peak learning rate.")
+@click.option(
+    "--warmup-ratio",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Share of the updates in which the rate rises.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]),
+    default="linear",
+    show_default=True,
+)
+@click.option(
+    "--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled, as in AdamW."
+)
+@click.option(
+    "--decay-toward",
+    type=click.Choice(["zero", "pretrained"]),
+    default="zero",
+    show_default=True,
+    help="What weight decay pulls to; a fresh head always decays toward zero.",
+)
+@click.option("--head-weight-decay", type=float, help="[default: as --weight-decay]")
+@click.option(
+    "--max-length", type=int, help="Longest sequence in tokens.  [default: 128, or the model's]"
+)
+@click.option(
+    "--max-grad-norm",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Scale gradients to at most this norm; 0 does not clip.",
+)
+@click.option(
+    "--gradient-accumulation",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Batches per update, each with masks of its own.",
+)
+@click.option(
+    "--gradient-checkpointing", is_flag=True, help="Recompute activations to save memory."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the arithmetic; weights are kept in fp32.",
+)
+@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps.  [default: best there is]")
+@click.option(
+    "--anchor-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the pretrained weights in memory.  [default: the weight's]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of order, masks and dropout.")
+@click.option("--eval-every", type=int, metavar="STEPS", help="[default: each epoch]")
+@click.option("--save-every", type=int, metavar="STEPS", help="[default: each epoch]")
+@click.option(
+    "--keep", type=int, default=2, show_default=True, help="Checkpoints kept while training."
+)
+@click.option(
+    "--early-stopping",
+    is_flag=True,
+    help="Stop when --patience evaluations in a row were no better.",
+)
+@click.option("--patience", type=int, default=3, show_default=True)
+@click.option(
+    "--select",
+    type=click.Choice(["best", "last"]),
+    help="Which checkpoint is the result.  [default: best if there is an eval file]",
+)
+@click.option(
+    "--tracker",
+    type=click.Choice(["tensorboard", "wandb", "trackio"]),
+    help="Also log there.  [default: none]",
+)
+@click.option("--p", type=float, help="Mix probability.  [default: the prepared one]")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with an unfinished run; afresh if there is none; nothing if OUT is complete.",
+)
+@overwrite_option
+@output_options
+def train(
+    prepared: Path,
+    out: Path,
+    *,
+    train_file: Path | None,
+    eval_file: Path | None,
+    dataset: str | None,
+    text_column: str | None,
+    text_pair_column: str | None,
+    label_column: str | None,
+    resume: bool,
+    overwrite: bool,
+    output: Output,
+    **settings: Any,
+) -> None:
+    """Finetune PREPARED, a mixout checkpoint, and write OUT, another one.
+
+    Work in progress lies in OUT.partial, from which --resume goes on exactly.
+    """
+    from mixout_export.stages.train import DataOptions, train_checkpoint
+    from mixout_export.training.options import TrainOptions
+    from mixout_export_cli.progress import TrainingDisplay
+
+    data = DataOptions(
+        train_file=train_file,
+        eval_file=eval_file,
+        dataset=dataset,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
+        label_column=label_column,
+    )
+    options = TrainOptions(**settings)
+    with TrainingDisplay(output, options.metric) as display:
+        result = train_checkpoint(
+            prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display
+        )
+    state = "was complete already" if result.already_complete else f"in {result.seconds:.1f} s"
+    stopped = ", stopped early" if result.stopped_early else ""
+    text = f"{out}: {result.steps} updates {state}{stopped}, result of update {result.chosen_step}"
+    if result.metrics:
+        rows = [
+            [name, number(result.metrics_before.get(name)), number(value)]
+            for name, value in result.metrics.items()
+        ]
+        text += "\n" + table(["metric", "before", "after"], rows)
+    output.result(result, text)

@@ -1,0 +1,96 @@
+"""`mixout-export verify`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mixout_export_cli.options import PATH, output_options
+from mixout_export_cli.output import Output, table
+
+if TYPE_CHECKING:
+    from mixout_export.parity.result import ParityResult
+
+
+def _describe(result: "ParityResult") -> str:
+    weights = result.weights
+    how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
+    lines = [
+        f"reference  {result.reference}",
+        f"candidate  {result.candidate}",
+        f"weights    {weights.accounted} of {weights.total} accounted for ({how})",
+    ]
+    if result.coverage is not None:
+        c = result.coverage
+        lines.append(
+            f"battery    {c.examples} inputs in {c.batches} batches: {c.vocabulary} of "
+            f"{c.vocabulary_size} vocabulary ids, positions to {c.positions}, {c.segments} "
+            f"segment{'s' if c.segments > 1 else ''}"
+        )
+    lines += [f"note       {note}" for note in weights.notes]
+    if result.outputs:
+        rows = [
+            [
+                o.name,
+                f"{o.max_abs:.2e}",
+                f"{o.mean_abs:.2e}",
+                "-" if o.agreement is None else f"{o.agreement:.2%}",
+                "yes" if o.holds else "NO",
+            ]
+            for o in result.outputs
+        ]
+        header = ["output", "max diff", "mean diff", "same label", "within tolerance"]
+        lines += ["", table(header, rows)]
+    tolerance = result.tolerance
+    verdict = "parity holds" if result.holds else "parity does NOT hold"
+    lines += [
+        "",
+        f"{verdict} at atol {tolerance.atol:g}, rtol {tolerance.rtol:g} ({result.precision}), "
+        f"{result.seconds:.1f} s",
+    ]
+    return "\n".join([*lines, *(f"  {reason}" for reason in result.reasons())])
+
+
+@click.command()
+@click.argument("reference", type=PATH)
+@click.argument("candidate", type=PATH)
+@click.option("--data", type=PATH, metavar="FILE", help="Also run this file's texts.")
+@click.option("--max-examples", type=int, help="Rows of --data to run.  [default: all]")
+@click.option("--atol", type=float, help="[default: 1e-5 for fp32, 5e-3 for fp16 and bf16]")
+@click.option("--rtol", type=float, help="[default: 1e-4]")
+@click.option(
+    "--provider",
+    default="CPUExecutionProvider",
+    show_default=True,
+    help="onnxruntime's execution provider.",
+)
+@output_options
+def verify(
+    reference: Path,
+    candidate: Path,
+    *,
+    data: Path | None,
+    max_examples: int | None,
+    atol: float | None,
+    rtol: float | None,
+    provider: str,
+    output: Output,
+) -> int:
+    """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
+
+    Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file. Exit code 3 if
+    they do not compute the same thing.
+    """
+    from mixout_export.stages.verify import verify_checkpoints
+
+    result = verify_checkpoints(
+        reference,
+        candidate,
+        data=data,
+        max_examples=max_examples,
+        atol=atol,
+        rtol=rtol,
+        provider=provider,
+    )
+    output.result(result, _describe(result))
+    return 0 if result.holds else 3

@@ -1,0 +1,35 @@
+"""Options that several commands share."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from mixout_export_cli.output import Output
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: A path on this machine; whether it exists is for the command to say, in its own words.
+PATH = click.Path(path_type=Path)
+
+
+def output_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add `--json` and `--quiet`, and pass an `Output` as the argument `output`."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
+    @click.option("--quiet", is_flag=True, help="Print the result only.")
+    @wraps(function)
+    def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> R:
+        return function(*args, output=Output(json=as_json, quiet=quiet), **kwargs)
+
+    return wrapper
+
+
+overwrite_option = click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace OUT if it is not empty; the old one stays until the new one is whole.",
+)

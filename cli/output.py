@@ -1,0 +1,118 @@
+"""What a command writes: results to stdout, everything else to stderr."""
+
+import dataclasses
+import json
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+def as_json(value: Any) -> Any:
+    """Return JSON-ready data: dataclasses as objects, paths as strings, NaN as null."""
+    if hasattr(value, "to_dict"):
+        return as_json(value.to_dict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def human_size(count: int) -> str:
+    """Return a number of bytes for people: "90.9 MB"."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number for people, "-" for none, "nan" for one that is not defined."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return lines with aligned columns; numbers to the right, text to the left."""
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    right = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(header))]
+    lines = []
+    for row in [cells[0], ["-" * width for width in widths], *cells[1:]]:
+        parts = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _looks_numeric(cell: str) -> bool:
+    return cell[:1].isdigit() or cell[:1] in "-+" or cell in ("", "nan")
+
+
+class _Warnings(logging.Handler):
+    """Keep the library's warnings until the command has succeeded."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@dataclasses.dataclass
+class Output:
+    """Where a command's words go.
+
+    Attributes:
+        json: One JSON object on stdout and nothing else there.
+        quiet: Nothing but the result.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    _warnings: _Warnings = dataclasses.field(default_factory=_Warnings, repr=False)
+
+    def __post_init__(self) -> None:
+        logger = logging.getLogger("mixout_export")
+        logger.propagate = False
+        logger.handlers = [self._warnings]
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether a live display makes sense."""
+        return not self.quiet and sys.stderr.isatty()
+
+    def note(self, text: str) -> None:
+        """Say something on stderr, unless asked to be quiet."""
+        if not self.quiet:
+            click.echo(text, err=True)
+
+    def result(self, result: Any, text: str) -> None:
+        """Write the command's result.
+
+        Args:
+            result: The JSON object, as a dataclass or dictionary.
+            text: The same for people.
+        """
+        for line in self._warnings.lines:
+            self.note(f"warning: {line}")
+        self._warnings.lines.clear()
+        if self.json:
+            click.echo(json.dumps(as_json(result), ensure_ascii=False))
+        else:
+            click.echo(text)

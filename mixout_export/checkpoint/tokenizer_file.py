@@ -1,0 +1,44 @@
+"""`tokenizer.json` for readers that take it as it is."""
+
+import json
+from pathlib import Path
+
+from mixout_export.checkpoint.folder import read_json
+
+_TOKENIZER = "tokenizer.json"
+
+
+def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:
+    """Take a fixed padding and truncation out of a folder's `tokenizer.json`.
+
+    Some checkpoints have "pad to 128, cut at 128" baked in. Python tokenizers override it at each
+    call; others (JavaScript, Rust, servers) honour it: every text costs 128 tokens, and what comes
+    after is lost. Padding becomes "to the longest of the batch", the cut the model's own limit.
+
+    Args:
+        folder: A folder that holds the file, or does not.
+        sequence_limit: The model's longest sequence in tokens; None where there is no limit.
+
+    Returns:
+        Whether the file was changed.
+    """
+    path = folder / _TOKENIZER
+    if not path.exists():
+        return False
+    data = read_json(path)
+    changed = False
+    padding, truncation = data.get("padding"), data.get("truncation")
+    if isinstance(padding, dict) and padding.get("strategy") != "BatchLongest":
+        padding["strategy"] = "BatchLongest"
+        changed = True
+    if isinstance(truncation, dict) and truncation.get("max_length") != sequence_limit:
+        if sequence_limit is None:
+            data["truncation"] = None
+        else:
+            truncation["max_length"] = sequence_limit
+        changed = True
+    if changed:
+        # the order of keys means something here: a vocabulary is listed by id
+        text = json.dumps(data, indent=2, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
+    return changed

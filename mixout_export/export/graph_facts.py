@@ -1,0 +1,65 @@
+"""What an ONNX file says of itself."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """What an ONNX file says of itself.
+
+    Attributes:
+        opset: Version of the standard operators.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
+        initializers: Number of initializers.
+        parameters: Number of their elements.
+        dtypes: Their dtypes, each with the number of initializers.
+        metadata: The file's metadata.
+    """
+
+    opset: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    initializers: int
+    parameters: int
+    dtypes: dict[str, int]
+    metadata: dict[str, str]
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Label names from the metadata, None where there are none."""
+        return tuple(json.loads(self.metadata.get("labels", "[]"))) or None
+
+
+def read_graph_facts(path: Path) -> GraphFacts:
+    """Read an ONNX file, or the one in a folder, without its external data.
+
+    Raises:
+        CheckpointError: It is no ONNX file.
+    """
+    file = path / LAYOUT.onnx if path.is_dir() else path
+    try:
+        model = onnx.load(file, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise CheckpointError(f"{file}: is not an ONNX file ({error}); export it again") from error
+    graph = model.graph
+    names = [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer]
+    opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    return GraphFacts(
+        opset=max(opsets, default=0),
+        inputs=tuple(value.name for value in graph.input),
+        outputs=tuple(value.name for value in graph.output),
+        initializers=len(graph.initializer),
+        parameters=sum(math.prod(tensor.dims) for tensor in graph.initializer),
+        dtypes={name: names.count(name) for name in sorted(set(names))},
+        metadata={entry.key: entry.value for entry in model.metadata_props},
+    )

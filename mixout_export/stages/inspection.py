@@ -1,0 +1,192 @@
+"""`inspect`: what a folder is, where it comes from, and how far its layers have moved."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mixout_export.checkpoint.arithmetic import as_array, is_floating
+from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
+from mixout_export.checkpoint.tensors import TensorEntry
+from mixout_export.errors import ArgumentError, CheckpointError, ParityError
+
+
+@dataclass(frozen=True)
+class LayerDistance:
+    """How far a mixed layer is from its pretrained weight.
+
+    Attributes:
+        name: The module.
+        shape: Shape of its weight.
+        distance: ‖w - u‖, the Frobenius norm.
+        relative: ‖w - u‖ / ‖u‖; infinite where u is zero and w is not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    distance: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a path holds.
+
+    Attributes:
+        path: The path.
+        kind: "huggingface", "mixout" or "onnx".
+        architecture: Class name of the model, None if unknown.
+        task: Name of the task, None for a headless model.
+        labels: Label names, None where the task has none.
+        tensors: Number of ordinary tensors.
+        parameters: Number of their elements.
+        dtypes: Their dtypes, each with the number of tensors.
+        files: File name → bytes.
+        provenance: The manifest's entries but the modules, or the graph's metadata.
+        layers: The mixed layers' distances, empty unless `kind` is "mixout".
+        distance: ‖w - u‖ over all mixed layers, None unless `kind` is "mixout".
+    """
+
+    path: Path
+    kind: str
+    architecture: str | None
+    task: str | None
+    labels: tuple[str, ...] | None
+    tensors: int
+    parameters: int
+    dtypes: dict[str, int]
+    files: dict[str, int]
+    provenance: dict[str, Any]
+    layers: tuple[LayerDistance, ...]
+    distance: float | None
+
+
+def _squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]:
+    """Return ‖w - u‖² and ‖u‖², summed in float64."""
+    if not is_floating(entry.dtype) or entry.shape != pretrained.shape:
+        raise CheckpointError(
+            f"{pretrained.file}: {pretrained.key!r} is {pretrained.dtype} of shape "
+            f"{pretrained.shape}, expected one like the weight's {entry.dtype} {entry.shape}"
+        )
+    u = as_array(pretrained).astype(np.float64).ravel()
+    difference = as_array(entry).astype(np.float64).ravel() - u
+    return float(difference @ difference), float(u @ u)
+
+
+def _relative(distance: float, norm: float) -> float:
+    if norm:
+        return distance / norm
+    return math.inf if distance else 0.0
+
+
+def _distances(folder: Folder) -> tuple[tuple[LayerDistance, ...], float | None]:
+    if folder.manifest is None:
+        return (), None
+    layers, total = [], 0.0
+    for module in folder.manifest.modules:
+        entry = folder.tensors.get(module.weight_key)
+        anchor = folder.anchors.get(module.pretrained_key)
+        if entry is None or anchor is None:
+            missing = module.weight_key if entry is None else module.pretrained_key
+            raise CheckpointError(f"{folder.path}: the tensor {missing!r} is missing; restore it")
+        moved, norm = _squares(entry, anchor)
+        distance = math.sqrt(moved)
+        layers.append(
+            LayerDistance(module.name, entry.shape, distance, _relative(distance, math.sqrt(norm)))
+        )
+        total += moved
+    return tuple(layers), math.sqrt(total)
+
+
+def _files(path: Path) -> dict[str, int]:
+    files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    return {file.name: file.stat().st_size for file in files}
+
+
+def _inspect_graph(folder: Folder) -> Inspection:
+    from mixout_export.export.graph_facts import read_graph_facts  # onnx only where it is needed
+
+    facts = read_graph_facts(folder.path)
+    architectures = folder.config.get("architectures") or [None]
+    return Inspection(
+        path=folder.path,
+        kind="onnx",
+        architecture=architectures[0],
+        task=facts.metadata.get("task") or None,
+        labels=facts.labels,
+        tensors=facts.initializers,
+        parameters=facts.parameters,
+        dtypes=facts.dtypes,
+        files=_files(folder.path),
+        provenance={"opset": facts.opset, "inputs": facts.inputs, "outputs": facts.outputs}
+        | {k: facts.metadata[k] for k in ("source_sha256", "tool_version") if k in facts.metadata},
+        layers=(),
+        distance=None,
+    )
+
+
+def inspect_path(path: Path) -> Inspection:
+    """Find out what a path holds.
+
+    Args:
+        path: A mixout checkpoint, a Hugging Face folder, an ONNX folder or an `.onnx` file.
+
+    Returns:
+        What it is. For a mixout checkpoint, how far each mixed layer has moved.
+
+    Raises:
+        CheckpointError: The path holds nothing that can be read.
+        ParityError: A mixout checkpoint's anchors do not match its manifest.
+    """
+    folder = open_folder(path)
+    if folder.kind == "onnx":
+        return _inspect_graph(folder)
+    require_weights(folder)
+    entries = folder.tensors.values()
+    if folder.manifest is not None:
+        try:
+            folder.check_anchors()
+        except CheckpointError as error:
+            raise ParityError(str(error)) from error
+    layers, distance = _distances(folder)
+    provenance: dict[str, Any] = {}
+    if folder.manifest is not None:
+        provenance = folder.manifest.to_dict()
+        provenance.pop("modules")
+    dtypes = [entry.dtype for entry in entries]
+    architectures = folder.config.get("architectures") or [None]
+    return Inspection(
+        path=path,
+        kind=folder.kind,
+        architecture=architectures[0],
+        task=None if folder.task is None else folder.task.name,
+        labels=folder.labels,
+        tensors=len(dtypes),
+        parameters=sum(math.prod(entry.shape) for entry in entries),
+        dtypes={name: dtypes.count(name) for name in sorted(set(dtypes))},
+        files=_files(path),
+        provenance=provenance,
+        layers=layers,
+        distance=distance,
+    )
+
+
+def plot_distances(inspection: Inspection, path: Path) -> None:
+    """Draw each mixed layer's relative distance as a bar.
+
+    Args:
+        inspection: Of a mixout checkpoint.
+        path: The picture to write; its suffix tells the format (png, svg, pdf).
+
+    Raises:
+        ArgumentError: The folder has no mixed layers, or the suffix is no picture format.
+    """
+    from mixout_export.stages.pictures import draw_distances  # matplotlib only where it is needed
+
+    if not inspection.layers:
+        raise ArgumentError(
+            f"plot: {inspection.path} is no mixout checkpoint, so there are no distances to draw"
+        )
+    draw_distances(inspection.layers, path)

@@ -1,0 +1,1 @@
+"""Finetuning: reading data, batches, the loop, and what it leaves behind."""

@@ -1,0 +1,117 @@
+"""Every setting of a training run, explained once."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mixout_export.config import check_probability
+from mixout_export.errors import ArgumentError
+
+SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
+DECAY_TARGETS = ("zero", "pretrained")
+SELECTIONS = ("best", "last")
+TRACKERS = ("tensorboard", "wandb", "trackio")
+ANCHOR_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Settings of a training run.
+
+    Attributes:
+        metric: Metric that ranks checkpoints; None takes the task's.
+        epochs: Passes over the training data, fractions allowed.
+        max_steps: Updates after which to stop, whatever `epochs` says; None for no limit.
+        batch_size: Examples per device and forward pass.
+        lr: Peak learning rate.
+        warmup_ratio: Share of all updates in which the learning rate rises, in [0, 1].
+        scheduler: How the learning rate falls after that.
+        weight_decay: λ of the decay, decoupled as in AdamW, per update multiplied by the rate.
+        decay_toward: "zero", or "pretrained": w ← w - lr·λ·(w - u) for every parameter that came
+            from the base. What is fresh always decays toward zero.
+        head_weight_decay: λ of what did not come from the base; None takes `weight_decay`.
+        max_length: Longest sequence in tokens; what is longer is cut.
+        max_grad_norm: Gradients are scaled to at most this norm; 0 does not clip.
+        gradient_accumulation: Forward passes per update. Each draws its own masks.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        precision: "fp32", or "bf16" and "fp16" by autocast over fp32 weights.
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
+        anchor_dtype: Dtype of the anchors in memory; None keeps the weights'.
+        seed: Seed of data order, masks and dropout.
+        eval_every: Updates between evaluations; None evaluates after each epoch.
+        save_every: Updates between checkpoints; None saves after each epoch.
+        keep: How many checkpoints stay while training.
+        early_stopping: Stop when `patience` evaluations in a row were no better.
+        patience: See `early_stopping`.
+        select: "best" or "last" checkpoint becomes the result; None takes the best if there is
+            evaluation data. The untrained model is never a candidate.
+        tracker: "tensorboard", "wandb" or "trackio"; None for none.
+        p: Mix probability instead of the prepared one; None keeps it.
+        log_every: Updates between records of loss and rate.
+    """
+
+    metric: str | None = None
+    epochs: float = 3.0
+    max_steps: int | None = None
+    batch_size: int = 32
+    lr: float = 2e-5
+    warmup_ratio: float = 0.1
+    scheduler: str = "linear"
+    weight_decay: float = 0.01
+    decay_toward: str = "zero"
+    head_weight_decay: float | None = None
+    max_length: int | None = None
+    max_grad_norm: float = 1.0
+    gradient_accumulation: int = 1
+    gradient_checkpointing: bool = False
+    precision: str = "fp32"
+    device: str | None = None
+    anchor_dtype: str | None = None
+    seed: int = 0
+    eval_every: int | None = None
+    save_every: int | None = None
+    keep: int = 2
+    early_stopping: bool = False
+    patience: int = 3
+    select: str | None = None
+    tracker: str | None = None
+    p: float | None = None
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        for name, value, allowed in (
+            ("scheduler", self.scheduler, SCHEDULERS),
+            ("precision", self.precision, tuple(PRECISIONS)),
+            ("decay-toward", self.decay_toward, DECAY_TARGETS),
+            ("select", self.select, (None, *SELECTIONS)),
+            ("tracker", self.tracker, (None, *TRACKERS)),
+            ("anchor-dtype", self.anchor_dtype, (None, *ANCHOR_DTYPES)),
+        ):
+            if value not in allowed:
+                names = ", ".join(str(a) for a in allowed if a is not None)
+                raise ArgumentError(f"{name}: got {value!r}, expected one of {names}")
+        if self.p is not None:
+            check_probability(self.p)
+
+    def _check_numbers(self) -> None:
+        positive = ("epochs", "batch_size", "gradient_accumulation", "keep", "patience")
+        optional = ("max_steps", "eval_every", "save_every", "max_length")
+        for name in (*positive, *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not value > 0:
+                raise ArgumentError(f"{name.replace('_', '-')}: got {value}, expected more than 0")
+        for name in ("lr", "weight_decay", "max_grad_norm", "head_weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0.0 <= value < float("inf"):
+                raise ArgumentError(
+                    f"{name.replace('_', '-')}: got {value}, expected a finite number, 0 or more"
+                )
+        if not 0.0 <= self.warmup_ratio <= 1.0:
+            raise ArgumentError(f"warmup-ratio: got {self.warmup_ratio}, expected one in [0, 1]")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return asdict(self)

@@ -1,0 +1,118 @@
+"""Checkpoints of a run in progress, from which it can go on exactly."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixout_export.checkpoint.companions import link_or_copy
+
+_STATE = "trainer_state.pt"
+_PREFIX = "step-"
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the state of the generators that masks and dropout are drawn from."""
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_rng(state: dict[str, Any]) -> None:
+    """Set the generators to a state that `rng_state` returned."""
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@dataclass(frozen=True)
+class Snapshots:
+    """The checkpoints below a run's folder, and its best model so far.
+
+    Attributes:
+        root: The run's folder, `OUT.partial`.
+        keep: How many checkpoints stay.
+    """
+
+    root: Path
+    keep: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.root / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Where the best model lies."""
+        return self.root / "best"
+
+    def paths(self) -> list[Path]:
+        """Return the complete checkpoints, oldest first."""
+        if not self.folder.exists():
+            return []
+        found = [p for p in self.folder.iterdir() if p.name[len(_PREFIX) :].isdigit()]
+        return sorted(found, key=lambda path: path.name)
+
+    def write(self, step: int, write_model: Callable[[Path], None], state: dict[str, Any]) -> Path:
+        """Write a checkpoint that appears complete or not at all, then drop the oldest.
+
+        Args:
+            step: Number of updates done.
+            write_model: Writes the mixout checkpoint into a folder.
+            state: Everything else the run needs to go on.
+        """
+        path = self.folder / f"{_PREFIX}{step:08d}"
+
+        def fill(directory: Path) -> None:
+            write_model(directory)
+            torch.save(state, directory / _STATE)
+
+        replace_folder(path, fill)
+        for old in self.paths()[: -self.keep]:
+            shutil.rmtree(old)
+        return path
+
+    def write_best(self, write_model: Callable[[Path], None]) -> None:
+        """Replace the best model."""
+        replace_folder(self.best, write_model)
+
+    def latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the newest checkpoint and its state, None if there is none."""
+        paths = self.paths()
+        if not paths:
+            return None
+        return paths[-1], torch.load(paths[-1] / _STATE, weights_only=True)
+
+    def promote(self, chosen: Path) -> None:
+        """Put the files of the chosen model into the run's folder."""
+        for file in chosen.iterdir():
+            if file.name == _STATE:
+                continue
+            target = self.root / file.name
+            target.unlink(missing_ok=True)
+            link_or_copy(file, target)
+
+    def clear(self) -> None:
+        """Remove the checkpoints and the best model, whose files `promote` has linked."""
+        for folder in (self.folder, self.best):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a new folder beside `path`, then put it in its place."""
+    fresh = path.with_name(path.name + ".new")
+    old = path.with_name(path.name + ".old")
+    for leftover in (fresh, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    fill(fresh)
+    if path.exists():
+        os.rename(path, old)
+    os.rename(fresh, path)
+    shutil.rmtree(old, ignore_errors=True)
