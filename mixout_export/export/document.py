@@ -1,4 +1,4 @@
-"""Turn a captured graph into a file: no machine's traces, its provenance, the same bytes each time."""
+"""Turn a captured graph into a file: no traces of the machine, the provenance, the same bytes."""
 
 import json
 from collections.abc import Sequence

@@ -11,7 +11,10 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.errors import ExportError
+from mixout_export.errors import ArgumentError, ExportError
+
+#: Operator sets that can be written.
+OPSETS = range(18, 24)
 
 #: Shape of the example the graph is captured with: primes, so that no other size equals them.
 EXAMPLE_BATCH, EXAMPLE_CHOICES, EXAMPLE_LENGTH = 3, 5, 11
@@ -92,12 +95,23 @@ def _axes(interface: ModelInterface) -> dict[int, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of the innermost cause that says something."""
+    """Return what the innermost cause says, as one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    lines = [line.strip(" -.") for line in str(cause).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Constraints violated"):
+        lines = lines[1:]
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+
+
+def _remedy(interface: ModelInterface) -> str:
+    if interface.pad_token_id is not None:
+        return ""
+    return (
+        "; config.json has no pad_token_id, which a decoder's classifier needs for batches: set "
+        "it, to the eos_token_id for instance"
+    )
 
 
 def _modules_by_node(model: ir.Model) -> dict[str, str]:
@@ -131,6 +145,16 @@ def _rename(model: ir.Model, interface: ModelInterface) -> None:
             )
 
 
+def check_opset(opset: int) -> None:
+    """Refuse an operator set that the exporter cannot write.
+
+    Raises:
+        ArgumentError: It is outside `OPSETS`.
+    """
+    if opset not in OPSETS:
+        raise ArgumentError(f"opset: got {opset!r}, expected {OPSETS.start} to {OPSETS.stop - 1}")
+
+
 def export_graph(
     model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
 ) -> ExportedGraph:
@@ -142,20 +166,28 @@ def export_graph(
         opset: ONNX operator set version.
 
     Raises:
+        ArgumentError: The opset is not supported.
         ExportError: The model cannot be captured, or an operator has no ONNX counterpart.
     """
+    check_opset(opset)
     positional = _PositionalModel(model, interface).eval()
     example = _example(interface)
     axes = _axes(interface)
     with quiet_libraries(), torch.no_grad():
         try:
             program = torch.export.export(
-                positional, example, dynamic_shapes=(tuple(axes for _ in example),), strict=False
+                positional,
+                example,
+                dynamic_shapes=(tuple(axes for _ in example),),
+                strict=False,
+                # a guard like "sequence - 1 != 1" would forbid lengths that the graph can run;
+                # whether it runs them right is for the comparison to say
+                prefer_deferred_runtime_asserts_over_guards=True,
             )
         except _CAPTURE_ERRORS as error:
             raise ExportError(
                 f"{type(model).__name__}: cannot be captured with dynamic batch and sequence "
-                f"({_reason(error)})"
+                f"({_reason(error)}){_remedy(interface)}"
             ) from error
         try:
             exported = torch.onnx.export(

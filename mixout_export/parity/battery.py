@@ -17,10 +17,10 @@ from mixout_export.errors import ArgumentError
 Ids = npt.NDArray[np.int64]
 
 #: Tokens in one batch, which bounds the memory of a run.
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH = 2048
 
 #: Length of the rows that carry the vocabulary: short rows spend little on attention.
-VOCABULARY_ROW = 64
+VOCABULARY_ROW = 32
 
 #: Most vocabulary ids the coverage set holds; a larger vocabulary is sampled, its ends included.
 VOCABULARY_BUDGET = 65_536
@@ -109,7 +109,8 @@ class _Maker:
         count = self.interface.segments
         cuts = np.sort(self.random.integers(0, length + 1, size=(rows, count - 1)), axis=1)
         positions = np.arange(length)[None, :, None]
-        return (positions >= cuts[:, None, :]).sum(axis=2).astype(np.int64)
+        segments: Ids = (positions >= cuts[:, None, :]).sum(axis=2).astype(np.int64)
+        return segments
 
     def batch(
         self, name: str, ids: Ids, *, mask: Ids | None = None, segments: Ids | None = None
@@ -136,7 +137,7 @@ class _Maker:
 
 
 def _vocabulary(maker: _Maker, budget: int) -> Ids:
-    """Return the ids to cover, shuffled: all, or both ends and a sample where there are too many."""
+    """Return the ids to cover, shuffled: all, or both ends and a sample of too many."""
     size = maker.interface.vocabulary_size
     if size <= budget:
         ids = np.arange(size, dtype=np.int64)

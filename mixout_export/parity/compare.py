@@ -83,17 +83,33 @@ class OutputDifference:
 class OutputComparison:
     """Gathers one output's differences over the batches of a battery."""
 
-    def __init__(self, name: str, tolerance: Tolerance, decision: Decision | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        tolerance: Tolerance,
+        *,
+        decision: Decision | None = None,
+        per_token: bool = False,
+    ) -> None:
+        """Start with nothing compared.
+
+        Args:
+            name: The output's name.
+            tolerance: What values are judged by.
+            decision: How the output becomes a decision.
+            per_token: Whether it has a value for each token: then those of padding, which mean
+                nothing, are left out.
+        """
         self.name = name
         self.tolerance = tolerance
         self.decision = decision
+        self.per_token = per_token
         self._max_abs = -1.0
         self._sum_abs = 0.0
         self._max_relative = 0.0
         self._elements = self._exceeding = self._not_a_number = 0
         self._decisions = self._flips = 0
-        self._worst = ("", ())
-        self._worst: tuple[str, tuple[int, ...]]
+        self._worst: tuple[str, tuple[int, ...]] = ("", ())
         self._problem = ""
 
     def add(self, batch: Batch, reference: Array, candidate: Array) -> None:
@@ -106,6 +122,10 @@ class OutputComparison:
             return
         reference = reference.astype(np.float64)
         candidate = candidate.astype(np.float64)
+        real = self._real_tokens(batch)
+        self._add_decisions(reference, candidate, real)
+        if real is not None:
+            reference, candidate = reference[real], candidate[real]
         difference = self._difference(reference, candidate)
         nan = np.isnan(difference)
         finite = np.where(nan, np.inf, difference)
@@ -119,7 +139,14 @@ class OutputComparison:
         worst = float(finite.max(initial=0.0))
         if worst > self._max_abs:
             self._max_abs, self._worst = worst, (batch.name, batch.shape)
-        self._add_decisions(reference, candidate)
+
+    def _real_tokens(self, batch: Batch) -> npt.NDArray[np.bool_] | None:
+        """Return which tokens are not padding, bool `(batch, sequence)`; None if all count."""
+        mask = batch.inputs.get("attention_mask")
+        if not self.per_token or mask is None or mask.all():
+            return None
+        real: npt.NDArray[np.bool_] = mask != 0
+        return real
 
     @staticmethod
     def _difference(reference: Array, candidate: Array) -> Array:
@@ -135,9 +162,15 @@ class OutputComparison:
             relative = float((difference[beyond] / np.abs(reference[beyond])).max())
             self._max_relative = max(self._max_relative, relative)
 
-    def _add_decisions(self, reference: Array, candidate: Array) -> None:
+    def _add_decisions(
+        self, reference: Array, candidate: Array, real: npt.NDArray[np.bool_] | None
+    ) -> None:
         if self.decision is None:
             return
+        if real is not None and reference.ndim == real.ndim:  # which token is decided
+            reference, candidate = (np.where(real, x, -np.inf) for x in (reference, candidate))
+        elif real is not None:
+            reference, candidate = reference[real], candidate[real]
         if self.decision == "argmax":
             ours, theirs = reference.argmax(axis=-1), candidate.argmax(axis=-1)
         else:
@@ -168,6 +201,15 @@ def decision_of(task: str | None, output: str) -> Decision | None:
     if task is None or task == "regression" or output == "last_hidden_state":
         return None
     return "sign" if task == "multi-label" else "argmax"
+
+
+def is_per_token(task: str | None, output: str) -> bool:
+    """Tell whether an output has a value for each token of the input."""
+    return output in ("last_hidden_state", "start_logits", "end_logits") or task in (
+        "token-classification",
+        "masked-lm",
+        "causal-lm",
+    )
 
 
 def compare_outputs(

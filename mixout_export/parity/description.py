@@ -11,9 +11,9 @@ from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject
 
 def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterface:
     """Describe a graph that records nothing by the other side, or by the folder around it."""
-    names = {"inputs": graph.session.inputs, "outputs": graph.session.outputs}
+    inputs, outputs = graph.session.inputs, graph.session.outputs
     if other is not None:
-        return replace(other, **names)
+        return replace(other, inputs=inputs, outputs=outputs)
     config = graph.folder.config
     if "vocab_size" not in config:
         raise CheckpointError(
@@ -21,7 +21,8 @@ def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterfac
             f"vocabulary is; put the checkpoint's {LAYOUT.config} beside it"
         )
     return ModelInterface(
-        **names,
+        inputs=inputs,
+        outputs=outputs,
         vocabulary_size=config["vocab_size"],
         sequence_limit=config.get("max_position_embeddings"),
         segments=config.get("type_vocab_size") or 1,

@@ -6,13 +6,13 @@ hash of its values, as they are, transposed, or rounded to a dtype that the grap
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from mixout_export.checkpoint.model import tensor_of
@@ -39,7 +39,7 @@ def _hash(raw: bytes | memoryview) -> str:
 
 
 def _hash_tensor(tensor: Tensor) -> str:
-    return _hash(memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy()))
+    return _hash(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 class GraphConstants:
@@ -60,7 +60,7 @@ class GraphConstants:
                 self.names.setdefault(_hash(tensor.tobytes()), []).append(name)
                 if tensor.dtype in _GRAPH_DTYPES:
                     self.sizes[name] = tensor.size
-        except (OSError, DecodeError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: the graph's weights cannot be read ({error}); export it again"
             ) from error
@@ -103,6 +103,23 @@ def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, str] | No
     return ("zero", "") if not stored.any() else None
 
 
+def _second_forms(
+    tensors: Mapping[str, TensorEntry], constants: GraphConstants, extra: Set[str]
+) -> set[str]:
+    """Return which unexplained constants are the transpose of a tensor that was found directly.
+
+    An output embedding tied to the input's lies in the graph both ways.
+    """
+    sizes = {constants.sizes[name] for name in extra}
+    explained: set[str] = set()
+    for entry in tensors.values():
+        if len(entry.shape) == 2 and math.prod(entry.shape) in sizes:
+            stored = tensor_of(entry)
+            for dtype in constants.float_dtypes:
+                explained.update(constants.names.get(_hash_tensor(stored.to(dtype).T), ()))
+    return explained
+
+
 def audit_graph(
     tensors: Mapping[str, TensorEntry],
     graph: Path,
@@ -143,17 +160,18 @@ def audit_graph(
         for key in absent
         if key not in ignored
     ]
-    extra = sorted(
+    extra = {
         name
         for name, size in constants.sizes.items()
         if name not in used and size >= _SMALL_CONSTANT
-    )
+    }
+    extra -= _second_forms(tensors, constants, extra)
     return WeightAudit(
         total=len(tensors),
         counts=dict(sorted(counts.items())),
         problems=tuple(problems),
         ignored=dict(sorted(ignored.items())),
-        extra=tuple(extra),
+        extra=tuple(sorted(extra)),
     )
 
 

@@ -114,6 +114,8 @@ class OnnxRunner:
             raise CheckpointError(f"{path}: no such file; check the path")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
+        # threads that wait by spinning take the cores from PyTorch, which runs in turn
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.path = path
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[provider])

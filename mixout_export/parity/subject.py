@@ -185,7 +185,7 @@ def unused_parameters(subject: TorchSubject) -> Set[str]:
     """Return the keys of parameters that no output depends on, found by differentiating once."""
     model, interface = subject.model, subject.interface
     ids = torch.zeros((1, 2, 2) if interface.choices else (1, 2), dtype=torch.int64)
-    made = {name: ids for name in interface.inputs} | {"attention_mask": torch.ones_like(ids)}
+    made = dict.fromkeys(interface.inputs, ids) | {"attention_mask": torch.ones_like(ids)}
     with torch.enable_grad():
         outputs = model(**{name: made[name] for name in interface.inputs}, return_dict=True)
         total = torch.stack([outputs[name].sum() for name in interface.outputs]).sum()

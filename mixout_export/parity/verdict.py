@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 
-from mixout_export.checkpoint.interface import HEADLESS_OUTPUTS, ModelInterface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Batch, Battery, build_battery
 from mixout_export.parity.compare import (
@@ -13,6 +12,7 @@ from mixout_export.parity.compare import (
     Tolerance,
     compare_outputs,
     decision_of,
+    is_per_token,
 )
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
@@ -67,7 +67,12 @@ def _run(
     task: str | None,
 ) -> tuple[OutputDifference, ...]:
     comparisons = {
-        name: OutputComparison(name, tolerance, decision_of(task, name))
+        name: OutputComparison(
+            name,
+            tolerance,
+            decision=decision_of(task, name),
+            per_token=is_per_token(task, name),
+        )
         for name in reference.outputs
     }
     for batch in battery.batches:
