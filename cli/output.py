@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ def _looks_numeric(cell: str) -> bool:
     return cell[:1].isdigit() or cell[:1] in "-+" or cell in ("", "nan")
 
 
+def _is_main_process() -> bool:
+    """Tell whether this process speaks, of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class _Warnings(logging.Handler):
     """Keep the library's warnings until the command has succeeded."""
 
@@ -95,11 +101,11 @@ class Output:
     @property
     def shows_progress(self) -> bool:
         """Whether a live display makes sense."""
-        return not self.quiet and sys.stderr.isatty()
+        return not self.quiet and sys.stderr.isatty() and _is_main_process()
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless asked to be quiet."""
-        if not self.quiet:
+        if not self.quiet and _is_main_process():
             click.echo(text, err=True)
 
     def result(self, result: Any, text: str) -> None:
@@ -112,6 +118,8 @@ class Output:
         for line in self._warnings.lines:
             self.note(f"warning: {line}")
         self._warnings.lines.clear()
+        if not _is_main_process():
+            return
         if self.json:
             click.echo(json.dumps(as_json(result), ensure_ascii=False))
         else:

@@ -290,6 +290,19 @@ def require_manifest(folder: Folder) -> Manifest:
     return folder.manifest
 
 
+def require_task(folder: Folder) -> Task:
+    """Return the task of the folder's head.
+
+    Raises:
+        CheckpointError: It has no head.
+    """
+    if folder.task is None:
+        raise CheckpointError(
+            f"{folder.path}: has no head, expected one; run prepare on it with --task"
+        )
+    return folder.task
+
+
 def require_weights(folder: Folder) -> Folder:
     """Return the folder if it has safetensors weights.
 
@@ -316,6 +329,7 @@ __all__ = [
     "open_folder",
     "read_json",
     "require_manifest",
+    "require_task",
     "require_weights",
     "weight_key",
     "write_json",

@@ -23,6 +23,11 @@ def _with_suffix(out: Path, suffix: str) -> Path:
     return out.with_name(out.name + suffix)
 
 
+def partial_path(out: Path) -> Path:
+    """Return where the work in progress of `out` lies."""
+    return _with_suffix(out, LAYOUT.partial_suffix)
+
+
 @dataclass
 class OutputFolder:
     """A folder being written at `OUT.partial`, to be renamed to `OUT` once it is whole.
@@ -156,7 +161,7 @@ def output_folder(
     """
     check_destination(out, sources, overwrite=overwrite)
     previous = _with_suffix(out, LAYOUT.previous_suffix)
-    partial = _with_suffix(out, LAYOUT.partial_suffix)
+    partial = partial_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if previous.exists() and not out.exists():  # a run died between its two renames

@@ -19,8 +19,7 @@ _TEXT = """---
 
 # {name}
 
-{base} finetuned for {task} with {strategy} by [mixout-export](https://pypi.org/project/mixout-export)
-{version}.
+{base} finetuned for {task} with {strategy} by mixout-export {version}.
 
 {results}
 ## How it was trained

@@ -8,6 +8,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 _TRAIN, _EVAL, _CHOSEN = "#4477aa", "#cc6677", "#228833"
 
@@ -20,6 +21,7 @@ def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], lis
 def _style(axes: Axes, title: str) -> None:
     axes.set_title(title, loc="left", fontsize=11)
     axes.set_xlabel("updates")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.output import partial_path
 from mixout_export.errors import ArgumentError
 from mixout_export.training.options import PRECISIONS, TrainOptions
 
@@ -44,8 +44,8 @@ def make_accelerator(options: TrainOptions, *, project: Path) -> Accelerator:
         raise ArgumentError(
             f"tracker: {options.tracker} is not installed; pip install {options.tracker}"
         )
-    if options.device not in (None, "cpu"):
-        os.environ["ACCELERATE_TORCH_DEVICE"] = options.device  # type: ignore[assignment]
+    if options.device is not None and options.device != "cpu":
+        os.environ["ACCELERATE_TORCH_DEVICE"] = options.device
     cpu = options.device == "cpu"
     on_gpu = not cpu and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if options.precision == "fp16" and not on_gpu:
@@ -54,7 +54,7 @@ def make_accelerator(options: TrainOptions, *, project: Path) -> Accelerator:
         cpu=cpu,
         mixed_precision=PRECISIONS[options.precision],
         log_with=options.tracker,
-        project_dir=project.with_name(project.name + LAYOUT.partial_suffix),
+        project_dir=partial_path(project),
     )
     if options.tracker is not None:
         accelerator.init_trackers(project.name)

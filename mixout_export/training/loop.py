@@ -206,7 +206,7 @@ class Finetuning:
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
         overflow = self.options.precision == "fp16" and not math.isfinite(float(norm))
         if not overflow:  # the scaler skips such an update and lowers its scale
-            self.decay.apply(self.scheduler.get_last_lr()[0])
+            self.decay.apply(float(self.scheduler.get_last_lr()[0]))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
@@ -240,7 +240,7 @@ class Finetuning:
             self._record(
                 {
                     **window.summary(self.options.max_grad_norm),
-                    "lr": self.scheduler.get_last_lr()[0],
+                    "lr": float(self.scheduler.get_last_lr()[0]),
                 }
             )
 

@@ -1,0 +1,169 @@
+"""The data of a run: from files to encoded examples."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mixout_export.checkpoint.folder import Folder
+from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
+from mixout_export.checkpoint.model import load_tokenizer
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.tasks import Task
+from mixout_export.training.batches import EncodedExamples, encode
+from mixout_export.training.columns import find_columns
+from mixout_export.training.labels import encode_labels, text_values
+from mixout_export.training.tables import Table, read_table
+
+_DEFAULT_MAX_LENGTH = 128
+_TRAINABLE = ("text-classification", "regression")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Where the data lie and which columns to read.
+
+    Attributes:
+        train_file: Training data: csv, tsv, jsonl or parquet, each also .gz.
+        eval_file: Evaluation data, None for none.
+        dataset: Name of a data set of the hub instead of files.
+        text_column: Column of the text; None finds it by the usual names.
+        text_pair_column: Column of the second text; None finds it.
+        label_column: Column of the label; None finds it.
+    """
+
+    train_file: Path | None = None
+    eval_file: Path | None = None
+    dataset: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+
+    def files(self) -> list[Path]:
+        """Return the files to read."""
+        return [file for file in (self.train_file, self.eval_file) if file is not None]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Encoded examples and where they come from.
+
+    Attributes:
+        train: Training examples.
+        evaluation: Evaluation examples, None without.
+        name: What to call the data.
+        sha256: File name → SHA-256 of each file.
+    """
+
+    train: EncodedExamples
+    evaluation: EncodedExamples | None
+    name: str
+    sha256: dict[str, str]
+
+
+def _tables(data: DataOptions) -> tuple[Table, Table | None, str, dict[str, str]]:
+    if (data.train_file is None) == (data.dataset is None):
+        raise ArgumentError("data: give either --train-file or --dataset")
+    if data.dataset is not None:
+        from mixout_export.training.hub import read_hub_dataset
+
+        train, evaluation = read_hub_dataset(data.dataset)
+        return train, evaluation, data.dataset, {}
+    files = data.files()
+    tables = [read_table(file) for file in files]
+    digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    evaluation = tables[1] if len(tables) > 1 else None
+    return tables[0], evaluation, _data_name(files[0]), digests
+
+
+def _data_name(file: Path) -> str:
+    """Return what to call the data: the file's name, or its folder's where that says nothing."""
+    stem = file.name.split(".")[0]
+    folder = file.resolve().parent.name
+    return folder if stem.lower() in ("train", "training", "data") and folder else stem
+
+
+def _max_length(requested: int | None, limit: int | None) -> int:
+    if requested is None:
+        return min(_DEFAULT_MAX_LENGTH, limit or _DEFAULT_MAX_LENGTH)
+    if limit is not None and requested > limit:
+        raise ArgumentError(
+            f"max-length: got {requested}, the model takes at most {limit} tokens; lower it"
+        )
+    return requested
+
+
+def _encode_table(
+    table: Table,
+    data: DataOptions,
+    folder: Folder,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    inputs: Sequence[str],
+    max_length: int,
+) -> EncodedExamples:
+    columns = find_columns(
+        table,
+        text_column=data.text_column,
+        text_pair_column=data.text_pair_column,
+        label_column=data.label_column,
+    )
+    return encode(
+        tokenizer,
+        text_values(table, columns.text),
+        None if columns.text_pair is None else text_values(table, columns.text_pair),
+        encode_labels(table, columns.label, task, folder.labels),
+        inputs=inputs,
+        max_length=max_length,
+    )
+
+
+def load_training_data(
+    folder: Folder, model: PreTrainedModel, data: DataOptions, *, max_length: int | None
+) -> TrainingData:
+    """Read, check and encode the data of a run.
+
+    Args:
+        folder: The prepared checkpoint.
+        model: Its model, which gets a padding id here if it has none.
+        data: Where the data lie.
+        max_length: Longest sequence in tokens; None takes 128 or the model's limit.
+
+    Raises:
+        ArgumentError: The task cannot be trained here, or `max_length` is above the model's limit.
+        CheckpointError: The checkpoint has no tokenizer.
+        DataError: The data cannot be read or do not fit.
+    """
+    task = folder.task
+    if task is None or task.name not in _TRAINABLE:
+        name = None if task is None else task.name
+        raise ArgumentError(
+            f"{folder.path}: was prepared for {name}, train serves {' and '.join(_TRAINABLE)}; "
+            "train it in a loop of your own with load_mixout and save_mixout"
+        )
+    train, evaluation, name, digests = _tables(data)
+    tokenizer = load_tokenizer(folder.path)
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{folder.path}: has no tokenizer files, expected them to read text; copy the base's"
+        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders come without one
+    settle_pad_token(model, tokenizer)
+    interface = describe_interface(model, task, tokenizer)
+    encoder = partial(
+        _encode_table,
+        data=data,
+        folder=folder,
+        task=task,
+        tokenizer=tokenizer,
+        inputs=interface.inputs,
+        max_length=_max_length(max_length, interface.sequence_limit),
+    )
+    return TrainingData(
+        encoder(train), None if evaluation is None else encoder(evaluation), name, digests
+    )

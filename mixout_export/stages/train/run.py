@@ -1,0 +1,302 @@
+"""A run from a prepared to a trained checkpoint."""
+
+import contextlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mixout_export.checkpoint.folder import (
+    Folder,
+    open_folder,
+    read_json,
+    require_manifest,
+    require_task,
+    weight_key,
+    write_json,
+)
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.model import load_mixout, tensor_of, write_mixout
+from mixout_export.checkpoint.output import (
+    OutputFolder,
+    check_destination,
+    output_folder,
+    partial_path,
+)
+from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
+from mixout_export.stages.train.settings import check_settings, run_settings
+from mixout_export.surgery import mixout_layers
+from mixout_export.training.card import CardFacts, write_card
+from mixout_export.training.curves import write_curves
+from mixout_export.training.device import make_accelerator, release_accelerator
+from mixout_export.training.loop import Finetuning, Outcome
+from mixout_export.training.metrics import default_metric
+from mixout_export.training.options import TrainOptions
+from mixout_export.training.records import MetricsLog, Observer, Silent
+from mixout_export.training.snapshots import Snapshots
+from mixout_export.version import __version__
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did.
+
+    Attributes:
+        out: The trained mixout checkpoint.
+        metric: Name of the metric that ranked checkpoints.
+        metrics: The result's evaluation, empty without evaluation data.
+        metrics_before: The untrained model's.
+        steps: Updates done.
+        chosen_step: Update whose model is the result.
+        stopped_early: Whether early stopping ended the run.
+        seconds: Wall-clock seconds of this process's part of the run.
+        already_complete: Whether `out` was complete before, so that nothing was done.
+    """
+
+    out: Path
+    metric: str
+    metrics: dict[str, float]
+    metrics_before: dict[str, float]
+    steps: int
+    chosen_step: int
+    stopped_early: bool
+    seconds: float
+    already_complete: bool = False
+
+
+def _parameter_anchors(folder: Folder, model: PreTrainedModel) -> dict[str, Tensor]:
+    names = {name for name, _ in model.named_parameters()}
+    values = {weight_key(key): entry for key, entry in folder.anchors.items()}
+    foreign = sorted(set(values) - names)
+    if foreign or not folder.pretrained_paths:
+        what = repr(foreign[0]) if foreign else "those of the unmixed parameters"
+        raise CheckpointError(
+            f"{folder.path}: decay toward the pretrained weights needs the pretrained value of "
+            f"every parameter, and {what} cannot be matched; use --decay-toward zero"
+        )
+    return {name: tensor_of(entry) for name, entry in values.items()}
+
+
+def _ready_model(folder: Folder, options: TrainOptions) -> PreTrainedModel:
+    model = load_mixout(folder.path)
+    model.float()  # type: ignore[no-untyped-call]
+    for layer in mixout_layers(model).values():
+        if options.p is not None:
+            layer.p = options.p
+        if options.anchor_dtype is not None:
+            dtype = _DTYPES[options.anchor_dtype]
+            layer.pretrained_weight = layer.pretrained_weight.to(dtype)
+    if options.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ArgumentError(
+                f"gradient-checkpointing: {type(model).__name__} does not support it; leave it out"
+            )
+        model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+    return model
+
+
+def _refuse_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:
+    partial = partial_path(out)
+    if Snapshots(partial, 1).paths() and not (resume or overwrite):
+        raise OutputError(
+            f"{partial}: holds an unfinished run; give --resume to go on with it, or --overwrite "
+            "to start afresh"
+        )
+
+
+def _completed(out: Path) -> TrainResult | None:
+    """Return the result of a run that is complete, None if there is none at `out`."""
+    return _result_in(out / LAYOUT.training, out)
+
+
+def _result_in(path: Path, out: Path) -> TrainResult | None:
+    """Return the result that a run's record holds, None if it has no end yet."""
+    result = read_json(path).get("result") if path.exists() else None
+    return None if result is None else TrainResult(out=out, already_complete=True, **result)
+
+
+def train_checkpoint(
+    prepared: Path,
+    out: Path,
+    data: DataOptions,
+    options: TrainOptions | None = None,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> TrainResult:
+    """Finetune a mixout checkpoint.
+
+    Work in progress lies in `OUT.partial`, which stays when the run is interrupted. A resumed run
+    ends with exactly the weights and metrics of one that never stopped.
+
+    Args:
+        prepared: A mixout checkpoint.
+        out: The folder to write, which appears when the run is complete.
+        data: Where the data lie.
+        options: Settings; the defaults of `TrainOptions` if None.
+        overwrite: Whether a non-empty `out`, or an unfinished run, may be replaced.
+        resume: Go on with an unfinished run; afresh if there is none; nothing if it is complete.
+        observer: Who watches.
+
+    Returns:
+        What came of it.
+
+    Raises:
+        ArgumentError: Settings are out of their domain or contradict those of the run to resume.
+        CheckpointError: `prepared` cannot be loaded.
+        DataError: The data cannot be read or do not fit.
+        TrainingError: The loss became NaN; the last good checkpoint is kept.
+        OutputError: `out` cannot be written.
+    """
+    options = options if options is not None else TrainOptions()
+    done = _completed(out) if resume and not overwrite else None
+    if done is not None:
+        return done
+    sources = [prepared, *data.files()]
+    check_destination(out, sources, overwrite=overwrite)
+    _refuse_unfinished(out, resume=resume, overwrite=overwrite)
+    started = time.monotonic()
+    folder = open_folder(prepared)
+    accelerator = make_accelerator(options, project=out)
+    try:
+        model = _ready_model(folder, options)
+        encoded = load_training_data(folder, model, data, max_length=options.max_length)
+        metric = default_metric(require_task(folder), options.metric)
+        _check_evaluation(options, encoded)
+        writing = (
+            output_folder(out, sources, overwrite=overwrite, resume=resume, keep_partial=True)
+            if accelerator.is_main_process
+            else contextlib.nullcontext(OutputFolder(out, partial_path(out)))
+        )
+        with writing as target:
+            run = _Run(target.partial, folder, model, encoded, metric, options)
+            result = run.train(accelerator, observer or Silent(), started=started)
+        accelerator.end_training()
+        return result
+    finally:
+        release_accelerator()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run inside its folder, `OUT.partial`."""
+
+    partial: Path
+    folder: Folder
+    model: PreTrainedModel
+    data: TrainingData
+    metric: str
+    options: TrainOptions
+
+    @property
+    def record_path(self) -> Path:
+        return self.partial / LAYOUT.training
+
+    def train(self, accelerator: Accelerator, observer: Observer, *, started: float) -> TrainResult:
+        """Train to the end and put the result into the run's folder."""
+        out = self.partial.with_name(self.partial.name.removesuffix(LAYOUT.partial_suffix))
+        settings = run_settings(self.folder, self.options, self.data)
+        snapshots = Snapshots(self.partial, self.options.keep)
+        if accelerator.is_main_process:
+            finished = _result_in(self.record_path, out)
+            if finished is not None:  # it was killed between its end and its appearance at OUT
+                snapshots.clear()
+                return finished
+            check_settings(self.record_path, settings)
+            write_json(self.record_path, {"settings": settings, "tool_version": __version__})
+        accelerator.wait_for_everyone()
+        outcome = self._finetuning(accelerator, snapshots, observer).run()
+        result = TrainResult(
+            out=out,
+            metric=self.metric,
+            metrics=outcome.metrics,
+            metrics_before=outcome.metrics_before,
+            steps=outcome.steps,
+            chosen_step=outcome.chosen_step,
+            stopped_early=outcome.stopped_early,
+            seconds=time.monotonic() - started,
+        )
+        if accelerator.is_main_process:
+            self._finish(snapshots, outcome, result, settings)
+        accelerator.wait_for_everyone()
+        return result
+
+    def _finetuning(
+        self, accelerator: Accelerator, snapshots: Snapshots, observer: Observer
+    ) -> Finetuning:
+        toward_pretrained = self.options.decay_toward == "pretrained"
+        return Finetuning(
+            accelerator,
+            self.model,
+            self.data.train,
+            self.data.evaluation,
+            require_task(self.folder),
+            self.metric,
+            self.options,
+            fresh=frozenset(require_manifest(self.folder).head.keys),
+            pretrained=_parameter_anchors(self.folder, self.model) if toward_pretrained else {},
+            snapshots=snapshots,
+            log=MetricsLog(self.partial / LAYOUT.metrics),
+            write_model=self._write_model,
+            observer=observer,
+        )
+
+    def _write_model(self, path: Path) -> None:
+        write_mixout(self.model, path, origin=self.folder, p=self.options.p)
+
+    def _finish(
+        self,
+        snapshots: Snapshots,
+        outcome: Outcome,
+        result: TrainResult,
+        settings: dict[str, Any],
+    ) -> None:
+        """Put the chosen model, the picture and the card into the run's folder."""
+        newest = snapshots.paths()[-1]
+        is_newest = outcome.chosen_step == outcome.steps or not snapshots.best.exists()
+        snapshots.promote(newest if is_newest else snapshots.best)
+        records = MetricsLog(self.partial / LAYOUT.metrics).records()
+        write_curves(
+            records,
+            self.partial / LAYOUT.curves,
+            metric=result.metric,
+            chosen_step=outcome.chosen_step,
+        )
+        facts = CardFacts(
+            name=result.out.name,
+            manifest=require_manifest(open_folder(self.partial)),
+            options=self.options,
+            dataset=self.data.name,
+            metrics=outcome.metrics,
+            metrics_before=outcome.metrics_before,
+            train_examples=len(self.data.train),
+            steps=outcome.steps,
+            chosen_step=outcome.chosen_step,
+            curves=LAYOUT.curves,
+        )
+        write_card(facts, self.partial / LAYOUT.card)
+        shown = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}
+        record = {"settings": settings, "result": shown, "tool_version": __version__}
+        write_json(self.record_path, record)
+        snapshots.clear()
+
+
+def _check_evaluation(options: TrainOptions, data: TrainingData) -> None:
+    if data.evaluation is not None:
+        return
+    for name, wanted in (
+        ("early-stopping", options.early_stopping),
+        ("select", options.select == "best"),
+        ("eval-every", options.eval_every is not None),
+    ):
+        if wanted:
+            raise ArgumentError(f"{name}: needs evaluation data; give --eval-file")
