@@ -1,0 +1,51 @@
+# Everything happens in .venv; PYTHON and TORCH_INDEX choose where it comes from.
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+DEMO_OUT ?= mixout-demo
+
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
+	@echo "make test   run all tests"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove .venv and build files"
+
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mixout-export needs Python 3.11 or newer; make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[demo,dev]'
+	@touch $@
+
+demo:
+	@started=$$(date +%s); $(MAKE) --no-print-directory $(VENV)/.demo && \
+	installed=$$(date +%s); echo "installed in $$((installed - started)) s"; \
+	$(BIN)/mixout-export demo $(DEMO_OUT) --overwrite && \
+	echo "demo in $$(($$(date +%s) - installed)) s"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/typing && ln -sfn ../../cli build/typing/mixout_export_cli
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build *.egg-info
