@@ -24,7 +24,13 @@ from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
 from mixout_export.checkpoint.manifest import Head, Manifest, MixedModule
 from mixout_export.checkpoint.output import output_folder
 from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.tensors import TensorEntry, read_tensors, write_tensors
+from mixout_export.checkpoint.tensors import (
+    TensorEntry,
+    TensorSource,
+    digest_files,
+    read_tensors,
+    write_sharded,
+)
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.layers import MixoutLayer
@@ -45,6 +51,7 @@ _DTYPES = {
 }
 
 _SHARD_SIZE = "5GB"
+_PRETRAINED_SHARD = 5_000_000_000
 
 
 def tensor_of(entry: TensorEntry) -> Tensor:
@@ -264,12 +271,16 @@ class _InMemory:
         yield flat.numpy().tobytes()
 
 
-def write_anchors(directory: Path, tensors: Sequence[Any]) -> str:
-    """Write `pretrained.safetensors`, immutable; return its SHA-256."""
-    path = directory / LAYOUT.pretrained
-    digest = write_tensors(path, tensors)
-    path.chmod(0o444)
-    return digest
+def write_anchors(
+    directory: Path, tensors: Sequence[TensorSource], *, limit: int = _PRETRAINED_SHARD
+) -> str:
+    """Write the pretrained values, immutable, in shards above 5 GB; return their SHA-256."""
+    files = write_sharded(
+        directory, LAYOUT.pretrained, LAYOUT.pretrained_index, tensors, limit=limit
+    )
+    for file in files:
+        file.chmod(0o444)
+    return digest_files(files)
 
 
 def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> list[_Renamed]:

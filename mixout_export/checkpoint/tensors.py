@@ -245,6 +245,38 @@ def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> N
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def write_sharded(
+    directory: Path, name: str, index_name: str, tensors: Sequence[TensorSource], *, limit: int
+) -> list[Path]:
+    """Write tensors into one file, or into shards with an index if they exceed a size.
+
+    Args:
+        directory: Where to write.
+        name: Name of the single file; shards are called `<stem>-00001-of-00002.safetensors`.
+        index_name: Name of the index.
+        tensors: The tensors in the order to write them.
+        limit: Bytes above which there is more than one file; a larger tensor has one of its own.
+
+    Returns:
+        The files, without the index.
+    """
+    shards: list[list[TensorSource]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > limit:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        write_tensors(directory / name, shards[0])
+        return [directory / name]
+    stem, suffix = name.rsplit(".", 1)
+    names = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
+    for shard_name, shard in zip(names, shards, strict=True):
+        write_tensors(directory / shard_name, shard)
+    weight_map = {t.key: n for n, shard in zip(names, shards, strict=True) for t in shard}
+    write_index(directory / index_name, weight_map, sum(tensor.nbytes for tensor in tensors))
+    return [directory / shard_name for shard_name in names]
+
+
 def digest_files(paths: Sequence[Path]) -> str:
     """Return the SHA-256 that identifies a set of files.
 
