@@ -30,7 +30,8 @@ def draw_mask(weight: Tensor, p: float, *, granularity: str, input_dim: int = -1
     if granularity == "neuron":
         shape = [1] * weight.dim()
         shape[input_dim] = weight.shape[input_dim]
-    return torch.rand(shape, device=weight.device) >= p
+    # Always float32: a half-precision default dtype draws from 2048 levels or fewer.
+    return torch.rand(shape, device=weight.device, dtype=torch.float32) >= p
 
 
 def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -82,7 +83,7 @@ def mixout(
         Φ, of the shape, dtype and device of `weight`.
 
     Raises:
-        ArgumentError: `p` or `granularity` is out of its domain, or the shapes differ.
+        ArgumentError: `p`, `granularity` or `input_dim` is out of its domain, or the shapes differ.
 
     Example:
         >>> u = torch.zeros(3, 4); w = torch.ones(3, 4)
@@ -102,6 +103,11 @@ def mixout(
         raise ArgumentError(
             f"weight: got {weight.dtype} of shape {tuple(weight.shape)}, "
             "expected floating point with at least one dimension"
+        )
+    if not -weight.dim() <= input_dim < weight.dim():
+        raise ArgumentError(
+            f"input_dim: got {input_dim}, expected a dimension of the {weight.dim()}-dimensional "
+            "weight"
         )
     if not training or p == 0.0:
         return weight
