@@ -144,7 +144,7 @@ def prepare(
         f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one bit per {granularity}",
         f"  fresh    {', '.join(result.fresh) or 'nothing, the head came with the base'}",
     ]
-    if result.labels is not None:
+    if result.labels is not None and result.task != "regression":
         lines.append(f"  labels   {', '.join(result.labels)}")
     for key, (before, after) in result.config_changes.items():
         lines.append(f"  config   {key}: {before} -> {after} while training")

@@ -1,6 +1,7 @@
 """The training loop, on top of accelerate."""
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
+from mixout_export.surgery.usage import ForwardWatch
 from mixout_export.tasks import Task
 from mixout_export.training.batches import (
     EncodedExamples,
@@ -33,6 +35,8 @@ from mixout_export.training.optimizer import (
 from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import LossWindow, MetricsLog, Observer
 from mixout_export.training.snapshots import Snapshots, restore_rng, rng_state
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -142,6 +146,7 @@ class Finetuning:
         )
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.progress = Progress()
+        self._warned = False
 
     def run(self) -> Outcome:
         """Train to the end, from the newest checkpoint if there is one.
@@ -156,6 +161,7 @@ class Finetuning:
             self._evaluate_and_record()
         stopped = self._is_stale()
         self.wrapped.train()
+        watch = ForwardWatch(self.model)
         while progress.step < self.updates and not stopped:
             epoch, done = divmod(progress.step, self.updates_per_epoch)
             groups = grouped(self._epoch_batches(epoch), options.gradient_accumulation)
@@ -164,6 +170,7 @@ class Finetuning:
                     continue  # done before the run was resumed
                 self._update(group)
                 progress.step += 1
+                self._warn_of_bypassed(watch)
                 last = progress.step == self.updates
                 epoch_ends = last or index + 1 == self.updates_per_epoch
                 self._report(sum(len(batch) for batch in group), last=last)
@@ -213,6 +220,20 @@ class Finetuning:
         self.progress.window.add(
             self.progress.step + 1, total, 0.0 if norm is None or overflow else norm
         )
+
+    def _warn_of_bypassed(self, watch: ForwardWatch) -> None:
+        """Name the mixed layers that the first update did not call."""
+        if self._warned:
+            return
+        self._warned = True
+        bypassed = watch.stop()
+        if bypassed:
+            logger.warning(
+                "mixout has no effect in %d layers whose forward never ran, %s first; leave them "
+                "out with --exclude-modules",
+                len(bypassed),
+                bypassed[0],
+            )
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         device = self.accelerator.device
