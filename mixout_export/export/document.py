@@ -116,10 +116,16 @@ def write_graph(
             external_data=data.name,
             size_threshold_bytes=EXTERNAL_TENSOR_BYTES,
         )
+        _write_proto(onnx.load(path, load_external_data=False), path)
         return (path, data)
-    proto: onnx.ModelProto = ir.to_proto(graph.model)
+    _write_proto(ir.to_proto(graph.model), path)
+    return (path,)
+
+
+def _write_proto(proto: onnx.ModelProto, path: Path) -> None:
+    """Write a graph without the types of its weights, which the weights themselves say."""
+    del proto.graph.value_info[:]
     try:
         path.write_bytes(proto.SerializeToString(deterministic=True))
     except ValueError as error:
         raise ExportError(f"{path.name}: cannot be serialised ({error})") from error
-    return (path,)

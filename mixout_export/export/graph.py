@@ -1,6 +1,7 @@
 """Capture a plain model as an ONNX graph with dynamic batch and sequence."""
 
 import ast
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,15 +115,14 @@ def _remedy(interface: ModelInterface) -> str:
     )
 
 
-def _modules_by_node(model: ir.Model) -> dict[str, str]:
-    """Read which module made each node, from what the exporter recorded."""
-    modules: dict[str, str] = {}
+def _modules_by_node(model: ir.Model, modules: Set[str]) -> dict[str, str]:
+    """Read which module made each node, from the nested scopes that the exporter recorded."""
+    found: dict[str, str] = {}
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get(_NAME_SCOPES, "[]"))
-        # the first scope is the wrapper, the last the node's own name
-        innermost = scopes[-2] if len(scopes) > 1 else ""
-        modules[node.name or ""] = innermost.removeprefix(_PREFIX.rstrip(".")).removeprefix(".")
-    return modules
+        names = (scope.removeprefix(_PREFIX) for scope in reversed(scopes))
+        found[node.name or ""] = next((name for name in names if name in modules), "")
+    return found
 
 
 def _rename(model: ir.Model, interface: ModelInterface) -> None:
@@ -207,6 +207,6 @@ def export_graph(
     if exported is None:
         raise ExportError(f"{type(model).__name__}: the exporter returned no graph")
     graph = exported.model
-    modules = _modules_by_node(graph)
+    modules = _modules_by_node(graph, dict(model.named_modules()).keys())
     _rename(graph, interface)
     return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)

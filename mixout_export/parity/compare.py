@@ -1,5 +1,6 @@
 """How far two sides' outputs are apart, gathered batch by batch."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -75,8 +76,12 @@ class OutputDifference:
         return 1.0 - self.flips / self.decisions if self.decisions else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        fields = {**vars(self), "worst_shape": list(self.worst_shape)}
+        """Return the fields as plain JSON values; None stands for infinity, which JSON lacks."""
+        fields = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in vars(self).items()
+        }
+        fields["worst_shape"] = list(self.worst_shape)
         return {**fields, "agreement": self.agreement, "holds": self.holds}
 
 
@@ -129,8 +134,8 @@ class OutputComparison:
         difference = self._difference(reference, candidate)
         nan = np.isnan(difference)
         finite = np.where(nan, np.inf, difference)
-        beyond = finite > self.tolerance.atol + self.tolerance.rtol * np.abs(reference)
-        beyond |= nan
+        scale = np.where(np.isfinite(reference), np.abs(reference), 0.0)
+        beyond = finite > self.tolerance.atol + self.tolerance.rtol * scale
         self._elements += difference.size
         self._not_a_number += int(nan.sum())
         self._exceeding += int(beyond.sum())

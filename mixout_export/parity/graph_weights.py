@@ -100,24 +100,38 @@ def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, str] | No
             digest = _hash_tensor(value.T)
             if digest in constants.names:
                 return f"transposed{suffix}", digest
-    return ("zero", "") if not stored.any() else None
+    return None
 
 
-def _second_forms(
-    tensors: Mapping[str, TensorEntry], constants: GraphConstants, extra: Set[str]
+def _unexplained(
+    tensors: Mapping[str, TensorEntry], constants: GraphConstants, used: Set[str]
 ) -> set[str]:
-    """Return which unexplained constants are the transpose of a tensor that was found directly.
+    """Return the floating-point constants, scalars aside, that are no tensor in any form.
 
-    An output embedding tied to the input's lies in the graph both ways.
+    An output embedding tied to the input's lies in the graph both ways, so the transposes of
+    tensors that were found as they are count too.
     """
-    sizes = {constants.sizes[name] for name in extra}
-    explained: set[str] = set()
+    left = {name for name, size in constants.sizes.items() if name not in used and size > 1}
+    sizes = {constants.sizes[name] for name in left}
     for entry in tensors.values():
         if len(entry.shape) == 2 and math.prod(entry.shape) in sizes:
             stored = tensor_of(entry)
             for dtype in constants.float_dtypes:
-                explained.update(constants.names.get(_hash_tensor(stored.to(dtype).T), ()))
-    return explained
+                left.difference_update(constants.names.get(_hash_tensor(stored.to(dtype).T), ()))
+    return left
+
+
+def _explain_absence(
+    absent: Mapping[str, TensorEntry], parameters: Set[str], unused: Callable[[], Set[str]]
+) -> dict[str, str]:
+    """Return the reasons why tensors may be absent from a graph, where there are any."""
+    reasons = {key: "no parameter of the architecture" for key in absent if key not in parameters}
+    if absent.keys() - reasons:
+        idle = unused()
+        reasons |= {
+            key: "no output depends on it" for key in absent if key in idle and key not in reasons
+        }
+    return reasons
 
 
 def audit_graph(
@@ -143,35 +157,35 @@ def audit_graph(
     constants = GraphConstants(graph)
     counts: Counter[str] = Counter()
     used: set[str] = set()
-    absent: list[str] = []
+    absent: dict[str, TensorEntry] = {}
     for key, entry in tensors.items():
         found = _find(entry, constants)
         if found is None:
-            absent.append(key)
+            absent[key] = entry
         else:
             counts[found[0]] += 1
-            used.update(constants.names.get(found[1], ()))
-    ignored = {key: "no parameter of the architecture" for key in absent if key not in parameters}
-    left = [key for key in absent if key not in ignored]
-    idle = unused() if left else set()
-    ignored |= {key: "no output depends on it" for key in left if key in idle}
-    problems = [
-        WeightProblem(key, "is not among the graph's constants")
-        for key in absent
-        if key not in ignored
-    ]
-    extra = {
-        name
-        for name, size in constants.sizes.items()
-        if name not in used and size >= _SMALL_CONSTANT
+            used.update(constants.names[found[1]])
+    unexplained = _unexplained(tensors, constants, used)
+    # a zero bias is dropped, unless the graph has a constant of its size that is not zero
+    sizes = {constants.sizes[name] for name in unexplained}
+    zero = {
+        key
+        for key, entry in absent.items()
+        if math.prod(entry.shape) not in sizes and not any(map(any, entry.chunks()))
     }
-    extra -= _second_forms(tensors, constants, extra)
+    absent = {key: entry for key, entry in absent.items() if key not in zero}
+    counts["zero"] = len(zero)
+    ignored = _explain_absence(absent, parameters, unused)
     return WeightAudit(
         total=len(tensors),
-        counts=dict(sorted(counts.items())),
-        problems=tuple(problems),
+        counts=dict(sorted((+counts).items())),
+        problems=tuple(
+            WeightProblem(key, "is not among the graph's constants")
+            for key in absent
+            if key not in ignored
+        ),
         ignored=dict(sorted(ignored.items())),
-        extra=tuple(sorted(extra)),
+        extra=tuple(sorted(n for n in unexplained if constants.sizes[n] >= _SMALL_CONSTANT)),
     )
 
 

@@ -1,5 +1,6 @@
 """Run a model on a batch, whatever it is made of."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import ArgumentError, CheckpointError
 
 Array = npt.NDArray[Any]
@@ -75,7 +77,11 @@ class TorchRunner:
             self._options["use_cache"] = False
 
     def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
-        """Compute the outputs of one batch, float32."""
+        """Compute the outputs of one batch, float32.
+
+        Raises:
+            CheckpointError: The model does not accept the batch.
+        """
         tensors = {name: torch.from_numpy(inputs[name]) for name in self.inputs}
         rows = next(iter(tensors.values())).shape[0]
         step = 1 if self._row_by_row else rows
@@ -86,8 +92,15 @@ class TorchRunner:
         return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
 
     def _run(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-        with torch.inference_mode():
-            outputs = self._model(**tensors, **self._options)
+        try:
+            with torch.inference_mode():
+                outputs = self._model(**tensors, **self._options)
+        except (RuntimeError, ValueError, IndexError) as error:
+            shape = tuple(next(iter(tensors.values())).shape)
+            raise CheckpointError(
+                f"{type(self._model).__name__}: does not run on inputs of shape {shape} "
+                f"({first_line(error)})"
+            ) from error
         return {name: outputs[name].numpy() for name in self.outputs}
 
 
@@ -122,7 +135,7 @@ class OnnxRunner:
         except _LOAD_ERRORS as error:
             raise CheckpointError(
                 f"{path}: is not an ONNX graph that onnxruntime {onnxruntime.__version__} can run "
-                f"({_first_line(error)})"
+                f"({_message(error)})"
             ) from error
         self.inputs = tuple(value.name for value in self._session.get_inputs())
         self.outputs = tuple(value.name for value in self._session.get_outputs())
@@ -157,12 +170,14 @@ class OnnxRunner:
             shape = next(iter(feed.values())).shape
             raise CheckpointError(
                 f"{self.path}: the graph does not run on inputs of shape {shape} "
-                f"({_first_line(error)})"
+                f"({_message(error)})"
             ) from error
         return dict(zip(self.outputs, values, strict=True))
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an onnxruntime error, without its preamble and source paths."""
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return text.rpartition(" : ")[2].strip() if " : " in text else text.strip()
+def _message(error: Exception) -> str:
+    """Return what an onnxruntime error says, without its preamble and source paths."""
+    text = first_line(error).rpartition(" : ")[2]
+    for preamble in ("failed:", "Status Message: "):
+        text = text.rpartition(preamble)[2]
+    return re.sub(r"^/\S+:\d+ ", "", text)

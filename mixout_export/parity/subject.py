@@ -145,6 +145,10 @@ def torch_subject(path: Path) -> TorchSubject:
         CheckpointError: It cannot be loaded.
     """
     folder = open_folder(path)
+    if folder.kind == "onnx":
+        raise CheckpointError(
+            f"{path}: is an ONNX export, expected a Hugging Face folder or a mixout checkpoint"
+        )
     model = load_plain(path, dtype=torch.float32)
     tokenizer = load_tokenizer(path)
     settle_pad_token(model, tokenizer)

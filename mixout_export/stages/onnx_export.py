@@ -55,6 +55,14 @@ def _provenance(source: TorchSubject) -> Provenance:
     )
 
 
+def _config(source: TorchSubject) -> dict[str, Any]:
+    """Return the plain model's configuration, with the padding id that the graph has built in."""
+    config = source.folder.collapsed_config()
+    if config.get("pad_token_id") is None and source.interface.pad_token_id is not None:
+        config["pad_token_id"] = source.interface.pad_token_id
+    return config
+
+
 def _verify(source: TorchSubject, partial: Path, out: Path) -> ParityResult:
     parity = replace(compare_subjects(source, onnx_subject(partial)), candidate=str(out))
     if not parity.holds:
@@ -92,10 +100,11 @@ def export_onnx(
     check_opset(opset)
     with output_folder(out, [source], overwrite=overwrite) as folder:
         subject = torch_subject(source)
+        subject.folder.check_anchors()
         graph = export_graph(subject.model, subject.interface, opset=opset)
         stamp_graph(graph, _provenance(subject))
         files = write_graph(graph, folder.partial)
-        write_json(folder.partial / LAYOUT.config, subject.folder.collapsed_config())
+        write_json(folder.partial / LAYOUT.config, _config(subject))
         copy_companions(source, folder.partial)
         normalize_tokenizer(folder.partial, subject.interface.sequence_limit)
         parity = _verify(subject, folder.partial, out) if verify else None
