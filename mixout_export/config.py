@@ -109,7 +109,7 @@ class TargetPattern:
 def _as_pattern_text(option: str, value: str | Sequence[str]) -> str:
     if isinstance(value, str):
         return value
-    if not all(isinstance(part, str) for part in value):
+    if not isinstance(value, Sequence) or not all(isinstance(part, str) for part in value):
         raise TargetError(f"{option}: got {value!r}, expected a string or a sequence of strings")
     return ",".join(value)
 

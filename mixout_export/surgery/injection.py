@@ -89,7 +89,7 @@ def attach_mixout(
     config: MixoutConfig,
     anchors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Make exactly the named modules mixout layers, with given anchors.
+    """Make exactly the named modules mixout layers, with given anchors, or none of them.
 
     Args:
         model: Any module without mixout.
@@ -102,11 +102,19 @@ def attach_mixout(
     """
     _refuse_second_injection(model)
     modules = dict(model.named_modules())
-    for name in names:
-        if name not in modules:
-            raise ArgumentError(f"module {name!r}: there is none in {type(model).__name__}")
-        anchor = None if anchors is None else anchors[name]
-        to_mixout(modules[name], anchor, p=config.p, granularity=config.granularity)
+    attached: list[MixoutLayer] = []
+    try:
+        for name in names:
+            if name not in modules:
+                raise ArgumentError(f"module {name!r}: there is none in {type(model).__name__}")
+            anchor = None if anchors is None else anchors[name]
+            attached.append(
+                to_mixout(modules[name], anchor, p=config.p, granularity=config.granularity)
+            )
+    except ArgumentError:
+        for layer in attached:  # all or nothing
+            to_plain(layer)
+        raise
     _leave_anchors_out_of_ddp(model)
     _record(model, names, config)
 
