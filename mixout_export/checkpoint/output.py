@@ -45,13 +45,13 @@ class OutputFolder:
 
     def publish(self) -> None:
         """Rename `partial` to `out`, replacing what was there only now."""
-        marker = self.partial / _MARKER
         previous = _with_suffix(self.out, LAYOUT.previous_suffix)
         replace = self.out.exists() and not _is_empty(self.out)
-        marker.unlink(missing_ok=True)
         if replace:
             os.rename(self.out, previous)
         os.rename(self.partial, self.out)
+        # Only now: a run killed before it would leave a folder that nobody owns.
+        (self.out / _MARKER).unlink(missing_ok=True)
         if replace:
             shutil.rmtree(previous)
 
@@ -90,9 +90,13 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
         overwrite: Whether a non-empty `out` may be replaced.
 
     Raises:
-        ArgumentError: `out` is a source, lies inside one, or contains one.
+        ArgumentError: `out` has no name, is a source, lies inside one, or contains one.
         OutputError: `out` exists and is not an empty folder.
     """
+    if out.name in ("", ".."):
+        raise ArgumentError(f"{out}: OUT has no name of its own; give the folder's path")
+    if out.is_symlink():
+        raise OutputError(f"{out}: is a symbolic link; give the path {out.resolve()} it points to")
     resolved = out.resolve()
     for source in sources:
         origin = source.resolve()
@@ -110,6 +114,26 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
         raise OutputError(
             f"{out}: is not empty; give --overwrite to replace it, or choose another OUT"
         )
+
+
+def _recover(out: Path) -> None:
+    """Finish what a run that was killed while it replaced `out` had begun.
+
+    Raises:
+        OutputError: Something else has the name that the old folder takes meanwhile.
+    """
+    previous = _with_suffix(out, LAYOUT.previous_suffix)
+    if not os.path.lexists(previous):
+        return
+    if not (previous / _MARKER).exists():
+        if out.exists() and not _is_empty(out):
+            raise OutputError(f"{previous}: is in the way; move it elsewhere")
+        return
+    if out.exists() and not _is_empty(out):  # died before it removed the old folder
+        shutil.rmtree(previous)
+    else:  # died between its two renames
+        os.rename(previous, out)
+        (out / _MARKER).unlink()
 
 
 def _prepare_partial(partial: Path, *, resume: bool) -> bool:
@@ -160,13 +184,11 @@ def output_folder(
         OutputError: `out` is in the way, or a disk error occurred.
     """
     check_destination(out, sources, overwrite=overwrite)
-    previous = _with_suffix(out, LAYOUT.previous_suffix)
     partial = partial_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if previous.exists() and not out.exists():  # a run died between its two renames
-            os.rename(previous, out)
-            check_destination(out, sources, overwrite=overwrite)
+        _recover(out)
+        check_destination(out, sources, overwrite=overwrite)
         has_work = _prepare_partial(partial, resume=resume)
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror})") from error

@@ -30,11 +30,11 @@ def _check_device(name: str | None) -> None:
 
 
 def make_accelerator(options: TrainOptions, *, project: Path) -> Accelerator:
-    """Set up accelerate for a run.
+    """Set up accelerate for a run; `start_tracker` once the run's folder is there.
 
     Args:
         options: Device, precision and tracker.
-        project: The run's OUT, whose name a tracker shows.
+        project: The run's OUT.
 
     Raises:
         ArgumentError: The device, or the precision on it, or the tracker is not to be had.
@@ -50,15 +50,24 @@ def make_accelerator(options: TrainOptions, *, project: Path) -> Accelerator:
     on_gpu = not cpu and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if options.precision == "fp16" and not on_gpu:
         raise ArgumentError("precision: fp16 needs a GPU, there is none; use bf16 or fp32")
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=cpu,
         mixed_precision=PRECISIONS[options.precision],
         log_with=options.tracker,
         project_dir=partial_path(project),
     )
+
+
+def start_tracker(accelerator: Accelerator, options: TrainOptions, *, project: Path) -> None:
+    """Start the tracker, if there is one: some write into the run's folder from here on.
+
+    Args:
+        accelerator: From `make_accelerator`.
+        options: The tracker's name.
+        project: The run's OUT, whose name the tracker shows.
+    """
     if options.tracker is not None:
         accelerator.init_trackers(project.name)
-    return accelerator
 
 
 def release_accelerator() -> None:

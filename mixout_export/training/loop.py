@@ -13,9 +13,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
+from mixout_export.errors import TrainingError
+from mixout_export.surgery import mixout_layers
 from mixout_export.surgery.usage import ForwardWatch
 from mixout_export.tasks import Task
 from mixout_export.training.batches import (
@@ -31,6 +34,7 @@ from mixout_export.training.optimizer import (
     build_optimizer,
     build_pretrained_decay,
     build_scheduler,
+    ceil_of,
 )
 from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import LossWindow, MetricsLog, Observer
@@ -133,11 +137,12 @@ class Finetuning:
         optimizer = build_optimizer(
             self.model, options, fresh=fresh, toward_pretrained=toward_pretrained
         )
+        _leave_out_anchors(self.model)
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.updates_per_epoch = math.ceil(
             len(self._epoch_batches(0)) / options.gradient_accumulation
         )
-        self.updates = options.max_steps or math.ceil(options.epochs * self.updates_per_epoch)
+        self.updates = options.max_steps or ceil_of(options.epochs * self.updates_per_epoch)
         self.scheduler = build_scheduler(optimizer, options, updates=self.updates)
         self.decay = (
             build_pretrained_decay(self.model, pretrained, rate=options.weight_decay, fresh=fresh)
@@ -313,11 +318,20 @@ class Finetuning:
         }
 
     def _evaluate_and_record(self) -> None:
-        """Evaluate, and keep the model if it is the best so far."""
+        """Evaluate, and keep the model if it is the best so far.
+
+        Raises:
+            TrainingError: The loss is not finite, so that this model must not become a checkpoint.
+        """
         if self.evaluation is None:
             return
         progress = self.progress
         metrics = self._evaluate(self.evaluation)
+        if not math.isfinite(metrics["loss"]):
+            raise TrainingError(
+                f"the evaluation loss became {metrics['loss']} at step {progress.step}; "
+                f"{self._advice()}"
+            )
         self._record({f"eval_{name}": value for name, value in metrics.items()})
         self.observer.evaluated(step=progress.step, metrics=metrics)
         if progress.step == 0:
@@ -380,6 +394,14 @@ class Finetuning:
             metrics_before=_evaluation_at(records, 0),
             stopped_early=stopped,
         )
+
+
+def _leave_out_anchors(model: PreTrainedModel) -> None:
+    """Keep DDP from broadcasting every anchor on every forward; they never change."""
+    anchors = [f"{name}.pretrained_weight" for name in mixout_layers(model)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        model, anchors
+    )
 
 
 def _is_due(step: int, every: int | None, epoch_ends: bool, last: bool) -> bool:

@@ -67,12 +67,17 @@ def build_optimizer(
     return AdamW(parameters, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
 
+def ceil_of(product: float) -> int:
+    """Round up, but not for a floating-point error: 0.1 * 70 is 7.000000000000001, and gives 7."""
+    return math.ceil(product - 1e-9)
+
+
 def build_scheduler(optimizer: Optimizer, options: TrainOptions, *, updates: int) -> LambdaLR:
     """Build the learning-rate schedule over all updates."""
     scheduler: LambdaLR = get_scheduler(
         options.scheduler,
         optimizer,
-        num_warmup_steps=math.ceil(options.warmup_ratio * updates),
+        num_warmup_steps=ceil_of(options.warmup_ratio * updates),
         num_training_steps=updates,
     )
     return scheduler

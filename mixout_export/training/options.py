@@ -12,6 +12,7 @@ DECAY_TARGETS = ("zero", "pretrained")
 SELECTIONS = ("best", "last")
 TRACKERS = ("tensorboard", "wandb", "trackio")
 ANCHOR_DTYPES = ("float32", "bfloat16", "float16")
+_SEEDS = 2**63
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class TrainOptions:
         precision: "fp32", or "bf16" and "fp16" by autocast over fp32 weights.
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
         anchor_dtype: Dtype of the anchors in memory; None keeps the weights'.
-        seed: Seed of data order, masks and dropout.
+        seed: Seed of data order, masks and dropout, a whole number, 0 or more.
         eval_every: Updates between evaluations; None evaluates after each epoch.
         save_every: Updates between checkpoints; None saves after each epoch.
         keep: How many checkpoints stay while training.
@@ -97,12 +98,14 @@ class TrainOptions:
     def _check_numbers(self) -> None:
         positive = ("epochs", "batch_size", "gradient_accumulation", "keep", "patience")
         optional = ("max_steps", "eval_every", "save_every", "max_length")
-        for name in (*positive, *optional):
+        for name in (*positive, "log_every", *optional):
             value = getattr(self, name)
             if value is None and name in optional:
                 continue
-            if not value > 0:
+            if not 0 < value < float("inf"):
                 raise ArgumentError(f"{name.replace('_', '-')}: got {value}, expected more than 0")
+        if not 0 <= self.seed < _SEEDS:
+            raise ArgumentError(f"seed: got {self.seed}, expected a whole number in [0, 2**63)")
         for name in ("lr", "weight_decay", "max_grad_norm", "head_weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):

@@ -30,6 +30,16 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _save_state(state: dict[str, Any], path: Path) -> None:
+    try:
+        with path.open("wb") as stream:
+            torch.save(state, stream)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
+
+
 @dataclass(frozen=True)
 class Snapshots:
     """The checkpoints below a run's folder, and its best model so far.
@@ -71,7 +81,7 @@ class Snapshots:
 
         def fill(directory: Path) -> None:
             write_model(directory)
-            torch.save(state, directory / _STATE)
+            _save_state(state, directory / _STATE)
 
         replace_folder(path, fill)
         for old in self.paths()[: -self.keep]:

@@ -14,7 +14,7 @@ from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.tasks import Task
 from mixout_export.training.batches import EncodedExamples, encode
-from mixout_export.training.columns import find_columns
+from mixout_export.training.columns import Columns, find_columns
 from mixout_export.training.labels import encode_labels, text_values
 from mixout_export.training.tables import Table, read_table
 
@@ -55,28 +55,26 @@ class TrainingData:
         train: Training examples.
         evaluation: Evaluation examples, None without.
         name: What to call the data.
-        sha256: File name → SHA-256 of each file.
+        identity: What tells them from other data: a SHA-256 of each part, and the columns read.
     """
 
     train: EncodedExamples
     evaluation: EncodedExamples | None
     name: str
-    sha256: dict[str, str]
+    identity: dict[str, str | None]
 
 
-def _tables(data: DataOptions) -> tuple[Table, Table | None, str, dict[str, str]]:
+def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
     if (data.train_file is None) == (data.dataset is None):
         raise ArgumentError("data: give either --train-file or --dataset")
     if data.dataset is not None:
         from mixout_export.training.hub import read_hub_dataset
 
         train, evaluation = read_hub_dataset(data.dataset)
-        return train, evaluation, data.dataset, {}
+        return train, evaluation, data.dataset
     files = data.files()
     tables = [read_table(file) for file in files]
-    digests = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    evaluation = tables[1] if len(tables) > 1 else None
-    return tables[0], evaluation, _data_name(files[0]), digests
+    return tables[0], tables[1] if len(tables) > 1 else None, _data_name(files[0])
 
 
 def _data_name(file: Path) -> str:
@@ -84,6 +82,45 @@ def _data_name(file: Path) -> str:
     stem = file.name.split(".")[0]
     folder = file.resolve().parent.name
     return folder if stem.lower() in ("train", "training", "data") and folder else stem
+
+
+def _digest(table: Table | None) -> str | None:
+    """Return a SHA-256 of a table's names and values, None for no table."""
+    if table is None:
+        return None
+    digest = hashlib.sha256()
+    for name, values in table.columns.items():
+        digest.update(repr((name, values)).encode())
+    return digest.hexdigest()
+
+
+def _identity(train: Table, evaluation: Table | None, columns: Columns) -> dict[str, str | None]:
+    return {
+        "training_data_sha256": _digest(train),
+        "evaluation_data_sha256": _digest(evaluation),
+        "text_column": columns.text,
+        "text_pair_column": columns.text_pair,
+        "label_column": columns.label,
+    }
+
+
+def _find(table: Table, data: DataOptions) -> Columns:
+    return find_columns(
+        table,
+        text_column=data.text_column,
+        text_pair_column=data.text_pair_column,
+        label_column=data.label_column,
+    )
+
+
+def _find_again(table: Table, columns: Columns) -> Columns:
+    """Find the training data's columns in the evaluation data, which must have the same."""
+    return find_columns(
+        table,
+        text_column=columns.text,
+        text_pair_column=columns.text_pair,
+        label_column=columns.label,
+    )
 
 
 def _max_length(requested: int | None, limit: int | None) -> int:
@@ -98,7 +135,7 @@ def _max_length(requested: int | None, limit: int | None) -> int:
 
 def _encode_table(
     table: Table,
-    data: DataOptions,
+    columns: Columns,
     folder: Folder,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
@@ -106,12 +143,6 @@ def _encode_table(
     inputs: Sequence[str],
     max_length: int,
 ) -> EncodedExamples:
-    columns = find_columns(
-        table,
-        text_column=data.text_column,
-        text_pair_column=data.text_pair_column,
-        label_column=data.label_column,
-    )
     return encode(
         tokenizer,
         text_values(table, columns.text),
@@ -145,7 +176,8 @@ def load_training_data(
             f"{folder.path}: was prepared for {name}, train serves {' and '.join(_TRAINABLE)}; "
             "train it in a loop of your own with load_mixout and save_mixout"
         )
-    train, evaluation, name, digests = _tables(data)
+    train, evaluation, name = _tables(data)
+    columns = _find(train, data)
     tokenizer = load_tokenizer(folder.path)
     if tokenizer is None:
         raise CheckpointError(
@@ -157,7 +189,6 @@ def load_training_data(
     interface = describe_interface(model, task, tokenizer)
     encoder = partial(
         _encode_table,
-        data=data,
         folder=folder,
         task=task,
         tokenizer=tokenizer,
@@ -165,5 +196,8 @@ def load_training_data(
         max_length=_max_length(max_length, interface.sequence_limit),
     )
     return TrainingData(
-        encoder(train), None if evaluation is None else encoder(evaluation), name, digests
+        encoder(train, columns),
+        None if evaluation is None else encoder(evaluation, _find_again(evaluation, columns)),
+        name,
+        _identity(train, evaluation, columns),
     )

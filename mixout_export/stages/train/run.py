@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -30,11 +31,11 @@ from mixout_export.checkpoint.output import (
 )
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
-from mixout_export.stages.train.settings import check_settings, run_settings
+from mixout_export.stages.train.settings import check_agreement, check_settings, run_settings
 from mixout_export.surgery import mixout_layers
 from mixout_export.training.card import CardFacts, write_card
 from mixout_export.training.curves import write_curves
-from mixout_export.training.device import make_accelerator, release_accelerator
+from mixout_export.training.device import make_accelerator, release_accelerator, start_tracker
 from mixout_export.training.loop import Finetuning, Outcome
 from mixout_export.training.metrics import default_metric
 from mixout_export.training.options import TrainOptions
@@ -105,7 +106,9 @@ def _ready_model(folder: Folder, options: TrainOptions) -> PreTrainedModel:
 
 def _refuse_unfinished(out: Path, *, resume: bool, overwrite: bool) -> None:
     partial = partial_path(out)
-    if Snapshots(partial, 1).paths() and not (resume or overwrite):
+    if resume or overwrite:
+        return
+    if Snapshots(partial, 1).paths() or _result_in(partial / LAYOUT.training, out) is not None:
         raise OutputError(
             f"{partial}: holds an unfinished run; give --resume to go on with it, or --overwrite "
             "to start afresh"
@@ -166,8 +169,8 @@ def train_checkpoint(
     _refuse_unfinished(out, resume=resume, overwrite=overwrite)
     started = time.monotonic()
     folder = open_folder(prepared)
-    accelerator = make_accelerator(options, project=out)
     try:
+        accelerator = make_accelerator(options, project=out)
         model = _ready_model(folder, options)
         encoded = load_training_data(folder, model, data, max_length=options.max_length)
         metric = default_metric(require_task(folder), options.metric)
@@ -178,9 +181,10 @@ def train_checkpoint(
             else contextlib.nullcontext(OutputFolder(out, partial_path(out)))
         )
         with writing as target:
+            start_tracker(accelerator, options, project=out)
             run = _Run(target.partial, folder, model, encoded, metric, options)
             result = run.train(accelerator, observer or Silent(), started=started)
-        accelerator.end_training()
+            accelerator.end_training()  # before the tracker's files move to OUT
         return result
     finally:
         release_accelerator()
@@ -204,16 +208,22 @@ class _Run:
     def train(self, accelerator: Accelerator, observer: Observer, *, started: float) -> TrainResult:
         """Train to the end and put the result into the run's folder."""
         out = self.partial.with_name(self.partial.name.removesuffix(LAYOUT.partial_suffix))
-        settings = run_settings(self.folder, self.options, self.data)
+        settings = run_settings(
+            self.folder, self.options, self.data, processes=accelerator.num_processes
+        )
         snapshots = Snapshots(self.partial, self.options.keep)
+        check_agreement(gather_object([settings]))
+        finished: TrainResult | None = None
         if accelerator.is_main_process:
             finished = _result_in(self.record_path, out)
             if finished is not None:  # it was killed between its end and its appearance at OUT
                 snapshots.clear()
-                return finished
-            check_settings(self.record_path, settings)
-            write_json(self.record_path, {"settings": settings, "tool_version": __version__})
-        accelerator.wait_for_everyone()
+            else:
+                check_settings(self.record_path, settings)
+                write_json(self.record_path, {"settings": settings, "tool_version": __version__})
+        shared: list[TrainResult | None] = broadcast_object_list([finished])
+        if shared[0] is not None:
+            return shared[0]
         outcome = self._finetuning(accelerator, snapshots, observer).run()
         result = TrainResult(
             out=out,

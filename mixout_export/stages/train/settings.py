@@ -1,30 +1,51 @@
 """What a resumed run must have in common with the one it goes on from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.folder import Folder, read_json
+from mixout_export.checkpoint.folder import Folder, read_json, require_manifest
 from mixout_export.errors import ArgumentError
 from mixout_export.stages.train.data import TrainingData
 from mixout_export.training.options import TrainOptions
 
+_WEIGHTS = ("prepared_sha256", "pretrained_sha256")
 
-def run_settings(folder: Folder, options: TrainOptions, data: TrainingData) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the one it goes on from."""
+
+def run_settings(
+    folder: Folder, options: TrainOptions, data: TrainingData, *, processes: int
+) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the one it goes on from.
+
+    Args:
+        folder: The prepared checkpoint.
+        options: Settings of the run.
+        data: Its data.
+        processes: How many processes share it.
+    """
     return {
-        "options": options.to_dict(),
+        "options": {**options.to_dict(), "processes": processes},
         "prepared_sha256": folder.weights_sha256(),
-        "data_sha256": data.sha256,
-        "data": data.name,
+        "pretrained_sha256": require_manifest(folder).pretrained_sha256,
+        "data": data.identity,
+        "data_name": data.name,
     }
 
 
 def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse to resume a run under other settings, which would be neither run."""
+    """Refuse to resume a run under other settings, which would be neither run.
+
+    Args:
+        path: The record of the run to resume; nothing is refused where there is none.
+        settings: What `run_settings` returned for this run.
+
+    Raises:
+        ArgumentError: A setting, the data or the prepared weights differ.
+    """
     if not path.exists():
         return
     earlier = read_json(path)["settings"]
-    for group in ("options", "data_sha256"):
+    for group in ("options", "data"):
         for key in sorted({*earlier[group], *settings[group]}):
             was, now = earlier[group].get(key), settings[group].get(key)
             if was != now:
@@ -32,7 +53,25 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
                     f"{path.parent}: was started with {key.replace('_', '-')} {was}, got {now}; "
                     "resume with the same, or give --overwrite to start afresh"
                 )
-    if earlier["prepared_sha256"] != settings["prepared_sha256"]:
+    if any(earlier[key] != settings[key] for key in _WEIGHTS):
         raise ArgumentError(
             f"{path.parent}: was started from other weights; give --overwrite to start afresh"
         )
+
+
+def check_agreement(settings: Sequence[dict[str, Any]]) -> None:
+    """Refuse to share a run between processes that do not do the same.
+
+    Args:
+        settings: What `run_settings` returned in each process.
+
+    Raises:
+        ArgumentError: Weights, anchors, data or options differ.
+    """
+    for rank, other in enumerate(settings):
+        differing = [key for key, value in settings[0].items() if other[key] != value]
+        if differing:
+            raise ArgumentError(
+                f"process {rank}: has other {differing[0].replace('_', ' ')} than process 0; give "
+                "every process the same files and options"
+            )
