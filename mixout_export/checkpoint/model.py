@@ -1,11 +1,15 @@
 """Models from folders and back."""
 
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -129,7 +133,8 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     model_class = _model_class(folder)
     with quiet_libraries():
         try:
-            config = AutoConfig.from_pretrained(path)
+            # Not left to its default, which asks on the terminal whether to run foreign code.
+            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             if hasattr(config, "mixout"):
                 del config.mixout
             model, info = model_class.from_pretrained(
@@ -139,6 +144,7 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
                 output_loading_info=True,
                 local_files_only=True,
                 use_safetensors=True,
+                trust_remote_code=False,
             )
         except (ValueError, KeyError, OSError, RuntimeError, ImportError, TypeError) as error:
             raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
@@ -163,7 +169,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     with quiet_libraries():
         try:
-            return AutoTokenizer.from_pretrained(path, local_files_only=True)  # type: ignore[no-any-return, no-untyped-call]
+            return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return, no-untyped-call]
+                path, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # tokenizers raises bare Exception for malformed files
             raise CheckpointError(
                 f"{path}: the tokenizer cannot be loaded ({first_line(error)})"
@@ -226,6 +234,19 @@ def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
     return {key: value for key, value in model.state_dict().items() if key not in anchors}
 
 
+@contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Turn what safetensors makes of a full disk back into the `OSError` it was."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(directory)) from error
+
+
 def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEntry]:
     """Write `config.json` and the weights under the names that `save_pretrained` gives them.
 
@@ -236,7 +257,7 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
     Returns:
         Key on disk → where the tensor lies.
     """
-    with quiet_libraries():
+    with quiet_libraries(), _disk_errors(directory):
         model.save_pretrained(directory, state_dict=plain_state(model), max_shard_size=_SHARD_SIZE)
     config = read_json(directory / LAYOUT.config)
     config.pop("mixout", None)

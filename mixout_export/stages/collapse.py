@@ -44,11 +44,12 @@ class CollapseResult:
 def _open_mixout(source: Path) -> Folder:
     folder = open_folder(source)
     if folder.manifest is None:
+        what = "an ONNX export" if folder.kind == "onnx" else "a plain checkpoint without mixout"
         raise CheckpointError(
-            f"{source}: is a plain checkpoint without mixout, so there is nothing to collapse"
+            f"{source}: is {what}, so there is nothing to collapse; expected a mixout checkpoint"
         )
     folder = require_weights(folder)
-    folder.tensors  # noqa: B018 (reads every header before anything is written)
+    folder.check_anchors()  # a damaged checkpoint is not passed on as a sound one
     return folder
 
 
@@ -61,7 +62,6 @@ def _pretrained_entries(folder: Folder, alpha: float) -> dict[str, TensorEntry]:
             f"{folder.path}: holds the pretrained values of its mixed layers only, interpolation "
             f"needs those of all parameters; start from a folder with {LAYOUT.pretrained}"
         )
-    folder.check_anchors()
     fresh = set(folder.manifest.head.keys)
     by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
     for key, entry in by_key.items():
