@@ -205,18 +205,22 @@ def test_headless_folder_and_graph_with_a_head_cannot_be_compared(
         verify_checkpoints(base, graph)
 
 
-def test_rounded_copy_is_judged_by_its_precision(plain: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "precision", "atol"), [(torch.float16, "fp16", 5e-3), (torch.bfloat16, "bf16", 4e-2)]
+)
+def test_rounded_copy_is_judged_by_its_precision(
+    dtype: torch.dtype, precision: str, atol: float, plain: Path, tmp_path: Path
+) -> None:
     def round_all(tensors: Tensors) -> None:
-        tensors.update({key: value.half() for key, value in tensors.items()})
+        tensors.update({key: value.to(dtype) for key, value in tensors.items()})
 
-    half = changed(plain, tmp_path / "half", round_all)
-    result = verify_checkpoints(plain, half)
-    assert result.precision == "fp16"
-    assert result.tolerance.atol == 5e-3
+    rounded = changed(plain, tmp_path / "rounded", round_all)
+    result = verify_checkpoints(plain, rounded)
+    assert (result.precision, result.tolerance.atol) == (precision, atol)
     assert result.weights.holds
-    assert 1e-5 < result.max_abs < 5e-3
+    assert 1e-5 < result.max_abs < atol
     assert result.holds
-    assert not verify_checkpoints(plain, half, atol=1e-5, rtol=0.0).holds
+    assert not verify_checkpoints(plain, rounded, atol=1e-5, rtol=0.0).holds
 
 
 def test_graph_of_a_half_precision_folder_is_exact(plain: Path, tmp_path: Path) -> None:

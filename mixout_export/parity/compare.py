@@ -24,11 +24,13 @@ class Tolerance:
     rtol: float
 
 
-#: By the precision the two sides differ in (measured; see docs/design.md).
+#: By the precision that weights were rounded to on the way, "fp32" where they were not. bf16 has
+#: three bits less than fp16, so eight times its rounding error: on a 22 M BERT whose logits lie
+#: within ±3, fp16 weights move them by up to 2.7e-3 and bf16 weights by up to 2.1e-2.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(atol=1e-5, rtol=1e-4),
-    "fp16": Tolerance(atol=5e-3, rtol=1e-4),
-    "bf16": Tolerance(atol=5e-3, rtol=1e-4),
+    "fp16": Tolerance(atol=5e-3, rtol=1e-3),
+    "bf16": Tolerance(atol=4e-2, rtol=8e-3),
 }
 
 
