@@ -1,5 +1,6 @@
 """Make an output folder appear complete or not at all."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,7 @@ from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError, OutputError
 
 _MARKER = ".mixout-export.lock"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _is_empty(path: Path) -> bool:
@@ -106,6 +108,9 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
             raise ArgumentError(f"{out}: OUT lies inside the source {source}; choose another")
         if resolved in origin.parents and out.exists() and not _is_empty(out):
             raise ArgumentError(f"{out}: OUT contains the source {source}; choose another")
+    above = next(parent for parent in resolved.parents if parent.exists())
+    if not above.is_dir():
+        raise OutputError(f"{out}: {above.name} is a file, expected a folder; choose another OUT")
     if not out.exists():
         return
     if not out.is_dir():
@@ -158,6 +163,16 @@ def _clear(partial: Path) -> None:
             path.unlink()
 
 
+def _disk_message(error: OSError, partial: Path) -> str:
+    """Say what an error while `partial` was written means."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:  # a copy names its source, which is not what is full
+        return f"{partial}: cannot be written ({reason}); make room there, or choose another OUT"
+    named = Path(error.filename) if isinstance(error.filename, str) else partial
+    verb = "written" if named == partial or partial in named.parents else "read"
+    return f"{named}: cannot be {verb} ({reason})"
+
+
 @contextmanager
 def output_folder(
     out: Path,
@@ -203,8 +218,7 @@ def output_folder(
         if not keep_partial:
             folder.discard()
         if isinstance(error, OSError):
-            where = error.filename or partial
-            raise OutputError(f"{where}: cannot be written ({error.strerror or error})") from error
+            raise OutputError(_disk_message(error, partial)) from error
         raise
     finally:
         folder.unlock()
