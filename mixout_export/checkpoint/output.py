@@ -46,13 +46,17 @@ class OutputFolder:
     _lock: IO[str] | None = field(default=None, repr=False)
 
     def publish(self) -> None:
-        """Rename `partial` to `out`, replacing what was there only now."""
+        """Rename `partial` to `out`, replacing what was there only now.
+
+        Both folders bear the mark while they are renamed, so that after a kill at any moment the
+        next run knows them for its own.
+        """
         previous = _with_suffix(self.out, LAYOUT.previous_suffix)
         replace = self.out.exists() and not _is_empty(self.out)
         if replace:
+            (self.out / _MARKER).touch()
             os.rename(self.out, previous)
         os.rename(self.partial, self.out)
-        # Only now: a run killed before it would leave a folder that nobody owns.
         (self.out / _MARKER).unlink(missing_ok=True)
         if replace:
             shutil.rmtree(previous)
