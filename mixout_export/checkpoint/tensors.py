@@ -23,7 +23,9 @@ DTYPE_SIZES = {
     "U8": 1,
     "I8": 1,
     "F8_E4M3": 1,
+    "F8_E4M3FNUZ": 1,
     "F8_E5M2": 1,
+    "F8_E5M2FNUZ": 1,
     "F8_E8M0": 1,
     "U16": 2,
     "I16": 2,
@@ -111,14 +113,26 @@ class TensorSource(Protocol):
         """Yield its bytes in order."""
 
 
+def _is_counts(value: Any, length: int | None = None) -> bool:
+    """Tell whether a JSON value is a list of whole numbers that are not negative."""
+    return (
+        isinstance(value, list)
+        and (length is None or len(value) == length)
+        and all(type(number) is int and number >= 0 for number in value)
+    )
+
+
 def _check_entry(path: Path, key: str, value: Any, data_length: int) -> tuple[int, int]:
-    if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
+    if (
+        not isinstance(value, dict)
+        or not isinstance(value.get("dtype"), str)
+        or not _is_counts(value.get("shape"))
+        or not _is_counts(value.get("data_offsets"), 2)
+    ):
         raise CheckpointError(f"{path}: the header's entry {key!r} is malformed; copy it again")
     dtype, shape, (begin, end) = value["dtype"], value["shape"], value["data_offsets"]
     if dtype not in DTYPE_SIZES:
         raise CheckpointError(f"{path}: {key!r} has the unknown dtype {dtype!r}")
-    if not 0 <= begin <= end:
-        raise CheckpointError(f"{path}: {key!r} has the impossible byte range {begin} to {end}")
     if end > data_length:
         raise CheckpointError(
             f"{path}: is truncated, {key!r} ends at data byte {end} and the file has "
@@ -148,13 +162,31 @@ def _read_json_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str
         )
     try:
         header = json.loads(stream.read(length))
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: the safetensors header is not valid JSON; copy or download it again"
         ) from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the safetensors header is not a JSON object")
     return header, start
+
+
+def _check_coverage(path: Path, entries: Sequence[TensorEntry], start: int, size: int) -> None:
+    """Refuse tensors that overlap, and bytes that belong to none."""
+    position = start
+    for entry in entries:
+        if entry.offset != position:
+            raise CheckpointError(
+                f"{path}: {entry.key!r} begins at data byte {entry.offset - start}, expected "
+                f"{position - start} where the tensor before it ends; the file is corrupt, copy or "
+                "download it again"
+            )
+        position += entry.nbytes
+    if position != size:
+        raise CheckpointError(
+            f"{path}: holds {size - start} data bytes, its header describes {position - start}; "
+            "the file is corrupt, copy or download it again"
+        )
 
 
 def read_tensors(path: Path) -> dict[str, TensorEntry]:
@@ -181,13 +213,8 @@ def read_tensors(path: Path) -> dict[str, TensorEntry]:
         begin, end = _check_entry(path, key, value, size - start)
         shape = tuple(value["shape"])
         entries.append(TensorEntry(key, value["dtype"], shape, path, start + begin, end - begin))
-    entries.sort(key=lambda entry: entry.offset)
-    covered = sum(entry.nbytes for entry in entries)
-    if covered != size - start:
-        raise CheckpointError(
-            f"{path}: holds {size - start} data bytes, its header describes {covered}; "
-            "the file is corrupt, copy or download it again"
-        )
+    entries.sort(key=lambda entry: (entry.offset, entry.nbytes))
+    _check_coverage(path, entries, start, size)
     return {entry.key: entry for entry in entries}
 
 
