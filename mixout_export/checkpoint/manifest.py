@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,13 @@ def _merged(plain: dict[str, Any], unknown: Mapping[str, Any]) -> dict[str, Any]
     merged = dict(plain)
     for key, value in unknown.items():
         inner = merged.get(key)
-        merged[key] = _merged(inner, value) if isinstance(inner, dict) else value
+        if isinstance(inner, dict):
+            merged[key] = _merged(inner, value)
+        elif key in _LISTS:
+            name = _LISTS[key]
+            merged[key] = [_merged(item, value.get(item[name], {})) for item in inner or ()]
+        else:
+            merged[key] = value
     return merged
 
 
@@ -153,6 +159,31 @@ def _split(record: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[
     names = {f.name for f in fields(record)}
     known = {key: value for key, value in data.items() if key in names}
     return known, {key: value for key, value in data.items() if key not in names}
+
+
+#: Lists of objects in the file, with the entry that tells one object from the others.
+_LISTS = {"modules": "name", "config_changes": "key"}
+
+
+def _split_list(
+    record: type, data: Sequence[Mapping[str, Any]], name: str
+) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """Split each object of a list; the unknown entries come by the object's name."""
+    split = [_split(record, item) for item in data]
+    return [known for known, _ in split], {known[name]: extra for known, extra in split if extra}
+
+
+def _names(unknown: Mapping[str, Any]) -> str:
+    """List unknown entries, those of inner objects as `outer.inner`."""
+    names = set()
+    for key, value in unknown.items():
+        if key in ("base", "head"):
+            names |= {f"{key}.{inner}" for inner in value}
+        elif key in _LISTS:
+            names |= {f"{key}.{inner}" for item in value.values() for inner in item}
+        else:
+            names.add(key)
+    return ", ".join(sorted(names))
 
 
 _KNOWN = {
@@ -170,12 +201,20 @@ def _parse(data: Mapping[str, Any], origin: Path) -> Manifest:
     unknown = {key: value for key, value in data.items() if key not in _KNOWN}
     base, unknown_base = _split(Base, data.get("base") or {})
     head, unknown_head = _split(Head, data.get("head") or {})
-    unknown |= {k: v for k, v in (("base", unknown_base), ("head", unknown_head)) if v}
+    modules, unknown_modules = _split_list(MixedModule, data["modules"], "name")
+    changes, unknown_changes = _split_list(ConfigChange, data.get("config_changes") or (), "key")
+    nested = {
+        "base": unknown_base,
+        "head": unknown_head,
+        "modules": unknown_modules,
+        "config_changes": unknown_changes,
+    }
+    unknown |= {key: value for key, value in nested.items() if value}
     if unknown:
         logger.warning(
             "%s: keeps the unknown entries %s, written by version %s",
             origin,
-            ", ".join(sorted(unknown)),
+            _names(unknown),
             data.get("tool_version"),
         )
     labels = data.get("labels")
@@ -186,16 +225,14 @@ def _parse(data: Mapping[str, Any], origin: Path) -> Manifest:
             target_modules=data.get("target_modules", "all-linear"),
             exclude_modules=data.get("exclude_modules"),
         ),
-        modules=tuple(MixedModule(**_split(MixedModule, m)[0]) for m in data["modules"]),
+        modules=tuple(MixedModule(**module) for module in modules),
         base=Base(**base),
         pretrained_sha256=data.get("pretrained_sha256"),
         task=data.get("task"),
         labels=None if labels is None else tuple(labels),
         head=Head(**{**head, "keys": tuple(head.get("keys", ()))}),
         dropout=data.get("dropout"),
-        config_changes=tuple(
-            ConfigChange(**_split(ConfigChange, c)[0]) for c in data.get("config_changes", ())
-        ),
+        config_changes=tuple(ConfigChange(**change) for change in changes),
         seed=data.get("seed"),
         tool_version=data.get("tool_version", __version__),
         unknown=unknown,
