@@ -99,7 +99,8 @@ def task_of_config(config: Mapping[str, Any]) -> Task | None:
         config: The parsed `config.json`.
 
     Raises:
-        CheckpointError: The architecture has a head that none of the tasks covers.
+        CheckpointError: The architecture has a head, or the configuration a problem type, that
+            none of the tasks covers.
     """
     architectures = config.get("architectures") or []
     if not architectures or not isinstance(architectures, list):
@@ -122,4 +123,10 @@ def task_of_config(config: Mapping[str, Any]) -> Task | None:
         labels = config.get("id2label")
         single = (labels is not None and len(labels) == 1) or config.get("num_labels") == 1
         return TASKS["regression" if single else "text-classification"]
-    return next(task for task in matches if task.problem_type == problem_type)
+    for task in matches:
+        if task.problem_type == problem_type:
+            return task
+    raise CheckpointError(
+        f"config.json: has the unknown problem_type {problem_type!r}, expected one of "
+        f"{', '.join(str(task.problem_type) for task in matches)}; name the task with --task"
+    )

@@ -60,8 +60,12 @@ def weight_files(path: Path, weights: str, index: str) -> list[Path]:
         single = path / weights
         return [single] if single.exists() else []
     weight_map = read_json(index_path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index_path}: has no weight_map; restore the file")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
+        raise CheckpointError(f"{index_path}: has no usable weight_map; restore the file")
     files = [path / name for name in sorted(set(weight_map.values()))]
     for file in files:
         if file.parent != path or not file.exists():
@@ -102,6 +106,18 @@ def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
     return tensors
 
 
+def _refuse_unlisted(path: Path, index: str, tensors: Mapping[str, TensorEntry]) -> None:
+    """Refuse an index that lists a tensor which none of its files holds."""
+    index_path = path / index
+    if not index_path.exists():
+        return
+    for key, name in read_json(index_path)["weight_map"].items():
+        if key not in tensors:
+            raise CheckpointError(
+                f"{index_path}: lists {key!r} in {name}, which does not hold it; restore the files"
+            )
+
+
 @dataclass(frozen=True)
 class Folder:
     """A checkpoint folder.
@@ -134,7 +150,11 @@ class Folder:
     @cached_property
     def _all(self) -> dict[str, TensorEntry]:
         mixed = self.kind == "mixout"
-        return _collect([*self.weight_paths, *(self.pretrained_paths if mixed else [])])
+        tensors = _collect([*self.weight_paths, *(self.pretrained_paths if mixed else [])])
+        _refuse_unlisted(self.path, LAYOUT.weights_index, tensors)
+        if mixed:
+            _refuse_unlisted(self.path, LAYOUT.pretrained_index, tensors)
+        return tensors
 
     @cached_property
     def tensors(self) -> dict[str, TensorEntry]:
@@ -187,7 +207,8 @@ class Folder:
                     "restore the folder's pretrained weights or run prepare again"
                 )
         expected = self.manifest.pretrained_sha256
-        if expected is None:
+        foreign = not self.native and not self.pretrained_paths  # anchors in the ordinary files
+        if expected is None or foreign:
             return
         found = digest_files(self.pretrained_paths) if self.pretrained_paths else "none"
         if found != expected:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mixout_export.checkpoint.folder import (
     write_json,
 )
 from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
-from mixout_export.checkpoint.manifest import Head, Manifest, MixedModule
+from mixout_export.checkpoint.manifest import Manifest, MixedModule
 from mixout_export.checkpoint.output import output_folder
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.checkpoint.tensors import (
@@ -38,7 +39,7 @@ from mixout_export.checkpoint.tensors import (
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.layers import MixoutLayer
-from mixout_export.surgery import attach_mixout, mixout_layers
+from mixout_export.surgery import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.dropout import set_module_dropout
 
 _DTYPES = {
@@ -204,7 +205,7 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
     if manifest.dropout is not None:
         set_module_dropout(model, body=manifest.dropout, head=manifest.head.dropout)
     model.config.mixout = manifest.to_dict()
-    model._mixout_origin = folder  # type: ignore[assignment]
+    setattr(model, ORIGIN_ATTRIBUTE, folder)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -268,15 +269,6 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
     return {key: entry for file in files for key, entry in read_tensors(file).items()}
 
 
-class _Renamed:
-    """A tensor on disk, to be written under another key."""
-
-    def __init__(self, entry: TensorEntry, key: str) -> None:
-        self.key = key
-        self.dtype, self.shape, self.nbytes = entry.dtype, entry.shape, entry.nbytes
-        self.chunks = entry.chunks
-
-
 class _InMemory:
     """A tensor in memory, to be written."""
 
@@ -287,7 +279,7 @@ class _InMemory:
         self._value = value
         self.nbytes = value.numel() * value.element_size()
 
-    def chunks(self) -> Iterable[bytes]:
+    def chunks(self) -> Iterator[bytes]:
         flat = self._value.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
         yield flat.numpy().tobytes()
 
@@ -304,9 +296,9 @@ def write_anchors(
     return digest_files(files)
 
 
-def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> list[_Renamed]:
+def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> list[TensorEntry]:
     """Return anchors that have the present values of some weights on disk."""
-    return [_Renamed(entries[key], anchor_key(key)) for key in keys]
+    return [replace(entries[key], key=anchor_key(key)) for key in keys]
 
 
 def mixed_modules(
@@ -351,7 +343,7 @@ def save_mixout(model: PreTrainedModel, path: Path | str, *, overwrite: bool = F
     layers = mixout_layers(model)
     if not layers:
         raise ArgumentError("model: holds no mixout layer; inject_mixout(model) first")
-    origin: Folder | None = getattr(model, "_mixout_origin", None)
+    origin: Folder | None = getattr(model, ORIGIN_ATTRIBUTE, None)
     with output_folder(Path(path), overwrite=overwrite) as out:
         write_mixout(model, out.partial, origin=origin)
 
@@ -373,26 +365,20 @@ def write_mixout(
     layers = mixout_layers(model)
     entries = write_weights(model, directory)
     first = next(iter(layers.values()))
-    if origin is not None and origin.manifest is not None and origin.pretrained_paths:
-        manifest = origin.manifest.with_p(first.p if p is None else p)
-        for file in origin.pretrained_paths:
-            link_or_copy(file, directory / file.name)
+    manifest = None if origin is None else origin.manifest
+    if origin is not None and manifest is not None and origin.pretrained_paths:
         index = origin.path / LAYOUT.pretrained_index
-        if index.exists():
-            link_or_copy(index, directory / index.name)
+        for file in [*origin.pretrained_paths, *([index] if index.exists() else [])]:
+            link_or_copy(file, directory / file.name)
     else:
         modules = mixed_modules(model, entries)
-        anchors = [
-            _InMemory(module.pretrained_key, layers[module.name].pretrained_weight)
-            for module in modules
-        ]
-        manifest = Manifest(
-            config=_recorded_config(model),
-            modules=modules,
-            pretrained_sha256=write_anchors(directory, anchors),
-            task=_task_name(directory),
-            head=Head(),
-        )
+        anchors = [_InMemory(m.pretrained_key, layers[m.name].pretrained_weight) for m in modules]
+        digest = write_anchors(directory, anchors)
+        if manifest is None:
+            task = _task_name(directory)
+            manifest = Manifest(config=_recorded_config(model), modules=modules, task=task)
+        manifest = replace(manifest, modules=modules, pretrained_sha256=digest)
+    manifest = manifest.with_p(first.p if p is None else p)
     manifest.write(directory / LAYOUT.mixout_config)
     if origin is not None:
         copy_companions(origin.path, directory)

@@ -1,6 +1,7 @@
 """Surgery on models: which layers are mixed, and how they get there and back."""
 
 from mixout_export.surgery.injection import (
+    ORIGIN_ATTRIBUTE,
     InjectionReport,
     attach_mixout,
     collapse_mixout,
@@ -9,6 +10,7 @@ from mixout_export.surgery.injection import (
 )
 
 __all__ = [
+    "ORIGIN_ATTRIBUTE",
     "InjectionReport",
     "attach_mixout",
     "collapse_mixout",

@@ -14,6 +14,9 @@ from mixout_export.version import __version__
 #: Version of the record that `inject_mixout` leaves in `model.config.mixout`.
 RECORD_VERSION = 1
 
+#: Attribute of a model in which `load_mixout` keeps the folder that its anchors came from.
+ORIGIN_ATTRIBUTE = "_mixout_origin"
+
 
 @dataclass(frozen=True)
 class InjectionReport:
@@ -165,6 +168,7 @@ def collapse_mixout(model: nn.Module) -> tuple[str, ...]:
             model._ddp_params_and_buffers_to_ignore = kept  # type: ignore[assignment]
         else:
             del model._ddp_params_and_buffers_to_ignore
+    vars(model).pop(ORIGIN_ATTRIBUTE, None)  # anchors of a later injection come from elsewhere
     if hasattr(getattr(model, "config", None), "mixout"):
         del model.config.mixout  # type: ignore[union-attr]
     return tuple(layers)
