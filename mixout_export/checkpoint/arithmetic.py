@@ -132,7 +132,7 @@ def _elements(entry: TensorEntry, count: int = 1 << 20) -> Iterator[NDArray[np.g
 def _cast(values: NDArray[np.generic], dtype: str, entry: TensorEntry) -> bytes:
     with np.errstate(over="ignore"):
         cast = values.astype(_NUMPY[dtype])
-    overflow = np.isinf(cast.astype(np.float32)) & np.isfinite(values.astype(np.float64))
+    overflow = np.isinf(cast.astype(np.float64)) & np.isfinite(values.astype(np.float64))
     if overflow.any():
         raise CheckpointError(
             f"{entry.file}: {entry.key!r} holds a value too large for {dtype}; "

@@ -172,7 +172,7 @@ def _disk_message(error: OSError, partial: Path) -> str:
     reason = error.strerror or str(error)
     if error.errno in _FULL:  # a copy names its source, which is not what is full
         return f"{partial}: cannot be written ({reason}); make room there, or choose another OUT"
-    named = Path(error.filename) if isinstance(error.filename, str) else partial
+    named = Path(error.filename) if isinstance(error.filename, str | os.PathLike) else partial
     verb = "written" if named == partial or partial in named.parents else "read"
     return f"{named}: cannot be {verb} ({reason})"
 

@@ -1,6 +1,6 @@
 """`collapse`: a mixout checkpoint becomes a plain Hugging Face folder, tensor by tensor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixout_export.checkpoint.arithmetic import Converted, Interpolated, dtype_code, is_floating
@@ -8,6 +8,7 @@ from mixout_export.checkpoint.companions import copy_companions
 from mixout_export.checkpoint.folder import (
     Folder,
     open_folder,
+    require_manifest,
     require_weights,
     weight_key,
     write_json,
@@ -57,10 +58,10 @@ def _pretrained_entries(folder: Folder, alpha: float) -> dict[str, TensorEntry]:
     """Return, by weight key, the pretrained values to interpolate with."""
     if alpha == 1.0 or folder.manifest is None:
         return {}
-    if not folder.pretrained_paths:
+    if not folder.pretrained_paths or _only_mixed(folder):
         raise CheckpointError(
             f"{folder.path}: holds the pretrained values of its mixed layers only, interpolation "
-            f"needs those of all parameters; start from a folder with {LAYOUT.pretrained}"
+            f"needs those of all parameters; start from a folder that prepare or train wrote"
         )
     fresh = set(folder.manifest.head.keys)
     by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
@@ -73,11 +74,22 @@ def _pretrained_entries(folder: Folder, alpha: float) -> dict[str, TensorEntry]:
     return {key: entry for key, entry in by_key.items() if key not in fresh}
 
 
+def _only_mixed(folder: Folder) -> bool:
+    """Tell whether parameters beside the mixed weights lack a pretrained value."""
+    manifest = require_manifest(folder)
+    known = {weight_key(key) for key in folder.anchors}
+    others = {key for key, entry in folder.tensors.items() if is_floating(entry.dtype)} - known
+    mixed = {module.weight_key for module in manifest.modules}
+    return known <= mixed and bool(others - set(manifest.head.keys))
+
+
 def _source_of(
     entry: TensorEntry, pretrained: TensorEntry | None, alpha: float, dtype: str | None
 ) -> TensorSource:
     target = dtype if dtype is not None and is_floating(entry.dtype) else entry.dtype
-    if pretrained is not None and is_floating(entry.dtype):
+    if pretrained is not None and alpha == 0.0:
+        entry = replace(pretrained, key=entry.key)  # the sum would lose the sign of a zero
+    elif pretrained is not None and is_floating(entry.dtype):
         return Interpolated(entry, pretrained, alpha, target)
     return entry if target == entry.dtype else Converted(entry, target)
 

@@ -120,9 +120,9 @@ def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], di
 
 def _config_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[ConfigChange, ...]:
     return tuple(
-        ConfigChange(key, before.get(key), after[key], key in before)
-        for key in sorted(after)
-        if key not in before or before[key] != after[key]
+        ConfigChange(key, before.get(key), after.get(key), key in before)
+        for key in sorted(before.keys() | after.keys())  # a value may become the default, left out
+        if (key in before, before.get(key)) != (key in after, after.get(key))
     )
 
 
