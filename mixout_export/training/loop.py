@@ -371,6 +371,8 @@ class Finetuning:
                 self.log.truncate(0)
             return self.progress
         path, state = found
+        if self.accelerator.is_main_process:
+            self.snapshots.recover()
         load_weights(self.model, path)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -68,7 +68,7 @@ def build_optimizer(
 
 
 def ceil_of(product: float) -> int:
-    """Round up, but not for a floating-point error: 0.1 * 70 is 7.000000000000001, and gives 7."""
+    """Round up, but not for a floating-point error: 0.07 * 100 is 7.000000000000001."""
     return math.ceil(product - 1e-9)
 
 

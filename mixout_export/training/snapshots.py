@@ -92,6 +92,12 @@ class Snapshots:
         """Replace the best model."""
         replace_folder(self.best, write_model)
 
+    def recover(self) -> None:
+        """Put back a best model that a killed run had moved aside and not yet replaced."""
+        old = _old(self.best)
+        if old.exists() and not self.best.exists():
+            os.rename(old, self.best)
+
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """Return the newest checkpoint and its state, None if there is none."""
         paths = self.paths()
@@ -114,10 +120,14 @@ class Snapshots:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _old(path: Path) -> Path:
+    return path.with_name(path.name + ".old")
+
+
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Fill a new folder beside `path`, then put it in its place."""
     fresh = path.with_name(path.name + ".new")
-    old = path.with_name(path.name + ".old")
+    old = _old(path)
     for leftover in (fresh, old):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh.mkdir(parents=True)

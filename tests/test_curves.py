@@ -1,0 +1,48 @@
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import image
+
+from mixout_export.training.curves import write_curves
+
+TRAINING = [{"step": s, "loss": 1.0 / s, "lr": 1e-3} for s in (10, 20, 30)]
+EVALUATION = [{"step": s, "eval_loss": 0.7, "eval_accuracy": 0.5 + s / 100} for s in (0, 15, 30)]
+
+
+def panels(pixels: Any) -> int:
+    """Count axes side by side by the vertical lines that frame each on the left."""
+    dark = (pixels[..., :3].mean(axis=2) < 0.2).mean(axis=0) > 0.5
+    return int((np.diff(dark.astype(int)) == 1).sum())
+
+
+def test_a_run_with_evaluation_has_two_panels(tmp_path: Path) -> None:
+    write_curves(TRAINING + EVALUATION, tmp_path / "c.png", metric="accuracy", chosen_step=30)
+    assert panels(image.imread(tmp_path / "c.png")) == 2
+
+
+def test_a_run_without_evaluation_has_one(tmp_path: Path) -> None:
+    write_curves(TRAINING, tmp_path / "c.png", metric="accuracy", chosen_step=30)
+    assert panels(image.imread(tmp_path / "c.png")) == 1
+
+
+def test_a_metric_that_is_never_defined_leaves_its_panel_empty(tmp_path: Path) -> None:
+    records = [{"step": s, "eval_loss": 0.7, "eval_pearson": None} for s in (0, 15)]
+    write_curves(records, tmp_path / "c.png", metric="pearson", chosen_step=15)
+    assert panels(image.imread(tmp_path / "c.png")) == 2
+
+
+def test_equal_runs_give_equal_pictures_and_the_users_style_stays(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    for name in ("a.png", "b.png"):
+        write_curves(TRAINING + EVALUATION, tmp_path / name, metric="accuracy", chosen_step=30)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert dict(mpl.rcParams) == before
+
+
+def test_the_picture_shows_the_records(tmp_path: Path) -> None:
+    other = [{**record, "loss": 5.0 - record["loss"]} for record in TRAINING]
+    write_curves(TRAINING, tmp_path / "a.png", metric="accuracy", chosen_step=30)
+    write_curves(other, tmp_path / "b.png", metric="accuracy", chosen_step=30)
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
