@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,21 @@ def test_relative_tolerance_grows_with_the_reference() -> None:
     tolerance = Tolerance(atol=0.0, rtol=0.01)
     assert compare([[100.0]], [[100.9]], tolerance=tolerance).holds
     assert not compare([[100.0]], [[101.1]], tolerance=tolerance).holds
+
+
+def test_rows_compared_in_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    left = random.normal(size=(7, 3, 5))
+    right = left + random.normal(size=left.shape)
+    where = batch(7, 3, [[1, 1, 0]] * 6 + [[1, 0, 0]])
+    options = {"per_token": True, "decision": "argmax"}
+    whole = compare(left, right, where, **options)
+    monkeypatch.setattr("mixout_export.parity.compare._CHUNK", 20)
+    pieces = compare(left, right, where, **options)
+    assert whole.elements == 13 * 5
+    assert whole.flips > 0
+    assert pieces.mean_abs == pytest.approx(whole.mean_abs)
+    assert replace(pieces, mean_abs=0) == replace(whole, mean_abs=0)
 
 
 def test_the_worst_batch_is_kept_over_batches() -> None:

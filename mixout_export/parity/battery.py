@@ -16,8 +16,9 @@ from mixout_export.errors import ArgumentError
 
 Ids = npt.NDArray[np.int64]
 
-#: Tokens in one batch, which bounds the memory of a run.
+#: Tokens in a batch of the coverage set, and where each gives a number for every word.
 TOKENS_PER_BATCH = 2048
+LANGUAGE_MODEL_TOKENS = 256
 
 #: Length of the rows that carry the vocabulary: short rows spend little on attention.
 VOCABULARY_ROW = 32
@@ -150,13 +151,13 @@ def _vocabulary(maker: _Maker, budget: int) -> Ids:
     return maker.random.permutation(ids).astype(np.int64)
 
 
-def _cover_vocabulary(maker: _Maker, budget: int) -> list[Batch]:
+def _cover_vocabulary(maker: _Maker, budget: int, tokens: int) -> list[Batch]:
     """Put every vocabulary id into a row, both segments in use, nothing masked."""
     ids = _vocabulary(maker, budget)
     length = min(VOCABULARY_ROW, maker.longest)
     missing = -len(ids) % length
     rows = np.concatenate([ids, maker.random_ids(1, missing)[0]]).reshape(-1, length)
-    step = max(1, TOKENS_PER_BATCH // length)
+    step = max(1, tokens // length)
     return [
         maker.batch("vocabulary", rows[start : start + step]) for start in range(0, len(rows), step)
     ]
@@ -207,6 +208,7 @@ def build_battery(
     seed: int = 0,
     examples: Sequence[Batch] = (),
     vocabulary_budget: int = VOCABULARY_BUDGET,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Battery:
     """Build the battery for a model.
 
@@ -215,13 +217,15 @@ def build_battery(
         seed: Of everything drawn at random.
         examples: The user's own inputs, appended as they are.
         vocabulary_budget: Most vocabulary ids to cover.
+        tokens_per_batch: Tokens in a batch of the coverage set; fewer bound the memory that a
+            language model's output takes.
 
     Raises:
         ArgumentError: The model takes an input that the battery cannot make.
     """
     _check_inputs(interface)
     maker = _Maker(interface, seed)
-    vocabulary = _cover_vocabulary(maker, vocabulary_budget)
+    vocabulary = _cover_vocabulary(maker, vocabulary_budget, tokens_per_batch)
     batches = (
         *_sweep_shapes(maker),
         *_pad_rows(maker),

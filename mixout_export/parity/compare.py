@@ -11,6 +11,10 @@ import numpy.typing as npt
 from mixout_export.parity.battery import Batch
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+#: Values compared at once: language models give a number for each token and each word.
+_CHUNK = 1 << 20
 
 #: How an output becomes a decision: the largest logit, each logit's sign, or none.
 Decision = Literal["argmax", "sign"]
@@ -127,9 +131,21 @@ class OutputComparison:
                 f"batch of {batch.shape}"
             )
             return
-        reference = reference.astype(np.float64)
-        candidate = candidate.astype(np.float64)
-        real = self._real_tokens(batch)
+        real = self._real_tokens(batch, reference)
+        step = max(1, _CHUNK * len(reference) // max(1, reference.size))
+        for start in range(0, len(reference), step):
+            rows = slice(start, start + step)
+            self._add_rows(
+                batch,
+                reference[rows].astype(np.float64),
+                candidate[rows].astype(np.float64),
+                None if real is None else real[rows],
+            )
+
+    def _add_rows(
+        self, batch: Batch, reference: Array, candidate: Array, real: Mask | None
+    ) -> None:
+        """Compare some rows of a batch's output, float64."""
         self._add_decisions(reference, candidate, real)
         if real is not None:
             reference, candidate = reference[real], candidate[real]
@@ -147,13 +163,13 @@ class OutputComparison:
         if worst > self._max_abs:
             self._max_abs, self._worst = worst, (batch.name, batch.shape)
 
-    def _real_tokens(self, batch: Batch) -> npt.NDArray[np.bool_] | None:
+    def _real_tokens(self, batch: Batch, output: Array) -> Mask | None:
         """Return which tokens are not padding, bool `(batch, sequence)`; None if all count."""
         mask = batch.inputs.get("attention_mask")
-        if not self.per_token or mask is None or mask.all():
+        if not self.per_token or mask is None or output.shape[: mask.ndim] != mask.shape:
             return None
-        real: npt.NDArray[np.bool_] = mask != 0
-        return real
+        real: Mask = mask != 0
+        return None if real.all() else real
 
     @staticmethod
     def _difference(reference: Array, candidate: Array) -> Array:
@@ -169,9 +185,7 @@ class OutputComparison:
             relative = float((difference[beyond] / np.abs(reference[beyond])).max())
             self._max_relative = max(self._max_relative, relative)
 
-    def _add_decisions(
-        self, reference: Array, candidate: Array, real: npt.NDArray[np.bool_] | None
-    ) -> None:
+    def _add_decisions(self, reference: Array, candidate: Array, real: Mask | None) -> None:
         if self.decision is None:
             return
         if real is not None and reference.ndim == real.ndim:  # which token is decided

@@ -4,7 +4,13 @@ import time
 from collections.abc import Sequence
 
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.battery import Batch, Battery, build_battery
+from mixout_export.parity.battery import (
+    LANGUAGE_MODEL_TOKENS,
+    TOKENS_PER_BATCH,
+    Batch,
+    Battery,
+    build_battery,
+)
 from mixout_export.parity.compare import (
     TOLERANCES,
     OutputComparison,
@@ -131,7 +137,14 @@ def compare_subjects(
     outputs: tuple[OutputDifference, ...] = ()
     coverage = None
     if headless or set(ours.outputs) == set(theirs.outputs):
-        battery = build_battery(shared_interface(ours, theirs), seed=seed, examples=examples)
+        battery = build_battery(
+            shared_interface(ours, theirs),
+            seed=seed,
+            examples=examples,
+            tokens_per_batch=LANGUAGE_MODEL_TOKENS
+            if reference.task in ("masked-lm", "causal-lm")
+            else TOKENS_PER_BATCH,
+        )
         coverage = battery.coverage
         outputs = _run(
             _runner(reference, ours.inputs, headless=headless),
