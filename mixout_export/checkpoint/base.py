@@ -116,10 +116,8 @@ def _weight_paths(path: Path, *, allow_pickle: bool) -> tuple[list[Path], bool]:
 
 
 def _refuse_remote_code(path: Path, config: dict[str, Any], *, trusted: bool) -> None:
-    needs = "auto_map" in config and config.get("model_type") not in (
-        transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    )
-    if needs and not trusted:
+    known = config.get("model_type") in transformers.CONFIG_MAPPING
+    if "auto_map" in config and not known and not trusted:
         raise CheckpointError(
             f"{path / LAYOUT.config}: the model needs Python code that comes with the checkpoint; "
             "read that code, then give --trust-remote-code to run it"
@@ -179,14 +177,20 @@ def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, o
         raise ArgumentError("labels: regression has one output; leave --labels out")
     if isinstance(labels, int):
         _check_label_count(labels, task)
-        config.id2label = _default_names(labels)
+        if not own or labels != len(_label_names(config)):  # the same number keeps the names
+            config.id2label = _default_names(labels)
     elif labels is not None:
         names = [str(name).strip() for name in labels]
         _check_label_names(names, task)
         config.id2label = dict(enumerate(names))
-    config.label2id = {name: index for index, name in config.id2label.items()}
+    config.label2id = {name: index for index, name in enumerate(_label_names(config))}
     if task.problem_type is not None:
-        config.problem_type = task.problem_type
+        config.problem_type = task.problem_type  # type: ignore[assignment]
+
+
+def _label_names(config: PretrainedConfig) -> tuple[str, ...]:
+    names: dict[Any, str] = dict(config.id2label or {})
+    return tuple(names[index] for index in sorted(names, key=int))
 
 
 def _check_label_count(count: int, task: Task) -> None:
@@ -222,14 +226,14 @@ def load_base(base: str, options: BaseOptions) -> LoadedBase:
     task = _choose_task(path, options)
     config = _load_config(path, options)
     own_task = _own_task(path)
-    _set_labels(config, task, options, own=own_task is not None and own_task == task)
+    own = own_task == task
+    _set_labels(config, task, options, own=own)
     model, info = _instantiate(path, task, config, options, safe=safe)
+    _refuse_mismatched(path, model, info, own_head=own and options.labels is None)
     fresh = tuple(sorted({*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])}))
     _refuse_foreign(path, model, fresh)
     name = base if commit is not None else (path.resolve().name or base)
-    labels = None
-    if task.has_labels:
-        labels = tuple(model.config.id2label[i] for i in range(len(model.config.id2label)))
+    labels = _label_names(model.config) if task.has_labels else None
     return LoadedBase(
         model=model,
         task=task,
@@ -263,7 +267,7 @@ def _instantiate(
                 use_safetensors=safe,
                 local_files_only=True,
                 trust_remote_code=options.trust_remote_code,
-                ignore_mismatched_sizes=options.labels is not None,
+                ignore_mismatched_sizes=True,  # refused below unless it is a head to be replaced
                 weights_only=True,
             )
         except pickle.UnpicklingError as error:
@@ -276,6 +280,19 @@ def _instantiate(
                 f"{path}: cannot be loaded for {task.name} ({first_line(error)})"
             ) from error
     return model.eval(), info
+
+
+def _refuse_mismatched(
+    path: Path, model: PreTrainedModel, info: dict[str, Any], *, own_head: bool
+) -> None:
+    """Refuse weights of another shape, except those of a head that is replaced by a fresh one."""
+    body = model.base_model_prefix + "."
+    for key, found, expected in sorted(info["mismatched_keys"], key=lambda item: item[0]):
+        if own_head or key.startswith(body):
+            raise CheckpointError(
+                f"{path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; does "
+                f"{LAYOUT.config} belong to these weights?"
+            )
 
 
 def _refuse_foreign(path: Path, model: PreTrainedModel, fresh: Sequence[str]) -> None:
