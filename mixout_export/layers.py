@@ -29,7 +29,7 @@ class MixoutLayer(nn.Module):
     #: The dimension of `weight` that counts input neurons.
     input_dim: ClassVar[int]
 
-    weight: nn.Parameter
+    weight: Tensor
     pretrained_weight: Tensor
     p: float
     granularity: str
@@ -138,7 +138,7 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
     input_dim = 0
 
     def __init__(self, nf: int, nx: int, *, p: float = 0.7, granularity: str = "neuron") -> None:
-        Conv1D.__init__(self, nf, nx)
+        Conv1D.__init__(self, nf, nx)  # type: ignore[no-untyped-call]
         self.anchor(None, p=p, granularity=granularity)
 
     def forward(self, input: Tensor) -> Tensor:

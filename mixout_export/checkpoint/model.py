@@ -170,7 +170,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
         return None
     with quiet_libraries():
         try:
-            return AutoTokenizer.from_pretrained(  # type: ignore[no-any-return, no-untyped-call]
+            return AutoTokenizer.from_pretrained(
                 path, local_files_only=True, trust_remote_code=False
             )
         except Exception as error:  # tokenizers raises bare Exception for malformed files
@@ -206,7 +206,7 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
         set_module_dropout(model, body=manifest.dropout, head=manifest.head.dropout)
     model.config.mixout = manifest.to_dict()
     setattr(model, ORIGIN_ATTRIBUTE, folder)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:

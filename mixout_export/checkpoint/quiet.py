@@ -10,7 +10,7 @@ _CHATTY = ("transformers", "torch.onnx", "onnxscript", "onnx_ir", "huggingface_h
 
 
 class _Silencer(logging.Filter):
-    """Drop every record below ERROR."""
+    """Drop every record below CRITICAL."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return record.levelno >= logging.CRITICAL
@@ -28,7 +28,7 @@ def quiet_libraries() -> Iterator[None]:
     handlers = [h for name in _CHATTY for h in logging.getLogger(name).handlers]
     bars = transformers_logging.is_progress_bar_enabled()
     earlier = {name: logging.getLogger(name).level for name in _CHATTY}
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     for handler in handlers:
         handler.addFilter(silencer)
     for name in _CHATTY:
@@ -44,4 +44,4 @@ def quiet_libraries() -> Iterator[None]:
         for name, level in earlier.items():
             logging.getLogger(name).setLevel(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
