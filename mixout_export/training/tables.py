@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ import pyarrow.parquet as pq
 from mixout_export.errors import DataError
 
 _BOM = "\ufeff"
+_LARGEST_FIELD = 1 << 30  # characters; the csv module stops at 131,072 unless told
+
+
+_JSON_NAMES = {
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 @dataclass(frozen=True)
@@ -80,37 +92,48 @@ def _read_bytes(path: Path, *, zipped: bool) -> bytes:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _from_rows(
-    path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], lines: list[int]
-) -> Table:
-    names = list(header)
-    for name in names:
-        if names.count(name) > 1:
-            raise DataError(f"{path}: has two columns named {name!r}; rename one")
-    for row, line in zip(rows, lines, strict=True):
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: has two columns named {twice!r}; rename one")
+
+
+def _from_records(path: Path, records: Sequence[list[str]], lines: Sequence[int]) -> Table:
+    """Make a table of records, the first of which is the header, and the line each starts on."""
+    if not records:
+        return Table(str(path), {}, 0, [])
+    names, rows = records[0], records[1:]
+    _check_names(path, names)
+    table = Table(
+        str(path),
+        {name: [row[i] if i < len(row) else None for row in rows] for i, name in enumerate(names)},
+        len(rows),
+        list(lines[1:]),
+    )
+    for index, row in enumerate(rows):
         if len(row) != len(names):
             raise DataError(
-                f"{path}: line {line} has {len(row)} fields, expected {len(names)} "
-                f"({', '.join(names)})"
+                f"{path}: {table.where(index)} has {len(row)} fields, expected {len(names)} "
+                f"({', '.join(names)}); mend that row"
             )
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    return Table(str(path), columns, len(rows), lines)
+    return table
 
 
 def _read_tsv(path: Path, data: bytes) -> Table:
     # Not str.splitlines, which also splits at form feeds and Unicode's line separators.
     raw = _decode(path, data).split("\n")
-    if raw and raw[-1] == "":
+    if raw[-1] == "":
         raw.pop()
     records = [line.removesuffix("\r").split("\t") for line in raw]
-    kept = [(n + 1, r) for n, r in enumerate(records) if r != [""] or len(records[0]) == 1]
-    if not kept:
-        return Table(str(path), {}, 0, [])
-    return _from_rows(path, kept[0][1], [r for _, r in kept[1:]], [n for n, _ in kept[1:]])
+    header = next((n for n, record in enumerate(records) if record != [""]), len(records))
+    # With one column an empty line is an empty field; with more it is no row at all.
+    keep_blank = header < len(records) and len(records[header]) == 1
+    kept = [n for n in range(header, len(records)) if keep_blank or records[n] != [""]]
+    return _from_records(path, [records[n] for n in kept], [n + 1 for n in kept])
 
 
 def _read_csv(path: Path, data: bytes) -> Table:
-    csv.field_size_limit(1 << 30)
+    csv.field_size_limit(_LARGEST_FIELD)
     reader = csv.reader(io.StringIO(_decode(path, data), newline=""), strict=True)
     records: list[list[str]] = []
     lines: list[int] = []
@@ -122,10 +145,37 @@ def _read_csv(path: Path, data: bytes) -> Table:
                 lines.append(start)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise DataError(f"{path}: line {start} is not valid csv ({error}); mend it") from error
-    if not records:
-        return Table(str(path), {}, 0, [])
-    return _from_rows(path, records[0], records[1:], lines[1:])
+        raise DataError(
+            f"{path}: the row on line {start} is not valid csv ({error}); mend its quotes"
+        ) from error
+    return _from_records(path, records, lines)
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dictionary of a JSON object, which must not lose one of two equal keys."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} occurs twice in an object")
+    return made
+
+
+def _parse_json(path: Path, line: str, number: int) -> dict[str, Any]:
+    try:
+        value = json.loads(line, object_pairs_hook=_json_object)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}: line {number} is not valid JSON ({error.msg} at character {error.colno}); "
+            "every line must hold one object"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: line {number} cannot be read as JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(
+            f"{path}: line {number} holds {_JSON_NAMES[type(value)]}, expected an object with "
+            "column names and values"
+        )
+    return value
 
 
 def _read_jsonl(path: Path, data: bytes) -> Table:
@@ -134,15 +184,7 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
     for number, line in enumerate(_decode(path, data).split("\n"), start=1):
         if not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}: line {number} is not valid JSON ({error})") from error
-        if not isinstance(value, dict):
-            raise DataError(
-                f"{path}: line {number} holds a JSON {type(value).__name__}, expected an object"
-            )
-        objects.append(value)
+        objects.append(_parse_json(path, line, number))
         lines.append(number)
     names = list(dict.fromkeys(key for value in objects for key in value))
     columns = {name: [value.get(name) for value in objects] for name in names}
@@ -151,13 +193,18 @@ def _read_jsonl(path: Path, data: bytes) -> Table:
 
 def _read_parquet(path: Path, data: bytes) -> Table:
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
-        first = str(error).splitlines()[0]
-        raise DataError(f"{path}: is not a whole parquet file ({first})") from error
-    return Table(
-        str(path), {n: table.column(n).to_pylist() for n in table.column_names}, len(table)
-    )
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{path}: is not a whole parquet file ({reason}); copy it again") from error
+    _check_names(path, table.column_names)
+    columns: dict[str, list[Any]] = {}
+    for name in table.column_names:
+        try:
+            columns[name] = table.column(name).to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError) as error:
+            raise DataError(f"{path}: column {name!r} cannot be read ({error})") from error
+    return Table(str(path), columns, len(table))
 
 
 _READERS: dict[str, Callable[[Path, bytes], Table]] = {
@@ -188,6 +235,11 @@ def read_table(path: Path) -> Table:
             f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, each also .gz"
         )
     table = _READERS[kind[0]](path, _read_bytes(path, zipped=zipped))
+    if not table.columns:
+        raise DataError(f"{path}: is empty, expected at least one row")
     if not table.rows:
-        raise DataError(f"{path}: holds no rows, expected at least one")
+        raise DataError(
+            f"{path}: holds the column names {', '.join(table.columns)} but no rows, expected at "
+            "least one"
+        )
     return table
