@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,24 @@ from mixout_export.errors import DataError
 from mixout_export.tasks import Task
 from mixout_export.training.tables import Table
 
-_SHOWN = 5
+_ROWS_SHOWN = 5
+_NAMES_SHOWN = 10
+_CHARACTERS_SHOWN = 60
+_LONGEST_INTEGER = 18  # digits; any such integer fits in 64 bits
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value == ""
+    return value is None or (isinstance(value, str) and value == "")
 
 
-def _rows(table: Table, rows: Sequence[int]) -> str:
-    shown = ", ".join(table.where(row) for row in rows[:_SHOWN])
-    return shown + (f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else "")
+def _list_rows(table: Table, rows: Sequence[int]) -> str:
+    shown = ", ".join(table.where(row) for row in rows[:_ROWS_SHOWN])
+    return shown + (f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else "")
+
+
+def _show(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _CHARACTERS_SHOWN else text[:_CHARACTERS_SHOWN] + "…"
 
 
 def _refuse_missing(table: Table, column: str) -> list[Any]:
@@ -28,8 +37,8 @@ def _refuse_missing(table: Table, column: str) -> list[Any]:
     missing = [row for row, value in enumerate(values) if _is_missing(value)]
     if missing:
         raise DataError(
-            f"{table.name}: column {column!r} has no value in {_rows(table, missing)}; fill in or "
-            "remove those rows"
+            f"{table.name}: column {column!r} has no value in {_list_rows(table, missing)}; fill "
+            "in or remove those rows"
         )
     return values
 
@@ -37,63 +46,134 @@ def _refuse_missing(table: Table, column: str) -> list[Any]:
 def text_values(table: Table, column: str) -> list[str]:
     """Return a column of texts.
 
+    A number is not turned into text, because how it was written is no longer known.
+
     Raises:
-        DataError: A text is missing, or is not text.
+        DataError: A text is missing, is not text, or holds half of a surrogate pair.
     """
     values = _refuse_missing(table, column)
     for row, value in enumerate(values):
         if not isinstance(value, str):
             raise DataError(
-                f"{table.name}: column {column!r} holds the {type(value).__name__} {value!r} in "
-                f"{table.where(row)}, expected text; choose the column with --text-column"
+                f"{table.name}: column {column!r} holds the {type(value).__name__} {_show(value)} "
+                f"in {table.where(row)}, expected text; choose the column with --text-column"
             )
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # JSON can spell it, tokenizers cannot read it
+            raise DataError(
+                f"{table.name}: column {column!r} holds {value[error.start]!r}, half of a "
+                f"surrogate pair, in {table.where(row)}; mend that text"
+            ) from error
     return values
 
 
-def _as_class(value: Any) -> int | None:
-    """Return an integer label, whether it is written as text, float or boolean; else None."""
+def _as_integer(value: Any) -> int | None:
+    """Return a non-negative integer, whether text, integer, float or boolean; else None."""
     if isinstance(value, str):
         text = value.strip()
-        return int(text) if text.isascii() and text.isdigit() else None
-    if isinstance(value, bool):
-        return int(value)
-    if isinstance(value, (int, float)) and float(value).is_integer():
-        return int(value)
+        plain = text.isascii() and text.isdigit() and len(text) <= _LONGEST_INTEGER
+        return int(text) if plain else None
+    if isinstance(value, int):
+        return int(value) if value >= 0 else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and value >= 0 else None
     return None
 
 
-def _class_ids(table: Table, column: str, names: Sequence[str]) -> NDArray[np.int64]:
-    by_name = {name: index for index, name in enumerate(names)}
-    ids = np.empty(table.rows, np.int64)
-    for row, value in enumerate(_refuse_missing(table, column)):
-        index = by_name.get(value.strip()) if isinstance(value, str) else None
-        if index is None:
-            index = _as_class(value)
-        if index is None or not 0 <= index < len(names):
-            raise DataError(
-                f"{table.name}: column {column!r} holds the label {value!r} in "
-                f"{table.where(row)}, the checkpoint has {len(names)} labels "
-                f"({', '.join(names[:10])}); use those names or 0 to {len(names) - 1}, or run "
-                "prepare again with --labels"
-            )
-        ids[row] = index
-    return ids
+def _spellings(value: Any) -> tuple[str, ...]:
+    """Return how a label may be written as one of the checkpoint's names, the likeliest first."""
+    if isinstance(value, str):
+        return value, value.strip()
+    if isinstance(value, bool):
+        return str(value), str(value).lower()
+    if isinstance(value, int):
+        return (str(value),)
+    return (str(int(value)),) if isinstance(value, float) and value.is_integer() else ()
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A checkpoint's label names, and which output a label of a data file means.
+
+    A label is one of the names, however the file's format types it: 1, 1.0 and "1" all mean the
+    name "1". Else it is an integer in 0 … n - 1, unless the names are numbers themselves: where
+    they are "1" to "5", a 0 is no label.
+
+    Attributes:
+        names: Label names in the order of the outputs.
+    """
+
+    names: tuple[str, ...]
+
+    @property
+    def takes_integers(self) -> bool:
+        """Whether an integer that is no name stands for the output of that number."""
+        return all(_as_integer(name) is None for name in self.names)
+
+    def ids_of(self, values: Sequence[Any]) -> list[int | None]:
+        """Return the output of each label, None for an unknown one."""
+        by_name = {name: index for index, name in enumerate(self.names)}
+        takes_integers = self.takes_integers
+
+        def find(value: Any) -> int | None:
+            named = next((by_name[s] for s in _spellings(value) if s in by_name), None)
+            if named is not None or not takes_integers:
+                return named
+            index = _as_integer(value)
+            return index if index is not None and index < len(self.names) else None
+
+        return [find(value) for value in values]
+
+    def describe(self) -> str:
+        """Return the labels there are, for a message."""
+        shown = ", ".join(self.names[:_NAMES_SHOWN])
+        more = ", …" if len(self.names) > _NAMES_SHOWN else ""
+        count = len(self.names)
+        plural = "label" if count == 1 else "labels"
+        integers = f", or 0 to {count - 1}" if count and self.takes_integers else ""
+        return f"{count} {plural} ({shown}{more}{integers})"
+
+
+def _class_ids(table: Table, column: str, labels: LabelMap) -> NDArray[np.int64]:
+    values = _refuse_missing(table, column)
+    ids = labels.ids_of(values)
+    unknown = [row for row, index in enumerate(ids) if index is None]
+    if unknown:
+        first = repr(values[unknown[0]])
+        rows = [row for row in unknown if repr(values[row]) == first]
+        others = len({repr(values[row]) for row in unknown}) - 1
+        also = f" (and {others} more unknown labels)" if others else ""
+        raise DataError(
+            f"{table.name}: column {column!r} holds the label {_show(values[unknown[0]])} in "
+            f"{_list_rows(table, rows)}{also}, the checkpoint has {labels.describe()}; use those "
+            "or run prepare again with --labels"
+        )
+    return np.array(ids, np.int64)
+
+
+def _as_number(value: Any) -> float:
+    """Return a finite number of float32's range, NaN for anything else."""
+    if isinstance(value, str) and ("_" in value or not value.isascii()):
+        return math.nan  # Python's own spellings of numbers, which no data file means
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+    return number if abs(number) <= float(np.finfo(np.float32).max) else math.nan
 
 
 def _numbers(table: Table, column: str) -> NDArray[np.float32]:
-    numbers = np.empty(table.rows, np.float32)
-    for row, value in enumerate(_refuse_missing(table, column)):
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise DataError(
-                f"{table.name}: column {column!r} holds {value!r} in {table.where(row)}, expected "
-                "a finite number for regression"
-            )
-        numbers[row] = number
-    return numbers
+    values = _refuse_missing(table, column)
+    numbers = [_as_number(value) for value in values]
+    wrong = [row for row, number in enumerate(numbers) if math.isnan(number)]
+    if wrong:
+        raise DataError(
+            f"{table.name}: column {column!r} holds {_show(values[wrong[0]])} where a number is "
+            f"expected, in {_list_rows(table, wrong)}; mend it, choose another column with "
+            "--label-column, or run prepare with --task text-classification"
+        )
+    return np.array(numbers, np.float32)
 
 
 def encode_labels(
@@ -104,16 +184,15 @@ def encode_labels(
     Args:
         table: The data.
         column: Name of the label column.
-        task: The task.
+        task: The task, text-classification or regression.
         names: The checkpoint's label names in the order of its outputs, None for regression.
 
     Returns:
-        Shape (rows,): int64 class ids, where a value is one of the names, else an integer in
-        0 … n - 1; float32 numbers for regression.
+        Shape (rows,): int64 class ids as `LabelMap` finds them; float32 numbers for regression.
 
     Raises:
-        DataError: A label is missing, unknown, or not a number.
+        DataError: A label is missing, unknown, or not a finite number.
     """
     if task.name == "regression":
         return _numbers(table, column)
-    return _class_ids(table, column, names or ())
+    return _class_ids(table, column, LabelMap(tuple(names or ())))
