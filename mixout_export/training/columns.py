@@ -1,12 +1,13 @@
 """Which columns hold the text, the second text and the label."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixout_export.errors import DataError
 from mixout_export.training.tables import Table
 
-#: Usual names of a text and its pair; None where the text stands alone.
-_TEXTS: tuple[tuple[str, str | None], ...] = (
+#: Usual names of a text and its second text.
+_PAIRS = (
     ("sentence1", "sentence2"),
     ("premise", "hypothesis"),
     ("question1", "question2"),
@@ -15,14 +16,15 @@ _TEXTS: tuple[tuple[str, str | None], ...] = (
     ("question", "passage"),
     ("query", "passage"),
     ("text", "text_pair"),
-    ("sentence", None),
-    ("text", None),
-    ("content", None),
-    ("review", None),
-    ("comment", None),
-    ("document", None),
 )
-_LABELS = ("label", "labels", "target", "class", "category", "score", "stars", "rating")
+#: Usual names of a text that stands alone.
+_SINGLES = (
+    *("sentence", "text", "content", "review", "comment", "document"),
+    *("sentence1", "text1", "premise", "question", "question1", "query"),
+)
+#: Usual names of a label. The first two win; of the others there may be only one.
+_LABELS = ("label", "labels")
+_OTHER_LABELS = ("target", "class", "category", "score", "stars", "rating")
 
 
 @dataclass(frozen=True)
@@ -45,33 +47,47 @@ def _require(table: Table, name: str, option: str) -> str:
     return name
 
 
-def _find_text(table: Table, text: str | None, pair: str | None) -> tuple[str, str | None]:
-    if text is not None:
-        partner = None if pair is None else _require(table, pair, "--text-pair-column")
-        return _require(table, text, "--text-column"), partner
-    there = {name.lower(): name for name in table.columns}
-    for first, second in _TEXTS:
-        if first in there and (second is None or second in there):
-            partner = None if second is None else there[second]
-            if pair is not None:
-                partner = _require(table, pair, "--text-pair-column")
-            return there[first], partner
-    raise DataError(
-        f"{table.name}: no column with a usual name for text, it has {', '.join(table.columns)}; "
-        "choose with --text-column"
+def _not_one(table: Table, found: Sequence[str], kind: str, option: str) -> DataError:
+    """Return the error for columns of which none, or more than one, may be meant."""
+    what = (
+        f"several columns may hold {kind} ({', '.join(found)})"
+        if found
+        else (f"no column has a usual name for {kind}")
+    )
+    return DataError(
+        f"{table.name}: {what}, it has {', '.join(table.columns)}; choose with {option}"
     )
 
 
-def _find_label(table: Table, label: str | None) -> str:
-    if label is not None:
-        return _require(table, label, "--label-column")
+def _by_lower_name(table: Table) -> dict[str, str]:
+    """Return lower-case name → name; of two that differ in case, the lower-case one wins."""
     there = {name.lower(): name for name in table.columns}
-    found = [there[name] for name in _LABELS if name in there]
-    if not found:
-        raise DataError(
-            f"{table.name}: no column with a usual name for labels, it has "
-            f"{', '.join(table.columns)}; choose with --label-column"
-        )
+    return there | {name: name for name in table.columns if name == name.lower()}
+
+
+def _find_text(table: Table, pair: str | None) -> tuple[str, str | None]:
+    """Find the text, and its second text unless `pair` names it."""
+    there = _by_lower_name(table)
+    pairs = [(there[a], there[b]) for a, b in _PAIRS if a in there and b in there]
+    if pair is not None:
+        pairs = [couple for couple in pairs if couple[1] == pair]
+    if len(pairs) == 1:
+        return pairs[0]
+    if pairs:
+        found = [" + ".join(couple) for couple in pairs]
+        raise _not_one(table, found, "a pair of texts", "--text-column and --text-pair-column")
+    singles = [there[name] for name in _SINGLES if name in there and there[name] != pair]
+    if len(singles) != 1:
+        raise _not_one(table, singles, "the text", "--text-column")
+    return singles[0], pair
+
+
+def _find_label(table: Table) -> str:
+    there = _by_lower_name(table)
+    first = [there[name] for name in _LABELS if name in there][:1]
+    found = first or [there[name] for name in _OTHER_LABELS if name in there]
+    if len(found) != 1:
+        raise _not_one(table, found, "labels", "--label-column")
     return found[0]
 
 
@@ -82,16 +98,30 @@ def find_columns(
     text_pair_column: str | None = None,
     label_column: str | None = None,
 ) -> Columns:
-    """Find the columns to read: those named, else by the usual names.
+    """Find the columns to read: those named, else by the usual names in any case.
 
     Args:
         table: The data.
-        text_column: Column of the text; None finds it.
+        text_column: Column of the text; None finds it. Where it is named, a second text is read
+            only if that is named too.
         text_pair_column: Column of the second text; None finds it.
         label_column: Column of the label; None finds it.
 
     Raises:
-        DataError: A column is missing; the message names those there are.
+        DataError: A column is missing, or several may be meant; the message names those there
+            are. Or the text and the second text are the same column.
     """
-    text, pair = _find_text(table, text_column, text_pair_column)
-    return Columns(text, pair, _find_label(table, label_column))
+    if text_pair_column is not None:
+        _require(table, text_pair_column, "--text-pair-column")
+    if text_column is not None:
+        text, pair = _require(table, text_column, "--text-column"), text_pair_column
+    else:
+        text, pair = _find_text(table, text_pair_column)
+    if text == pair:
+        raise DataError(
+            f"{table.name}: column {text!r} is given as the text and as the second text; choose "
+            "another with --text-pair-column"
+        )
+    if label_column is not None:
+        return Columns(text, pair, _require(table, label_column, "--label-column"))
+    return Columns(text, pair, _find_label(table))

@@ -1,0 +1,99 @@
+"""Columns are found by their usual names, or the message says how to choose."""
+
+import pytest
+
+from mixout_export.errors import DataError
+from mixout_export.training.columns import Columns, find_columns
+from mixout_export.training.tables import Table
+
+
+def _table(*names: str) -> Table:
+    return Table("data.tsv", {name: ["x"] for name in names}, 1, [2])
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("idx", "sentence", "label"), ("sentence", None, "label")),
+        (("idx", "sentence1", "sentence2", "label"), ("sentence1", "sentence2", "label")),
+        (("premise", "hypothesis", "label", "idx"), ("premise", "hypothesis", "label")),
+        (("question1", "question2", "label"), ("question1", "question2", "label")),
+        (("question", "sentence", "label"), ("question", "sentence", "label")),
+        (("text", "text_pair", "labels"), ("text", "text_pair", "labels")),
+        (("text", "target"), ("text", None, "target")),
+        (("review", "stars"), ("review", None, "stars")),
+        (("content", "category", "idx2"), ("content", None, "category")),
+        (("premise", "class"), ("premise", None, "class")),
+        (("sentence1", "label"), ("sentence1", None, "label")),
+        (("Text", "Label"), ("Text", None, "Label")),
+        (("Text", "text", "label"), ("text", None, "label")),
+        (("text", "Text", "label"), ("text", None, "label")),
+        # A canonical label wins over other usual names; a second text is not taken by accident.
+        (("text", "score", "label"), ("text", None, "label")),
+        (("text", "labels", "label"), ("text", None, "label")),
+        (("text", "sentence2", "label"), ("text", None, "label")),
+        (("sentence", "hypothesis", "label"), ("sentence", None, "label")),
+    ],
+)
+def test_usual_names(names: tuple[str, ...], expected: tuple[str, str | None, str]) -> None:
+    assert find_columns(_table(*names)) == Columns(*expected)
+
+
+def test_named_columns_win() -> None:
+    table = _table("sentence1", "sentence2", "other", "label", "grade")
+    everything = find_columns(
+        table, text_column="other", text_pair_column="sentence1", label_column="grade"
+    )
+    assert everything == Columns("other", "sentence1", "grade")
+    alone = find_columns(table, text_column="sentence1")
+    assert alone == Columns("sentence1", None, "label")
+
+
+def test_a_named_pair_joins_the_text_that_is_found() -> None:
+    assert find_columns(_table("text", "reply", "label"), text_pair_column="reply") == Columns(
+        "text", "reply", "label"
+    )
+    assert find_columns(
+        _table("sentence", "text", "label"), text_pair_column="sentence"
+    ) == Columns("text", "sentence", "label")
+    table = _table("question", "sentence", "passage", "label")
+    assert find_columns(table, text_pair_column="passage") == Columns(
+        "question", "passage", "label"
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "named", "expected"),
+    [
+        (("a", "b"), {}, "no column has a usual name for the text, it has a, b"),
+        (("sentence", "text", "label"), {}, "several columns may hold the text (sentence, text)"),
+        (("question", "sentence", "passage", "label"), {}, "question + sentence, question + pas"),
+        (("text", "y"), {}, "no column has a usual name for labels, it has text, y"),
+        (("text", "score", "stars"), {}, "several columns may hold labels (score, stars)"),
+        (("text", "label"), {"text_column": "b"}, "no column 'b', it has text, label"),
+        (("text", "label"), {"text_pair_column": "b"}, "choose with --text-pair-column"),
+        (("text", "label"), {"label_column": "b"}, "choose with --label-column"),
+        (
+            ("text", "label"),
+            {"text_column": "text", "text_pair_column": "text"},
+            "column 'text' is given as the text and as the second text",
+        ),
+    ],
+)
+def test_what_cannot_be_found_is_refused(
+    names: tuple[str, ...], named: dict[str, str], expected: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        find_columns(_table(*names), **named)
+    message = str(caught.value)
+    assert expected in message
+    assert message.startswith("data.tsv: ")
+
+
+@pytest.mark.parametrize(
+    ("names", "option"),
+    [(("a", "label"), "--text-column"), (("text", "a"), "--label-column")],
+)
+def test_the_message_names_the_option(names: tuple[str, ...], option: str) -> None:
+    with pytest.raises(DataError, match=f"choose with {option}$"):
+        find_columns(_table(*names))
