@@ -17,38 +17,38 @@ from mixout_export.tasks import Task
 Array = NDArray[Any]
 
 
-def _accuracy(predicted: Array, labels: Array) -> float:
+def _accuracy(predicted: Array, labels: Array, classes: int) -> float:
     return float(np.mean(predicted == labels))
 
 
-def _f1(predicted: Array, labels: Array) -> float:
-    binary = max(int(predicted.max()), int(labels.max())) <= 1
-    average = "binary" if binary else "macro"
+def _f1(predicted: Array, labels: Array, classes: int) -> float:
+    average = "binary" if classes == 2 else "macro"
     return float(sk.f1_score(labels, predicted, average=average, zero_division=0.0))
 
 
-def _matthews(predicted: Array, labels: Array) -> float:
+def _matthews(predicted: Array, labels: Array, classes: int) -> float:
     return float(sk.matthews_corrcoef(labels, predicted))
 
 
-def _is_constant(values: Array) -> bool:
-    return bool(np.ptp(values) == 0.0)
+def _has_no_correlation(predicted: Array, labels: Array) -> bool:
+    """Tell what scipy refuses; of a constant it gives NaN by itself."""
+    return len(labels) < 2 or not np.isfinite(predicted).all()
 
 
-def _pearson(predicted: Array, labels: Array) -> float:
-    if len(labels) < 2 or _is_constant(predicted) or _is_constant(labels):
+def _pearson(predicted: Array, labels: Array, classes: int) -> float:
+    if _has_no_correlation(predicted, labels):
         return math.nan
     return float(stats.pearsonr(predicted, labels).statistic)
 
 
-def _spearman(predicted: Array, labels: Array) -> float:
-    if len(labels) < 2 or _is_constant(predicted) or _is_constant(labels):
+def _spearman(predicted: Array, labels: Array, classes: int) -> float:
+    if _has_no_correlation(predicted, labels):
         return math.nan
     return float(stats.spearmanr(predicted, labels).statistic)
 
 
-def _mse(predicted: Array, labels: Array) -> float:
-    return float(np.mean((predicted.astype(np.float64) - labels.astype(np.float64)) ** 2))
+def _mse(predicted: Array, labels: Array, classes: int) -> float:
+    return float(np.mean((predicted - labels) ** 2))
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,21 @@ class Metric:
         name: Its name.
         tasks: Names of the tasks it fits.
         greater_is_better: Whether a larger value is better.
-        compute: Value from predictions (class ids or numbers) and labels, both of shape (n,).
+        compute: Value from predictions and labels, both of shape (n,), int64 class ids or float64
+            numbers, and the number of classes (1 for regression).
     """
 
     name: str
     tasks: tuple[str, ...]
     greater_is_better: bool
-    compute: Callable[[Array, Array], float]
+    compute: Callable[[Array, Array, int], float]
 
 
 _CLASSIFICATION, _REGRESSION = ("text-classification",), ("regression",)
 
-#: F1 is that of label 1 where there are two labels, else the mean over labels. A constant
-#: prediction has no correlation: Pearson and Spearman are NaN, which counts as a failed run.
+#: F1 is that of label 1 where the head has two labels, else the unweighted mean over the labels
+#: that occur. A constant prediction has no correlation: Pearson and Spearman are NaN, which counts
+#: as a failed run; Matthews is 0 there, by convention.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -96,13 +98,17 @@ def default_metric(task: Task, requested: str | None) -> str:
     Raises:
         ArgumentError: The metric does not fit the task; the message lists those that do.
     """
-    fitting = metrics_of(task.name)
     name = task.metric if requested is None else requested
+    _require_metric(name, task.name)
+    return name
+
+
+def _require_metric(name: str, task_name: str) -> None:
+    fitting = metrics_of(task_name)
     if name not in fitting:
         raise ArgumentError(
-            f"metric: got {name!r}, expected one of {', '.join(fitting)} for {task.name}"
+            f"metric: got {name!r}, expected one of {', '.join(fitting) or 'none'} for {task_name}"
         )
-    return name
 
 
 def compute_metrics(task_name: str, logits: Array, labels: Array) -> dict[str, float]:
@@ -110,22 +116,48 @@ def compute_metrics(task_name: str, logits: Array, labels: Array) -> dict[str, f
 
     Args:
         task_name: The task.
-        logits: Shape (n, labels), or (n, 1) or (n,) for regression.
-        labels: Shape (n,).
+        logits: Shape (n, labels), or (n, 1) or (n,) for regression; a NaN in the logits of a
+            classifier makes every metric NaN, for there is no prediction.
+        labels: Shape (n,), n at least 1.
 
     Returns:
         Metric name → value.
+
+    Raises:
+        ArgumentError: The shapes do not fit each other.
     """
-    predicted = logits.reshape(len(labels), -1)
-    predicted = predicted[:, 0] if task_name == "regression" else predicted.argmax(axis=1)
+    regression = task_name == "regression"
+    rows = len(labels)
+    table = logits.reshape(-1, 1) if regression and logits.ndim == 1 else logits
+    if not rows or labels.ndim != 1 or table.ndim != 2 or len(table) != rows:
+        raise ArgumentError(
+            f"metrics: got logits of shape {logits.shape} and labels of shape {labels.shape}, "
+            "expected (n, labels) and (n,) with n at least 1"
+        )
+    if regression and table.shape[1] != 1:
+        raise ArgumentError(f"metrics: got logits of shape {logits.shape}, expected one column")
+    fitting = metrics_of(task_name)
+    if regression:
+        predicted, labels = table[:, 0].astype(np.float64), labels.astype(np.float64)
+    elif np.isnan(table).any():
+        return dict.fromkeys(fitting, math.nan)
+    else:
+        predicted = table.argmax(axis=1)
+    # Both libraries warn of degenerate predictions, which the values above already tell.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fitting = metrics_of(task_name)
-        return {name: metric.compute(predicted, labels) for name, metric in fitting.items()}
+        classes = table.shape[1]
+        return {name: one.compute(predicted, labels, classes) for name, one in fitting.items()}
 
 
 def is_better(name: str, new: float, best: float | None) -> bool:
-    """Tell whether a value of a metric is better than the best so far; NaN never is."""
+    """Tell whether a value of a metric is better than the best so far; NaN never is.
+
+    Raises:
+        ArgumentError: There is no such metric; the message lists those there are.
+    """
+    if name not in METRICS:
+        raise ArgumentError(f"metric: got {name!r}, expected one of {', '.join(METRICS)}")
     if math.isnan(new):
         return False
     if best is None or math.isnan(best):
