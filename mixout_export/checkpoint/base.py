@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mixout_export.checkpoint.folder import read_json, weight_files
@@ -137,10 +138,9 @@ def _load_config(path: Path, options: BaseOptions) -> PretrainedConfig:
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 path, trust_remote_code=options.trust_remote_code
             )
-    except (ValueError, KeyError, OSError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / LAYOUT.config}: cannot be used ({first_line(error)})"
-        ) from error
+    except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise CheckpointError(f"{path / LAYOUT.config}: cannot be used ({reason})") from error
     return config
 
 
@@ -270,10 +270,10 @@ def _instantiate(
                 ignore_mismatched_sizes=True,  # refused below unless it is a head to be replaced
                 weights_only=True,
             )
-        except pickle.UnpicklingError as error:
+        except (pickle.UnpicklingError, EOFError) as error:
             raise CheckpointError(
-                f"{path / LAYOUT.pickle_weights}: holds more than tensors and was not read; "
-                "get the checkpoint as safetensors"
+                f"{path / LAYOUT.pickle_weights}: is damaged or holds more than tensors, and was "
+                "not read; get the checkpoint as safetensors"
             ) from error
         except (ValueError, KeyError, OSError, RuntimeError, ImportError, TypeError) as error:
             raise CheckpointError(

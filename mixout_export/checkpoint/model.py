@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +55,17 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+#: What transformers raises where a folder does not hold what it should.
+_LOADING_ERRORS = (
+    ValueError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    ImportError,
+    TypeError,
+    StrictDataclassError,
+)
 
 _SHARD_SIZE = "5GB"
 _PRETRAINED_SHARD = 5_000_000_000
@@ -147,8 +159,9 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-        except (ValueError, KeyError, OSError, RuntimeError, ImportError, TypeError) as error:
-            raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
+        except _LOADING_ERRORS as error:
+            reason = first_line(error.__cause__ or error)
+            raise CheckpointError(f"{path}: cannot be loaded ({reason})") from error
     _refuse_incomplete(folder, info)
     _own_memory(model)
     return model.eval()  # type: ignore[no-any-return]
