@@ -15,6 +15,8 @@ R = TypeVar("R")
 #: A path on this machine; whether it exists is for the command to say, in its own words.
 PATH = click.Path(path_type=Path)
 
+_SEEDS = 2**63
+
 
 def output_options(function: Callable[..., R]) -> Callable[..., R]:
     """Add `--json` and `--quiet`, and pass an `Output` as the argument `output`."""
@@ -26,6 +28,19 @@ def output_options(function: Callable[..., R]) -> Callable[..., R]:
         return function(*args, output=Output(json=as_json, quiet=quiet), **kwargs)
 
     return wrapper
+
+
+def _check_seed(_: click.Context, __: click.Parameter, value: int) -> int:
+    if not 0 <= value < _SEEDS:
+        raise click.BadParameter(f"{value} is not in [0, 2**63).")
+    return value
+
+
+def seed_option(text: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Add `--seed`, with a help text that says of what."""
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, callback=_check_seed, help=text
+    )
 
 
 overwrite_option = click.option(

@@ -13,6 +13,24 @@ from typing import Any
 import click
 
 
+class InterruptionError(Exception):
+    """Ctrl-C, with a sentence that says how to go on."""
+
+
+def abandon_broken_streams() -> None:
+    """Let a stream whose reader left, or whose disk is full, lead nowhere.
+
+    Else Python reports on its way out that it could not be flushed.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, stream.fileno())
+            os.close(sink)
+
+
 def as_json(value: Any) -> Any:
     """Return JSON-ready data: dataclasses as objects, paths as strings, NaN as null."""
     if hasattr(value, "to_dict"):
@@ -40,6 +58,11 @@ def human_size(count: int) -> str:
     return f"{size:.1f} GB"
 
 
+def count_of(count: int, noun: str) -> str:
+    """Return a count of things: "1 layer", "12 layers"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number for people, "-" for none, "nan" for one that is not defined."""
     return "-" if value is None else f"{value:.{digits}f}"
@@ -62,6 +85,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _looks_numeric(cell: str) -> bool:
     return cell[:1].isdigit() or cell[:1] in "-+" or cell in ("", "nan")
+
+
+def _encodable(text: str) -> str:
+    """Return text that stdout can take, whatever the locale and whatever bytes a path holds."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _is_main_process() -> bool:
@@ -105,8 +134,12 @@ class Output:
 
     def note(self, text: str) -> None:
         """Say something on stderr, unless asked to be quiet."""
-        if not self.quiet and _is_main_process():
+        if self.quiet or not _is_main_process():
+            return
+        try:
             click.echo(text, err=True)
+        except OSError:
+            self.quiet = True  # whoever read it left, which is no reason to stop the work
 
     def result(self, result: Any, text: str) -> None:
         """Write the command's result.
@@ -121,6 +154,6 @@ class Output:
         if not _is_main_process():
             return
         if self.json:
-            click.echo(json.dumps(as_json(result), ensure_ascii=False))
+            click.echo(json.dumps(as_json(result), allow_nan=False))
         else:
-            click.echo(text)
+            click.echo(_encodable(text))

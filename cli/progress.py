@@ -1,13 +1,31 @@
 """A live display of a training run."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mixout_export_cli.output import Output
+
+#: Weight of the newest loss in the loss that is shown, a moving average.
+_NEWEST = 0.1
+
+#: Columns below which units are abbreviated.
+_NARROW = 60
+
+
+class _Bar(Progress):
+    """A bar with the time left, and a line below it that is cut rather than wrapped."""
+
+    below = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the two lines."""
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.below, no_wrap=True, overflow="ellipsis")
 
 
 class TrainingDisplay:
@@ -16,19 +34,22 @@ class TrainingDisplay:
     Args:
         output: Where the command's words go.
         metric: Name of the metric to show; None shows the task's first.
+        evaluations: Whether to say what an evaluation found even where there is no terminal.
     """
 
-    def __init__(self, output: Output, metric: str | None = None) -> None:
-        self._output, self._metric = output, metric
+    def __init__(
+        self, output: Output, metric: str | None = None, *, evaluations: bool = False
+    ) -> None:
+        self._output, self._metric, self._evaluations = output, metric, evaluations
         self._live = output.shows_progress
-        self._progress = Progress(
-            TextColumn("train"),
+        self._bar = _Bar(
+            TextColumn("update {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[shown]}"),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=Console(stderr=True),
             disable=not self._live,
+            expand=True,
             transient=True,
         )
         self._task: TaskID | None = None
@@ -39,22 +60,24 @@ class TrainingDisplay:
     def started(self, *, updates: int, done: int, examples: int) -> None:
         """Start the bar."""
         if done:
-            self._output.note(f"resumed at update {done} of {updates}")
-        self._task = self._progress.add_task("train", total=updates, completed=done, shown="")
-        self._progress.start()
+            self._say(f"resumed at update {done} of {updates}")
+        self._task = self._bar.add_task("train", total=updates, completed=done)
+        self._bar.start()
         self._since = time.monotonic()
 
     def updated(self, *, step: int, examples: int, loss: float | None) -> None:
         """Advance the bar."""
         self._examples += examples
         if loss is not None:
-            self._loss = loss if self._loss is None else 0.9 * self._loss + 0.1 * loss
-        if not self._live or self._task is None:
+            self._loss = loss if self._loss is None else self._loss + _NEWEST * (loss - self._loss)
+        if self._task is None:
             return
         rate = self._examples / max(time.monotonic() - self._since, 1e-9)
         shown = "" if self._loss is None else f"loss {self._loss:.3f}"
-        shown += f" {self._latest} {rate:.0f}/s"
-        self._progress.update(self._task, completed=step, shown=shown)
+        unit = "examples/s" if self._bar.console.width >= _NARROW else "ex/s"
+        parts = (shown, self._latest, f"{rate:.0f} {unit}")
+        self._bar.below = "  ".join(part for part in parts if part)
+        self._bar.update(self._task, completed=step)
 
     def evaluated(self, *, step: int, metrics: Mapping[str, float]) -> None:
         """Say what an evaluation found."""
@@ -62,10 +85,12 @@ class TrainingDisplay:
         if name is None or name not in metrics:
             name = next(key for key in metrics if key != "loss")
         self._latest = f"{name} {metrics[name]:.3f}"
-        line = f"update {step}: loss {metrics['loss']:.4f}, {name} {metrics[name]:.4f}"
+        self._say(f"update {step}: loss {metrics['loss']:.4f}, {name} {metrics[name]:.4f}")
+
+    def _say(self, line: str) -> None:
         if self._live:
-            self._progress.console.print(line, highlight=False)
-        else:
+            self._bar.console.print(line, highlight=False, markup=False)
+        elif self._evaluations:
             self._output.note(line)
 
     def saved(self, *, step: int, path: Path) -> None:
@@ -73,7 +98,7 @@ class TrainingDisplay:
 
     def finished(self) -> None:
         """Stop the bar."""
-        self._progress.stop()
+        self._bar.stop()
 
     def __enter__(self) -> "TrainingDisplay":
         return self

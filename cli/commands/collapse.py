@@ -4,11 +4,12 @@ from pathlib import Path
 
 import click
 
+from mixout_export_cli.command import Command
 from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
 
-@click.command()
+@click.command(cls=Command, short_help="Turn a mixout checkpoint into a plain one.")
 @click.argument("trained", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(
@@ -17,13 +18,13 @@ from mixout_export_cli.output import Output, human_size
     default=1.0,
     show_default=True,
     metavar="ALPHA",
-    help="(1 - ALPHA) x pretrained + ALPHA x trained, for what came from the base; 0 gives the "
-    "base back.",
+    help="Share of the trained weights in [0, 1]: (1 - ALPHA) x pretrained + ALPHA x trained for "
+    "what came from the base; 0 gives the base back.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
-    help="Convert the weights.  [default: kept]",
+    help="Dtype to convert the weights to.  [default: kept]",
 )
 @overwrite_option
 @output_options

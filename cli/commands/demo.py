@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mixout_export_cli.command import Command
 from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size, number, table
 
@@ -43,19 +44,19 @@ def _describe(result: "DemoResult") -> str:
     )
 
 
-@click.command()
+@click.command(cls=Command, short_help="Go the whole way on a real checkpoint.")
 @click.argument("out", type=PATH, default="mixout-demo")
 @overwrite_option
 @output_options
 def demo(out: Path, *, overwrite: bool, output: Output) -> int:
-    """Take a real checkpoint the whole way into OUT [mixout-demo], and verify every hop.
+    """Take a real checkpoint the whole way into OUT, and verify every hop.
 
-    Needs the extra: pip install 'mixout-export[demo]'.
+    OUT is mixout-demo if it is not given. Needs the extra: pip install 'mixout-export[demo]'.
     """
     from mixout_export.stages.demo import run_demo
     from mixout_export_cli.progress import TrainingDisplay
 
-    with TrainingDisplay(output) as display:
+    with TrainingDisplay(output, evaluations=True) as display:
         result = run_demo(out, overwrite=overwrite, observer=display, say=output.note)
     output.result(result, _describe(result))
     return 0 if all(hop.parity.holds for hop in result.hops) else 3

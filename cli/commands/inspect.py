@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mixout_export_cli.command import Command
 from mixout_export_cli.options import PATH, output_options
 from mixout_export_cli.output import Output, human_size, table
 
@@ -18,36 +19,57 @@ _KINDS = {
 }
 
 
+#: Entries of the provenance that the lines above it, or the table below it, say already.
+_SAID = ("format_version", "labels", "task", "config_changes")
+_SHOWN_DIGEST = 16
+
+
 def _facts(inspection: "Inspection") -> list[str]:
     dtypes = ", ".join(f"{count} {name}" for name, count in inspection.dtypes.items())
-    lines = [
-        f"{inspection.path}: {_KINDS[inspection.kind]}",
-        f"  architecture  {inspection.architecture or 'unknown'}",
-        f"  task          {inspection.task or 'none, it has no head'}",
+    facts = [
+        ("architecture", inspection.architecture or "unknown"),
+        ("task", inspection.task or "none, it has no head"),
+        ("labels", ", ".join(inspection.labels or ())),
+        ("weights", f"{inspection.parameters:,} in {dtypes} tensors"),
     ]
-    if inspection.labels:
-        lines.append(f"  labels        {', '.join(inspection.labels)}")
-    lines.append(f"  weights       {inspection.parameters:,} in {dtypes} tensors")
     for key, value in inspection.provenance.items():
-        if value not in (None, [], {}) and key not in ("labels", "task", "config_changes"):
-            lines.append(f"  {key:<13} {_inline(value)}")
+        if key not in _SAID:
+            facts.append((key.replace("_", " "), _inline(value)))
     for change in inspection.provenance.get("config_changes", []):
-        lines.append(f"  changed       {change['key']}: {change['before']} -> {change['after']}")
-    lines += [f"  {human_size(size):>12}  {name}" for name, size in inspection.files.items()]
+        before = change["before"] if change["present"] else "not there"
+        facts.append(("changed", f"{change['key']}: {before} -> {change['after']}"))
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{inspection.path}: {_KINDS[inspection.kind]}"]
+    lines += [f"  {name:<{width}}  {value}" for name, value in facts if value]
+    lines += [f"  {human_size(size):>{width}}  {name}" for name, size in inspection.files.items()]
     return lines
 
 
 def _inline(value: object) -> str:
+    """Return a value on one line, "" for nothing; `--json` has digests whole."""
+    if value is None:
+        return ""
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_inline(v)}" for k, v in value.items() if v not in (None, [], ()))
+        parts = ((name.replace("_", " "), _inline(inner)) for name, inner in value.items())
+        return ", ".join(f"{name} {text}" for name, text in parts if text)
     if isinstance(value, (list, tuple)):
-        return ", ".join(str(inner) for inner in value)
-    return str(value)
+        return ", ".join(_inline(inner) for inner in value)
+    text = str(value)
+    return text[:_SHOWN_DIGEST] + "…" if _is_digest(text) else text
 
 
-@click.command()
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+
+
+@click.command(cls=Command, short_help="Say what a folder is, and how far it has moved.")
 @click.argument("path", type=PATH)
-@click.option("--plot", type=PATH, metavar="FILE", help="Draw the distances (png, svg, pdf).")
+@click.option(
+    "--plot",
+    type=PATH,
+    metavar="FILE",
+    help="Draw the distances as png, svg or pdf.  [default: no]",
+)
 @output_options
 def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
     """Say what PATH is, where it comes from, and how far its mixed layers have moved.

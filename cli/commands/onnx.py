@@ -4,15 +4,20 @@ from pathlib import Path
 
 import click
 
+from mixout_export_cli.command import Command
 from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
 
-@click.command()
+@click.command(cls=Command, short_help="Export a checkpoint to ONNX.")
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(
-    "--opset", type=int, default=20, show_default=True, help="Version of the ONNX operators."
+    "--opset",
+    type=int,
+    default=20,
+    show_default=True,
+    help="Version of the ONNX operators, 18 to 23.",
 )
 @click.option("--no-verify", is_flag=True, help="Do not compare the graph with PyTorch.")
 @overwrite_option

@@ -4,34 +4,29 @@ from pathlib import Path
 
 import click
 
-from mixout_export_cli.options import PATH, output_options, overwrite_option
-from mixout_export_cli.output import Output
-
-_TASKS = (
-    "text-classification",
-    "regression",
-    "multi-label",
-    "token-classification",
-    "question-answering",
-    "multiple-choice",
-    "masked-lm",
-    "causal-lm",
-)
+from mixout_export.tasks import TASKS
+from mixout_export_cli.command import Command
+from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
+from mixout_export_cli.output import Output, count_of
 
 
 def _parse_labels(text: str | None) -> int | list[str] | None:
     if text is None:
         return None
-    return int(text) if text.strip().isdigit() else [part.strip() for part in text.split(",")]
+    try:
+        return int(text)
+    except ValueError:
+        return [part.strip() for part in text.split(",")]
 
 
-@click.command()
+@click.command(cls=Command, short_help="Inject mixout into a pretrained checkpoint.")
 @click.argument("base")
 @click.argument("out", type=PATH)
 @click.option(
     "--task",
+    type=click.Choice(list(TASKS)),
     metavar="NAME",
-    help=f"One of {', '.join(_TASKS)}.  [default: what the checkpoint's own head says]",
+    help=f"One of {', '.join(TASKS)}.  [default: what the checkpoint's own head says]",
 )
 @click.option(
     "--labels",
@@ -75,7 +70,9 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     show_default=True,
     help="Drop probability before the head.",
 )
-@click.option("--revision", help="Branch, tag or commit of a hub id.  [default: main]")
+@click.option(
+    "--revision", metavar="NAME", help="Branch, tag or commit of a hub id.  [default: main]"
+)
 @click.option(
     "--allow-pickle",
     is_flag=True,
@@ -84,9 +81,7 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
 @click.option(
     "--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, help="Seed of a fresh head's initial value."
-)
+@seed_option("Seed of a fresh head's initial value.")
 @overwrite_option
 @output_options
 def prepare(
@@ -140,7 +135,7 @@ def prepare(
     share = result.mixed_parameters / result.parameters
     lines = [
         f"{out}: {result.architecture} for {result.task}",
-        f"  mixed    {len(result.mixed)} layers, {result.mixed_parameters:,} of "
+        f"  mixed    {count_of(len(result.mixed), 'layer')}, {result.mixed_parameters:,} of "
         f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one bit per {granularity}",
         f"  fresh    {', '.join(result.fresh) or 'nothing, the head came with the base'}",
     ]
@@ -150,6 +145,8 @@ def prepare(
         lines.append(f"  config   {key}: {before} -> {after} while training")
     lines += [f"  left     {name}: {reason}" for name, reason in result.skipped.items()]
     if result.unused:
-        lines.append(f"  unused   {len(result.unused)} tensors of the base: {result.unused[0]} …")
+        more = ", …" if len(result.unused) > 1 else ""
+        unused = count_of(len(result.unused), "tensor")
+        lines.append(f"  unused   {unused} of the base: {result.unused[0]}{more}")
     lines += [f"  note     {note}" for note in result.notes]
     output.result(result, "\n".join(lines))

@@ -5,26 +5,57 @@ from typing import Any
 
 import click
 
-from mixout_export_cli.options import PATH, output_options, overwrite_option
-from mixout_export_cli.output import Output, number, table
+from mixout_export_cli.command import Command
+from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
+from mixout_export_cli.output import InterruptionError, Output, count_of, number, table
+
+_SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 
 
-@click.command()
+@click.command(cls=Command, short_help="Finetune a prepared checkpoint.")
 @click.argument("prepared", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--train-file", type=PATH, help="Training data: csv, tsv, jsonl, parquet, or .gz.")
-@click.option("--eval-file", type=PATH, help="Evaluation data.  [default: none]")
-@click.option("--dataset", metavar="NAME", help="A data set of the hub instead: NAME or NAME:PART.")
-@click.option("--text-column", metavar="NAME", help="[default: found by the usual names]")
-@click.option("--text-pair-column", metavar="NAME", help="[default: found by the usual names]")
-@click.option("--label-column", metavar="NAME", help="[default: found by the usual names]")
+@click.option(
+    "--train-file",
+    type=PATH,
+    help="Training data: csv, tsv, jsonl or parquet, each also .gz.  [default: none]",
+)
+@click.option(
+    "--eval-file", type=PATH, help="Evaluation data, of the same formats.  [default: none]"
+)
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    help="A data set of the hub instead of files: NAME or NAME:PART.  [default: none]",
+)
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    help="Column of the text.  [default: found by the usual names]",
+)
+@click.option(
+    "--text-pair-column",
+    metavar="NAME",
+    help="Column of the second text.  [default: found by the usual names]",
+)
+@click.option(
+    "--label-column",
+    metavar="NAME",
+    help="Column of the label.  [default: found by the usual names]",
+)
 @click.option(
     "--metric",
     metavar="NAME",
-    help="Ranks checkpoints: accuracy, f1, matthews; pearson, spearman, mse.  "
-    "[default: accuracy; pearson]",
+    help="What ranks checkpoints: accuracy, f1 or matthews, for regression pearson, spearman or "
+    "mse.  [default: accuracy, for regression pearson]",
 )
-@click.option("--epochs", type=float, default=3.0, show_default=True)
+@click.option(
+    "--epochs",
+    type=float,
+    default=3.0,
+    show_default=True,
+    help="Passes over the training data, fractions allowed.",
+)
 @click.option("--max-steps", type=int, help="Stop after so many updates.  [default: no limit]")
 @click.option("--batch-size", type=int, default=32, show_default=True, help="Examples per device.")
 @click.option("--lr", type=float, default=2e-5, show_default=True, help="Peak learning rate.")
@@ -37,12 +68,18 @@ from mixout_export_cli.output import Output, number, table
 )
 @click.option(
     "--scheduler",
-    type=click.Choice(["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]),
+    type=click.Choice(_SCHEDULERS),
     default="linear",
     show_default=True,
+    metavar="NAME",
+    help=f"How the rate falls after that: {', '.join(_SCHEDULERS)}.",
 )
 @click.option(
-    "--weight-decay", type=float, default=0.01, show_default=True, help="Decoupled, as in AdamW."
+    "--weight-decay",
+    type=float,
+    default=0.01,
+    show_default=True,
+    help="Decay decoupled from the gradient, as in AdamW.",
 )
 @click.option(
     "--decay-toward",
@@ -51,7 +88,11 @@ from mixout_export_cli.output import Output, number, table
     show_default=True,
     help="What weight decay pulls to; a fresh head always decays toward zero.",
 )
-@click.option("--head-weight-decay", type=float, help="[default: as --weight-decay]")
+@click.option(
+    "--head-weight-decay",
+    type=float,
+    help="Weight decay of a fresh head.  [default: as --weight-decay]",
+)
 @click.option(
     "--max-length", type=int, help="Longest sequence in tokens.  [default: 128, or the model's]"
 )
@@ -77,17 +118,31 @@ from mixout_export_cli.output import Output, number, table
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Of the arithmetic; weights are kept in fp32.",
+    help="Precision of the arithmetic; weights are kept in fp32.",
 )
-@click.option("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps.  [default: best there is]")
+@click.option(
+    "--device",
+    metavar="NAME",
+    help="Where to train: cpu, cuda, cuda:N or mps.  [default: best there is]",
+)
 @click.option(
     "--anchor-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Of the pretrained weights in memory.  [default: the weight's]",
+    help="Dtype of the pretrained weights in memory.  [default: the weight's]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of order, masks and dropout.")
-@click.option("--eval-every", type=int, metavar="STEPS", help="[default: each epoch]")
-@click.option("--save-every", type=int, metavar="STEPS", help="[default: each epoch]")
+@seed_option("Seed of data order, masks and dropout.")
+@click.option(
+    "--eval-every",
+    type=int,
+    metavar="STEPS",
+    help="Updates between evaluations.  [default: each epoch]",
+)
+@click.option(
+    "--save-every",
+    type=int,
+    metavar="STEPS",
+    help="Updates between checkpoints.  [default: each epoch]",
+)
 @click.option(
     "--keep", type=int, default=2, show_default=True, help="Checkpoints kept while training."
 )
@@ -96,7 +151,13 @@ from mixout_export_cli.output import Output, number, table
     is_flag=True,
     help="Stop when --patience evaluations in a row were no better.",
 )
-@click.option("--patience", type=int, default=3, show_default=True)
+@click.option(
+    "--patience",
+    type=int,
+    default=3,
+    show_default=True,
+    help="Evaluations that --early-stopping waits for.",
+)
 @click.option(
     "--select",
     type=click.Choice(["best", "last"]),
@@ -105,9 +166,9 @@ from mixout_export_cli.output import Output, number, table
 @click.option(
     "--tracker",
     type=click.Choice(["tensorboard", "wandb", "trackio"]),
-    help="Also log there.  [default: none]",
+    help="Log there as well.  [default: none]",
 )
-@click.option("--p", type=float, help="Mix probability.  [default: the prepared one]")
+@click.option("--p", type=float, help="Mix probability in [0, 1).  [default: the prepared one]")
 @click.option(
     "--resume",
     is_flag=True,
@@ -147,13 +208,19 @@ def train(
         label_column=label_column,
     )
     options = TrainOptions(**settings)
-    with TrainingDisplay(output, options.metric) as display:
-        result = train_checkpoint(
-            prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display
-        )
+    try:
+        with TrainingDisplay(output, options.metric) as display:
+            result = train_checkpoint(
+                prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display
+            )
+    except KeyboardInterrupt as error:
+        raise InterruptionError(
+            f"interrupted; {out} is as it was, and --resume goes on from the last checkpoint"
+        ) from error
     state = "was complete already" if result.already_complete else f"in {result.seconds:.1f} s"
     stopped = ", stopped early" if result.stopped_early else ""
-    text = f"{out}: {result.steps} updates {state}{stopped}, result of update {result.chosen_step}"
+    updates = count_of(result.steps, "update")
+    text = f"{out}: {updates} {state}{stopped}, result of update {result.chosen_step}"
     if result.metrics:
         rows = [
             [name, number(result.metrics_before.get(name)), number(value)]

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mixout_export_cli.command import Command
 from mixout_export_cli.options import PATH, output_options
 from mixout_export_cli.output import Output, table
 
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 def _describe(result: "ParityResult") -> str:
     weights = result.weights
     how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
+    how = f" ({how})" if how else ""
     lines = [
         f"reference  {result.reference}",
         f"candidate  {result.candidate}",
-        f"weights    {weights.accounted} of {weights.total} accounted for ({how})",
+        f"weights    {weights.accounted} of {weights.total} accounted for{how}",
     ]
     if result.coverage is not None:
         c = result.coverage
@@ -51,17 +53,31 @@ def _describe(result: "ParityResult") -> str:
     return "\n".join([*lines, *(f"  {reason}" for reason in result.reasons())])
 
 
-@click.command()
+@click.command(cls=Command, short_help="Prove that two artefacts are the same model.")
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
-@click.option("--data", type=PATH, metavar="FILE", help="Also run this file's texts.")
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="FILE",
+    help="Also run the texts of this file: csv, tsv, jsonl, parquet, or .gz.  [default: none]",
+)
 @click.option("--max-examples", type=int, help="Rows of --data to run.  [default: all]")
-@click.option("--atol", type=float, help="[default: 1e-5 for fp32, 5e-3 for fp16 and bf16]")
-@click.option("--rtol", type=float, help="[default: 1e-4]")
+@click.option(
+    "--atol",
+    type=float,
+    help="Absolute tolerance.  [default: by precision, fp32 1e-5, fp16 5e-3, bf16 4e-2]",
+)
+@click.option(
+    "--rtol",
+    type=float,
+    help="Relative tolerance.  [default: by precision, fp32 1e-4, fp16 1e-3, bf16 8e-3]",
+)
 @click.option(
     "--provider",
     default="CPUExecutionProvider",
     show_default=True,
+    metavar="NAME",
     help="onnxruntime's execution provider.",
 )
 @output_options

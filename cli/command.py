@@ -1,0 +1,82 @@
+"""The commands' common manners: help that fits its terminal, and options called as users do."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from mixout_export.errors import ArgumentError
+
+_WIDEST_COLUMN = 30
+_ARGUMENT = re.compile(r"([a-z][a-z_-]*)(?=: )")
+
+_HYPHEN, _SPACE = "\N{NON-BREAKING HYPHEN}", "\N{NO-BREAK SPACE}"
+_INNER_HYPHEN = re.compile(r"(?<=\w)-(?=\w)")
+_SHORT_DEFAULT = re.compile(r"(?<=\[default:) (?=\S+\])")
+
+
+def _whole(text: str) -> str:
+    """Return text whose names and short defaults are not broken when lines are wrapped."""
+    return _SHORT_DEFAULT.sub(_SPACE, _INNER_HYPHEN.sub(_HYPHEN, text))
+
+
+class _Formatter(click.HelpFormatter):
+    """Leaves names whole, and in a narrow terminal gives the text more room than the options."""
+
+    def write_text(self, text: str) -> None:
+        super().write_text(_whole(text))
+
+    def write_dl(
+        self,
+        rows: Iterable[tuple[str, str]],
+        col_max: int = _WIDEST_COLUMN,
+        col_spacing: int = 2,
+    ) -> None:
+        whole = [(term, _whole(text)) for term, text in rows]
+        super().write_dl(whole, min(col_max, self.width // 3), col_spacing)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(_HYPHEN, "-").replace(_SPACE, " ")
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
+class Command(click.Command):
+    """A command whose errors name the option that the user gave: `--head-dropout: got 2.0, …`."""
+
+    context_class = _Context
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command.
+
+        Raises:
+            MixoutError: It could not be done.
+        """
+        try:
+            return super().invoke(ctx)
+        except ArgumentError as error:
+            error.args = (self._with_option(str(error)),)
+            raise
+
+    def _with_option(self, message: str) -> str:
+        """Return a message about an argument of the library as one about the option."""
+        found = _ARGUMENT.match(message)
+        if found is None:
+            return message
+        option = "--" + found[1].replace("_", "-")
+        known = {name for parameter in self.params for name in parameter.opts}
+        return option + message[found.end() :] if option in known else message
+
+
+class Group(click.Group):
+    """A group that lists its commands in the order of a checkpoint's way."""
+
+    context_class = _Context
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands' names in the order in which they were added."""
+        return list(self.commands)
