@@ -139,8 +139,9 @@ def _load_config(path: Path, options: BaseOptions) -> PretrainedConfig:
                 path, trust_remote_code=options.trust_remote_code
             )
     except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
-        reason = first_line(error.__cause__ or error)
-        raise CheckpointError(f"{path / LAYOUT.config}: cannot be used ({reason})") from error
+        raise CheckpointError(
+            f"{path / LAYOUT.config}: cannot be used ({first_line(error)})"
+        ) from error
     return config
 
 

@@ -160,8 +160,7 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
                 trust_remote_code=False,
             )
         except _LOADING_ERRORS as error:
-            reason = first_line(error.__cause__ or error)
-            raise CheckpointError(f"{path}: cannot be loaded ({reason})") from error
+            raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
     _refuse_incomplete(folder, info)
     _own_memory(model)
     return model.eval()  # type: ignore[no-any-return]
@@ -169,6 +168,8 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, without its final full stop."""
+    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
+        error = error.__cause__  # its own first line only announces the reason
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".") if lines else type(error).__name__
 
