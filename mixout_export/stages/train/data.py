@@ -67,6 +67,10 @@ class TrainingData:
 def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
     if (data.train_file is None) == (data.dataset is None):
         raise ArgumentError("data: give either --train-file or --dataset")
+    if data.dataset is not None and data.eval_file is not None:
+        raise ArgumentError(
+            "data: --dataset comes with its own evaluation split; leave --eval-file out"
+        )
     if data.dataset is not None:
         from mixout_export.training.hub import read_hub_dataset
 
@@ -123,12 +127,18 @@ def _find_again(table: Table, columns: Columns) -> Columns:
     )
 
 
-def _max_length(requested: int | None, limit: int | None) -> int:
+def _max_length(requested: int | None, limit: int | None, *, special: int) -> int:
+    """Return the longest sequence in tokens, of which `special` are not the text's."""
     if requested is None:
         return min(_DEFAULT_MAX_LENGTH, limit or _DEFAULT_MAX_LENGTH)
     if limit is not None and requested > limit:
         raise ArgumentError(
             f"max-length: got {requested}, the model takes at most {limit} tokens; lower it"
+        )
+    if requested <= special:
+        raise ArgumentError(
+            f"max-length: got {requested}, which leaves no room for text beside the {special} "
+            "special tokens; raise it"
         )
     return requested
 
@@ -193,7 +203,11 @@ def load_training_data(
         task=task,
         tokenizer=tokenizer,
         inputs=interface.inputs,
-        max_length=_max_length(max_length, interface.sequence_limit),
+        max_length=_max_length(
+            max_length,
+            interface.sequence_limit,
+            special=tokenizer.num_special_tokens_to_add(pair=columns.text_pair is not None),
+        ),
     )
     return TrainingData(
         encoder(train, columns),

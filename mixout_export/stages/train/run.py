@@ -73,7 +73,12 @@ class TrainResult:
     already_complete: bool = False
 
 
-def _parameter_anchors(folder: Folder, model: PreTrainedModel) -> dict[str, Tensor]:
+def _parameter_anchors(
+    folder: Folder, model: PreTrainedModel, options: TrainOptions
+) -> dict[str, Tensor]:
+    """Return the pretrained values by parameter, where decay toward them needs them."""
+    if options.decay_toward != "pretrained":
+        return {}
     names = {name for name, _ in model.named_parameters()}
     values = {weight_key(key): entry for key, entry in folder.anchors.items()}
     foreign = sorted(set(values) - names)
@@ -100,7 +105,9 @@ def _ready_model(folder: Folder, options: TrainOptions) -> PreTrainedModel:
             raise ArgumentError(
                 f"gradient-checkpointing: {type(model).__name__} does not support it; leave it out"
             )
-        model.gradient_checkpointing_enable()  # type: ignore[no-untyped-call]
+        # transformers renames it, and drops the older name in version 6.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
     return model
 
 
@@ -175,6 +182,7 @@ def train_checkpoint(
         encoded = load_training_data(folder, model, data, max_length=options.max_length)
         metric = default_metric(require_task(folder), options.metric)
         _check_evaluation(options, encoded)
+        pretrained = _parameter_anchors(folder, model, options)
         writing = (
             output_folder(out, sources, overwrite=overwrite, resume=resume, keep_partial=True)
             if accelerator.is_main_process
@@ -182,7 +190,7 @@ def train_checkpoint(
         )
         with writing as target:
             start_tracker(accelerator, options, project=out)
-            run = _Run(target.partial, folder, model, encoded, metric, options)
+            run = _Run(target.partial, folder, model, pretrained, encoded, metric, options)
             result = run.train(accelerator, observer or Silent(), started=started)
             accelerator.end_training()  # before the tracker's files move to OUT
         return result
@@ -197,6 +205,7 @@ class _Run:
     partial: Path
     folder: Folder
     model: PreTrainedModel
+    pretrained: dict[str, Tensor]
     data: TrainingData
     metric: str
     options: TrainOptions
@@ -243,7 +252,6 @@ class _Run:
     def _finetuning(
         self, accelerator: Accelerator, snapshots: Snapshots, observer: Observer
     ) -> Finetuning:
-        toward_pretrained = self.options.decay_toward == "pretrained"
         return Finetuning(
             accelerator,
             self.model,
@@ -253,7 +261,7 @@ class _Run:
             self.metric,
             self.options,
             fresh=frozenset(require_manifest(self.folder).head.keys),
-            pretrained=_parameter_anchors(self.folder, self.model) if toward_pretrained else {},
+            pretrained=self.pretrained,
             snapshots=snapshots,
             log=MetricsLog(self.partial / LAYOUT.metrics),
             write_model=self._write_model,
