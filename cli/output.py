@@ -148,7 +148,7 @@ class Output:
             result: The JSON object, as a dataclass or dictionary.
             text: The same for people.
         """
-        for line in self._warnings.lines:
+        for line in dict.fromkeys(self._warnings.lines):  # a folder may be opened several times
             self.note(f"warning: {line}")
         self._warnings.lines.clear()
         if not _is_main_process():
