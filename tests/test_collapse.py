@@ -99,7 +99,7 @@ def test_weights_and_logits_are_bit_identical(
 def test_the_folder_is_what_a_plain_way_gives(
     kind: str, tiny: TinyCheckpoints, tmp_path: Path
 ) -> None:
-    """Files, keys, shapes, dtypes and configuration are those of from_pretrained, save_pretrained."""
+    """Files, keys, shapes, dtypes and configuration as from_pretrained, save_pretrained write."""
     base = tiny.base(kind)
     trained = train(prepare(base, tmp_path / "prepared"), tmp_path / "trained")
     collapse_checkpoint(trained, tmp_path / "out")

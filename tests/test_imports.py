@@ -1,0 +1,143 @@
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mixout_export
+
+ROOT = Path(mixout_export.__file__).parent
+
+#: Each part may import those before it, and none of those after; parts of a group none of another.
+ORDER = (
+    ("errors",),
+    ("config", "tasks", "version"),
+    ("functional",),
+    ("layers",),
+    ("surgery",),
+    ("checkpoint",),
+    ("training", "export", "parity"),
+    ("stages",),
+)
+
+PARTS = {part for group in ORDER for part in group}
+
+
+def imported(path: Path) -> set[str]:
+    """Return the absolute names that a module imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def part_of(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def sources(part: str) -> list[Path]:
+    folder = ROOT / part
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [ROOT / f"{part}.py"]
+
+
+def test_public_names() -> None:
+    assert mixout_export.__all__ == [
+        "InjectionReport",
+        "MixoutConfig",
+        "MixoutConv1D",
+        "MixoutError",
+        "MixoutLinear",
+        "__version__",
+        "collapse_mixout",
+        "inject_mixout",
+        "load_mixout",
+        "mixout",
+        "save_mixout",
+    ]
+    assert dir(mixout_export) == mixout_export.__all__
+    for name in mixout_export.__all__:
+        assert getattr(mixout_export, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nonesuch'"):
+        _ = mixout_export.nonesuch
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    found = {part_of(path) for path in ROOT.rglob("*.py")}
+    assert found - {"__init__", "demo_data"} == PARTS
+
+
+@pytest.mark.parametrize("group", ORDER, ids="|".join)
+def test_dependencies_point_one_way(group: tuple[str, ...]) -> None:
+    before = {part for earlier in ORDER[: ORDER.index(group)] for part in earlier}
+    for part in group:
+        allowed = before | {part}
+        for path in sources(part):
+            for name in imported(path):
+                if name.startswith("mixout_export."):
+                    target = name.split(".")[1]
+                    assert target in allowed, f"{path.relative_to(ROOT)} imports {name}"
+                assert not name.startswith("mixout_export_cli"), f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("kind", [ast.Import, ast.ImportFrom])
+def test_the_order_notices_a_step_back(kind: type, tmp_path: Path) -> None:
+    """The reader of imports sees both kinds, and those inside functions."""
+    text = {
+        ast.Import: "def f():\n    import mixout_export.stages.train\n",
+        ast.ImportFrom: "def f():\n    from mixout_export.stages import train\n",
+    }[kind]
+    (tmp_path / "a.py").write_text(text)
+    assert imported(tmp_path / "a.py") == {"mixout_export.stages.train"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "mixout_export",
+        "mixout_export.stages.collapse",
+        "mixout_export.checkpoint",
+        "mixout_export.checkpoint.manifest",
+        "mixout_export.config",
+        "mixout_export.tasks",
+    ],
+)
+def test_modules_that_only_move_files_start_without_pytorch(module: str) -> None:
+    heavy = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "sklearn")
+    script = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def loaded_by(module: str) -> set[str]:
+    """Return all modules that an import of one loads, as far as this package's own sources tell."""
+    seen: set[str] = set()
+    waiting = {module}
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        relative = Path(*name.split(".")[1:])
+        path = next(
+            (p for p in (ROOT / relative / "__init__.py", ROOT / f"{relative}.py") if p.exists()),
+            None,
+        )
+        if name.startswith("mixout_export") and path is not None:
+            for parts in (found.split(".") for found in imported(path)):
+                waiting |= {".".join(parts[: n + 1]) for n in range(len(parts))} - seen
+    return seen
+
+
+@pytest.mark.parametrize("home", sorted(set(mixout_export._HOMES.values())))
+def test_the_library_does_not_load_optional_libraries(home: str) -> None:
+    names = {name.split(".")[0] for name in loaded_by(home)}
+    assert "torch" in names
+    assert names.isdisjoint({"onnx", "onnxruntime", "onnxscript", "matplotlib", "ray", "datasets"})
+
+
+def test_what_an_import_loads_is_followed_to_its_end() -> None:
+    assert "onnx" in {name.split(".")[0] for name in loaded_by("mixout_export.stages.onnx_export")}
