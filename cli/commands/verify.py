@@ -63,6 +63,8 @@ def _describe(result: "ParityResult") -> str:
     help="Also run the texts of this file: csv, tsv, jsonl, parquet, or .gz.  [default: none]",
 )
 @click.option("--max-examples", type=int, help="Rows of --data to run.  [default: all]")
+@click.option("--text-column", metavar="NAME", help="[default: found by the usual names]")
+@click.option("--text-pair-column", metavar="NAME", help="[default: found by the usual names]")
 @click.option(
     "--atol",
     type=float,
@@ -87,6 +89,8 @@ def verify(
     *,
     data: Path | None,
     max_examples: int | None,
+    text_column: str | None,
+    text_pair_column: str | None,
     atol: float | None,
     rtol: float | None,
     provider: str,
@@ -104,6 +108,8 @@ def verify(
         candidate,
         data=data,
         max_examples=max_examples,
+        text_column=text_column,
+        text_pair_column=text_pair_column,
         atol=atol,
         rtol=rtol,
         provider=provider,

@@ -11,7 +11,7 @@ from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER
 from mixout_export.parity.subject import Subject, open_subject
 from mixout_export.parity.verdict import compare_subjects
-from mixout_export.training.columns import find_columns
+from mixout_export.training.columns import find_texts
 from mixout_export.training.labels import text_values
 from mixout_export.training.tables import read_table
 
@@ -26,7 +26,10 @@ def _read_examples(
     reference: Subject,
     candidate: Subject,
     interface: ModelInterface,
+    *,
     max_examples: int | None,
+    text_column: str | None,
+    text_pair_column: str | None,
 ) -> tuple[Batch, ...]:
     """Tokenise a table's texts with the reference's tokenizer, else the candidate's."""
     tokenizer = reference.tokenizer or candidate.tokenizer
@@ -35,12 +38,9 @@ def _read_examples(
             f"{reference.path}: has no tokenizer files, which --data needs; put the base's there"
         )
     table = read_table(data)
-    # no labels are read: any column stands in for them
-    columns = find_columns(table, label_column=next(iter(table.columns)))
-    texts = text_values(table, columns.text)[:max_examples]
-    pairs = (
-        None if columns.text_pair is None else text_values(table, columns.text_pair)[:max_examples]
-    )
+    text, pair = find_texts(table, text_column=text_column, text_pair_column=text_pair_column)
+    texts = text_values(table, text)[:max_examples]
+    pairs = None if pair is None else text_values(table, pair)[:max_examples]
     return text_batches(tokenizer, interface, texts, pairs)
 
 
@@ -50,6 +50,8 @@ def verify_checkpoints(
     *,
     data: Path | None = None,
     max_examples: int | None = None,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     provider: str = CPU_PROVIDER,
@@ -63,6 +65,8 @@ def verify_checkpoints(
         candidate: What is judged, any of the same.
         data: A table whose texts are run besides the battery.
         max_examples: Most rows of `data` to run; None is all.
+        text_column: Column of its text; None finds it by the usual names.
+        text_pair_column: Column of its second text; None finds it.
         atol: Absolute tolerance; None is 1e-5, or 5e-3 where weights were rounded to fp16 and 4e-2
             where they were rounded to bf16. If `atol` or `rtol` is given, the weights of two
             folders may differ by as much too.
@@ -77,6 +81,8 @@ def verify_checkpoints(
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
+    if max_examples is not None and data is None:
+        raise ArgumentError("max-examples: limits the rows of a data file; give --data")
     if max_examples is not None and max_examples < 1:
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     left = open_subject(reference, provider=provider)
@@ -84,7 +90,15 @@ def verify_checkpoints(
     examples: tuple[Batch, ...] = ()
     if data is not None:
         shared = shared_interface(*interfaces(left, right))
-        examples = _read_examples(data, left, right, shared, max_examples)
+        examples = _read_examples(
+            data,
+            left,
+            right,
+            shared,
+            max_examples=max_examples,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+        )
     return compare_subjects(
         left,
         right,

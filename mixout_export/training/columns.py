@@ -91,21 +91,16 @@ def _find_label(table: Table) -> str:
     return found[0]
 
 
-def find_columns(
-    table: Table,
-    *,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | None = None,
-) -> Columns:
-    """Find the columns to read: those named, else by the usual names in any case.
+def find_texts(
+    table: Table, *, text_column: str | None = None, text_pair_column: str | None = None
+) -> tuple[str, str | None]:
+    """Find the columns of the text and of the second text, None for single texts.
 
     Args:
         table: The data.
         text_column: Column of the text; None finds it. Where it is named, a second text is read
             only if that is named too.
         text_pair_column: Column of the second text; None finds it.
-        label_column: Column of the label; None finds it.
 
     Raises:
         DataError: A column is missing, or several may be meant; the message names those there
@@ -122,6 +117,28 @@ def find_columns(
             f"{table.name}: column {text!r} is given as the text and as the second text; choose "
             "another with --text-pair-column"
         )
+    return text, pair
+
+
+def find_columns(
+    table: Table,
+    *,
+    text_column: str | None = None,
+    text_pair_column: str | None = None,
+    label_column: str | None = None,
+) -> Columns:
+    """Find the columns to read: those named, else by the usual names in any case.
+
+    Args:
+        table: The data.
+        text_column: As in `find_texts`.
+        text_pair_column: As in `find_texts`.
+        label_column: Column of the label; None finds it.
+
+    Raises:
+        DataError: As in `find_texts`; the same for the label.
+    """
+    text, pair = find_texts(table, text_column=text_column, text_pair_column=text_pair_column)
     if label_column is not None:
         return Columns(text, pair, _require(table, label_column, "--label-column"))
     return Columns(text, pair, _find_label(table))
