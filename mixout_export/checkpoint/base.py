@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mixout_export.checkpoint.folder import read_json, weight_files
@@ -90,6 +90,11 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     try:
         with quiet_libraries():
             local = snapshot_download(base, revision=revision, allow_patterns=patterns)
+    except LocalEntryNotFoundError as error:
+        raise CheckpointError(
+            f"{base}: no such folder, and the hub cannot be reached for a model of that name; "
+            "check the path, or the network"
+        ) from error
     except Exception as error:  # the hub client's errors share no base class with the network's
         raise CheckpointError(
             f"{base}: no such folder, and the hub did not provide it ({first_line(error)}); "

@@ -51,6 +51,8 @@ def read_graph_facts(path: Path) -> GraphFacts:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError) as error:
         raise CheckpointError(f"{file}: is not an ONNX file ({error}); export it again") from error
+    if not model.graph.node:
+        raise CheckpointError(f"{file}: holds no graph; export it again")
     graph = model.graph
     names = [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer]
     opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]

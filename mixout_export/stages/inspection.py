@@ -10,7 +10,7 @@ import numpy as np
 from mixout_export.checkpoint.arithmetic import as_array, is_floating
 from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
 from mixout_export.checkpoint.tensors import TensorEntry
-from mixout_export.errors import ArgumentError, CheckpointError, ParityError
+from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,7 @@ def plot_distances(inspection: Inspection, path: Path) -> None:
 
     Raises:
         ArgumentError: The folder has no mixed layers, or the suffix is no picture format.
+        OutputError: The picture cannot be written.
     """
     from mixout_export.stages.pictures import draw_distances  # matplotlib only where it is needed
 
@@ -189,4 +190,7 @@ def plot_distances(inspection: Inspection, path: Path) -> None:
         raise ArgumentError(
             f"plot: {inspection.path} is no mixout checkpoint, so there are no distances to draw"
         )
-    draw_distances(inspection.layers, path)
+    try:
+        draw_distances(inspection.layers, path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
