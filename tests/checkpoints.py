@@ -55,6 +55,8 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 ARCHITECTURES = tuple(_KINDS)
 
+_KINDS["mpnet"] = ("MPNet", {})  # for what only it has
+
 
 def make_config(kind: str, **settings: Any) -> Any:
     _, own = _KINDS[kind]

@@ -219,6 +219,17 @@ def test_rounding_in_lower_precisions_is_bounded(dtype: torch.dtype, eps: float)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_scale_unrounded(dtype: torch.dtype) -> None:
+    """1/(1 - 0.7) rounded to bfloat16 is 0.16 % too small: every kept weight would be."""
+    weight, pretrained = pair(100, 1000, dtype=dtype)
+    mask = torch.ones(1, 1000, dtype=torch.bool)
+    kept = mix(weight, pretrained, mask, 0.7).double() - pretrained.double()
+    wanted = (weight - pretrained).double() / 0.3
+    slope = (kept * wanted).sum() / wanted.square().sum()
+    assert abs(slope.item() - 1.0) < 5e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_gradients_are_the_scaled_mask(dtype: torch.dtype) -> None:
     weight, pretrained = pair(4, 32, dtype=dtype)
     weight.requires_grad_()

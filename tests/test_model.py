@@ -129,6 +129,16 @@ def test_dropout_of_body_and_head_survives(prepared: Path, tmp_path: Path) -> No
         assert set(rates.values()) == {0.0}
 
 
+def test_a_head_whose_dropout_is_the_bodys_entry(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    """MPNet's head reads `hidden_dropout_prob` too, so the configuration cannot tell them apart."""
+    prepared = prepare(tiny.folder("mpnet"), tmp_path / "prepared", head_dropout=0.2)
+    model = load_mixout(prepared)
+    assert model.classifier.dropout.p == 0.2
+    assert model.mpnet.embeddings.dropout.p == 0.0
+    again = load_mixout(foreign(model, tmp_path / "foreign"))
+    assert again.classifier.dropout.p == 0.2
+
+
 def test_unknown_entries_survive_and_newer_formats_are_refused(
     prepared: Path, tmp_path: Path
 ) -> None:
