@@ -10,6 +10,7 @@ from transformers.pytorch_utils import Conv1D
 from mixout_export.config import check_granularity, check_probability
 from mixout_export.errors import ArgumentError
 from mixout_export.functional import draw_mask, mix
+from mixout_export.products import must_spell_out, neuron_product
 
 
 class MixoutLayer(nn.Module):
@@ -30,6 +31,7 @@ class MixoutLayer(nn.Module):
     input_dim: ClassVar[int]
 
     weight: Tensor
+    bias: Tensor | None
     pretrained_weight: Tensor
     p: float
     granularity: str
@@ -63,9 +65,29 @@ class MixoutLayer(nn.Module):
         """Drop the anchor and its numbers, leaving what a plain layer has."""
         del self.pretrained_weight, self.p, self.granularity
 
+    def is_mixing(self) -> bool:
+        """Tell whether a call draws a mask: while training, at p > 0."""
+        return self.training and self.p > 0.0
+
+    def takes_fast_path(self, input: Tensor) -> bool:
+        """Tell whether the product can skip the weight gradient's zero columns."""
+        is_neuron = self.granularity == "neuron"
+        return is_neuron and self.is_mixing() and not must_spell_out(self.weight, input)
+
+    def fast_product(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out) with a fresh neuron mask; see `products`."""
+        return neuron_product(
+            input,
+            self.weight,
+            self.pretrained_weight,
+            self.bias,
+            p=self.p,
+            input_dim=self.input_dim,
+        )
+
     def mixed_weight(self) -> Tensor:
         """Return Φ while training, and `weight` itself in evaluation or at p = 0."""
-        if not self.training or self.p == 0.0:
+        if not self.is_mixing():
             return self.weight
         mask = draw_mask(
             self.weight, self.p, granularity=self.granularity, input_dim=self.input_dim
@@ -112,6 +134,8 @@ class MixoutLinear(MixoutLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in_features) to (..., out_features)."""
+        if self.takes_fast_path(input):
+            return self.fast_product(input)
         return F.linear(input, self.mixed_weight(), self.bias)
 
     def extra_repr(self) -> str:
@@ -143,6 +167,8 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., nx) to (..., nf)."""
+        if self.takes_fast_path(input):
+            return self.fast_product(input)
         # The plain layer's own operations, so that evaluation is the same bit for bit.
         flat = input.view(-1, input.size(-1))
         mixed = torch.addmm(self.bias, flat, self.mixed_weight())

@@ -14,6 +14,7 @@ ORDER = (
     ("errors",),
     ("config", "tasks", "version"),
     ("functional",),
+    ("products",),
     ("layers",),
     ("surgery",),
     ("checkpoint",),

@@ -227,7 +227,7 @@ def test_a_shared_module_draws_at_each_call() -> None:
     query.mixed_weight = lambda: draws.append(MixoutLinear.mixed_weight(query)) or draws[-1]
     with torch.no_grad():
         query.weight.add_(1.0)
-    model(torch.tensor([[5, 6, 7]]))
+        model(torch.tensor([[5, 6, 7]]))
     assert len(draws) == 2
     assert not torch.equal(*draws)
 
