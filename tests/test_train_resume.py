@@ -113,23 +113,49 @@ def test_killed_again_and_again_before_any_change_to_the_disk(
     assert_same_run(tmp_path / "out", undisturbed)
 
 
-def test_killed_before_each_change_of_its_last_part(
+def test_killed_again_and_again_in_its_last_part(
     ground: TrainingGround, prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """From the last checkpoint on: choosing, drawing, recording, clearing, appearing at OUT."""
-    interrupt(ground, prepared, tmp_path / "out", 24)
+    """From the last checkpoint on: choosing, drawing, recording, clearing."""
+    out = tmp_path / "out"
+    interrupt(ground, prepared, out, 24)
     kills = 0
-    while not (tmp_path / "out").exists():
-        process = killed_runs.start(
-            prepared, tmp_path / "out", ground.data(), OPTIONS, change=3 + 4 * kills
-        )
+    while not out.exists():
+        process = killed_runs.start(prepared, out, ground.data(), OPTIONS, change=3 + 4 * kills)
         process.join(120)
         assert process.exitcode in (0, -9)
         kills += process.exitcode == -9
-        assert kills < 60
-    assert kills >= 10
-    assert ground.run(tmp_path / "out", prepared=prepared, resume=True, **OPTIONS).already_complete
-    assert_same_run(tmp_path / "out", undisturbed)
+    assert kills >= 7
+    assert_same_run(out, undisturbed)
+
+
+def test_killed_before_each_change_of_its_appearing(
+    ground: TrainingGround, prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        finish_without_appearing(ground, prepared, out, patch)
+    for change in (1, 2, 3, 4):  # the folder, its mark, the rename to OUT, the end of the mark
+        assert not out.exists()
+        process = killed_runs.start(prepared, out, ground.data(), OPTIONS, change=change)
+        process.join(120)
+        assert process.exitcode == -9
+    assert ground.run(out, prepared=prepared, resume=True, **OPTIONS).already_complete
+    (out / ".mixout-export.lock").unlink()  # all that the last kill left behind
+    assert_same_run(out, undisturbed)
+
+
+def finish_without_appearing(
+    ground: TrainingGround, prepared: Path, out: Path, patch: pytest.MonkeyPatch
+) -> None:
+    """Leave a run as a kill does between its last record and its appearance at OUT."""
+
+    def killed(self: Any) -> None:
+        raise KeyboardInterrupt
+
+    patch.setattr("mixout_export.checkpoint.output.OutputFolder.publish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        ground.run(out, prepared=prepared, **OPTIONS)
 
 
 def test_killed_at_random_times(
@@ -233,13 +259,8 @@ def test_a_finished_run_that_has_not_appeared_is_not_thrown_away(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def killed(self: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("mixout_export.checkpoint.output.OutputFolder.publish", killed)
-        with pytest.raises(KeyboardInterrupt):
-            ground.run(tmp_path / "out", prepared=prepared, **OPTIONS)
+        finish_without_appearing(ground, prepared, tmp_path / "out", patch)
     with pytest.raises(OutputError, match="--resume"):
         ground.run(tmp_path / "out", prepared=prepared, **OPTIONS)
     patch_training(monkeypatch)
