@@ -77,6 +77,8 @@ OPTIONS = {
     "verify": {
         **EVERYWHERE,
         "data": None,
+        "text-column": None,
+        "text-pair-column": None,
         "max-examples": None,
         "atol": None,
         "rtol": None,

@@ -63,8 +63,16 @@ def _describe(result: "ParityResult") -> str:
     help="Also run the texts of this file: csv, tsv, jsonl, parquet, or .gz.  [default: none]",
 )
 @click.option("--max-examples", type=int, help="Rows of --data to run.  [default: all]")
-@click.option("--text-column", metavar="NAME", help="[default: found by the usual names]")
-@click.option("--text-pair-column", metavar="NAME", help="[default: found by the usual names]")
+@click.option(
+    "--text-column",
+    metavar="NAME",
+    help="Column of the text in --data.  [default: found by the usual names]",
+)
+@click.option(
+    "--text-pair-column",
+    metavar="NAME",
+    help="Column of the second text in --data.  [default: found by the usual names]",
+)
 @click.option(
     "--atol",
     type=float,
