@@ -1,0 +1,52 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from checkpoints import TinyCheckpoints
+from training_runs import TrainingGround, assert_close, weights
+
+from mixout_export import load_mixout
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> TrainingGround:
+    return TrainingGround(tmp_path_factory.mktemp("ground"), tiny)
+
+
+def test_two_processes_are_one_with_twice_the_batch(ground: TrainingGround, tmp_path: Path) -> None:
+    """Nothing is random here, and all batches hold 8: DDP's mean is that of two batches."""
+    data, prepared = ground.data(96), ground.plain()
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "mixout_export_cli", "train", str(prepared), str(tmp_path / "two")),
+        *("--train-file", str(data.train_file), "--eval-file", str(data.eval_file)),
+        *("--epochs", "2", "--batch-size", "8", "--lr", "3e-3", "--device", "cpu"),
+        *("--max-grad-norm", "0", "--decay-toward", "pretrained", "--json"),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)  # one object, though there are two processes
+    assert result["steps"] == 12
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+    load_mixout(tmp_path / "two")
+    alone = ground.run(
+        tmp_path / "one",
+        prepared=prepared,
+        epochs=2,
+        batch_size=8,
+        gradient_accumulation=2,
+        max_grad_norm=0.0,
+        decay_toward="pretrained",
+    )
+    assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-5)
+    assert result["chosen_step"] == alone.chosen_step
+    assert result["metrics"] == pytest.approx(alone.metrics, rel=1e-4)
