@@ -99,7 +99,7 @@ class _NeuronProduct(torch.autograd.Function):
         return _product(input, mix(weight, pretrained_weight, mask, p), bias, input_dim)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight, pretrained_weight, mask, active = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
         to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
