@@ -22,7 +22,7 @@ from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import LAYER_CLASSES
 from mixout_export.surgery import attach_mixout
-from mixout_export.surgery.dropout import dropout_settings, head_has_dropout, set_module_dropout
+from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
 from mixout_export.surgery.selection import select_targets
 
 HEAD_TREATMENTS = ("dropout", "mixout", "none")
@@ -127,15 +127,13 @@ def _config_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[Conf
 
 
 def _apply_dropout(loaded: LoadedBase, options: PrepareOptions) -> tuple[ConfigChange, ...]:
-    """Set dropout in the configuration and the modules; return what changed in `config.json`."""
+    """Set dropout in the configuration; return what changed in `config.json`."""
     config = loaded.model.config
     before = config.to_diff_dict()
     head = _head_dropout(options)
     for key, value in dropout_settings(config.to_dict(), body=options.dropout, head=head).items():
         setattr(config, key, value)
-    changes = _config_changes(before, config.to_diff_dict())
-    set_module_dropout(loaded.model, body=options.dropout, head=head)
-    return changes
+    return _config_changes(before, config.to_diff_dict())
 
 
 def _anchored_keys(
