@@ -411,7 +411,7 @@ def test_no_such_base(tmp_path: Path) -> None:
     for base in (tmp_path / "none", Path("./no such folder")):
         with pytest.raises(CheckpointError, match="no such folder; check the path"):
             prepare(base, tmp_path / "out", task="regression")
-    with pytest.raises(CheckpointError, match="no such folder, and the hub did not provide it"):
+    with pytest.raises(CheckpointError, match="no such folder, and the hub cannot be reached"):
         prepare(Path("nobody/nothing-of-the-kind"), tmp_path / "out", task="regression")
     (tmp_path / "file").write_text("x")
     with pytest.raises(CheckpointError, match="is a file, expected a checkpoint folder"):
