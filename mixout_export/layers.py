@@ -31,7 +31,7 @@ class MixoutLayer(nn.Module):
     input_dim: ClassVar[int]
 
     weight: Tensor
-    bias: Tensor  # None in a layer without one, which PyTorch's own annotation leaves out too
+    bias: nn.Parameter  # or None, which PyTorch's own annotation leaves out too
     pretrained_weight: Tensor
     p: float
     granularity: str
