@@ -211,7 +211,7 @@ def test_a_terminal_shows_how_training_goes(
 
 
 def test_quiet_shows_nothing_in_a_terminal_either(way: Way, tmp_path: Path) -> None:
-    command = long_run(way, tmp_path / "out", "--quiet")
+    command = long_run(way, tmp_path / "out", "--quiet", "--max-steps", 2, "--eval-every", 1)
     assert in_terminal(command, 80)[::2] == (0, "")
 
 
