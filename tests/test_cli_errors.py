@@ -184,7 +184,7 @@ def test_code_of_the_checkpoint_is_never_run_unasked(
                 file.unlink()
             out.rmdir()
     else:
-        run.failed(1, "foreign")
+        run.failed(1, "foreign/config.json: the model needs Python code that comes with ")
 
 
 @pytest.mark.parametrize("command", ["train", "onnx", "verify", "inspect", "collapse"])

@@ -101,6 +101,15 @@ def _model_class(folder: Folder) -> Any:
     return found
 
 
+def _refuse_remote_code(folder: Folder) -> None:
+    known = folder.config.get("model_type") in transformers.CONFIG_MAPPING
+    if "auto_map" in folder.config and not known:
+        raise CheckpointError(
+            f"{folder.path / LAYOUT.config}: the model needs Python code that comes with it, which "
+            "is not run here; only prepare --trust-remote-code does"
+        )
+
+
 def _own_memory(model: PreTrainedModel) -> None:
     """Copy weights out of the memory-mapped file.
 
@@ -143,6 +152,7 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     """
     folder = require_weights(open_folder(path))
     folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
+    _refuse_remote_code(folder)
     model_class = _model_class(folder)
     with quiet_libraries():
         try:
