@@ -171,6 +171,8 @@ def in_terminal(command: list[str], columns: int) -> tuple[int, str, str]:
     terminal, tty = pty.openpty()
     fcntl.ioctl(tty, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     env = {**environment(), "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES"):  # they would win over the terminal's own size
+        env.pop(name, None)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=tty, env=env)
     os.close(tty)
     shown = b""

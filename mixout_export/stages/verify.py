@@ -81,10 +81,10 @@ def verify_checkpoints(
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
-    if max_examples is not None and data is None:
-        raise ArgumentError("max-examples: limits the rows of a data file; give --data")
     if max_examples is not None and max_examples < 1:
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
+    if max_examples is not None and data is None:
+        raise ArgumentError("max-examples: limits the rows of a data file; give --data")
     left = open_subject(reference, provider=provider)
     right = open_subject(candidate, provider=provider)
     examples: tuple[Batch, ...] = ()
