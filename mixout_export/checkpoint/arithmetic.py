@@ -32,12 +32,6 @@ def as_array(entry: TensorEntry) -> NDArray[np.generic]:
     return np.frombuffer(entry.read(), _NUMPY[entry.dtype]).reshape(entry.shape)
 
 
-def _pieces(entry: TensorEntry) -> Iterator[NDArray[np.generic]]:
-    dtype = _NUMPY[entry.dtype]
-    for chunk in entry.chunks():  # a chunk is a multiple of every dtype's size
-        yield np.frombuffer(chunk, dtype)
-
-
 @dataclass(frozen=True)
 class Converted:
     """A tensor as it lies in a file, in another dtype.
@@ -71,51 +65,30 @@ class Converted:
         Raises:
             CheckpointError: A finite value does not fit the dtype.
         """
-        for piece in _pieces(self.entry):
-            yield _cast(piece, self.dtype, self.entry)
+        for values in self._values():
+            yield _cast(values, self.dtype, self.entry)
+
+    def _values(self) -> Iterator[NDArray[np.generic]]:
+        return _elements(self.entry)
 
 
 @dataclass(frozen=True)
-class Interpolated:
+class Interpolated(Converted):
     """(1 - α)·u + α·w, computed in float64 (WiSE-FT, Wortsman et al. 2022).
 
     Attributes:
-        weight: Where the trained weight w lies.
-        pretrained: Where its pretrained value u lies, of the same shape.
-        alpha: α; 0 gives u and 1 gives w exactly.
+        entry: Where the trained weight w lies.
         dtype: The format's name of the dtype to write.
+        pretrained: Where its pretrained value u lies, of the same shape.
+        alpha: α, strictly between 0 and 1.
     """
 
-    weight: TensorEntry
     pretrained: TensorEntry
     alpha: float
-    dtype: str
 
-    @property
-    def key(self) -> str:
-        """Its name."""
-        return self.weight.key
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.weight.shape
-
-    @property
-    def nbytes(self) -> int:
-        """Number of bytes to write."""
-        return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
-
-    def chunks(self) -> Iterator[bytes]:
-        """Yield its bytes in order.
-
-        Raises:
-            CheckpointError: A finite value does not fit the dtype.
-        """
-        weights, pretrained = _elements(self.weight), _elements(self.pretrained)
-        for w, u in zip(weights, pretrained, strict=True):
-            wide = (1.0 - self.alpha) * u.astype(np.float64) + self.alpha * w.astype(np.float64)
-            yield _cast(wide, self.dtype, self.weight)
+    def _values(self) -> Iterator[NDArray[np.generic]]:
+        for w, u in zip(_elements(self.entry), _elements(self.pretrained), strict=True):
+            yield (1.0 - self.alpha) * u.astype(np.float64) + self.alpha * w.astype(np.float64)
 
 
 def _elements(entry: TensorEntry, count: int = 1 << 20) -> Iterator[NDArray[np.generic]]:

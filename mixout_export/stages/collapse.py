@@ -90,7 +90,7 @@ def _source_of(
     if pretrained is not None and alpha == 0.0:
         entry = replace(pretrained, key=entry.key)  # the sum would lose the sign of a zero
     elif pretrained is not None and is_floating(entry.dtype):
-        return Interpolated(entry, pretrained, alpha, target)
+        return Interpolated(entry, target, pretrained, alpha)
     return entry if target == entry.dtype else Converted(entry, target)
 
 
