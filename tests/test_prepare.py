@@ -583,3 +583,14 @@ def test_a_base_is_never_changed(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     prepare(base, tmp_path / "out", task="regression")
     assert {path.name: path.read_bytes() for path in base.iterdir()} == before
     assert AutoConfig.from_pretrained(base).model_type == "bert"
+
+
+def test_a_mixout_checkpoint_is_no_base(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    """A second snapshot would move the anchors to wherever training had got."""
+    prepare(tiny.base(), tmp_path / "prepared", task="regression")
+    foreign = tmp_path / "foreign"
+    load_mixout(tmp_path / "prepared").save_pretrained(foreign)
+    for source in (tmp_path / "prepared", foreign):
+        with pytest.raises(CheckpointError, match="is a mixout checkpoint already; train it"):
+            prepare(source, tmp_path / "again", task="regression")
+        assert not (tmp_path / "again").exists()

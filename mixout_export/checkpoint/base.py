@@ -13,7 +13,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.folder import read_json, weight_files
+from mixout_export.checkpoint.folder import open_folder, read_json, weight_files
 from mixout_export.checkpoint.layout import LAYOUT, TOKENIZER_PATTERNS
 from mixout_export.checkpoint.manifest import Base
 from mixout_export.checkpoint.model import first_line
@@ -228,6 +228,7 @@ def load_base(base: str, options: BaseOptions) -> LoadedBase:
     path, commit = locate_base(base, revision=options.revision)
     if not (path / LAYOUT.config).exists():
         raise CheckpointError(f"{path}: holds no {LAYOUT.config}, expected a checkpoint folder")
+    _refuse_mixout(path)
     files, safe = _weight_paths(path, allow_pickle=options.allow_pickle)
     task = _choose_task(path, options)
     config = _load_config(path, options)
@@ -249,6 +250,15 @@ def load_base(base: str, options: BaseOptions) -> LoadedBase:
         base=Base(name=name, revision=commit, sha256=digest_files(files)),
         path=path,
     )
+
+
+def _refuse_mixout(path: Path) -> None:
+    """Refuse a mixout checkpoint, whose anchors a second snapshot would move without a word."""
+    if open_folder(path).kind == "mixout":
+        raise CheckpointError(
+            f"{path}: is a mixout checkpoint already; train it, or collapse it first and prepare "
+            "what comes out"
+        )
 
 
 def _own_task(path: Path) -> Task | None:
