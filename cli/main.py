@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         SystemExit: Always.
     """
     if os.environ.get(_DEBUG):
-        cli.main(arguments, prog_name="mixout-export")
+        sys.exit(cli.main(arguments, prog_name="mixout-export", standalone_mode=False) or 0)
     _silence_libraries()
     try:
         _run(arguments)

@@ -104,6 +104,19 @@ class TorchRunner:
         return {name: outputs[name].numpy() for name in self.outputs}
 
 
+def check_provider(provider: str) -> None:
+    """Check that this machine's onnxruntime has an execution provider.
+
+    Raises:
+        ArgumentError: It has not; the message lists those there are.
+    """
+    available = onnxruntime.get_available_providers()
+    if provider not in available:
+        raise ArgumentError(
+            f"provider: got {provider!r}, this machine's onnxruntime has {', '.join(available)}"
+        )
+
+
 class OnnxRunner:
     """An ONNX file in onnxruntime, at full graph optimisation."""
 
@@ -118,11 +131,7 @@ class OnnxRunner:
             ArgumentError: No such provider on this machine.
             CheckpointError: The file is missing, or is not a graph onnxruntime can run.
         """
-        available = onnxruntime.get_available_providers()
-        if provider not in available:
-            raise ArgumentError(
-                f"provider: got {provider!r}, this machine's onnxruntime has {', '.join(available)}"
-            )
+        check_provider(provider)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; check the path")
         options = onnxruntime.SessionOptions()

@@ -8,7 +8,7 @@ from mixout_export.parity.battery import Batch
 from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.examples import text_batches
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.runners import CPU_PROVIDER
+from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.subject import Subject, open_subject
 from mixout_export.parity.verdict import compare_subjects
 from mixout_export.training.columns import find_texts
@@ -85,6 +85,7 @@ def verify_checkpoints(
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     if max_examples is not None and data is None:
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
+    check_provider(provider)
     left = open_subject(reference, provider=provider)
     right = open_subject(candidate, provider=provider)
     examples: tuple[Batch, ...] = ()
