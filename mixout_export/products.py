@@ -19,9 +19,11 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
     """Tell whether the product must be left to autograd.
 
     Compilers and function transforms see through plain operations only; a tensor subclass (a
-    sharded one, say) has its own; a frozen weight has no gradient to save. On a GPU the number of
-    active neurons would have to be waited for.
+    sharded one, say) has its own; a frozen weight has no gradient to save; dtypes that autocast
+    does not bring together fail, or stay, as in the plain layer. On a GPU the number of active
+    neurons would have to be waited for.
     """
+    autocast = torch.is_autocast_enabled(input.device.type)
     return (
         torch.compiler.is_compiling()
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -29,6 +31,8 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
         or not weight.requires_grad
         or not torch.is_grad_enabled()
         or weight.device.type != "cpu"
+        or (input.dtype != weight.dtype and not autocast)
+        or (autocast and torch.float64 in (input.dtype, weight.dtype))
         or type(input) is not Tensor
         or type(weight.data) is not Tensor
     )

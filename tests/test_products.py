@@ -114,3 +114,12 @@ def test_plain_operations_where_they_are_needed() -> None:
     layer.weight.requires_grad_(False)
     assert must_spell_out(layer.weight, inputs)
     assert must_spell_out(layer.weight.to("meta"), inputs)
+
+
+def test_dtypes_are_judged_as_by_the_plain_layer() -> None:
+    half = make_layer("linear", torch.bfloat16)
+    with pytest.raises(RuntimeError, match="dtype"):
+        half(torch.randn(2, 40))
+    wide = make_layer("linear", torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert wide(torch.randn(2, 40, dtype=torch.float64)).dtype == torch.float64

@@ -494,3 +494,10 @@ def test_ddp_does_not_broadcast_anchors(tmp_path) -> None:
     ]
     errors = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+
+
+def test_a_tied_output_embedding_is_reported() -> None:
+    config = transformers.GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9, n_positions=8)
+    config.bos_token_id = config.eos_token_id = 0
+    skipped = inject_mixout(transformers.GPT2LMHeadModel(config)).skipped
+    assert skipped == {"lm_head": "has a tied weight, shared by transformer.wte, lm_head"}

@@ -11,6 +11,8 @@ from mixout_export.config import ALL_LINEAR, MixoutConfig, TargetPattern
 from mixout_export.errors import TargetError
 from mixout_export.layers import LAYER_CLASSES
 
+_HEAD = "belongs to the head"
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -65,7 +67,7 @@ def _protected(model: nn.Module) -> dict[int, str]:
         inside = _module_ids(body)
         for module in model.modules():
             if id(module) not in inside and module is not model:
-                reasons[id(module)] = "belongs to the head"
+                reasons[id(module)] = _HEAD
     embeddings = getattr(model, "get_output_embeddings", None)
     output = embeddings() if callable(embeddings) else None
     if isinstance(output, nn.Module):
@@ -106,9 +108,14 @@ def _match(model: nn.Module, pattern: TargetPattern, *, option: str) -> dict[str
     return matched
 
 
-def _candidates(model: nn.Module, config: MixoutConfig) -> dict[str, nn.Module]:
+def _candidates(
+    model: nn.Module, config: MixoutConfig, protected: dict[int, str]
+) -> dict[str, nn.Module]:
     if config.target_modules == ALL_LINEAR:
         inside = _module_ids(body_of(model))
+        # Outside the body, a tied weight and an output embedding are named as left alone; that
+        # the head is no part of the body goes without saying.
+        inside |= {i for i, reason in protected.items() if reason != _HEAD}
         return {n: m for n, m in _all_names(model).items() if id(m) in inside}
     pattern = config.targets()
     matched = _match(model, pattern, option="target_modules")
@@ -149,7 +156,7 @@ def select_targets(
     protected = _protected(model)
     chosen: dict[int, str] = {}
     skipped: dict[str, str] = {}
-    for name, module in _candidates(model, config).items():
+    for name, module in _candidates(model, config, protected).items():
         if type(module) not in LAYER_CLASSES or id(module) in excluded or id(module) in chosen:
             continue
         reason = protected.get(id(module))
