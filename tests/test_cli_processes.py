@@ -56,6 +56,8 @@ def test_ctrl_c_leaves_out_as_it_was_and_resume_completes(way: Way, tmp_path: Pa
         stderr=subprocess.PIPE,
         text=True,
         env=environment(),
+        # A shell's background job ignores Ctrl-C, and so do its children unless told otherwise.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     checkpoints = tmp_path / "out.partial" / "checkpoints"
     wait_for(lambda: list(checkpoints.glob("step-*")) or process.poll() is not None)
