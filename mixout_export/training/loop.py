@@ -13,12 +13,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
 from mixout_export.errors import TrainingError
-from mixout_export.surgery import mixout_layers
 from mixout_export.surgery.usage import ForwardWatch
 from mixout_export.tasks import Task
 from mixout_export.training.batches import (
@@ -137,7 +135,6 @@ class Finetuning:
         optimizer = build_optimizer(
             self.model, options, fresh=fresh, toward_pretrained=toward_pretrained
         )
-        _leave_out_anchors(self.model)
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.updates_per_epoch = math.ceil(
             len(self._epoch_batches(0)) / options.gradient_accumulation
@@ -396,14 +393,6 @@ class Finetuning:
             metrics_before=_evaluation_at(records, 0),
             stopped_early=stopped,
         )
-
-
-def _leave_out_anchors(model: PreTrainedModel) -> None:
-    """Keep DDP from broadcasting every anchor on every forward; they never change."""
-    anchors = [f"{name}.pretrained_weight" for name in mixout_layers(model)]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
-        model, anchors
-    )
 
 
 def _is_due(step: int, every: int | None, epoch_ends: bool, last: bool) -> bool:
