@@ -10,17 +10,28 @@ from torch import Tensor
 from mixout_export.config import check_granularity, check_probability
 from mixout_export.errors import ArgumentError
 
-_FULL_PRECISION = (torch.float32, torch.float64)
+
+def is_full_precision(dtype: torch.dtype) -> bool:
+    """Tell whether a weight's dtype holds 1/(1 - p) without rounding it noticeably."""
+    return dtype in (torch.float32, torch.float64)
 
 
-def draw_mask(weight: Tensor, p: float, *, granularity: str, input_dim: int = -1) -> Tensor:
-    """Draw m ~ Bernoulli(1 - p) from PyTorch's global generator on the weight's device.
+def draw_mask(
+    weight: Tensor,
+    p: float,
+    *,
+    granularity: str,
+    input_dim: int = -1,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw m ~ Bernoulli(1 - p) from PyTorch's global generator.
 
     Args:
         weight: The weight to mask, any shape with at least one dimension.
         p: Mix probability in [0, 1).
         granularity: "neuron" draws one bit per index of `input_dim`; "element" one per entry.
         input_dim: The dimension that counts input neurons.
+        device: Where to draw; None draws on the weight's device.
 
     Returns:
         Bool tensor that broadcasts against `weight`: of size 1 in every dimension but `input_dim`
@@ -31,7 +42,8 @@ def draw_mask(weight: Tensor, p: float, *, granularity: str, input_dim: int = -1
         shape = [1] * weight.dim()
         shape[input_dim] = weight.shape[input_dim]
     # Always float32: a half-precision default dtype draws from 2048 levels or fewer.
-    return torch.rand(shape, device=weight.device, dtype=torch.float32) >= p
+    device = weight.device if device is None else device
+    return torch.rand(shape, device=device, dtype=torch.float32) >= p
 
 
 def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -50,11 +62,42 @@ def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Te
     Returns:
         Tensor like `weight`. Its gradient is (m / (1 - p)) ⊙ ∂L/∂Φ with respect to `weight`.
     """
+    return mix_by(coefficients(mask, weight.dtype, p), weight, pretrained_weight, p)
+
+
+def coefficients(mask: Tensor, dtype: torch.dtype, p: float) -> Tensor:
+    """Return what `mix_by` takes: m / (1 - p), or m alone in half precisions.
+
+    Args:
+        mask: The mask, Bool or of any other dtype.
+        dtype: The weight's dtype.
+        p: Mix probability in [0, 1).
+    """
+    bits = mask.to(dtype)
+    return bits * (1.0 / (1.0 - p)) if is_full_precision(dtype) else bits
+
+
+def mix_by(
+    coefficients: Tensor,
+    weight: Tensor,
+    pretrained_weight: Tensor,
+    p: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute Φ from ready `coefficients`; see `mix`.
+
+    Args:
+        coefficients: Of the weight's dtype; broadcasts against it.
+        weight: w.
+        pretrained_weight: u, of the same shape; cast to the weight's dtype if it differs.
+        p: Mix probability in [0, 1).
+        out: Where to write Φ, which autograd must not need; None makes a tensor.
+    """
     target = pretrained_weight.to(weight.dtype)
-    scale = 1.0 / (1.0 - p)
-    if weight.dtype in _FULL_PRECISION:
-        return torch.lerp(target, weight, mask.to(weight.dtype) * scale)
-    return torch.addcmul(target, weight - target, mask.to(weight.dtype), value=scale)
+    if is_full_precision(weight.dtype):
+        return torch.lerp(target, weight, coefficients, out=out)
+    return torch.addcmul(target, weight - target, coefficients, value=1.0 / (1.0 - p), out=out)
 
 
 def mixout(

@@ -1,10 +1,12 @@
 """The product with a mixed weight, for less than the formula spelled out would cost.
 
 Under neuron masks whole columns of the weight's gradient are zero, so only the active input neurons
-are gathered and multiplied: (1 - p) of that product. The mixed weight is computed again for the
-input's gradient, so between the passes a layer keeps nothing of the weight's size.
+are gathered and multiplied: (1 - p) of that product. Under element masks the bits come packed. The
+mixed weight is computed again for the input's gradient, so between the passes a layer keeps nothing
+of the weight's size.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -12,7 +14,15 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own idiom)
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mixout_export.functional import draw_mask, mix
+from mixout_export.functional import coefficients, draw_mask, is_full_precision, mix_by
+from mixout_export.masks import PackedMask
+
+#: Matrix units like sizes that are multiples of these; by device.
+_PADDING = {"cpu": 16, "cuda": 64}
+#: Multiplications that must be saved before gathering pays for itself (measured: about 40 µs).
+_FEWEST_SAVED = 4_000_000
+#: Largest share of the input neurons whose values are kept instead of the whole input.
+_KEPT_SHARE = 0.5
 
 
 def must_spell_out(weight: Tensor, input: Tensor) -> bool:
@@ -20,8 +30,7 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
 
     Compilers and function transforms see through plain operations only; a tensor subclass (a
     sharded one, say) has its own; a frozen weight has no gradient to save; dtypes that autocast
-    does not bring together fail, or stay, as in the plain layer. On a GPU the number of active
-    neurons would have to be waited for.
+    does not bring together fail, or stay, as in the plain layer.
     """
     autocast = torch.is_autocast_enabled(input.device.type)
     return (
@@ -30,12 +39,21 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
         or forward_ad._current_level >= 0
         or not weight.requires_grad
         or not torch.is_grad_enabled()
-        or weight.device.type != "cpu"
+        or weight.device.type not in _PADDING
         or (input.dtype != weight.dtype and not autocast)
         or (autocast and torch.float64 in (input.dtype, weight.dtype))
         or type(input) is not Tensor
         or type(weight.data) is not Tensor
     )
+
+
+def _autocast(input: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Cast as autocast does before a product."""
+    kind = input.device.type
+    if not torch.is_autocast_enabled(kind):
+        return input, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return input.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def neuron_product(
@@ -49,7 +67,8 @@ def neuron_product(
 ) -> Tensor:
     """Multiply with Φ under a fresh neuron mask and add the bias.
 
-    The mask and the mathematics are those of `functional.mixout` followed by a product.
+    The mask and the mathematics are those of `functional.mixout` followed by a product. On a GPU
+    the mask is drawn on the host, so that its size is known there without waiting.
 
     Args:
         input: Shape (..., in).
@@ -62,15 +81,81 @@ def neuron_product(
     Returns:
         Shape (..., out).
     """
-    if torch.is_autocast_enabled(input.device.type):
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input = input.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-    mask = draw_mask(weight, p, granularity="neuron", input_dim=input_dim)
-    active = mask.flatten().nonzero().squeeze(1)
-    return _NeuronProduct.apply(  # type: ignore[no-any-return, no-untyped-call]
-        input, weight, pretrained_weight, bias, mask, active, p, input_dim
+    input, bias = _autocast(input, bias)
+    mask = draw_mask(weight, p, granularity="neuron", input_dim=input_dim, device="cpu")
+    active = _Active.of(mask, weight, input.numel() // max(1, input.shape[-1]))
+    row = coefficients(_moved(mask, weight.device), weight.dtype, p)
+    output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
+        input, weight, pretrained_weight, bias, row, active, p, input_dim
     )
+    return output  # type: ignore[no-any-return]
+
+
+def _moved(host: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from the host to a device without waiting for it."""
+    if device.type == "cpu":
+        return host
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+class _Active:
+    """Which input neurons are active, and how many columns multiply well.
+
+    Attributes:
+        indices: int64, shape (columns,): the active neurons, then any others.
+        count: Number of active neurons.
+        columns: Number of columns that are multiplied, `count` or a few more.
+        keeps_gathered: Whether their values are kept instead of the whole input.
+    """
+
+    def __init__(self, neurons: Tensor, columns: int, total: int, device: torch.device) -> None:
+        self.count, self.columns = len(neurons), columns
+        padding = (0, columns - self.count)
+        self.indices = _moved(F.pad(neurons.squeeze(1), padding), device)
+        self.neurons = self.indices[: self.count]
+        self.keeps_gathered = columns <= _KEPT_SHARE * total
+
+    @property
+    def has_ones(self) -> bool:
+        """Whether there is a column beside those of the active neurons."""
+        return self.count < self.columns
+
+    @classmethod
+    def of(cls, mask: Tensor, weight: Tensor, rows: int) -> "_Active | None":
+        """Find them; None where leaving columns out of the product costs more than it saves.
+
+        Args:
+            mask: Bool, with an element for each input neuron, on the host.
+            weight: The weight.
+            rows: Number of rows of the input.
+        """
+        total = mask.numel()
+        neurons = mask.view(-1).nonzero()
+        step = _PADDING[weight.device.type]
+        columns = min(-(-(len(neurons) + 1) // step) * step, total)
+        if (total - columns) * rows * (weight.numel() // max(1, total)) < _FEWEST_SAVED:
+            return None
+        return cls(neurons, columns, total, weight.device)
+
+    def gather(self, input: Tensor) -> Tensor:
+        """Return their values, shape (rows, columns), and a column of ones if there is room.
+
+        Under the ones the product yields the bias's gradient for nothing.
+        """
+        flat = input.reshape(-1, input.shape[-1])
+        if flat.device.type == "cpu":  # half of index_select's time along the last dimension
+            gathered = flat.gather(1, self.indices.expand(len(flat), -1))
+        else:
+            gathered = flat.index_select(1, self.indices)
+        if self.has_ones:
+            gathered.select(1, self.count).fill_(1.0)
+        return gathered
+
+    def spread(self, gathered: Tensor, shape: torch.Size) -> Tensor:
+        """Return the adjoint of `gather`: zeros of a shape, the active neurons' values added."""
+        values = gathered.narrow(1, 0, self.count)
+        whole = gathered.new_zeros(len(gathered), shape[-1])
+        return whole.index_copy(1, self.neurons, values).view(shape)
 
 
 def _product(input: Tensor, mixed: Tensor, bias: Tensor | None, input_dim: int) -> Tensor:
@@ -78,13 +163,21 @@ def _product(input: Tensor, mixed: Tensor, bias: Tensor | None, input_dim: int) 
     return F.linear(input, mixed if input_dim == 1 else mixed.t(), bias)
 
 
-def _input_gradient(grad: Tensor, mixed: Tensor, input_dim: int, like: Tensor) -> Tensor:
+def _input_gradient(grad: Tensor, mixed: Tensor, input_dim: int, shape: torch.Size) -> Tensor:
     mixed = mixed.to(grad.dtype)
-    return (grad @ (mixed if input_dim == 1 else mixed.t())).view(like.shape)
+    return (grad @ (mixed if input_dim == 1 else mixed.t())).view(shape)
+
+
+def _outer(grad: Tensor, input: Tensor, input_dim: int) -> Tensor:
+    """Return the sum over rows of their outer products, laid out as the weight is."""
+    return grad.t() @ input if input_dim == 1 else input.t() @ grad
 
 
 class _NeuronProduct(torch.autograd.Function):
-    """y = x Φᵀ + b under a neuron mask."""
+    """y = x Φᵀ + b under a neuron mask.
+
+    The gathered input is an output too, so that second derivatives find their way to the input.
+    """
 
     @staticmethod
     def forward(
@@ -93,29 +186,127 @@ class _NeuronProduct(torch.autograd.Function):
         weight: Tensor,
         pretrained_weight: Tensor,
         bias: Tensor | None,
-        mask: Tensor,
-        active: Tensor,
+        row: Tensor,
+        active: _Active | None,
         p: float,
         input_dim: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.active, ctx.p, ctx.input_dim, ctx.shape = active, p, input_dim, input.shape
+        gathered = active.gather(input) if active is not None and active.keeps_gathered else None
+        kept = input if gathered is None else gathered
+        ctx.save_for_backward(kept, weight, pretrained_weight, row)
+        mixed = mix_by(row, weight, pretrained_weight, p, out=_scratch(weight))
+        return _product(input, mixed, bias, input_dim), gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, of_gathered: Tensor | None) -> tuple[Any, ...]:
+        kept, weight, pretrained_weight, row = ctx.saved_tensors
+        to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
+        for_input = for_weight = for_bias = None
+        if of_gathered is not None and to_input:  # from a second derivative
+            for_input = ctx.active.spread(of_gathered, ctx.shape)
+        if grad is None:
+            return for_input, None, None, None, None, None, None, None
+        flat = grad.reshape(-1, grad.shape[-1])
+        if to_input:
+            mixed = mix_by(row, weight, pretrained_weight, ctx.p, out=_scratch(weight))
+            product = _input_gradient(flat, mixed, ctx.input_dim, ctx.shape)
+            for_input = product if for_input is None else for_input + product
+        if to_weight:
+            for_weight, for_bias = _neuron_gradients(ctx, flat, kept, weight, row)
+        if to_bias and for_bias is None:
+            for_bias = flat.sum(0)
+        return for_input, for_weight, None, for_bias if to_bias else None, None, None, None, None
+
+
+def _neuron_gradients(
+    ctx: Any, grad: Tensor, kept: Tensor, weight: Tensor, row: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the gradient of the weight, and that of the bias where it comes for nothing."""
+    active, dim, scale = ctx.active, ctx.input_dim, 1.0 / (1.0 - ctx.p)
+    if active is None:
+        whole = _outer(grad, kept.reshape(-1, kept.shape[-1]), dim)
+        return _scaled(whole.to(weight.dtype), row, ctx.p), None
+    gathered = kept if active.keeps_gathered else active.gather(kept)
+    part = _outer(grad, gathered, dim)
+    scaled = part.narrow(dim, 0, active.count).to(weight.dtype) * scale
+    for_weight = torch.zeros_like(weight).index_copy_(dim, active.neurons, scaled)
+    return for_weight, part.select(dim, active.count) if active.has_ones else None
+
+
+def _scaled(gradient: Tensor, factors: Tensor, p: float) -> Tensor:
+    """Multiply a gradient of Φ by m / (1 - p), in place."""
+    gradient = gradient.mul_(factors)
+    return gradient if is_full_precision(gradient.dtype) else gradient.mul_(1.0 / (1.0 - p))
+
+
+_memory = threading.local()
+
+
+def _scratch(weight: Tensor) -> Tensor | None:
+    """Return memory for Φ, which is needed for one product only; None where a new tensor is better.
+
+    On a CPU a new tensor costs more than the arithmetic: its pages have to be had from the system.
+    A thread keeps as much as its largest layer needs.
+    """
+    if weight.device.type != "cpu" or torch.is_grad_enabled():
+        return None
+    known: Tensor | None = getattr(_memory, "values", None)
+    nbytes = weight.numel() * weight.element_size()
+    if known is None or known.numel() < nbytes:
+        known = _memory.values = torch.empty(nbytes, dtype=torch.uint8)
+    return known[:nbytes].view(weight.dtype).view(weight.shape)
+
+
+def element_product(
+    input: Tensor,
+    weight: Tensor,
+    pretrained_weight: Tensor,
+    bias: Tensor | None,
+    *,
+    p: float,
+    input_dim: int,
+) -> Tensor:
+    """Multiply with Φ under a fresh element mask and add the bias; see `neuron_product`."""
+    input, bias = _autocast(input, bias)
+    mask = PackedMask.draw(weight.shape, p)
+    return _ElementProduct.apply(  # type: ignore[no-any-return, no-untyped-call]
+        input, weight, pretrained_weight, bias, mask, input_dim
+    )
+
+
+class _ElementProduct(torch.autograd.Function):
+    """y = x Φᵀ + b under an element mask, which the backward pass draws again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        pretrained_weight: Tensor,
+        bias: Tensor | None,
+        mask: PackedMask,
+        input_dim: int,
     ) -> Tensor:
-        ctx.save_for_backward(input, weight, pretrained_weight, mask, active)
-        ctx.p, ctx.input_dim = p, input_dim
-        return _product(input, mix(weight, pretrained_weight, mask, p), bias, input_dim)
+        ctx.save_for_backward(input, weight, pretrained_weight)
+        ctx.mask, ctx.input_dim = mask, input_dim
+        factors = coefficients(mask.bits(weight), weight.dtype, mask.p)
+        mixed = mix_by(factors, weight, pretrained_weight, mask.p, out=_scratch(weight))
+        return _product(input, mixed, bias, input_dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        input, weight, pretrained_weight, mask, active = ctx.saved_tensors
-        flat = grad.reshape(-1, grad.shape[-1])
+        input, weight, pretrained_weight = ctx.saved_tensors
+        flat, p = grad.reshape(-1, grad.shape[-1]), ctx.mask.p
         to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
         for_input = for_weight = None
+        factors = coefficients(ctx.mask.bits(weight), weight.dtype, p)
         if to_input:
-            mixed = mix(weight, pretrained_weight, mask, ctx.p)
-            for_input = _input_gradient(flat, mixed, ctx.input_dim, input)
-            del mixed
+            mixed = mix_by(factors, weight, pretrained_weight, p, out=_scratch(weight))
+            for_input = _input_gradient(flat, mixed, ctx.input_dim, input.shape)
         if to_weight:
-            gathered = input.reshape(-1, input.shape[-1]).index_select(1, active)
-            part = flat.t() @ gathered if ctx.input_dim == 1 else gathered.t() @ flat
-            part = part.to(weight.dtype) * (1.0 / (1.0 - ctx.p))
-            for_weight = torch.zeros_like(weight).index_copy(ctx.input_dim, active, part)
+            whole = _outer(flat, input.reshape(-1, input.shape[-1]), ctx.input_dim)
+            for_weight = _scaled(whole.to(weight.dtype), factors, p)
         for_bias = flat.sum(0) if to_bias else None
-        return for_input, for_weight, None, for_bias, None, None, None, None
+        return for_input, for_weight, None, for_bias, None, None

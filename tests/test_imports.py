@@ -13,7 +13,7 @@ ROOT = Path(mixout_export.__file__).parent
 ORDER = (
     ("errors",),
     ("config", "tasks", "version"),
-    ("functional",),
+    ("functional", "masks"),
     ("products",),
     ("layers",),
     ("surgery",),

@@ -1,9 +1,14 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from mixout_export import MixoutConv1D, MixoutLinear
+from mixout_export import MixoutConv1D, MixoutLinear, products
+from mixout_export.functional import mix
+from mixout_export.masks import PackedMask
 from mixout_export.products import must_spell_out
 
 SHAPE = (3, 7, 40)
@@ -123,3 +128,186 @@ def test_dtypes_are_judged_as_by_the_plain_layer() -> None:
     wide = make_layer("linear", torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert wide(torch.randn(2, 40, dtype=torch.float64)).dtype == torch.float64
+
+
+#: Leaves columns out of the product however little that saves.
+ALWAYS = -1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("step", [1, 16])
+@pytest.mark.parametrize("p", [0.2, 0.7, 0.9])  # kept whole, kept gathered, few columns
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_gathered_columns_are_the_formula(
+    kind: str, p: float, step: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setitem(products._PADDING, "cpu", step)
+    layer = make_layer(kind, dtype, p)
+    fast = outcome(layer, dtype, fast=True, autocast=False)
+    slow = outcome(layer, dtype, fast=False, autocast=False)
+    tolerance = 8 * torch.finfo(dtype).eps
+    for got, wanted in zip(fast, slow, strict=True):
+        assert got.dtype == wanted.dtype
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.7])
+@pytest.mark.parametrize("bias", [True, False])
+def test_second_derivatives_of_gathered_columns(
+    p: float, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setitem(products._PADDING, "cpu", 4)
+    torch.manual_seed(0)
+    layer = MixoutLinear(12, 3, bias, p=p).double()
+    inputs = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+
+    def product(value: Tensor, weight: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return products.neuron_product(
+            value, weight, layer.pretrained_weight, layer.bias, p=p, input_dim=1
+        )
+
+    arguments = (inputs, layer.weight)
+    assert torch.autograd.gradcheck(product, arguments)
+    assert torch.autograd.gradgradcheck(product, arguments)
+
+
+def test_gathered_columns_are_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    torch.manual_seed(0)
+    layer, inputs = MixoutLinear(640, 8, p=0.9), torch.randn(50, 640, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(inputs).sum().backward()
+    own = {layer.weight.data_ptr(), layer.pretrained_weight.data_ptr()}
+    assert sum(t.numel() for t in kept if t.data_ptr() not in own) < 0.25 * inputs.numel()
+    assert layer.weight.grad is not None
+
+
+WIDE = (48, 96)
+
+
+def element_outcome(
+    kind: str, dtype: torch.dtype, *, autocast: bool = False
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the element product's results, and those of the formula under the same bits."""
+    torch.manual_seed(0)
+    outputs, inputs = WIDE
+    make = MixoutConv1D if kind == "conv1d" else lambda o, i, **kw: MixoutLinear(i, o, **kw)
+    layer = make(outputs, inputs, p=0.7, granularity="element")
+    with torch.no_grad():
+        layer.weight.add_(0.1 * torch.randn_like(layer.weight))
+    layer = layer.to(dtype)
+    values = torch.randn(3, 5, inputs).to(dtype)
+    upstream = torch.randn(3, 5, outputs)
+    results = []
+    for fast in (True, False):
+        layer.zero_grad()
+        given = values.clone().requires_grad_()
+        torch.manual_seed(5)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            if fast:
+                assert layer.takes_fast_path(given)
+                result = layer(given)
+            else:
+                mask = PackedMask.draw(layer.weight.shape, 0.7)
+                bits = mask.bits(torch.empty(1)).bool()
+                mixed = mix(layer.weight, layer.pretrained_weight, bits, mask.p)
+                result = F.linear(given, mixed if layer.input_dim == 1 else mixed.t(), layer.bias)
+        result.backward(upstream.to(result.dtype))
+        results.append([result.detach(), given.grad, layer.weight.grad, layer.bias.grad])
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_the_element_product_is_the_formula(kind: str, dtype: torch.dtype) -> None:
+    tolerance = 8 * torch.finfo(dtype).eps
+    for got, wanted in zip(*element_outcome(kind, dtype), strict=True):
+        assert got.dtype == wanted.dtype
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_the_element_product_under_autocast() -> None:
+    fast, slow = element_outcome("linear", torch.float32, autocast=True)
+    assert fast[0].dtype == torch.bfloat16
+    for got, wanted in zip(fast, slow, strict=True):
+        assert got.dtype == wanted.dtype
+        scale = wanted.abs().max().item()
+        torch.testing.assert_close(got, wanted, rtol=2e-2, atol=2e-2 * scale)
+
+
+def test_the_element_mask_is_not_kept_and_not_left_to_the_generator() -> None:
+    torch.manual_seed(0)
+    layer = MixoutLinear(96, 48, p=0.7, granularity="element")
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        output = layer(torch.randn(2, 96, requires_grad=True))
+    own = {layer.weight.data_ptr(), layer.pretrained_weight.data_ptr()}
+    assert all(t.numel() < layer.weight.numel() for t in kept if t.data_ptr() not in own)
+    torch.manual_seed(9)  # what happens between the passes does not matter
+    before = torch.get_rng_state()
+    output.sum().backward()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_second_derivatives_of_the_element_product() -> None:
+    torch.manual_seed(0)
+    layer = MixoutLinear(96, 48, p=0.5, granularity="element").double()
+    inputs = torch.randn(2, 96, dtype=torch.float64, requires_grad=True)
+
+    def product(value: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        assert layer.takes_fast_path(value)
+        return layer(value)
+
+    assert torch.autograd.gradcheck(product, (inputs,))
+    assert torch.autograd.gradgradcheck(product, (inputs,))
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+def test_checkpointing_redraws_the_same_mask(granularity: str) -> None:
+    torch.manual_seed(0)
+    layer = MixoutLinear(96, 96, p=0.7, granularity=granularity)
+    with torch.no_grad():
+        layer.weight.add_(torch.randn_like(layer.weight))
+    inputs = torch.randn(300, 96, requires_grad=True)
+
+    def gradients(run) -> list[Tensor]:
+        layer.zero_grad()
+        inputs.grad = None
+        torch.manual_seed(7)
+        run().square().sum().backward()
+        return [inputs.grad.clone(), *(p.grad.clone() for p in layer.parameters())]
+
+    plain = gradients(lambda: layer(inputs))
+    again = gradients(lambda: checkpoint(layer, inputs, use_reentrant=False))
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+
+
+def test_threads_do_not_share_the_memory_for_the_mixed_weight() -> None:
+    torch.manual_seed(0)
+    layers = [MixoutLinear(256, 256, p=0.5) for _ in range(2)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.add_(torch.randn_like(layer.weight))
+    inputs = torch.randn(64, 256)
+    masks = torch.rand(1, 256) >= 0.5
+
+    def run(layer: MixoutLinear) -> bool:
+        row = products.coefficients(masks, torch.float32, 0.5)
+        wanted = F.linear(inputs, mix(layer.weight, layer.pretrained_weight, masks, 0.5).detach())
+        same = True
+        for _ in range(200):
+            got, _ = products._NeuronProduct.apply(
+                inputs, layer.weight, layer.pretrained_weight, None, row, None, 0.5, 1
+            )
+            same &= torch.equal(got, wanted)
+        return same
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(run, layers))

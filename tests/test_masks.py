@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from mixout_export.masks import PackedMask, can_pack, realised_probability
+
+SHAPE = torch.Size((64, 128))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_same_bits_at_each_call(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    mask = PackedMask.draw(SHAPE, 0.7)
+    like = torch.empty(1, dtype=dtype)
+    bits = mask.bits(like)
+    assert bits.dtype == dtype
+    assert bits.shape == SHAPE
+    assert set(bits.unique().tolist()) == {0.0, 1.0}
+    torch.rand(100)
+    assert torch.equal(mask.bits(like), bits)
+
+
+def test_the_seed_comes_from_the_global_generator() -> None:
+    def draw(seed: int) -> PackedMask:
+        torch.manual_seed(seed)
+        return PackedMask.draw(SHAPE, 0.7)
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    torch.manual_seed(1)
+    assert PackedMask.draw(SHAPE, 0.7) != PackedMask.draw(SHAPE, 0.7)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.3, 0.7, 0.9, 0.99])
+def test_bits_are_kept_with_the_realised_probability(p: float) -> None:
+    torch.manual_seed(3)
+    mask = PackedMask.draw(torch.Size((1000, 1001)), p)
+    kept = float(mask.bits(torch.empty(1, dtype=torch.float64)).mean())
+    deviation = (mask.p * (1 - mask.p) / mask.shape.numel()) ** 0.5
+    assert abs(kept - (1 - mask.p)) < 5 * deviation
+    assert abs(mask.p - p) <= 2**-17
+
+
+def test_bits_are_independent_between_neighbours() -> None:
+    """Four bits come from one draw: no pair of places at any such distance may be correlated."""
+    torch.manual_seed(4)
+    flat = PackedMask.draw(torch.Size((1 << 20,)), 0.5).bits(torch.empty(1)).double() - 0.5
+    for distance in (1, 2, 3, 4, 5, 64):
+        correlation = float((flat[:-distance] * flat[distance:]).mean() / 0.25)
+        assert abs(correlation) < 5 / 1024  # five standard deviations
+
+
+def test_where_packed_bits_serve() -> None:
+    assert can_pack(10_000, 0.7)
+    assert not can_pack(100, 0.7)
+    assert not can_pack(10_000, 0.99999)  # a step of 2⁻¹⁶ is a good part of 1 - p
+    assert not can_pack(10_000, 1 - 1e-9)
+    assert realised_probability(0.5) == 0.5
