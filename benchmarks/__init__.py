@@ -1,0 +1,1 @@
+"""Benchmarks: what mixout costs, and what it is good for."""

@@ -1,0 +1,185 @@
+"""The strategies that are compared: models of the same shape, each with its training step."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from mixout_export import MixoutConfig, inject_mixout
+from mixout_export.training.optimizer import PretrainedDecay
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a BERT.
+
+    Attributes:
+        layers: Number of layers.
+        hidden: Width.
+        heads: Attention heads.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+
+
+SHAPES = {
+    "22M": Shape(6, 384, 12),
+    "BERT-base": Shape(12, 768, 12),
+    "BERT-large": Shape(24, 1024, 16),
+}
+
+#: Arm → dropout, p, granularity (None where nothing is mixed).
+ARMS: dict[str, tuple[float, float, str | None]] = {
+    "plain": (0.0, 0.0, None),
+    "plain again": (0.0, 0.0, None),
+    "product left out": (0.0, 0.0, "left out"),
+    "dropout 0.1": (0.1, 0.0, None),
+    "wdecay(pre)": (0.0, 0.0, None),
+    "neuron 0.1": (0.0, 0.1, "neuron"),
+    "neuron 0.3": (0.0, 0.3, "neuron"),
+    "neuron 0.5": (0.0, 0.5, "neuron"),
+    "neuron 0.7": (0.0, 0.7, "neuron"),
+    "neuron 0.8": (0.0, 0.8, "neuron"),
+    "neuron 0.9": (0.0, 0.9, "neuron"),
+    "element 0.7": (0.0, 0.7, "element"),
+    "literal 0.7": (0.0, 0.7, "literal"),
+}
+
+
+class LiteralLinear(nn.Linear):
+    """The paper's equation 4 as it stands, with a full-size mask, under autograd.
+
+    This is what the public implementations do: a mask of one bit per input neuron, spread over the
+    whole weight, and ((I - M) u + M w - p u) / (1 - p).
+    """
+
+    p: float
+    target: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        mask = self.weight.new_empty(1, self.in_features).bernoulli_(1 - self.p)
+        mask = mask.repeat(self.out_features, 1)
+        mixed = ((1 - mask) * self.target + mask * self.weight - self.p * self.target) / (
+            1 - self.p
+        )
+        return nn.functional.linear(input, mixed, self.bias)
+
+
+class _WithoutWeightGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return nn.functional.linear(input, weight.to(input.dtype), bias.to(input.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        input, weight = ctx.saved_tensors
+        flat = grad.reshape(-1, grad.shape[-1])
+        for_input = (flat @ weight.to(grad.dtype)).view(input.shape)
+        return for_input, torch.zeros_like(weight), flat.sum(0)
+
+
+class LinearWithoutWeightGradient(nn.Linear):
+    """A linear layer whose weight gets a gradient of zero, without the product that it costs."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind):
+            input = input.to(torch.get_autocast_dtype(kind))
+        return _WithoutWeightGradient.apply(input, self.weight, self.bias)  # type: ignore
+
+
+def _body_linears(model: nn.Module) -> list[nn.Linear]:
+    body = model.base_model
+    return [m for m in body.modules() if type(m) is nn.Linear]  # type: ignore[union-attr]
+
+
+def build_model(arm: str, shape: Shape) -> nn.Module:
+    """Return an arm's model in training mode, the same weights for every arm."""
+    dropout, p, kind = ARMS[arm]
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            hidden_size=shape.hidden,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            intermediate_size=4 * shape.hidden,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+    )
+    if kind in ("neuron", "element"):
+        inject_mixout(model, MixoutConfig(p=p, granularity=kind))  # type: ignore[arg-type]
+    elif kind == "left out":
+        for layer in _body_linears(model):
+            layer.__class__ = LinearWithoutWeightGradient
+    elif kind == "literal":
+        for layer in _body_linears(model):
+            layer.__class__ = LiteralLinear
+            layer.p, layer.target = p, layer.weight.detach().clone()  # type: ignore[assignment]
+    return model.train()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sizes of a batch.
+
+    Attributes:
+        examples: Number of sequences.
+        tokens: Tokens in each.
+    """
+
+    examples: int
+    tokens: int
+
+    def tensors(self, device: str) -> dict[str, Tensor]:
+        """Return random tokens, all of them attended to, and labels."""
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(1000, 30000, (self.examples, self.tokens), generator=generator)
+        labels = torch.randint(0, 2, (self.examples,), generator=generator)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        return {name: value.to(device) for name, value in inputs.items()}
+
+
+def build_step(
+    arm: str, shape: Shape, *, device: str = "cpu", precision: str = "fp32", compiled: bool = False
+) -> Callable[[dict[str, Tensor]], None]:
+    """Return a function that does one update: forward, backward, clipping, AdamW.
+
+    Args:
+        arm: One of `ARMS`.
+        shape: Sizes of the model.
+        device: Where it runs.
+        precision: "fp32", or "bf16" for autocast over weights in float32.
+        compiled: Whether the model goes through `torch.compile`.
+    """
+    model = build_model(arm, shape).to(device)
+    for layer in model.modules():
+        if isinstance(layer, LiteralLinear):
+            layer.target = layer.target.to(device)
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01, fused=True)
+    decay = PretrainedDecay([], [], 0.0)
+    if arm == "wdecay(pre)":
+        optimizer.param_groups[0]["weight_decay"] = 0.0
+        weights = [p.data for p in parameters]
+        decay = PretrainedDecay(weights, [w.clone() for w in weights], 0.01)
+    run = torch.compile(model) if compiled else model
+
+    def step(batch: dict[str, Tensor]) -> None:
+        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=precision == "bf16"):
+            loss = run(**batch).loss
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        decay.apply(1e-5)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step

@@ -1,0 +1,108 @@
+"""Compare what runs by turns, and describe the machine it ran on."""
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How one arm's durations relate to another's, taken round by round.
+
+    Attributes:
+        median: The median of the paired ratios.
+        low: Their first quartile.
+        high: Their third quartile.
+        pairs: Number of rounds.
+    """
+
+    median: float
+    low: float
+    high: float
+    pairs: int
+
+    @classmethod
+    def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> "Ratio":
+        """Pair two lists of durations of the same rounds."""
+        ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return cls(statistics.median(ratios), low, high, len(ratios))
+
+    def __str__(self) -> str:
+        """Return median and quartiles: `0.85 (0.83 to 0.87)`."""
+        return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def by_turns(
+    arms: dict[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    device: str = "cpu",
+    report: Callable[[str], None] = lambda _: None,
+) -> dict[str, list[float]]:
+    """Time every arm once a round, each round beginning with the next arm.
+
+    Args:
+        arms: Name → what to run once.
+        rounds: Number of rounds that count.
+        warmup: Rounds before that do not.
+        device: Where the work is done; a GPU is waited for.
+        report: Is told of each round's end.
+
+    Returns:
+        Name → seconds of each round, in order.
+    """
+    names = list(arms)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(-warmup, rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            _wait(device)
+            started = time.perf_counter()
+            arms[name]()
+            _wait(device)
+            if turn >= 0:
+                seconds[name].append(time.perf_counter() - started)
+        report(f"round {turn + 1} of {rounds}")
+    return seconds
+
+
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Describe the machine, the versions and the day."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        cpu = lines[0].partition(":")[2].strip() if lines else cpu
+    described = {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if device.startswith("cuda"):
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,0 +1,117 @@
+"""What a training step costs: every strategy against plain finetuning.
+
+python -m benchmarks.steps [--shape 22M] [--batch 32x128] [--device cuda --precision bf16]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from benchmarks.arms import SHAPES, Batch, build_step
+from benchmarks.measure import Ratio, by_turns, machine, markdown_table
+
+_CONTROL, _LEFT_OUT = "plain again", "product left out"
+DEFAULT_ARMS = (
+    "plain", _CONTROL, _LEFT_OUT, "dropout 0.1", "wdecay(pre)", "neuron 0.7", "neuron 0.8",
+    "neuron 0.9", "element 0.7", "literal 0.7",
+)  # fmt: skip
+
+
+def measure_steps(
+    arms: Sequence[str],
+    shape: str,
+    batch: Batch,
+    *,
+    rounds: int,
+    device: str = "cpu",
+    precision: str = "fp32",
+    compiled: bool = False,
+) -> dict[str, Any]:
+    """Time steps by turns.
+
+    Args:
+        arms: Names of arms, "plain" among them.
+        shape: Name of a shape.
+        batch: Sizes of the batch.
+        rounds: Number of rounds.
+        device: Where it runs.
+        precision: "fp32" or "bf16".
+        compiled: Whether models go through `torch.compile`.
+
+    Returns:
+        Settings, and for each arm its seconds.
+    """
+    tensors = batch.tensors(device)
+    settings = {"device": device, "precision": precision, "compiled": compiled}
+    steps = {arm: partial(build_step(arm, SHAPES[shape], **settings), tensors) for arm in arms}
+    seconds = by_turns(
+        steps,
+        rounds=rounds,
+        device=device,
+        report=lambda line: print(f"{shape} {batch}: {line}", end="\r", file=sys.stderr),
+    )
+    print(file=sys.stderr)
+    return {
+        "shape": shape,
+        "batch": [batch.examples, batch.tokens],
+        **settings,
+        "machine": machine(device),
+        "seconds": seconds,
+    }
+
+
+def skippable_share(seconds: dict[str, list[float]]) -> float | None:
+    """Return s, the share of a plain step that the weight-gradient products take."""
+    if _LEFT_OUT not in seconds:
+        return None
+    return 1.0 - Ratio.of(seconds[_LEFT_OUT], seconds["plain"]).median
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return a run as Markdown."""
+    seconds = result["seconds"]
+    share = skippable_share(seconds)
+    rows = []
+    for arm, times in seconds.items():
+        words = arm.split()
+        floor = ""
+        if share is not None and words[0] == "neuron":
+            floor = f"{1 - float(words[1]) * share:.3f}"
+        against = Ratio.of(times, seconds["plain"])
+        other = ""
+        if "dropout 0.1" in seconds:
+            other = f"{Ratio.of(times, seconds['dropout 0.1']).median:.3f}"
+        rows.append((arm, f"{sorted(times)[len(times) // 2]:.3f}", against, floor, other))
+    head = ("arm", "seconds", "against plain (quartiles)", "1 − p·s", "against dropout 0.1")
+    text = markdown_table(head, rows)
+    return text if share is None else f"{text}\n\ns = {share:.3f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=list(SHAPES), default="22M")
+    parser.add_argument("--batch", default="32x128")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--arms", nargs="*", default=list(DEFAULT_ARMS))
+    options = parser.parse_args()
+    examples, _, tokens = options.batch.partition("x")
+    result = measure_steps(
+        options.arms,
+        options.shape,
+        Batch(int(examples), int(tokens)),
+        rounds=options.rounds,
+        device=options.device,
+        precision=options.precision,
+        compiled=options.compile,
+    )
+    print(table(result))
+
+
+if __name__ == "__main__":
+    main()
