@@ -22,11 +22,6 @@ _NUMPY = {
 DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
-def is_floating(dtype: str) -> bool:
-    """Tell whether a tensor of that dtype can be interpolated or converted."""
-    return dtype in _NUMPY
-
-
 def as_array(entry: TensorEntry) -> NDArray[np.generic]:
     """Read a floating-point tensor."""
     return np.frombuffer(entry.read(), _NUMPY[entry.dtype]).reshape(entry.shape)

@@ -8,13 +8,21 @@ are and needs neither the whole model in memory nor PyTorch's start-up time.
 import hashlib
 import json
 import math
-import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from mixout_export.checkpoint.streams import (
+    PIECE,
+    BackgroundDigest,
+    Buffers,
+    Piece,
+    file_digest,
+    output_file,
+)
 from mixout_export.errors import CheckpointError
 
 #: Bytes an element takes, by the format's dtype names.
@@ -39,6 +47,9 @@ DTYPE_SIZES = {
     "F64": 8,
     "C64": 8,
 }
+
+#: Those that can be interpolated or converted.
+FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 _CHUNK = 4 << 20
 _LENGTH = struct.Struct("<Q")
@@ -67,17 +78,36 @@ class TensorEntry:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the tensor's bytes in pieces of a few megabytes."""
-        with self.file.open("rb") as stream:
-            stream.seek(self.offset)
+        with self._opened() as stream:
             left = self.nbytes
             while left:
                 chunk = stream.read(min(_CHUNK, left))
                 if not chunk:
-                    raise CheckpointError(
-                        f"{self.file}: ends inside {self.key!r}; it is truncated, copy it again"
-                    )
+                    raise self._truncated()
                 left -= len(chunk)
                 yield chunk
+
+    def pieces(self, take: Callable[[], memoryview]) -> Iterator[memoryview]:
+        """Yield the tensor's bytes in buffers that `take` hands out, which are the receiver's."""
+        with self._opened() as stream:
+            left = self.nbytes
+            while left:
+                buffer = take()
+                count = stream.readinto(buffer[:left])
+                if not count:
+                    raise self._truncated()
+                left -= count
+                yield buffer[:count]
+
+    def _opened(self) -> FileIO:
+        stream = FileIO(self.file)
+        stream.seek(self.offset)
+        return stream
+
+    def _truncated(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.file}: ends inside {self.key!r}; it is truncated, copy it again"
+        )
 
     def read(self) -> bytes:
         """Return the tensor's bytes."""
@@ -218,6 +248,33 @@ def read_tensors(path: Path) -> dict[str, TensorEntry]:
     return {entry.key: entry for entry in entries}
 
 
+def _header(tensors: Sequence[TensorSource]) -> bytes:
+    """Return what a file of these tensors begins with."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.key] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # Padded so that the data begins at a multiple of 64 bytes: memory-mapped weights are aligned.
+    text += b" " * (-(len(text) + _LENGTH.size) % 64)
+    return _LENGTH.pack(len(text)) + text
+
+
+def _pieces(tensors: Sequence[TensorSource], buffers: Buffers) -> Iterator[Piece]:
+    """Yield a file's bytes; who receives a piece gives it back to `buffers`."""
+    yield _header(tensors)
+    for tensor in tensors:
+        if isinstance(tensor, TensorEntry):
+            yield from tensor.pieces(buffers.take)
+        else:
+            yield from tensor.chunks()
+
+
 def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
     """Write a safetensors file, one tensor at a time, and flush it to the disk.
 
@@ -231,33 +288,16 @@ def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
     Raises:
         OSError: The disk is full, say.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for tensor in tensors:
-        header[tensor.key] = {
-            "dtype": tensor.dtype,
-            "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + tensor.nbytes],
-        }
-        offset += tensor.nbytes
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # Padded so that the data begins at a multiple of 64 bytes: memory-mapped weights are aligned.
-    text += b" " * (-(len(text) + _LENGTH.size) % 64)
-    digest = hashlib.sha256()
-    with path.open("xb") as stream:
-        for chunk in _file_chunks(text, tensors):
-            stream.write(chunk)
-            digest.update(chunk)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return digest.hexdigest()
-
-
-def _file_chunks(header: bytes, tensors: Sequence[TensorSource]) -> Iterator[bytes]:
-    yield _LENGTH.pack(len(header))
-    yield header
-    for tensor in tensors:
-        yield from tensor.chunks()
+    buffers = Buffers()
+    digest = BackgroundDigest(buffers)
+    try:
+        with output_file(path) as file:
+            for piece in _pieces(tensors, buffers):
+                file.write(piece)
+                digest.update(piece)
+    finally:
+        sha256 = digest.finish()
+    return sha256
 
 
 def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> None:
@@ -304,17 +344,23 @@ def write_sharded(
     return [directory / shard_name for shard_name in names]
 
 
-def digest_files(paths: Sequence[Path]) -> str:
-    """Return the SHA-256 that identifies a set of files.
+def digest_files(paths: Sequence[Path], piece: int = PIECE) -> str:
+    """Return the SHA-256 that identifies a set of files; see `joint_digest`.
+
+    Args:
+        paths: The files.
+        piece: Bytes that are read and hashed at a time.
+    """
+    return joint_digest({path.name: file_digest(path, piece) for path in paths})
+
+
+def joint_digest(digests: Mapping[str, str]) -> str:
+    """Return the SHA-256 that identifies a set of files, from file name → its own.
 
     One file gives its own SHA-256 (what `sha256sum` prints); several give that of the lines
     "<digest>  <name>" in the order of their names.
     """
-    digests = []
-    for path in sorted(paths, key=lambda p: p.name):
-        with path.open("rb") as stream:
-            digests.append((hashlib.file_digest(stream, "sha256").hexdigest(), path.name))
     if len(digests) == 1:
-        return digests[0][0]
-    lines = "".join(f"{digest}  {name}\n" for digest, name in digests)
+        return next(iter(digests.values()))
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()

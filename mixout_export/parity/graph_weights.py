@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from mixout_export.checkpoint.model import tensor_of
-from mixout_export.checkpoint.tensors import TensorEntry
+from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.weights import FLOAT_DTYPES, WeightAudit, WeightProblem
+from mixout_export.parity.weights import WeightAudit, WeightProblem
 
 #: Floating-point dtypes a graph may hold weights in.
 _GRAPH_DTYPES = {
@@ -86,7 +86,7 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, str] | None:
     """Return how a tensor was found and the hash that found it; None if it was not."""
-    if entry.dtype not in FLOAT_DTYPES:
+    if entry.dtype not in FLOATING:
         digest = _hash(entry.read())
         return ("direct", digest) if digest in constants.names else None
     stored = tensor_of(entry)

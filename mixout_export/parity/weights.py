@@ -9,12 +9,8 @@ import torch
 from torch import Tensor
 
 from mixout_export.checkpoint.model import tensor_of
-from mixout_export.checkpoint.tensors import DTYPE_SIZES, TensorEntry
+from mixout_export.checkpoint.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance
-
-#: The safetensors names of dtypes that can be compared with one another after rounding.
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
-
 
 #: How messages call them.
 _SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -132,7 +128,7 @@ def _compare_entry(
         return WeightProblem(
             reference.key, f"has shape {candidate.shape}, expected {reference.shape}"
         )
-    if not {reference.dtype, candidate.dtype} <= FLOAT_DTYPES:
+    if not {reference.dtype, candidate.dtype} <= FLOATING:
         return WeightProblem(reference.key, f"differs ({reference.dtype} and {candidate.dtype})")
     left, right = tensor_of(reference), tensor_of(candidate)
     if reference.dtype != candidate.dtype and _equal_after_rounding(left, right):

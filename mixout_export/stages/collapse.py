@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mixout_export.checkpoint.arithmetic import Converted, Interpolated, dtype_code, is_floating
 from mixout_export.checkpoint.companions import copy_companions
 from mixout_export.checkpoint.folder import (
     Folder,
@@ -15,7 +14,14 @@ from mixout_export.checkpoint.folder import (
 )
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import output_folder
-from mixout_export.checkpoint.tensors import TensorEntry, TensorSource, write_index, write_tensors
+from mixout_export.checkpoint.streams import Background
+from mixout_export.checkpoint.tensors import (
+    FLOATING,
+    TensorEntry,
+    TensorSource,
+    write_index,
+    write_tensors,
+)
 from mixout_export.errors import ArgumentError, CheckpointError
 
 
@@ -49,8 +55,8 @@ def _open_mixout(source: Path) -> Folder:
         raise CheckpointError(
             f"{source}: is {what}, so there is nothing to collapse; expected a mixout checkpoint"
         )
-    folder = require_weights(folder)
-    folder.check_anchors()  # a damaged checkpoint is not passed on as a sound one
+    require_weights(folder)
+    folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
     return folder
 
 
@@ -78,7 +84,7 @@ def _only_mixed(folder: Folder) -> bool:
     """Tell whether parameters beside the mixed weights lack a pretrained value."""
     manifest = require_manifest(folder)
     known = {weight_key(key) for key in folder.anchors}
-    others = {key for key, entry in folder.tensors.items() if is_floating(entry.dtype)} - known
+    others = {key for key, entry in folder.tensors.items() if entry.dtype in FLOATING} - known
     mixed = {module.weight_key for module in manifest.modules}
     return known <= mixed and bool(others - set(manifest.head.keys))
 
@@ -86,12 +92,26 @@ def _only_mixed(folder: Folder) -> bool:
 def _source_of(
     entry: TensorEntry, pretrained: TensorEntry | None, alpha: float, dtype: str | None
 ) -> TensorSource:
-    target = dtype if dtype is not None and is_floating(entry.dtype) else entry.dtype
+    floating = entry.dtype in FLOATING
+    target = dtype if dtype is not None and floating else entry.dtype
     if pretrained is not None and alpha == 0.0:
         entry = replace(pretrained, key=entry.key)  # the sum would lose the sign of a zero
-    elif pretrained is not None and is_floating(entry.dtype):
+        pretrained = None
+    if (pretrained is None or not floating) and target == entry.dtype:
+        return entry
+    from mixout_export.checkpoint.arithmetic import Converted, Interpolated  # numpy only if needed
+
+    if pretrained is not None and floating:
         return Interpolated(entry, target, pretrained, alpha)
-    return entry if target == entry.dtype else Converted(entry, target)
+    return Converted(entry, target)
+
+
+def _dtype_code(name: str | None) -> str | None:
+    if name is None:
+        return None
+    from mixout_export.checkpoint.arithmetic import dtype_code  # numpy only where it is needed
+
+    return dtype_code(name)
 
 
 def collapse_checkpoint(
@@ -124,10 +144,11 @@ def collapse_checkpoint(
     """
     if not 0.0 <= interpolate <= 1.0:
         raise ArgumentError(f"interpolate: got {interpolate}, expected a number in [0, 1]")
-    code = None if dtype is None else dtype_code(dtype)
+    code = _dtype_code(dtype)
     folder = _open_mixout(source)
     pretrained = _pretrained_entries(folder, interpolate)
     with output_folder(out, [source], overwrite=overwrite) as target:
+        check = Background(folder.check_anchors)
         digests: dict[str, str] = {}
         weight_map: dict[str, str] = {}
         total = 0
@@ -147,6 +168,7 @@ def collapse_checkpoint(
             config["dtype"] = dtype
         write_json(target.partial / LAYOUT.config, config)
         copy_companions(folder.path, target.partial, card=True)
+        check.result()  # a damaged checkpoint is not passed on as a sound one
     return CollapseResult(
         out=out,
         interpolate=interpolate,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mixout_export.checkpoint.arithmetic import as_array, is_floating
+from mixout_export.checkpoint.arithmetic import as_array
 from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
-from mixout_export.checkpoint.tensors import TensorEntry
+from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
 
 
@@ -65,7 +65,7 @@ class Inspection:
 
 def _squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]:
     """Return ‖w - u‖² and ‖u‖², summed in float64."""
-    if not is_floating(entry.dtype) or entry.shape != pretrained.shape:
+    if entry.dtype not in FLOATING or entry.shape != pretrained.shape:
         raise CheckpointError(
             f"{pretrained.file}: {pretrained.key!r} is {pretrained.dtype} of shape "
             f"{pretrained.shape}, expected one like the weight's {entry.dtype} {entry.shape}"
