@@ -139,6 +139,16 @@ class Batch:
     examples: int
     tokens: int
 
+    @classmethod
+    def parse(cls, text: str) -> "Batch":
+        """Read `32x128`: examples x tokens."""
+        examples, _, tokens = text.partition("x")
+        return cls(int(examples), int(tokens))
+
+    def __str__(self) -> str:
+        """Write it as `parse` reads it."""
+        return f"{self.examples}x{self.tokens}"
+
     def tensors(self, device: str) -> dict[str, Tensor]:
         """Return random tokens, all of them attended to, and labels."""
         generator = torch.Generator().manual_seed(1)

@@ -93,18 +93,17 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="22M")
-    parser.add_argument("--batch", default="32x128")
+    parser.add_argument("--batch", type=Batch.parse, default=Batch(32, 128))
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--arms", nargs="*", default=list(DEFAULT_ARMS))
     options = parser.parse_args()
-    examples, _, tokens = options.batch.partition("x")
     result = measure_steps(
         options.arms,
         options.shape,
-        Batch(int(examples), int(tokens)),
+        options.batch,
         rounds=options.rounds,
         device=options.device,
         precision=options.precision,

@@ -1,0 +1,109 @@
+"""How much memory a training step needs at its peak, each strategy in a process of its own.
+
+python -m benchmarks.memory [--shape 22M] [--batch 32x128]
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arms import SHAPES, Batch, build_model, build_step
+from benchmarks.measure import markdown_table
+from mixout_export.layers import MixoutLayer
+
+DEFAULT_ARMS = ("plain", "neuron 0.7", "neuron 0.9", "element 0.7", "literal 0.7")
+_STEPS = 3
+
+
+def _peak_bytes(device: str) -> int:
+    """Return the most memory this process has held so far, or tensors on the GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    line = next(x for x in status.splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def measure_here(arm: str, shape: str, batch: Batch, *, device: str, precision: str) -> int:
+    """Return the bytes of this process's peak over a few steps of one arm."""
+    step = build_step(arm, SHAPES[shape], device=device, precision=precision)
+    tensors = batch.tensors(device)
+    for _ in range(_STEPS):
+        step(tensors)
+    return _peak_bytes(device)
+
+
+def anchor_bytes(arm: str, shape: str) -> int:
+    """Return the bytes of an arm's anchors."""
+    layers = [m for m in build_model(arm, SHAPES[shape]).modules() if isinstance(m, MixoutLayer)]
+    return sum(m.pretrained_weight.nbytes for m in layers)
+
+
+def measure_memory(
+    arms: tuple[str, ...], shape: str, batch: Batch, *, repeats: int, device: str, precision: str
+) -> dict[str, Any]:
+    """Measure each arm in processes of its own.
+
+    Returns:
+        The bytes of the anchors, and for each arm the bytes of each repeat's peak.
+    """
+    peaks: dict[str, list[int]] = {arm: [] for arm in arms}
+    for _ in range(repeats):
+        for arm in arms:
+            words = ["--one", arm, "--shape", shape, "--batch", str(batch)]
+            words += ["--device", device, "--precision", precision]
+            run = subprocess.run(
+                [sys.executable, "-m", "benchmarks.memory", *words],
+                check=True, capture_output=True, text=True,
+            )  # fmt: skip
+            peaks[arm].append(json.loads(run.stdout))
+    return {
+        "shape": shape,
+        "batch": [batch.examples, batch.tokens],
+        "device": device,
+        "anchors": anchor_bytes("neuron 0.7", shape),
+        "peaks": peaks,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return a measurement as Markdown."""
+    plain = statistics.median(result["peaks"]["plain"])
+    rows = []
+    for arm, found in result["peaks"].items():
+        peak = statistics.median(found)
+        above = (peak - plain) / result["anchors"]
+        rows.append(
+            (arm, f"{peak / 1e6:.0f} MB", f"{(peak - plain) / 1e6:+.0f} MB", f"{above:.2f}")
+        )
+    head = ("arm", "peak", "above plain", "in anchors' bytes")
+    return f"{markdown_table(head, rows)}\n\nanchors: {result['anchors'] / 1e6:.0f} MB"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", choices=list(SHAPES), default="22M")
+    parser.add_argument("--batch", type=Batch.parse, default=Batch(32, 128))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    where = {"device": options.device, "precision": options.precision}
+    if options.one:
+        print(measure_here(options.one, options.shape, options.batch, **where))
+        return
+    print(table(measure_memory(
+        DEFAULT_ARMS, options.shape, options.batch, repeats=options.repeats, **where
+    )))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
