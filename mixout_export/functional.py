@@ -77,14 +77,7 @@ def coefficients(mask: Tensor, dtype: torch.dtype, p: float) -> Tensor:
     return bits * (1.0 / (1.0 - p)) if is_full_precision(dtype) else bits
 
 
-def mix_by(
-    coefficients: Tensor,
-    weight: Tensor,
-    pretrained_weight: Tensor,
-    p: float,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
+def mix_by(coefficients: Tensor, weight: Tensor, pretrained_weight: Tensor, p: float) -> Tensor:
     """Compute Φ from ready `coefficients`; see `mix`.
 
     Args:
@@ -92,12 +85,11 @@ def mix_by(
         weight: w.
         pretrained_weight: u, of the same shape; cast to the weight's dtype if it differs.
         p: Mix probability in [0, 1).
-        out: Where to write Φ, which autograd must not need; None makes a tensor.
     """
     target = pretrained_weight.to(weight.dtype)
     if is_full_precision(weight.dtype):
-        return torch.lerp(target, weight, coefficients, out=out)
-    return torch.addcmul(target, weight - target, coefficients, value=1.0 / (1.0 - p), out=out)
+        return torch.lerp(target, weight, coefficients)
+    return torch.addcmul(target, weight - target, coefficients, value=1.0 / (1.0 - p))
 
 
 def mixout(

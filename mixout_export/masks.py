@@ -60,18 +60,19 @@ class PackedMask:
         seed = int(torch.randint(1 << 62, (), dtype=torch.int64))
         return cls(seed, shape, realised_probability(p))
 
-    def bits(self, like: Tensor) -> Tensor:
+    def bits(self, out: Tensor) -> Tensor:
         """Draw the mask, the same one at each call.
 
         Args:
-            like: A tensor of the dtype and device to return.
+            out: Floating point, contiguous, of the mask's shape, on any device; what it held is
+                lost.
 
         Returns:
-            0 and 1, of the mask's shape.
+            `out`, of 0 and 1.
         """
         threshold = round(self.p * _LEVELS) - _LEVELS // 2  # the draws are signed
-        numbers = self._numbers(self.shape.numel(), like.device).view(self.shape)
-        return torch.ge(numbers, threshold, out=torch.empty_like(numbers, dtype=like.dtype))
+        numbers = self._numbers(self.shape.numel(), out.device).view(self.shape)
+        return torch.ge(numbers, threshold, out=out)
 
     def _numbers(self, count: int, device: torch.device) -> Tensor:
         """Return so many int16 numbers, uniform over their whole range."""

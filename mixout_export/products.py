@@ -6,7 +6,6 @@ mixed weight is computed again for the input's gradient, so between the passes a
 of the weight's size.
 """
 
-import threading
 from typing import Any
 
 import torch
@@ -196,7 +195,7 @@ class _NeuronProduct(torch.autograd.Function):
         gathered = active.gather(input) if active is not None and active.keeps_gathered else None
         kept = input if gathered is None else gathered
         ctx.save_for_backward(kept, weight, pretrained_weight, row)
-        mixed = mix_by(row, weight, pretrained_weight, p, out=_scratch(weight))
+        mixed = mix_by(row, weight, pretrained_weight, p)
         return _product(input, mixed, bias, input_dim), gathered
 
     @staticmethod
@@ -210,7 +209,7 @@ class _NeuronProduct(torch.autograd.Function):
             return for_input, None, None, None, None, None, None, None
         flat = grad.reshape(-1, grad.shape[-1])
         if to_input:
-            mixed = mix_by(row, weight, pretrained_weight, ctx.p, out=_scratch(weight))
+            mixed = mix_by(row, weight, pretrained_weight, ctx.p)
             product = _input_gradient(flat, mixed, ctx.input_dim, ctx.shape)
             for_input = product if for_input is None else for_input + product
         if to_weight:
@@ -241,24 +240,6 @@ def _scaled(gradient: Tensor, factors: Tensor, p: float) -> Tensor:
     return gradient if is_full_precision(gradient.dtype) else gradient.mul_(1.0 / (1.0 - p))
 
 
-_memory = threading.local()
-
-
-def _scratch(weight: Tensor) -> Tensor | None:
-    """Return memory for Φ, which is needed for one product only; None where a new tensor is better.
-
-    On a CPU a new tensor costs more than the arithmetic: its pages have to be had from the system.
-    A thread keeps as much as its largest layer needs.
-    """
-    if weight.device.type != "cpu" or torch.is_grad_enabled():
-        return None
-    known: Tensor | None = getattr(_memory, "values", None)
-    nbytes = weight.numel() * weight.element_size()
-    if known is None or known.numel() < nbytes:
-        known = _memory.values = torch.empty(nbytes, dtype=torch.uint8)
-    return known[:nbytes].view(weight.dtype).view(weight.shape)
-
-
 def element_product(
     input: Tensor,
     weight: Tensor,
@@ -276,6 +257,12 @@ def element_product(
     )
 
 
+def _factors(mask: PackedMask, weight: Tensor) -> Tensor:
+    """Return what `mix_by` takes."""
+    factors = mask.bits(torch.empty_like(weight))
+    return factors.mul_(1.0 / (1.0 - mask.p)) if is_full_precision(weight.dtype) else factors
+
+
 class _ElementProduct(torch.autograd.Function):
     """y = x Φᵀ + b under an element mask, which the backward pass draws again."""
 
@@ -291,8 +278,8 @@ class _ElementProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, weight, pretrained_weight)
         ctx.mask, ctx.input_dim = mask, input_dim
-        factors = coefficients(mask.bits(weight), weight.dtype, mask.p)
-        mixed = mix_by(factors, weight, pretrained_weight, mask.p, out=_scratch(weight))
+        factors = _factors(mask, weight)
+        mixed = mix_by(factors, weight, pretrained_weight, mask.p)
         return _product(input, mixed, bias, input_dim)
 
     @staticmethod
@@ -301,9 +288,9 @@ class _ElementProduct(torch.autograd.Function):
         flat, p = grad.reshape(-1, grad.shape[-1]), ctx.mask.p
         to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
         for_input = for_weight = None
-        factors = coefficients(ctx.mask.bits(weight), weight.dtype, p)
+        factors = _factors(ctx.mask, weight)
         if to_input:
-            mixed = mix_by(factors, weight, pretrained_weight, p, out=_scratch(weight))
+            mixed = mix_by(factors, weight, pretrained_weight, p)
             for_input = _input_gradient(flat, mixed, ctx.input_dim, input.shape)
         if to_weight:
             whole = _outer(flat, input.reshape(-1, input.shape[-1]), ctx.input_dim)

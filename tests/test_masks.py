@@ -10,13 +10,12 @@ SHAPE = torch.Size((64, 128))
 def test_the_same_bits_at_each_call(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     mask = PackedMask.draw(SHAPE, 0.7)
-    like = torch.empty(1, dtype=dtype)
-    bits = mask.bits(like)
+    bits = mask.bits(torch.empty(SHAPE, dtype=dtype))
     assert bits.dtype == dtype
     assert bits.shape == SHAPE
     assert set(bits.unique().tolist()) == {0.0, 1.0}
     torch.rand(100)
-    assert torch.equal(mask.bits(like), bits)
+    assert torch.equal(mask.bits(torch.ones(SHAPE, dtype=dtype)), bits)
 
 
 def test_the_seed_comes_from_the_global_generator() -> None:
@@ -34,7 +33,7 @@ def test_the_seed_comes_from_the_global_generator() -> None:
 def test_bits_are_kept_with_the_realised_probability(p: float) -> None:
     torch.manual_seed(3)
     mask = PackedMask.draw(torch.Size((1000, 1001)), p)
-    kept = float(mask.bits(torch.empty(1, dtype=torch.float64)).mean())
+    kept = float(mask.bits(torch.empty(mask.shape, dtype=torch.float64)).mean())
     deviation = (mask.p * (1 - mask.p) / mask.shape.numel()) ** 0.5
     assert abs(kept - (1 - mask.p)) < 5 * deviation
     assert abs(mask.p - p) <= 2**-17
@@ -43,7 +42,7 @@ def test_bits_are_kept_with_the_realised_probability(p: float) -> None:
 def test_bits_are_independent_between_neighbours() -> None:
     """Four bits come from one draw: no pair of places at any such distance may be correlated."""
     torch.manual_seed(4)
-    flat = PackedMask.draw(torch.Size((1 << 20,)), 0.5).bits(torch.empty(1)).double() - 0.5
+    flat = PackedMask.draw(torch.Size((1 << 20,)), 0.5).bits(torch.empty(1 << 20)).double() - 0.5
     for distance in (1, 2, 3, 4, 5, 64):
         correlation = float((flat[:-distance] * flat[distance:]).mean() / 0.25)
         assert abs(correlation) < 5 / 1024  # five standard deviations
