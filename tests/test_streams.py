@@ -44,7 +44,7 @@ def test_a_files_digest(piece: int, tmp_path: Path) -> None:
 
 
 def test_buffers_are_used_again_only_after_they_were_hashed() -> None:
-    """More pieces than there are buffers: a buffer that came back too early would be overwritten."""
+    """More pieces than buffers: one that came back too early would be overwritten."""
     buffers = Buffers()
     digest, expected = BackgroundDigest(buffers), hashlib.sha256()
     for number in range(200):

@@ -108,6 +108,10 @@ def prepare(
 
     The pretrained weights are kept beside the trainable ones, as frozen buffers.
     """
+    from mixout_export.checkpoint.folder import BaseDigest
+
+    digest = BaseDigest.begin(Path(base))  # while PyTorch is imported
+
     from mixout_export.checkpoint.base import BaseOptions
     from mixout_export.config import MixoutConfig
     from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
@@ -131,7 +135,7 @@ def prepare(
         head=head,
         head_dropout=head_dropout,
     )
-    result = prepare_checkpoint(base, out, options, overwrite=overwrite)
+    result = prepare_checkpoint(base, out, options, overwrite=overwrite, digest=digest)
     share = result.mixed_parameters / result.parameters
     lines = [
         f"{out}: {result.architecture} for {result.task}",

@@ -13,12 +13,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.folder import open_folder, read_json, weight_files
+from mixout_export.checkpoint.folder import BaseDigest, open_folder, read_json, weight_files
 from mixout_export.checkpoint.layout import LAYOUT, TOKENIZER_PATTERNS
 from mixout_export.checkpoint.manifest import Base
 from mixout_export.checkpoint.model import first_line
 from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.tensors import digest_files, read_tensors
+from mixout_export.checkpoint.tensors import read_tensors
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.tasks import Task, get_task, task_of_config
 
@@ -58,6 +58,7 @@ class LoadedBase:
         unused_keys: Tensors of the base that the model has no place for.
         base: Name, revision and SHA-256.
         path: The folder that was read.
+        files: Its safetensors weights; empty if they are a pickle.
     """
 
     model: PreTrainedModel
@@ -67,6 +68,7 @@ class LoadedBase:
     unused_keys: tuple[str, ...]
     base: Base
     path: Path
+    files: tuple[Path, ...]
 
 
 def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
@@ -211,7 +213,7 @@ def _check_label_names(names: list[str], task: Task) -> None:
         raise ArgumentError(f"labels: got {names}, expected different, non-empty names")
 
 
-def load_base(base: str, options: BaseOptions) -> LoadedBase:
+def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = None) -> LoadedBase:
     """Load a pretrained checkpoint with the head of a task.
 
     A head that the base lacks is initialised from `options.seed`, so that strategies can be
@@ -220,6 +222,7 @@ def load_base(base: str, options: BaseOptions) -> LoadedBase:
     Args:
         base: A folder or hub id.
         options: Task, labels and how to read.
+        digest: The base's SHA-256, if it is being computed already.
 
     Raises:
         ArgumentError: The task or the labels do not fit.
@@ -230,6 +233,8 @@ def load_base(base: str, options: BaseOptions) -> LoadedBase:
         raise CheckpointError(f"{path}: holds no {LAYOUT.config}, expected a checkpoint folder")
     _refuse_mixout(path)
     files, safe = _weight_paths(path, allow_pickle=options.allow_pickle)
+    if digest is None or list(digest.files) != files:
+        digest = BaseDigest(files)
     task = _choose_task(path, options)
     config = _load_config(path, options)
     own_task = _own_task(path)
@@ -247,8 +252,9 @@ def load_base(base: str, options: BaseOptions) -> LoadedBase:
         labels=labels,
         fresh_keys=fresh,
         unused_keys=tuple(sorted(info["unexpected_keys"])),
-        base=Base(name=name, revision=commit, sha256=digest_files(files)),
+        base=Base(name=name, revision=commit, sha256=digest.result()),
         path=path,
+        files=tuple(files) if safe else (),
     )
 
 

@@ -1,9 +1,9 @@
 """What a folder holds, found out from file headers alone, without PyTorch."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from mixout_export.checkpoint.manifest import (
     MixedModule,
     parse_manifest,
 )
+from mixout_export.checkpoint.streams import Background
 from mixout_export.checkpoint.tensors import TensorEntry, digest_files, read_tensors
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import CheckpointError, MixoutError
@@ -73,6 +74,43 @@ def weight_files(path: Path, weights: str, index: str) -> list[Path]:
                 f"{index_path}: lists {file.name!r}, which is missing; restore it"
             )
     return files
+
+
+class BaseDigest:
+    """The SHA-256 of a folder's safetensors weights, computed in a second thread.
+
+    Begun before PyTorch is imported, it is done by the time that is. Pieces are large because the
+    thread has to wait for the interpreter's lock after each.
+
+    Attributes:
+        files: The weight files.
+    """
+
+    _PIECE = 16 << 20
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self._digest = Background(partial(digest_files, self.files, self._PIECE))
+
+    @classmethod
+    def begin(cls, path: Path) -> "BaseDigest | None":
+        """Begin, or return None if the folder holds no such weights, or they cannot be read."""
+        try:
+            files = weight_files(path, LAYOUT.weights, LAYOUT.weights_index)
+        except CheckpointError:
+            return None
+        return cls(files) if files else None
+
+    def result(self) -> str:
+        """Wait for the digest and return it.
+
+        Raises:
+            CheckpointError: A file cannot be read.
+        """
+        try:
+            return self._digest.result()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def is_anchor(key: str) -> bool:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +35,9 @@ from mixout_export.checkpoint.tensors import (
     TensorSource,
     digest_files,
     read_tensors,
-    write_sharded,
 )
+from mixout_export.checkpoint.writing import ANCHOR_SHARD, write_sharded
+from mixout_export.checkpoint.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.layers import MixoutLayer
@@ -66,9 +67,6 @@ _LOADING_ERRORS = (
     TypeError,
     StrictDataclassError,
 )
-
-_SHARD_SIZE = "5GB"
-_PRETRAINED_SHARD = 5_000_000_000
 
 
 def tensor_of(entry: TensorEntry) -> Tensor:
@@ -272,6 +270,23 @@ def _disk_errors(directory: Path) -> Iterator[None]:
         raise OSError(code, os.strerror(code), str(directory)) from error
 
 
+def save_without_record(
+    model: PreTrainedModel,
+    directory: Path,
+    state: Mapping[str, Tensor],
+    *,
+    shard_size: int | str | None = None,
+) -> None:
+    """Let `save_pretrained` write tensors, and `config.json` without the record of mixout."""
+    with quiet_libraries(), _disk_errors(directory):
+        model.save_pretrained(
+            directory, state_dict=dict(state), max_shard_size=shard_size or _SHARD_SIZE
+        )
+    config = read_json(directory / LAYOUT.config)
+    config.pop("mixout", None)
+    write_json(directory / LAYOUT.config, config)
+
+
 def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEntry]:
     """Write `config.json` and the weights under the names that `save_pretrained` gives them.
 
@@ -282,34 +297,47 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
     Returns:
         Key on disk → where the tensor lies.
     """
-    with quiet_libraries(), _disk_errors(directory):
-        model.save_pretrained(directory, state_dict=plain_state(model), max_shard_size=_SHARD_SIZE)
-    config = read_json(directory / LAYOUT.config)
-    config.pop("mixout", None)
-    write_json(directory / LAYOUT.config, config)
+    save_without_record(model, directory, plain_state(model))
     files = weight_files(directory, LAYOUT.weights, LAYOUT.weights_index)
     for file in files:
         file.chmod((directory / LAYOUT.config).stat().st_mode)  # safetensors writes mode 0600
     return {key: entry for file in files for key, entry in read_tensors(file).items()}
 
 
-class _InMemory:
-    """A tensor in memory, to be written."""
+def dtype_code(dtype: torch.dtype) -> str | None:
+    """Return the format's name of a PyTorch dtype, None if it has none here."""
+    return next((name for name, known in _DTYPES.items() if known == dtype), None)
+
+
+class TensorInMemory:
+    """A tensor in memory, to be written.
+
+    Raises:
+        CheckpointError: Its dtype cannot be written.
+    """
 
     def __init__(self, key: str, value: Tensor) -> None:
+        code = dtype_code(value.dtype)
+        if code is None:
+            raise CheckpointError(f"{key!r} has the unsupported dtype {value.dtype}")
         self.key = key
-        self.dtype = next(name for name, dtype in _DTYPES.items() if dtype == value.dtype)
+        self.dtype = code
         self.shape = tuple(value.shape)
         self._value = value
         self.nbytes = value.numel() * value.element_size()
 
+    def renamed(self, key: str) -> "TensorInMemory":
+        """Return the same tensor under another key."""
+        return TensorInMemory(key, self._value)
+
     def chunks(self) -> Iterator[bytes]:
+        """Yield its bytes."""
         flat = self._value.detach().contiguous().cpu().reshape(-1).view(torch.uint8)
         yield flat.numpy().tobytes()
 
 
 def write_anchors(
-    directory: Path, tensors: Sequence[TensorSource], *, limit: int = _PRETRAINED_SHARD
+    directory: Path, tensors: Sequence[TensorSource], *, limit: int = ANCHOR_SHARD
 ) -> str:
     """Write the pretrained values, immutable, in shards above 5 GB; return their SHA-256."""
     files = write_sharded(
@@ -322,26 +350,28 @@ def write_anchors(
 
 def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> list[TensorEntry]:
     """Return anchors that have the present values of some weights on disk."""
-    return [replace(entries[key], key=anchor_key(key)) for key in keys]
+    return [entries[key].renamed(anchor_key(key)) for key in keys]
 
 
-def mixed_modules(
-    model: PreTrainedModel, entries: dict[str, TensorEntry]
-) -> tuple[MixedModule, ...]:
-    """Return the model's mixed modules with their keys on disk.
+def mixed_modules(kinds: Mapping[str, str], entries: Container[str]) -> tuple[MixedModule, ...]:
+    """Return mixed modules with their keys on disk.
+
+    Args:
+        kinds: Module name → "Linear" or "Conv1D".
+        entries: The keys on disk.
 
     Raises:
         CheckpointError: A weight has no key of its own on disk.
     """
     modules = []
-    for name, layer in mixout_layers(model).items():
+    for name, kind in kinds.items():
         key = f"{name}.weight"
         if key not in entries:
             raise CheckpointError(
                 f"module {name!r}: its weight is not stored as {key!r} but converted on the way to "
                 "disk; leave it out with --exclude-modules"
             )
-        modules.append(MixedModule(name, layer.plain_class.__name__, key, anchor_key(key)))
+        modules.append(MixedModule(name, kind, key, anchor_key(key)))
     return tuple(modules)
 
 
@@ -395,8 +425,11 @@ def write_mixout(
         for file in [*origin.pretrained_paths, *([index] if index.exists() else [])]:
             link_or_copy(file, directory / file.name)
     else:
-        modules = mixed_modules(model, entries)
-        anchors = [_InMemory(m.pretrained_key, layers[m.name].pretrained_weight) for m in modules]
+        kinds = {name: layer.plain_class.__name__ for name, layer in layers.items()}
+        modules = mixed_modules(kinds, entries)
+        anchors = [
+            TensorInMemory(m.pretrained_key, layers[m.name].pretrained_weight) for m in modules
+        ]
         digest = write_anchors(directory, anchors)
         if manifest is None:
             task = _task_name(directory)

@@ -18,7 +18,7 @@ Piece = bytes | memoryview
 PIECE = 1 << 20
 
 _WAITING = 16
-_FLUSH = 32 << 20
+_FLUSH = 8 << 20
 
 
 class Background(Generic[T]):

@@ -10,8 +10,9 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -108,6 +109,10 @@ class TensorEntry:
         return CheckpointError(
             f"{self.file}: ends inside {self.key!r}; it is truncated, copy it again"
         )
+
+    def renamed(self, key: str) -> "TensorEntry":
+        """Return the same tensor under another key."""
+        return replace(self, key=key)
 
     def read(self) -> bytes:
         """Return the tensor's bytes."""
@@ -248,7 +253,7 @@ def read_tensors(path: Path) -> dict[str, TensorEntry]:
     return {entry.key: entry for entry in entries}
 
 
-def _header(tensors: Sequence[TensorSource]) -> bytes:
+def header_of(tensors: Sequence[TensorSource]) -> bytes:
     """Return what a file of these tensors begins with."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -265,14 +270,12 @@ def _header(tensors: Sequence[TensorSource]) -> bytes:
     return _LENGTH.pack(len(text)) + text
 
 
-def _pieces(tensors: Sequence[TensorSource], buffers: Buffers) -> Iterator[Piece]:
-    """Yield a file's bytes; who receives a piece gives it back to `buffers`."""
-    yield _header(tensors)
-    for tensor in tensors:
-        if isinstance(tensor, TensorEntry):
-            yield from tensor.pieces(buffers.take)
-        else:
-            yield from tensor.chunks()
+def pieces(tensor: TensorSource, buffers: Buffers) -> Iterator[Piece]:
+    """Yield a tensor's bytes; who receives a piece gives it back to `buffers`."""
+    if isinstance(tensor, TensorEntry):
+        yield from tensor.pieces(buffers.take)
+    else:
+        yield from tensor.chunks()
 
 
 def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
@@ -292,7 +295,7 @@ def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
     digest = BackgroundDigest(buffers)
     try:
         with output_file(path) as file:
-            for piece in _pieces(tensors, buffers):
+            for piece in chain([header_of(tensors)], *(pieces(t, buffers) for t in tensors)):
                 file.write(piece)
                 digest.update(piece)
     finally:
@@ -310,38 +313,6 @@ def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> N
     """
     index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def write_sharded(
-    directory: Path, name: str, index_name: str, tensors: Sequence[TensorSource], *, limit: int
-) -> list[Path]:
-    """Write tensors into one file, or into shards with an index if they exceed a size.
-
-    Args:
-        directory: Where to write.
-        name: Name of the single file; shards are called `<stem>-00001-of-00002.safetensors`.
-        index_name: Name of the index.
-        tensors: The tensors in the order to write them.
-        limit: Bytes above which there is more than one file; a larger tensor has one of its own.
-
-    Returns:
-        The files, without the index.
-    """
-    shards: list[list[TensorSource]] = [[]]
-    for tensor in tensors:
-        if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > limit:
-            shards.append([])
-        shards[-1].append(tensor)
-    if len(shards) == 1:
-        write_tensors(directory / name, shards[0])
-        return [directory / name]
-    stem, suffix = name.rsplit(".", 1)
-    names = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
-    for shard_name, shard in zip(names, shards, strict=True):
-        write_tensors(directory / shard_name, shard)
-    weight_map = {t.key: n for n, shard in zip(names, shards, strict=True) for t in shard}
-    write_index(directory / index_name, weight_map, sum(tensor.nbytes for tensor in tensors))
-    return [directory / shard_name for shard_name in names]
 
 
 def digest_files(paths: Sequence[Path], piece: int = PIECE) -> str:

@@ -1,13 +1,13 @@
 """`prepare`: a pretrained checkpoint becomes a mixout checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.companions import copy_companions
-from mixout_export.checkpoint.folder import read_json, write_json
+from mixout_export.checkpoint.folder import BaseDigest, read_json, write_json
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.manifest import ConfigChange, Head, Manifest
 from mixout_export.checkpoint.model import (
@@ -16,12 +16,11 @@ from mixout_export.checkpoint.model import (
     write_anchors,
     write_weights,
 )
+from mixout_export.checkpoint.moving import plan_saving
 from mixout_export.checkpoint.output import check_destination, output_folder
-from mixout_export.checkpoint.tensors import TensorEntry
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import LAYER_CLASSES
-from mixout_export.surgery import attach_mixout
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
 from mixout_export.surgery.selection import select_targets
 
@@ -136,9 +135,7 @@ def _apply_dropout(loaded: LoadedBase, options: PrepareOptions) -> tuple[ConfigC
     return _config_changes(before, config.to_diff_dict())
 
 
-def _anchored_keys(
-    loaded: LoadedBase, entries: dict[str, TensorEntry], mixed: Sequence[str]
-) -> list[str]:
+def _anchored_keys(loaded: LoadedBase, entries: Iterable[str], mixed: Sequence[str]) -> list[str]:
     """Return the keys on disk that get an anchor: what came from the base, and what is mixed."""
     fresh = set(loaded.fresh_keys)
     buffers = {name for name, _ in loaded.model.named_buffers()}
@@ -159,7 +156,12 @@ def _notes(loaded: LoadedBase, options: PrepareOptions) -> tuple[str, ...]:
 
 
 def prepare_checkpoint(
-    base: str, out: Path, options: PrepareOptions | None = None, *, overwrite: bool = False
+    base: str,
+    out: Path,
+    options: PrepareOptions | None = None,
+    *,
+    overwrite: bool = False,
+    digest: BaseDigest | None = None,
 ) -> PrepareResult:
     """Write a mixout checkpoint from a pretrained one.
 
@@ -168,6 +170,7 @@ def prepare_checkpoint(
         out: The folder to write, which appears complete or not at all.
         options: How; the defaults of `PrepareOptions` if None.
         overwrite: Whether a non-empty `out` may be replaced.
+        digest: The base's SHA-256, if it is being computed already.
 
     Returns:
         What was mixed, what was left alone, and what changed.
@@ -182,10 +185,9 @@ def prepare_checkpoint(
     check_destination(out, [Path(base)], overwrite=overwrite)
     source, _ = locate_base(base, revision=options.base.revision)
     with output_folder(out, [source], overwrite=overwrite) as folder:
-        loaded = load_base(base, options.base)
+        loaded = load_base(base, options.base, digest=digest)
         names, skipped = _targets(loaded, options)
         changes = _apply_dropout(loaded, options)
-        attach_mixout(loaded.model, names, options.mixout)
         manifest = _write(loaded, folder.partial, names, changes, options)
     model = loaded.model
     modules = dict(model.named_modules())
@@ -212,13 +214,13 @@ def _write(
     changes: tuple[ConfigChange, ...],
     options: PrepareOptions,
 ) -> Manifest:
-    entries = write_weights(loaded.model, directory)
-    anchors = anchors_of_weights(entries, _anchored_keys(loaded, entries, names))
+    keys, sha256 = _write_tensors(loaded, directory, names)
+    modules = dict(loaded.model.named_modules())
     manifest = Manifest(
         config=options.mixout,
-        modules=mixed_modules(loaded.model, entries),
+        modules=mixed_modules({name: type(modules[name]).__name__ for name in names}, keys),
         base=loaded.base,
-        pretrained_sha256=write_anchors(directory, anchors),
+        pretrained_sha256=sha256,
         task=loaded.task.name,
         labels=loaded.labels,
         head=Head(options.head, _head_dropout(options), loaded.fresh_keys),
@@ -232,3 +234,17 @@ def _write(
         write_json(directory / LAYOUT.config, config)
     copy_companions(loaded.path, directory)
     return manifest
+
+
+def _write_tensors(
+    loaded: LoadedBase, directory: Path, names: Sequence[str]
+) -> tuple[Collection[str], str]:
+    """Write weights and anchors; return the weights' keys and the anchors' SHA-256."""
+    plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
+    if plan is not None:
+        return plan.tensors.keys(), plan.write(
+            directory, _anchored_keys(loaded, plan.tensors, names)
+        )
+    entries = write_weights(loaded.model, directory)
+    anchors = anchors_of_weights(entries, _anchored_keys(loaded, entries, names))
+    return entries.keys(), write_anchors(directory, anchors)

@@ -1,0 +1,168 @@
+"""Several safetensors files at once: shards, and files that hold the same tensors again."""
+
+from collections.abc import Sequence, Set
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from mixout_export.checkpoint.streams import BackgroundDigest, Buffers, Piece, output_file
+from mixout_export.checkpoint.tensors import (
+    TensorSource,
+    header_of,
+    pieces,
+    write_index,
+    write_tensors,
+)
+
+#: Bytes above which weights take more than one file, and above which anchors do.
+SHARD_SIZE = "5GB"
+ANCHOR_SHARD = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A file to write.
+
+    Attributes:
+        path: The file, which must not exist.
+        tensors: Its tensors in the order to write them.
+    """
+
+    path: Path
+    tensors: tuple[TensorSource, ...]
+
+
+class _HashedFiles:
+    """Files that are written one after another, front to back, and hashed on the way."""
+
+    def __init__(self, files: Sequence[TensorFile], buffers: Buffers) -> None:
+        self._files = list(files)
+        self._buffers = buffers
+        self._open = ExitStack()
+        self._left = 0
+        self.digests: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._begin()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self._end()
+        else:
+            self._open.__exit__(kind, error, trace)
+            self._digest.finish()
+
+    def _begin(self) -> None:
+        self._current = self._files.pop(0)
+        self._left = sum(tensor.nbytes for tensor in self._current.tensors)
+        self._output = self._open.enter_context(output_file(self._current.path))
+        self._digest = BackgroundDigest(self._buffers)
+        self._write(header_of(self._current.tensors))
+
+    def _end(self) -> None:
+        self._open.close()
+        self.digests[self._current.path.name] = self._digest.finish()
+
+    def _write(self, piece: Piece) -> None:
+        self._output.write(piece)
+        self._digest.update(piece)
+
+    def append(self, piece: Piece) -> None:
+        """Write the next bytes, which are no part of two tensors, into the file they belong to."""
+        while not self._left:
+            self._end()
+            self._begin()
+        self._left -= len(piece)
+        self._write(piece)
+
+
+def write_twice(
+    files: Sequence[TensorFile], copies: Sequence[TensorFile], copied: Set[str]
+) -> dict[str, str]:
+    """Write files, and others that hold some of the same tensors, reading each only once.
+
+    Args:
+        files: The files to write.
+        copies: Files of some of the same bytes, in the same order, whatever their keys.
+        copied: Keys, in `files`, of the tensors that the copies hold.
+
+    Returns:
+        File name → SHA-256 of each copy, computed on the way.
+
+    Raises:
+        OSError: The disk is full, say.
+    """
+    buffers = Buffers()
+    with _HashedFiles(copies, buffers) as copy:
+        for file in files:
+            with output_file(file.path) as output:
+                output.write(header_of(file.tensors))
+                for tensor in file.tensors:
+                    take_over = copy.append if tensor.key in copied else buffers.give
+                    for piece in pieces(tensor, buffers):
+                        output.write(piece)
+                        take_over(piece)
+    return copy.digests
+
+
+def write_sharded(
+    directory: Path, name: str, index_name: str, tensors: Sequence[TensorSource], *, limit: int
+) -> list[Path]:
+    """Write tensors into one file, or into shards with an index if they exceed a size.
+
+    Args:
+        directory: Where to write.
+        name: Name of the single file; shards are called `<stem>-00001-of-00002.safetensors`.
+        index_name: Name of the index.
+        tensors: The tensors in the order to write them.
+        limit: Bytes above which there is more than one file; a larger tensor has one of its own.
+
+    Returns:
+        The files, without the index.
+    """
+    files = shards_of(directory, name, tensors, limit=limit)
+    for file in files:
+        write_tensors(file.path, file.tensors)
+    write_shard_index(directory / index_name, files)
+    return [file.path for file in files]
+
+
+def shards_of(
+    directory: Path, name: str, tensors: Sequence[TensorSource], *, limit: int
+) -> list[TensorFile]:
+    """Distribute tensors over one file, or over shards if they exceed a size; see `write_sharded`.
+
+    Returns:
+        The files to write.
+    """
+    shards: list[list[TensorSource]] = [[]]
+    size = 0
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    if len(shards) == 1:
+        return [TensorFile(directory / name, tuple(tensors))]
+    stem, suffix = name.rsplit(".", 1)
+    names = [f"{stem}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(1, len(shards) + 1)]
+    return [
+        TensorFile(directory / shard_name, tuple(shard))
+        for shard_name, shard in zip(names, shards, strict=True)
+    ]
+
+
+def write_shard_index(path: Path, files: Sequence[TensorFile]) -> None:
+    """Write the index of several shards; a single file needs none."""
+    if len(files) > 1:
+        weight_map = {tensor.key: file.path.name for file in files for tensor in file.tensors}
+        write_index(path, weight_map, sum(t.nbytes for file in files for t in file.tensors))
