@@ -1,7 +1,8 @@
 """The commands' common manners: help that fits its terminal, and options called as users do."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from importlib import import_module
 from typing import Any
 
 import click
@@ -71,12 +72,60 @@ class Command(click.Command):
         return option + message[found.end() :] if option in known else message
 
 
+class LazyCommands(MutableMapping[str, click.Command]):
+    """Commands by name, each imported from a module of its name when it is first asked for."""
+
+    def __init__(self, package: str, summaries: Mapping[str, str]) -> None:
+        self._package = package
+        self._loaded: dict[str, click.Command] = {}
+        self.summaries = dict(summaries)
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            if name not in self.summaries:
+                raise KeyError(name)
+            command = getattr(import_module(f"{self._package}.{name}"), name)
+            command.short_help = self.summaries[name]
+            self._loaded[name] = command
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+        self.summaries[name] = command.get_short_help_str()
+
+    def __delitem__(self, name: str) -> None:
+        del self.summaries[name]
+        self._loaded.pop(name, None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.summaries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.summaries)
+
+    def __len__(self) -> int:
+        return len(self.summaries)
+
+
 class Group(click.Group):
-    """A group that lists its commands in the order of a checkpoint's way."""
+    """A group that lists its commands in the order of a checkpoint's way, importing none."""
 
     context_class = _Context
     command_class = Command
+    commands: LazyCommands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the commands' names in the order in which they were added."""
         return list(self.commands)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return a command, its libraries told to be quiet."""
+        from mixout_export_cli.quiet import silence_libraries
+
+        silence_libraries()
+        return super().get_command(ctx, name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands' names and what they do."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self.commands.summaries.items()))

@@ -7,15 +7,14 @@ The names below are imported on first use, so that the parts which only move fil
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mixout_export.config import MixoutConfig
-from mixout_export.errors import MixoutError
-from mixout_export.version import __version__
-
 if TYPE_CHECKING:
     from mixout_export.checkpoint.model import load_mixout, save_mixout
+    from mixout_export.config import MixoutConfig
+    from mixout_export.errors import MixoutError
     from mixout_export.functional import mixout
     from mixout_export.layers import MixoutConv1D, MixoutLinear
     from mixout_export.surgery import InjectionReport, collapse_mixout, inject_mixout
+    from mixout_export.version import __version__
 
 __all__ = [
     "InjectionReport",
@@ -31,6 +30,13 @@ __all__ = [
     "save_mixout",
 ]
 
+_LIGHT_HOMES = {
+    "MixoutConfig": "mixout_export.config",
+    "MixoutError": "mixout_export.errors",
+    "__version__": "mixout_export.version",
+}
+
+#: Those that need PyTorch.
 _HOMES = {
     "InjectionReport": "mixout_export.surgery",
     "MixoutConv1D": "mixout_export.layers",
@@ -44,9 +50,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    home = _HOMES.get(name) or _LIGHT_HOMES.get(name)
+    if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(home), name)
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
 
-@click.command(cls=Command, short_help="Turn a mixout checkpoint into a plain one.")
+@click.command(cls=Command)
 @click.argument("trained", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(

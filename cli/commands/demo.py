@@ -44,7 +44,7 @@ def _describe(result: "DemoResult") -> str:
     )
 
 
-@click.command(cls=Command, short_help="Go the whole way on a real checkpoint.")
+@click.command(cls=Command)
 @click.argument("out", type=PATH, default="mixout-demo")
 @overwrite_option
 @output_options

@@ -62,7 +62,7 @@ def _is_digest(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
-@click.command(cls=Command, short_help="Say what a folder is, and how far it has moved.")
+@click.command(cls=Command)
 @click.argument("path", type=PATH)
 @click.option(
     "--plot",

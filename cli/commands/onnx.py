@@ -9,7 +9,7 @@ from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
 
-@click.command(cls=Command, short_help="Export a checkpoint to ONNX.")
+@click.command(cls=Command)
 @click.argument("source", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(

@@ -19,7 +19,7 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
         return [part.strip() for part in text.split(",")]
 
 
-@click.command(cls=Command, short_help="Inject mixout into a pretrained checkpoint.")
+@click.command(cls=Command)
 @click.argument("base")
 @click.argument("out", type=PATH)
 @click.option(

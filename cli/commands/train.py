@@ -12,7 +12,7 @@ from mixout_export_cli.output import InterruptionError, Output, count_of, number
 _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 
 
-@click.command(cls=Command, short_help="Finetune a prepared checkpoint.")
+@click.command(cls=Command)
 @click.argument("prepared", type=PATH)
 @click.argument("out", type=PATH)
 @click.option(

@@ -53,7 +53,7 @@ def _describe(result: "ParityResult") -> str:
     return "\n".join([*lines, *(f"  {reason}" for reason in result.reasons())])
 
 
-@click.command(cls=Command, short_help="Prove that two artefacts are the same model.")
+@click.command(cls=Command)
 @click.argument("reference", type=PATH)
 @click.argument("candidate", type=PATH)
 @click.option(

@@ -1,0 +1,56 @@
+"""How each failure leaves: one sentence on stderr, and an exit code."""
+
+import os
+import sys
+import traceback
+from typing import NoReturn
+
+import click
+
+from mixout_export.errors import MixoutError
+from mixout_export_cli.output import InterruptionError, abandon_broken_streams
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    """Leave with one sentence on stderr."""
+    try:
+        click.echo(f"mixout-export: {' '.join(message.split())}", err=True)
+    except OSError:
+        abandon_broken_streams()
+    sys.exit(code)
+
+
+def leave(error: Exception, *, hint: str) -> NoReturn:
+    """Say what went wrong and exit.
+
+    Args:
+        error: What a command raised.
+        hint: How to learn more of an error that nobody foresaw.
+
+    Raises:
+        SystemExit: Always.
+    """
+    if isinstance(error, click.UsageError):
+        error.show()
+        sys.exit(2)
+    if isinstance(error, click.ClickException):
+        _fail(error.format_message(), 1)
+    if isinstance(error, MixoutError):
+        _fail(str(error), error.exit_code)
+    if isinstance(error, InterruptionError):
+        _fail(str(error), 130)
+    if isinstance(error, BrokenPipeError):
+        abandon_broken_streams()
+        sys.exit(1)
+    if isinstance(error, OSError):
+        abandon_broken_streams()
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}", 1)
+    if isinstance(error, MemoryError):
+        _fail("not enough memory; choose a smaller batch or model", 1)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    _fail(
+        f"internal error, {type(error).__name__} in {os.path.basename(last.filename)}:"
+        f"{last.lineno}: {str(error)[:300]}; {hint}, and report it",
+        1,
+    )

@@ -1,0 +1,74 @@
+"""The program `mixout-export`: its commands, each imported when it is used."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from mixout_export_cli.command import Group, LazyCommands
+
+_DEBUG = "MIXOUT_EXPORT_DEBUG"
+
+#: Every command in the order of a checkpoint's way, and what it does.
+_COMMANDS = {
+    "prepare": "Inject mixout into a pretrained checkpoint.",
+    "train": "Finetune a prepared checkpoint.",
+    "collapse": "Turn a mixout checkpoint into a plain one.",
+    "onnx": "Export a checkpoint to ONNX.",
+    "verify": "Prove that two artefacts are the same model.",
+    "inspect": "Say what a folder is, and how far it has moved.",
+    "demo": "Go the whole way on a real checkpoint.",
+}
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if not wanted or ctx.resilient_parsing:
+        return
+    from mixout_export.version import __version__
+
+    click.echo(f"mixout-export, version {__version__}")
+    ctx.exit()
+
+
+@click.group(
+    cls=Group,
+    commands=LazyCommands("mixout_export_cli.commands", _COMMANDS),
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version and exit.",
+)
+def cli() -> None:
+    """Finetune with Mixout, collapse to a plain model, export it, and prove it stayed the same.
+
+    A checkpoint's way: prepare, train, collapse, onnx.
+
+    Exit codes: 0 done; 1 could not be done; 2 wrong usage; 3 parity, or a manifest, does not hold.
+    """
+
+
+def run(arguments: Sequence[str] | None) -> NoReturn:
+    """Run the program and exit; see `main`.
+
+    Raises:
+        SystemExit: Always, but for Ctrl-C.
+        KeyboardInterrupt: The user gave up.
+    """
+    if os.environ.get(_DEBUG):
+        sys.exit(cli.main(arguments, prog_name="mixout-export", standalone_mode=False) or 0)
+    try:
+        code = cli.main(arguments, prog_name="mixout-export", standalone_mode=False)
+    except click.Abort as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        from mixout_export_cli.failures import leave
+
+        leave(error, hint=f"set {_DEBUG}=1 to see where")
+    sys.exit(code if isinstance(code, int) else 0)
