@@ -1,5 +1,6 @@
 """The program's start: what it imports, and Ctrl-C before anything has happened."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from cli_runs import environment
 
 from mixout_export_cli.command import LazyCommands
+from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.main import cli
 
 
@@ -94,3 +96,16 @@ def test_no_other_name_is_made_up() -> None:
 
     with pytest.raises(AttributeError, match="has no attribute 'nonesuch'"):
         _ = module.nonesuch
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_looked_for_again_after_the_imports(enabled: bool) -> None:
+    before = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with quick_imports():
+            assert not gc.isenabled()
+        assert gc.isenabled() == enabled
+    finally:
+        gc.unfreeze()
+        (gc.enable if before else gc.disable)()

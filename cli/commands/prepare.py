@@ -6,6 +6,7 @@ import click
 
 from mixout_export.tasks import TASKS
 from mixout_export_cli.command import Command
+from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
 from mixout_export_cli.output import Output, count_of
 
@@ -112,9 +113,10 @@ def prepare(
 
     digest = BaseDigest.begin(Path(base))  # while PyTorch is imported
 
-    from mixout_export.checkpoint.base import BaseOptions
-    from mixout_export.config import MixoutConfig
-    from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
+    with quick_imports():
+        from mixout_export.checkpoint.base import BaseOptions
+        from mixout_export.config import MixoutConfig
+        from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 
     options = PrepareOptions(
         base=BaseOptions(
