@@ -37,6 +37,7 @@ from mixout_export.training.card import CardFacts, write_card
 from mixout_export.training.curves import write_curves
 from mixout_export.training.device import make_accelerator, release_accelerator, start_tracker
 from mixout_export.training.loop import Finetuning, Outcome
+from mixout_export.training.memory import keep_freed_memory
 from mixout_export.training.metrics import default_metric
 from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import MetricsLog, Observer, Silent
@@ -178,6 +179,8 @@ def train_checkpoint(
     folder = open_folder(prepared)
     try:
         accelerator = make_accelerator(options, project=out)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         model = _ready_model(folder, options)
         encoded = load_training_data(folder, model, data, max_length=options.max_length)
         metric = default_metric(require_task(folder), options.metric)
