@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from sklearn import metrics as sk
 
 from mixout_export.errors import ArgumentError
@@ -36,12 +35,16 @@ def _has_no_correlation(predicted: Array, labels: Array) -> bool:
 
 
 def _pearson(predicted: Array, labels: Array, classes: int) -> float:
+    from scipy import stats  # half a second, which only a regression spends
+
     if _has_no_correlation(predicted, labels):
         return math.nan
     return float(stats.pearsonr(predicted, labels).statistic)
 
 
 def _spearman(predicted: Array, labels: Array, classes: int) -> float:
+    from scipy import stats
+
     if _has_no_correlation(predicted, labels):
         return math.nan
     return float(stats.spearmanr(predicted, labels).statistic)
