@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 
@@ -33,8 +34,8 @@ class Ratio:
     def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> "Ratio":
         """Pair two lists of durations of the same rounds."""
         ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        return cls(statistics.median(ratios), low, high, len(ratios))
+        low, high = np.quantile(ratios, (0.25, 0.75))
+        return cls(statistics.median(ratios), float(low), float(high), len(ratios))
 
     def __str__(self) -> str:
         """Return median and quartiles: `0.85 (0.83 to 0.87)`."""
