@@ -1,10 +1,12 @@
 import hashlib
+import os
 import random
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from cli_runs import small_files
 from safetensors.torch import save_file
 
 from mixout_export.checkpoint.streams import (
@@ -57,28 +59,52 @@ def test_buffers_are_used_again_only_after_they_were_hashed() -> None:
     assert digest.finish() == expected.hexdigest()
 
 
-class _Reluctant:
-    """A stream that takes as little as a pipe or a nearly full disk may."""
-
-    def __init__(self) -> None:
-        self.taken = b""
-
-    def write(self, data: memoryview) -> int:
-        self.taken += bytes(data[:1000])
-        return min(1000, len(data))
+SIZES = [0, 1, 4096, 8 * PIECE - 1, 8 * PIECE, 8 * PIECE + 1, 17 * PIECE + 4097]
 
 
-def test_a_write_that_takes_less_than_it_is_given_goes_on() -> None:
-    stream = _Reluctant()
-    OutputFile(stream).write(DATA[:123_456])  # type: ignore[arg-type]
-    assert stream.taken == DATA[:123_456]
-
-
-def test_a_large_file_is_written_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("piece", [PIECE, 1_234_567])
+def test_a_file_is_written_whole(size: int, piece: int, tmp_path: Path) -> None:
+    data = (DATA * 8)[:size]
     with output_file(tmp_path / "a") as file:
-        for _ in range(20):
-            file.write(DATA)
-    assert (tmp_path / "a").read_bytes() == DATA * 20
+        for start in range(0, size, piece):
+            file.write(data[start : start + piece])
+    assert (tmp_path / "a").read_bytes() == data
+
+
+def test_a_file_system_that_cannot_go_past_its_cache() -> None:
+    """Files in memory refuse it: when they are told to, or when they are written to."""
+    data = DATA * 4
+    descriptor = os.memfd_create("file")
+    try:
+        file = OutputFile(descriptor)
+        file.write(data)
+        file.finish()
+        assert os.pread(descriptor, len(data) + 1, 0) == data
+    finally:
+        os.close(descriptor)
+
+
+def test_a_write_that_is_refused_past_the_cache_goes_through_it(tmp_path: Path) -> None:
+    """After an odd number of bytes, no block lies where the disk wants it."""
+    descriptor = os.open(tmp_path / "a", os.O_WRONLY | os.O_CREAT)
+    try:
+        os.write(descriptor, b"odd")
+        file = OutputFile(descriptor)
+        file.write(DATA * 4)
+        file.finish()
+    finally:
+        os.close(descriptor)
+    assert (tmp_path / "a").read_bytes() == b"odd" + DATA * 4
+
+
+def test_a_full_disk_is_said_to_be_full(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="File too large"),
+        small_files(9 * PIECE + 5),
+        output_file(tmp_path / "a") as file,
+    ):
+        file.write(DATA * 6)
 
 
 def test_a_file_cut_while_it_is_copied(tmp_path: Path) -> None:

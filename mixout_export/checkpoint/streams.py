@@ -1,13 +1,16 @@
-"""Bytes on their way to a file: hashed in a second thread, and sent to the disk as they come."""
+"""Bytes on their way to a file: hashed in a second thread, and sent straight to the disk."""
 
+import errno
+import fcntl
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Semaphore, Thread
-from typing import BinaryIO, Generic, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
@@ -18,7 +21,8 @@ Piece = bytes | memoryview
 PIECE = 1 << 20
 
 _WAITING = 16
-_FLUSH = 8 << 20
+_BLOCK = 8 << 20
+_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Background(Generic[T]):
@@ -109,32 +113,60 @@ class BackgroundDigest:
 
 
 class OutputFile:
-    """A new file that is written once, front to back.
+    """A new file that is written once, front to back, past the system's page cache.
 
-    The system is asked to begin writing to the disk every few megabytes. If it is left to pile up
-    what is dirty, it slows the process down instead: 1.3 GB took 3.0 s that way, and 0.8 s so.
+    What goes through the cache takes memory page by page and is written to the disk later, while
+    the process is slowed down: 1.3 GB took between 0.8 and 5 s so, and take 1.0 s past it. Files
+    that are smaller than a block, the last part of others, and file systems that know no other way
+    go through the cache.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self._written = 0
-        self._flushed = 0
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._block = memoryview(mmap.mmap(-1, _BLOCK))  # which begins at a page, as it has to
+        self._filled = 0
 
     def write(self, piece: Piece) -> None:
         """Append a piece."""
-        view = memoryview(piece)
-        while view:
-            count = self._stream.write(view)
-            self._written += count
-            view = view[count:]
-        if self._written - self._flushed >= _FLUSH:
-            self._flush()
+        rest = memoryview(piece)
+        while rest:
+            count = min(len(rest), _BLOCK - self._filled)
+            self._block[self._filled : self._filled + count] = rest[:count]
+            self._filled += count
+            rest = rest[count:]
+            if self._filled == _BLOCK:
+                self._set_direct(True)
+                self._empty()
 
-    def _flush(self) -> None:
-        if hasattr(os, "posix_fadvise"):  # Linux; pages still to be written stay in the cache
-            span = (self._flushed, self._written - self._flushed)
-            os.posix_fadvise(self._stream.fileno(), *span, os.POSIX_FADV_DONTNEED)
-        self._flushed = self._written
+    def finish(self) -> None:
+        """Write what is left, and wait until all is on the disk."""
+        self._set_direct(False)
+        self._empty()
+        os.fsync(self._descriptor)
+
+    def _empty(self) -> None:
+        rest = self._block[: self._filled]
+        while rest:
+            try:
+                rest = rest[os.write(self._descriptor, rest) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._set_direct(False):
+                    raise
+        self._filled = 0
+
+    def _set_direct(self, direct: bool) -> bool:
+        """Go past the cache or through it; return whether that is another way than before."""
+        if not _DIRECT:  # no Linux
+            return False
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        wanted = flags | _DIRECT if direct else flags & ~_DIRECT
+        if wanted == flags:
+            return False
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, wanted)
+        except OSError:  # a file system in memory, say
+            return False
+        return True
 
 
 @contextmanager
@@ -146,5 +178,6 @@ def output_file(path: Path) -> Iterator[OutputFile]:
         OSError: The disk is full, say.
     """
     with path.open("xb", buffering=0) as stream:
-        yield OutputFile(stream)
-        os.fsync(stream.fileno())
+        file = OutputFile(stream.fileno())
+        yield file
+        file.finish()
