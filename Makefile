@@ -5,12 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 DEMO_OUT ?= mixout-demo
+BENCH ?=
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test bench lint format clean
 
 help:
 	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
 	@echo "make test   run all tests"
+	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and build files"
 
@@ -36,6 +38,9 @@ demo:
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks $(BENCH)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
