@@ -21,6 +21,7 @@ from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import anchor_key
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.checkpoint.streams import quick_digest
 from mixout_export.checkpoint.tensors import digest_files
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -492,3 +493,25 @@ def test_the_whole_model_is_never_in_memory(alpha: float, trained: Path, tmp_pat
         check=True,
     )
     assert int(run.stdout) < 60_000  # KB
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+def test_the_quick_digest_is_not_what_interpolation_trusts(
+    alpha: float, tmp_path: Path, tiny: TinyCheckpoints
+) -> None:
+    """Only where the anchors are not used does a hash suffice that shows damage, but not malice."""
+    source = prepare(tiny.base(), tmp_path / "prepared")
+    file, record = source / "pretrained.safetensors", source / "mixout_config.json"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="has SHA-256"):
+        collapse_checkpoint(source, tmp_path / "damaged", interpolate=alpha)
+    manifest = json.loads(record.read_text())
+    record.write_text(json.dumps({**manifest, "pretrained_xxh3": quick_digest([file])}))
+    if alpha == 1.0:
+        collapse_checkpoint(source, tmp_path / "forged", interpolate=alpha)
+    else:
+        with pytest.raises(CheckpointError, match="has SHA-256"):
+            collapse_checkpoint(source, tmp_path / "forged", interpolate=alpha)

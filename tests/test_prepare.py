@@ -19,6 +19,7 @@ from mixout_export import MixoutConfig, load_mixout
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import anchor_key, open_folder
 from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.checkpoint.streams import quick_digest
 from mixout_export.checkpoint.tensors import digest_files
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, TargetError
 from mixout_export.stages.prepare import PrepareOptions, PrepareResult, prepare_checkpoint
@@ -594,3 +595,11 @@ def test_a_mixout_checkpoint_is_no_base(tiny: TinyCheckpoints, tmp_path: Path) -
         with pytest.raises(CheckpointError, match="is a mixout checkpoint already; train it"):
             prepare(source, tmp_path / "again", task="regression")
         assert not (tmp_path / "again").exists()
+
+
+def test_a_quick_digest_of_the_anchors_is_recorded(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(tiny.base(), out, task="text-classification")
+    manifest = json.loads((out / "mixout_config.json").read_text())
+    assert manifest["pretrained_xxh3"] == quick_digest([out / "pretrained.safetensors"])
+    assert manifest["pretrained_xxh3"] != quick_digest([out / "model.safetensors"])

@@ -89,6 +89,8 @@ class Manifest:
         modules: The mixed modules.
         base: The pretrained checkpoint.
         pretrained_sha256: SHA-256 of the anchors' file or files; None if unknown.
+        pretrained_xxh3: XXH3-64 of their bytes, which shows damage where nothing else reads them;
+            None if unknown.
         task: Name of the task.
         labels: Label names in the order of the head's outputs, None where the task has none.
         head: How the head is treated.
@@ -103,6 +105,7 @@ class Manifest:
     modules: tuple[MixedModule, ...]
     base: Base = Base()
     pretrained_sha256: str | None = None
+    pretrained_xxh3: str | None = None
     task: str | None = None
     labels: tuple[str, ...] | None = None
     head: Head = Head()
@@ -120,6 +123,7 @@ class Manifest:
             **self.config.to_dict(),
             "base": vars(self.base).copy(),
             "pretrained_sha256": self.pretrained_sha256,
+            "pretrained_xxh3": self.pretrained_xxh3,
             "task": self.task,
             "labels": None if self.labels is None else list(self.labels),
             "head": {**vars(self.head), "keys": list(self.head.keys)},
@@ -228,6 +232,7 @@ def _parse(data: Mapping[str, Any], origin: Path) -> Manifest:
         modules=tuple(MixedModule(**module) for module in modules),
         base=Base(**base),
         pretrained_sha256=data.get("pretrained_sha256"),
+        pretrained_xxh3=data.get("pretrained_xxh3"),
         task=data.get("task"),
         labels=None if labels is None else tuple(labels),
         head=Head(**{**head, "keys": tuple(head.get("keys", ()))}),

@@ -434,7 +434,9 @@ def write_mixout(
         if manifest is None:
             task = _task_name(directory)
             manifest = Manifest(config=_recorded_config(model), modules=modules, task=task)
-        manifest = replace(manifest, modules=modules, pretrained_sha256=digest)
+        manifest = replace(
+            manifest, modules=modules, pretrained_sha256=digest, pretrained_xxh3=None
+        )
     manifest = manifest.with_p(first.p if p is None else p)
     manifest.write(directory / LAYOUT.mixout_config)
     if origin is not None:

@@ -24,6 +24,7 @@ from mixout_export.checkpoint.model import (
     plain_state,
     save_without_record,
 )
+from mixout_export.checkpoint.streams import Hash
 from mixout_export.checkpoint.tensors import (
     TensorEntry,
     joint_digest,
@@ -56,20 +57,28 @@ class SavePlan:
     files: tuple[TensorFile, ...]
     index: Mapping[str, object] | None
 
-    def write(self, directory: Path, anchored: Sequence[str], *, limit: int = ANCHOR_SHARD) -> str:
+    def write(
+        self,
+        directory: Path,
+        anchored: Sequence[str],
+        *,
+        limit: int = ANCHOR_SHARD,
+        also: Hash | None = None,
+    ) -> str:
         """Write the weights, and the present values of some as anchors.
 
         Args:
             directory: Where to write.
             anchored: Keys of the weights that get an anchor, in the order of `tensors`.
             limit: Bytes above which the anchors have more than one file.
+            also: A second hash, which takes in the bytes of the anchors' files.
 
         Returns:
             The anchors' SHA-256.
         """
         values = [self.tensors[key].renamed(anchor_key(key)) for key in anchored]
         anchors = shards_of(directory, LAYOUT.pretrained, values, limit=limit)
-        digests = write_twice(self.files, anchors, frozenset(anchored))
+        digests = write_twice(self.files, anchors, frozenset(anchored), also=also)
         if self.index is not None:
             write_json(directory / LAYOUT.weights_index, self.index)
         write_shard_index(directory / LAYOUT.pretrained_index, anchors)

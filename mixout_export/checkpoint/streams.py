@@ -5,12 +5,14 @@ import fcntl
 import hashlib
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Semaphore, Thread
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+from xxhash import xxh3_64
 
 T = TypeVar("T")
 
@@ -62,6 +64,32 @@ def file_digest(path: Path, piece: int = PIECE) -> str:
     return digest.hexdigest()
 
 
+class Hash(Protocol):
+    """What takes pieces in and gives a digest out."""
+
+    def update(self, piece: Piece, /) -> None:
+        """Add a piece."""
+
+    def hexdigest(self) -> str:
+        """Return the digest of all pieces."""
+
+
+def quick_hash() -> Hash:
+    """Return a hash that shows damage, but not malice, ten times as fast as SHA-256 (XXH3)."""
+    return xxh3_64()
+
+
+def quick_digest(paths: Sequence[Path]) -> str:
+    """Return the quick hash of files' bytes, one file after the other."""
+    digest = quick_hash()
+    buffer = memoryview(bytearray(PIECE))
+    for path in paths:
+        with path.open("rb", buffering=0) as stream:
+            while count := stream.readinto(buffer):
+                digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
 class Buffers:
     """A few buffers that are used again and again, for new memory costs more than what fills it."""
 
@@ -84,11 +112,16 @@ class BackgroundDigest:
     """SHA-256 of pieces, computed in a second thread, for hashlib releases the interpreter's lock.
 
     At most sixteen pieces wait, so that memory stays bounded; buffers go back once hashed.
+
+    Args:
+        buffers: Where the pieces' buffers come from.
+        also: A second hash that takes the same pieces in.
     """
 
-    def __init__(self, buffers: Buffers) -> None:
+    def __init__(self, buffers: Buffers, also: Hash | None = None) -> None:
         self._buffers = buffers
         self._digest = hashlib.sha256()
+        self._also = also
         self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
         self._places = Semaphore(_WAITING)
         self._thread = Thread(target=self._work, daemon=True)
@@ -97,6 +130,8 @@ class BackgroundDigest:
     def _work(self) -> None:
         while (piece := self._pieces.get()) is not None:
             self._digest.update(piece)
+            if self._also is not None:
+                self._also.update(piece)
             self._buffers.give(piece)
             self._places.release()
 

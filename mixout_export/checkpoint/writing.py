@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mixout_export.checkpoint.streams import BackgroundDigest, Buffers, Piece, output_file
+from mixout_export.checkpoint.streams import BackgroundDigest, Buffers, Hash, Piece, output_file
 from mixout_export.checkpoint.tensors import (
     TensorSource,
     header_of,
@@ -37,9 +37,12 @@ class TensorFile:
 class _HashedFiles:
     """Files that are written one after another, front to back, and hashed on the way."""
 
-    def __init__(self, files: Sequence[TensorFile], buffers: Buffers) -> None:
+    def __init__(
+        self, files: Sequence[TensorFile], buffers: Buffers, also: Hash | None = None
+    ) -> None:
         self._files = list(files)
         self._buffers = buffers
+        self._also = also
         self._open = ExitStack()
         self._left = 0
         self.digests: dict[str, str] = {}
@@ -64,7 +67,7 @@ class _HashedFiles:
         self._current = self._files.pop(0)
         self._left = sum(tensor.nbytes for tensor in self._current.tensors)
         self._output = self._open.enter_context(output_file(self._current.path))
-        self._digest = BackgroundDigest(self._buffers)
+        self._digest = BackgroundDigest(self._buffers, self._also)
         self._write(header_of(self._current.tensors))
 
     def _end(self) -> None:
@@ -85,7 +88,11 @@ class _HashedFiles:
 
 
 def write_twice(
-    files: Sequence[TensorFile], copies: Sequence[TensorFile], copied: Set[str]
+    files: Sequence[TensorFile],
+    copies: Sequence[TensorFile],
+    copied: Set[str],
+    *,
+    also: Hash | None = None,
 ) -> dict[str, str]:
     """Write files, and others that hold some of the same tensors, reading each only once.
 
@@ -93,6 +100,7 @@ def write_twice(
         files: The files to write.
         copies: Files of some of the same bytes, in the same order, whatever their keys.
         copied: Keys, in `files`, of the tensors that the copies hold.
+        also: A second hash, which takes in the bytes of all copies one after the other.
 
     Returns:
         File name → SHA-256 of each copy, computed on the way.
@@ -101,7 +109,7 @@ def write_twice(
         OSError: The disk is full, say.
     """
     buffers = Buffers()
-    with _HashedFiles(copies, buffers) as copy:
+    with _HashedFiles(copies, buffers, also) as copy:
         for file in files:
             with output_file(file.path) as output:
                 output.write(header_of(file.tensors))

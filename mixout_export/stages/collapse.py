@@ -1,6 +1,7 @@
 """`collapse`: a mixout checkpoint becomes a plain Hugging Face folder, tensor by tensor."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from mixout_export.checkpoint.companions import copy_companions
@@ -148,7 +149,7 @@ def collapse_checkpoint(
     folder = _open_mixout(source)
     pretrained = _pretrained_entries(folder, interpolate)
     with output_folder(out, [source], overwrite=overwrite) as target:
-        check = Background(folder.check_anchors)
+        check = Background(partial(folder.check_anchors, quickly=interpolate == 1.0))
         digests: dict[str, str] = {}
         weight_map: dict[str, str] = {}
         total = 0

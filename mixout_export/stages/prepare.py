@@ -18,6 +18,7 @@ from mixout_export.checkpoint.model import (
 )
 from mixout_export.checkpoint.moving import plan_saving
 from mixout_export.checkpoint.output import check_destination, output_folder
+from mixout_export.checkpoint.streams import quick_hash
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import LAYER_CLASSES
@@ -214,13 +215,14 @@ def _write(
     changes: tuple[ConfigChange, ...],
     options: PrepareOptions,
 ) -> Manifest:
-    keys, sha256 = _write_tensors(loaded, directory, names)
+    keys, sha256, xxh3 = _write_tensors(loaded, directory, names)
     modules = dict(loaded.model.named_modules())
     manifest = Manifest(
         config=options.mixout,
         modules=mixed_modules({name: type(modules[name]).__name__ for name in names}, keys),
         base=loaded.base,
         pretrained_sha256=sha256,
+        pretrained_xxh3=xxh3,
         task=loaded.task.name,
         labels=loaded.labels,
         head=Head(options.head, _head_dropout(options), loaded.fresh_keys),
@@ -238,13 +240,13 @@ def _write(
 
 def _write_tensors(
     loaded: LoadedBase, directory: Path, names: Sequence[str]
-) -> tuple[Collection[str], str]:
-    """Write weights and anchors; return the weights' keys and the anchors' SHA-256."""
+) -> tuple[Collection[str], str, str | None]:
+    """Write weights and anchors; return the weights' keys and the anchors' two digests."""
     plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
     if plan is not None:
-        return plan.tensors.keys(), plan.write(
-            directory, _anchored_keys(loaded, plan.tensors, names)
-        )
+        anchored, quick = _anchored_keys(loaded, plan.tensors, names), quick_hash()
+        sha256 = plan.write(directory, anchored, also=quick)
+        return plan.tensors.keys(), sha256, quick.hexdigest()
     entries = write_weights(loaded.model, directory)
     anchors = anchors_of_weights(entries, _anchored_keys(loaded, entries, names))
-    return entries.keys(), write_anchors(directory, anchors)
+    return entries.keys(), write_anchors(directory, anchors), None
