@@ -77,7 +77,14 @@ def coefficients(mask: Tensor, dtype: torch.dtype, p: float) -> Tensor:
     return bits * (1.0 / (1.0 - p)) if is_full_precision(dtype) else bits
 
 
-def mix_by(coefficients: Tensor, weight: Tensor, pretrained_weight: Tensor, p: float) -> Tensor:
+def mix_by(
+    coefficients: Tensor,
+    weight: Tensor,
+    pretrained_weight: Tensor,
+    p: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
     """Compute Φ from ready `coefficients`; see `mix`.
 
     Args:
@@ -85,11 +92,12 @@ def mix_by(coefficients: Tensor, weight: Tensor, pretrained_weight: Tensor, p: f
         weight: w.
         pretrained_weight: u, of the same shape; cast to the weight's dtype if it differs.
         p: Mix probability in [0, 1).
+        out: Where to write Φ, which autograd must not need; None makes a tensor.
     """
     target = pretrained_weight.to(weight.dtype)
     if is_full_precision(weight.dtype):
-        return torch.lerp(target, weight, coefficients)
-    return torch.addcmul(target, weight - target, coefficients, value=1.0 / (1.0 - p))
+        return torch.lerp(target, weight, coefficients, out=out)
+    return torch.addcmul(target, weight - target, coefficients, value=1.0 / (1.0 - p), out=out)
 
 
 def mixout(

@@ -4,6 +4,7 @@ An element mask is as large as its weight. It is never kept between a forward an
 the pass that needs it again draws it again from the same seed.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 _LEVELS = 1 << 16
 #: Below this many weights one `torch.rand` costs less than seeding a generator.
 _FEWEST = 1 << 12
+#: Weights whose bits are drawn at a time: a multiple of four, and few enough for the cache.
+_PIECE = 1 << 18
 #: Largest relative error of 1 - p by which a realised probability may differ from the one asked.
 _TOLERANCE = 1e-3
 
@@ -60,28 +63,50 @@ class PackedMask:
         seed = int(torch.randint(1 << 62, (), dtype=torch.int64))
         return cls(seed, shape, realised_probability(p))
 
-    def bits(self, out: Tensor) -> Tensor:
+    def bits(self, like: Tensor) -> Tensor:
         """Draw the mask, the same one at each call.
 
         Args:
-            out: Floating point, contiguous, of the mask's shape, on any device; what it held is
-                lost.
+            like: A tensor of the dtype and device to return.
 
         Returns:
-            `out`, of 0 and 1.
+            0 and 1, of the mask's shape.
+        """
+        parts = [bits for _, bits in self.pieces(like)]
+        return torch.cat(parts).view(self.shape)
+
+    def pieces(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Draw the mask piece by piece, so that it is never there as a whole.
+
+        Args:
+            like: A tensor of the dtype and device to yield.
+
+        Yields:
+            Which of the weights, counted through, and their bits, 0 and 1, of shape (piece,).
         """
         threshold = round(self.p * _LEVELS) - _LEVELS // 2  # the draws are signed
-        numbers = self._numbers(self.shape.numel(), out.device).view(self.shape)
-        return torch.ge(numbers, threshold, out=out)
+        draw = _drawing(self.seed, like.device)
+        count = self.shape.numel()
+        piece = _PIECE if like.device.type == "cpu" else count
+        for start in range(0, count, piece):
+            part = slice(start, min(start + piece, count))
+            numbers = draw((part.stop - start + 3) // 4).view(torch.int16)[: part.stop - start]
+            yield (
+                part,
+                torch.ge(numbers, threshold, out=torch.empty_like(numbers, dtype=like.dtype)),
+            )
 
-    def _numbers(self, count: int, device: torch.device) -> Tensor:
-        """Return so many int16 numbers, uniform over their whole range."""
-        draws = (count + 3) // 4
-        if device.type == "cpu":  # twice as fast as PyTorch's Mersenne twister
-            bits = torch.from_numpy(np.random.SFC64(self.seed).random_raw(draws).view(np.int64))
-        else:
-            generator = torch.Generator(device).manual_seed(self.seed)
-            lowest = torch.iinfo(torch.int64).min
-            bits = torch.empty(draws, dtype=torch.int64, device=device)
-            bits.random_(lowest, None, generator=generator)
-        return bits.view(torch.int16)[:count]
+
+def _drawing(seed: int, device: torch.device) -> Callable[[int], Tensor]:
+    """Return a function that draws the next so many int64 numbers, uniform over their range."""
+    if device.type == "cpu":  # twice as fast as PyTorch's Mersenne twister
+        source = np.random.SFC64(seed)
+        return lambda count: torch.from_numpy(source.random_raw(count).view(np.int64))
+    generator = torch.Generator(device).manual_seed(seed)
+    lowest = torch.iinfo(torch.int64).min
+
+    def draw(count: int) -> Tensor:
+        numbers = torch.empty(count, dtype=torch.int64, device=device)
+        return numbers.random_(lowest, None, generator=generator)
+
+    return draw

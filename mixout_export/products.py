@@ -13,7 +13,7 @@ import torch.nn.functional as F  # noqa: N812 (PyTorch's own idiom)
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from mixout_export.functional import coefficients, draw_mask, is_full_precision, mix_by
+from mixout_export.functional import coefficients, draw_mask, is_full_precision, mix, mix_by
 from mixout_export.masks import PackedMask
 
 #: Matrix units like sizes that are multiples of these; by device.
@@ -267,10 +267,26 @@ def element_product(
     )
 
 
-def _factors(mask: PackedMask, weight: Tensor) -> Tensor:
-    """Return what `mix_by` takes."""
-    factors = mask.bits(torch.empty_like(weight))
-    return factors.mul_(1.0 / (1.0 - mask.p)) if is_full_precision(weight.dtype) else factors
+def _element_mixed(mask: PackedMask, weight: Tensor, pretrained_weight: Tensor) -> Tensor:
+    """Return Φ, with no other tensor of its size on the way unless autograd watches."""
+    if torch.is_grad_enabled():
+        return mix(weight, pretrained_weight, mask.bits(weight), mask.p)
+    mixed = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    flat, w, u = mixed.view(-1), weight.reshape(-1), pretrained_weight.reshape(-1)
+    for part, bits in mask.pieces(weight):
+        factors = coefficients(bits, weight.dtype, mask.p)
+        mix_by(factors, w[part], u[part], mask.p, out=flat[part])
+    return mixed
+
+
+def _element_scaled(mask: PackedMask, gradient: Tensor) -> Tensor:
+    """Multiply a gradient of Φ by m / (1 - p), in place."""
+    if torch.is_grad_enabled():
+        return _scaled(gradient, coefficients(mask.bits(gradient), gradient.dtype, mask.p), mask.p)
+    flat = gradient.view(-1)
+    for part, bits in mask.pieces(gradient):
+        _scaled(flat[part], coefficients(bits, gradient.dtype, mask.p), mask.p)
+    return gradient
 
 
 class _ElementProduct(torch.autograd.Function):
@@ -288,22 +304,21 @@ class _ElementProduct(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(input, weight, pretrained_weight)
         ctx.mask, ctx.input_dim = mask, input_dim
-        factors = _factors(mask, weight)
-        mixed = mix_by(factors, weight, pretrained_weight, mask.p)
+        mixed = _element_mixed(mask, weight, pretrained_weight)
         return _product(input, mixed, bias, input_dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight, pretrained_weight = ctx.saved_tensors
-        flat, p = grad.reshape(-1, grad.shape[-1]), ctx.mask.p
+        flat = grad.reshape(-1, grad.shape[-1])
         to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
         for_input = for_weight = None
-        factors = _factors(ctx.mask, weight)
         if to_input:
-            mixed = mix_by(factors, weight, pretrained_weight, p)
+            mixed = _element_mixed(ctx.mask, weight, pretrained_weight)
             for_input = _input_gradient(flat, mixed, ctx.input_dim, input.shape)
+            del mixed
         if to_weight:
             whole = _outer(flat, input.reshape(-1, input.shape[-1]), ctx.input_dim)
-            for_weight = _scaled(whole.to(weight.dtype), factors, p)
+            for_weight = _element_scaled(ctx.mask, whole.to(weight.dtype).contiguous())
         for_bias = flat.sum(0) if to_bias else None
         return for_input, for_weight, None, for_bias, None, None

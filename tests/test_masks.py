@@ -54,3 +54,15 @@ def test_where_packed_bits_serve() -> None:
     assert not can_pack(10_000, 0.99999)  # a step of 2⁻¹⁶ is a good part of 1 - p
     assert not can_pack(10_000, 1 - 1e-9)
     assert realised_probability(0.5) == 0.5
+
+
+def test_pieces_are_the_mask() -> None:
+    torch.manual_seed(5)
+    shape = torch.Size((521, 1031))  # an odd number, of more than two pieces
+    mask = PackedMask.draw(shape, 0.7)
+    whole = mask.bits(torch.empty(1)).view(-1)
+    pieces = list(mask.pieces(torch.empty(1)))
+    assert [part.start for part, _ in pieces] == [0, 1 << 18, 2 << 18]
+    assert pieces[-1][0].stop == shape.numel()
+    for part, bits in pieces:
+        assert torch.equal(whole[part], bits)
