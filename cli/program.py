@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from mixout_export_cli.command import Group, LazyCommands
+from mixout_export_cli.output import InterruptionError
 
 _DEBUG = "MIXOUT_EXPORT_DEBUG"
 
@@ -54,6 +55,15 @@ def cli() -> None:
     """
 
 
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Tell whether an error is what some library made of Ctrl-C while it cleaned up."""
+    while error is not None and not isinstance(error, InterruptionError):
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
+
+
 def run(arguments: Sequence[str] | None) -> NoReturn:
     """Run the program and exit; see `main`.
 
@@ -68,6 +78,8 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
     except click.Abort as error:
         raise KeyboardInterrupt from error
     except Exception as error:
+        if _was_interrupted(error):
+            raise KeyboardInterrupt from error
         from mixout_export_cli.failures import leave
 
         leave(error, hint=f"set {_DEBUG}=1 to see where")

@@ -598,6 +598,21 @@ def test_ctrl_c_is_130_and_one_sentence(
     assert ("--resume" in run.err) == (command == "train")
 
 
+def test_ctrl_c_that_a_library_turned_into_its_own_error_is_still_ctrl_c(
+    way: Way, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected position")
+
+    monkeypatch.setattr("mixout_export.stages.inspection.inspect_path", interrupt)
+    run = program("inspect", way.base)
+    assert (run.code, run.out) == (130, "")
+    assert run.err.strip().startswith("mixout-export: interrupted; ")
+
+
 def test_what_nobody_foresaw_is_one_sentence(
     way: Way, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:

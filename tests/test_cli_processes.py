@@ -63,7 +63,7 @@ def test_ctrl_c_leaves_out_as_it_was_and_resume_completes(way: Way, tmp_path: Pa
     wait_for(lambda: list(checkpoints.glob("step-*")) or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (130, "")
+    assert (process.returncode, stdout) == (130, ""), stderr
     assert stderr.strip() == (
         f"mixout-export: interrupted; {out} is as it was, and --resume goes on from the last "
         "checkpoint"

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import resource
 import signal
@@ -134,3 +135,23 @@ def test_a_full_disk_is_an_oserror(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert [path.name for path in snapshots.paths()] == ["step-00000001"]
+
+
+class InterruptedStream(io.BytesIO):
+    """A file during whose second write the user presses Ctrl-C."""
+
+    writes = 0
+
+    def write(self, data: Any) -> int:
+        self.writes += 1
+        if self.writes == 2:
+            raise KeyboardInterrupt
+        return super().write(data)
+
+
+def test_ctrl_c_while_a_checkpoint_is_written_is_heard_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "open", lambda *_: InterruptedStream())
+    with pytest.raises(KeyboardInterrupt):
+        Snapshots(tmp_path, 2).write(1, lambda path: None, {"tensor": torch.zeros(1000)})

@@ -34,8 +34,8 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
     try:
         with path.open("wb") as stream:
             torch.save(state, stream)
-    except RuntimeError as error:  # what PyTorch makes of a full disk
-        if isinstance(error.__context__, OSError):
+    except RuntimeError as error:  # what PyTorch makes of a full disk, or of Ctrl-C
+        if isinstance(error.__context__, OSError | KeyboardInterrupt):
             raise error.__context__ from error
         raise
 
