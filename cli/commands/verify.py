@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixout_export_cli.command import Command
-from mixout_export_cli.options import PATH, output_options
+from mixout_export_cli.options import PATH, output_options, seed_option
 from mixout_export_cli.output import Output, table
 
 if TYPE_CHECKING:
@@ -90,6 +90,19 @@ def _describe(result: "ParityResult") -> str:
     metavar="NAME",
     help="onnxruntime's execution provider.",
 )
+@click.option(
+    "--inputs",
+    type=PATH,
+    metavar="FILE.npz",
+    help="Run these inputs instead of the battery, as --save-inputs wrote them.",
+)
+@click.option(
+    "--save-inputs",
+    type=PATH,
+    metavar="FILE.npz",
+    help="Keep what is run, to run it again.",
+)
+@seed_option("Of the battery.")
 @output_options
 def verify(
     reference: Path,
@@ -102,6 +115,9 @@ def verify(
     atol: float | None,
     rtol: float | None,
     provider: str,
+    inputs: Path | None,
+    save_inputs: Path | None,
+    seed: int,
     output: Output,
 ) -> int:
     """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
@@ -121,6 +137,9 @@ def verify(
         atol=atol,
         rtol=rtol,
         provider=provider,
+        inputs=inputs,
+        save_inputs_to=save_inputs,
+        seed=seed,
     )
     output.result(result, _describe(result))
     return 0 if result.holds else 3

@@ -226,3 +226,28 @@ def output_folder(
         raise
     finally:
         folder.unlock()
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to that becomes `path` when the block ends without an error.
+
+    A file that is at `path` stays until the new one is whole, and after an error.
+
+    Raises:
+        OutputError: The folder is missing, `path` is a folder, or a disk error occurred.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file's name")
+    partial = _with_suffix(path, LAYOUT.partial_suffix)
+    if os.path.lexists(partial):
+        raise OutputError(f"{partial}: is in the way; move it elsewhere")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(_disk_message(error, partial)) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ segment; the rest sweeps shapes and padding. It is the same for the same interfa
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -202,6 +202,29 @@ def _check_inputs(interface: ModelInterface) -> None:
         )
 
 
+def _touched(batches: Sequence[Batch], name: str) -> int:
+    """Count the values of an input that occur where nothing is masked."""
+    found: set[int] = set()
+    for batch in batches:
+        if name in batch.inputs:
+            values, mask = batch.inputs[name], batch.inputs.get("attention_mask")
+            found.update(np.unique(values if mask is None else values[mask != 0]).tolist())
+    return len(found)
+
+
+def measure_coverage(batches: Sequence[Batch], interface: ModelInterface) -> Coverage:
+    """Count what batches touch, wherever they come from."""
+    return Coverage(
+        vocabulary=_touched(batches, "input_ids"),
+        vocabulary_size=interface.vocabulary_size,
+        positions=max((batch.shape[-1] for batch in batches), default=0),
+        position_limit=interface.sequence_limit,
+        segments=_touched(batches, "token_type_ids") or 1,
+        batches=len(batches),
+        examples=sum(batch.shape[0] for batch in batches),
+    )
+
+
 def build_battery(
     interface: ModelInterface,
     *,
@@ -233,13 +256,8 @@ def build_battery(
         *vocabulary,
         *examples,
     )
-    coverage = Coverage(
-        vocabulary=min(interface.vocabulary_size, vocabulary_budget),
-        vocabulary_size=interface.vocabulary_size,
-        positions=maker.longest,
-        position_limit=interface.sequence_limit,
-        segments=interface.segments,
-        batches=len(batches),
-        examples=sum(batch.shape[0] for batch in batches),
+    coverage = replace(
+        measure_coverage(batches, interface),
+        vocabulary=min(interface.vocabulary_size, vocabulary_budget),  # by plan, not by chance
     )
-    return Battery(batches=batches, coverage=coverage)
+    return Battery(batches, coverage)

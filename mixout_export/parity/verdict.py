@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 
+from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import (
     LANGUAGE_MODEL_TOKENS,
@@ -93,11 +94,35 @@ def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolera
     return Tolerance(default.atol if atol is None else atol, default.rtol if rtol is None else rtol)
 
 
+def make_battery(
+    reference: Subject,
+    interface: ModelInterface,
+    *,
+    seed: int = 0,
+    examples: Sequence[Batch] = (),
+) -> Battery:
+    """Build the battery for a subject, with what a language model's output takes in mind.
+
+    Args:
+        reference: What the task is read from.
+        interface: What both sides take.
+        seed: Of everything drawn at random.
+        examples: The user's own inputs, appended.
+    """
+    language_model = reference.task in ("masked-lm", "causal-lm")
+    return build_battery(
+        interface,
+        seed=seed,
+        examples=examples,
+        tokens_per_batch=LANGUAGE_MODEL_TOKENS if language_model else TOKENS_PER_BATCH,
+    )
+
+
 def compare_subjects(
     reference: Subject,
     candidate: Subject,
     *,
-    examples: Sequence[Batch] = (),
+    battery: Battery | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     seed: int = 0,
@@ -107,11 +132,11 @@ def compare_subjects(
     Args:
         reference: What the candidate should be.
         candidate: What is judged.
-        examples: The user's own inputs, run besides the battery.
+        battery: What to run; None makes one.
         atol: Absolute tolerance; None is the precision's. If either tolerance is given, the
             weights of two folders are judged by them too; otherwise they must be equal.
         rtol: Relative tolerance; None is the precision's.
-        seed: Of the battery.
+        seed: Of the battery that is made.
 
     Raises:
         ArgumentError: A graph takes an input that the battery cannot make.
@@ -137,14 +162,8 @@ def compare_subjects(
     outputs: tuple[OutputDifference, ...] = ()
     coverage = None
     if headless or set(ours.outputs) == set(theirs.outputs):
-        battery = build_battery(
-            shared_interface(ours, theirs),
-            seed=seed,
-            examples=examples,
-            tokens_per_batch=LANGUAGE_MODEL_TOKENS
-            if reference.task in ("masked-lm", "causal-lm")
-            else TOKENS_PER_BATCH,
-        )
+        if battery is None:
+            battery = make_battery(reference, shared_interface(ours, theirs), seed=seed)
         coverage = battery.coverage
         outputs = _run(
             _runner(reference, ours.inputs, headless=headless),

@@ -1,16 +1,18 @@
 """Compare two artefacts: a mixout checkpoint, a Hugging Face folder, an ONNX graph."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.parity.battery import Batch
+from mixout_export.parity.battery import Batch, Battery, measure_coverage
 from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.examples import text_batches
+from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.subject import Subject, open_subject
-from mixout_export.parity.verdict import compare_subjects
+from mixout_export.parity.verdict import compare_subjects, make_battery
 from mixout_export.training.columns import find_texts
 from mixout_export.training.labels import text_values
 from mixout_export.training.tables import read_table
@@ -44,6 +46,27 @@ def _read_examples(
     return text_batches(tokenizer, interface, texts, pairs)
 
 
+def _settle_battery(
+    left: Subject,
+    right: Subject,
+    interface: ModelInterface,
+    *,
+    examples: Sequence[Batch],
+    inputs: Path | None,
+    save_inputs_to: Path | None,
+    seed: int,
+) -> Battery:
+    """Read or build what is run, and save it before it is, so that a crash can be replayed."""
+    if inputs is not None:
+        batches = load_inputs(inputs, interface)
+        battery = Battery(batches, measure_coverage(batches, interface))
+    else:
+        battery = make_battery(left, interface, seed=seed, examples=examples)
+    if save_inputs_to is not None:
+        save_inputs(save_inputs_to, battery.batches)
+    return battery
+
+
 def verify_checkpoints(
     reference: Path,
     candidate: Path,
@@ -55,6 +78,8 @@ def verify_checkpoints(
     atol: float | None = None,
     rtol: float | None = None,
     provider: str = CPU_PROVIDER,
+    inputs: Path | None = None,
+    save_inputs_to: Path | None = None,
     seed: int = 0,
 ) -> ParityResult:
     """Compare two artefacts; see `ParityResult` for what it takes for parity to hold.
@@ -72,12 +97,15 @@ def verify_checkpoints(
             folders may differ by as much too.
         rtol: Relative tolerance; None is 1e-4, 1e-3 and 8e-3.
         provider: onnxruntime's execution provider.
+        inputs: An `.npz` file of inputs to run instead of the battery.
+        save_inputs_to: An `.npz` file to write what is run to.
         seed: Of the battery.
 
     Raises:
         ArgumentError: An argument is outside its domain, or there is no such provider.
         CheckpointError: An artefact cannot be opened or run.
-        DataError: `data` cannot be read.
+        DataError: `data` or `inputs` cannot be read, or the models do not take them.
+        OutputError: `save_inputs_to` cannot be written.
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
@@ -85,26 +113,30 @@ def verify_checkpoints(
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     if max_examples is not None and data is None:
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
+    if inputs is not None and data is not None:
+        raise ArgumentError("inputs: replaces everything that is run; leave --data out")
     check_provider(provider)
     left = open_subject(reference, provider=provider)
     right = open_subject(candidate, provider=provider)
+    interface = shared_interface(*interfaces(left, right))
     examples: tuple[Batch, ...] = ()
     if data is not None:
-        shared = shared_interface(*interfaces(left, right))
         examples = _read_examples(
             data,
             left,
             right,
-            shared,
+            interface,
             max_examples=max_examples,
             text_column=text_column,
             text_pair_column=text_pair_column,
         )
-    return compare_subjects(
+    battery = _settle_battery(
         left,
         right,
+        interface,
         examples=examples,
-        atol=atol,
-        rtol=rtol,
+        inputs=inputs,
+        save_inputs_to=save_inputs_to,
         seed=seed,
     )
+    return compare_subjects(left, right, battery=battery, atol=atol, rtol=rtol)
