@@ -379,3 +379,33 @@ def test_result_is_plain_json(plain: Path, graph: Path) -> None:
     assert plain_values["holds"] is True
     assert plain_values["coverage"]["vocabulary"] == VOCABULARY
     assert plain_values["outputs"][0]["agreement"] == 1.0
+
+
+def test_what_was_run_can_be_run_again(plain: Path, graph: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.npz"
+    first = verify_checkpoints(plain, graph, save_inputs_to=kept, seed=5)
+    again = verify_checkpoints(plain, graph, inputs=kept)
+    assert again.holds
+    assert again.outputs == first.outputs
+    assert again.coverage is not None
+    assert first.coverage is not None
+    assert again.coverage.examples == first.coverage.examples
+
+
+def test_inputs_of_ones_own_find_what_they_touch(plain: Path, tmp_path: Path) -> None:
+    def zero_row(tensors: Tensors) -> None:
+        tensors["embeddings.word_embeddings.weight"][7] = 0
+
+    other = changed(plain, tmp_path / "other", zero_row)
+    verdicts = {}
+    for token in (7, 8):
+        ids = np.full((2, 4), token)
+        path = tmp_path / f"{token}.npz"
+        np.savez(path, input_ids=ids, attention_mask=np.ones_like(ids), token_type_ids=ids * 0)
+        verdicts[token] = verify_checkpoints(plain, other, inputs=path).outputs[0].holds
+    assert verdicts == {7: False, 8: True}
+
+
+def test_inputs_and_data_exclude_each_other(plain: Path, graph: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="inputs: replaces everything"):
+        verify_checkpoints(plain, graph, inputs=tmp_path / "a.npz", data=tmp_path / "b.tsv")
