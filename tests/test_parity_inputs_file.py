@@ -93,7 +93,7 @@ def test_a_missing_input_is_named(tmp_path: Path) -> None:
 def test_what_is_no_file_of_arrays_is_said_to_be_none(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="expected an .npz file"):
+    with pytest.raises(DataError, match=r"expected an \.npz file"):
         load_inputs(path, INTERFACE)
     with pytest.raises(DataError, match="no such file"):
         load_inputs(tmp_path / "none.npz", INTERFACE)
@@ -102,7 +102,7 @@ def test_what_is_no_file_of_arrays_is_said_to_be_none(tmp_path: Path, content: b
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, input_ids=np.array([{}], dtype=object))
-    with pytest.raises(DataError, match="expected an .npz file"):
+    with pytest.raises(DataError, match=r"expected an \.npz file"):
         load_inputs(path, INTERFACE)
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert path.read_text() == "precious"
     with pytest.raises(OutputError, match="does not exist"):
         save_inputs(tmp_path / "none" / "a.npz", [])
-    with pytest.raises(OutputError, match="ending in .npz"):
+    with pytest.raises(OutputError, match=r"ending in \.npz"):
         save_inputs(tmp_path / "a.bin", [])
 
 

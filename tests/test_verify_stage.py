@@ -394,7 +394,7 @@ def test_what_was_run_can_be_run_again(plain: Path, graph: Path, tmp_path: Path)
 
 def test_inputs_of_ones_own_find_what_they_touch(plain: Path, tmp_path: Path) -> None:
     def zero_row(tensors: Tensors) -> None:
-        tensors["embeddings.word_embeddings.weight"][7] = 0
+        tensors["bert.embeddings.word_embeddings.weight"][7] = 0
 
     other = changed(plain, tmp_path / "other", zero_row)
     verdicts = {}
