@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
@@ -30,7 +31,8 @@ def onnx(
     The graph is compared with PyTorch before OUT appears; a difference above tolerance is exit
     code 3 and leaves nothing at OUT.
     """
-    from mixout_export.stages.onnx_export import export_onnx
+    with quick_imports():
+        from mixout_export.stages.onnx_export import export_onnx
 
     result = export_onnx(source, out, opset=opset, verify=not no_verify, overwrite=overwrite)
     text = f"{out}: opset {result.opset}, {result.nodes} nodes, {human_size(result.bytes)}"

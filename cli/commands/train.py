@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
 from mixout_export_cli.output import InterruptionError, Output, count_of, number, table
 
@@ -195,8 +196,9 @@ def train(
 
     Work in progress lies in OUT.partial, from which --resume goes on exactly.
     """
-    from mixout_export.stages.train import DataOptions, train_checkpoint
-    from mixout_export.training.options import TrainOptions
+    with quick_imports():
+        from mixout_export.stages.train import DataOptions, train_checkpoint
+        from mixout_export.training.options import TrainOptions
     from mixout_export_cli.progress import TrainingDisplay
 
     data = DataOptions(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, seed_option
 from mixout_export_cli.output import Output, table
 
@@ -43,12 +44,10 @@ def _describe(result: "ParityResult") -> str:
         ]
         header = ["output", "max diff", "mean diff", "same label", "within tolerance"]
         lines += ["", table(header, rows)]
-    tolerance = result.tolerance
     verdict = "parity holds" if result.holds else "parity does NOT hold"
     lines += [
         "",
-        f"{verdict} at atol {tolerance.atol:g}, rtol {tolerance.rtol:g} ({result.precision}), "
-        f"{result.seconds:.1f} s",
+        f"{verdict} at {result.criteria()} ({result.precision}), {result.seconds:.1f} s",
     ]
     return "\n".join([*lines, *(f"  {reason}" for reason in result.reasons())])
 
@@ -125,7 +124,8 @@ def verify(
     Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file. Exit code 3 if
     they do not compute the same thing.
     """
-    from mixout_export.stages.verify import verify_checkpoints
+    with quick_imports():
+        from mixout_export.stages.verify import verify_checkpoints
 
     result = verify_checkpoints(
         reference,

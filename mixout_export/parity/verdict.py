@@ -2,18 +2,22 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import (
     LANGUAGE_MODEL_TOKENS,
     TOKENS_PER_BATCH,
+    VOCABULARY_BUDGET,
     Batch,
     Battery,
     build_battery,
 )
 from mixout_export.parity.compare import (
+    BOUNDS,
     TOLERANCES,
+    Bounds,
     OutputComparison,
     OutputDifference,
     Tolerance,
@@ -52,11 +56,21 @@ def _audit(
     )
 
 
-def _precision(audit: WeightAudit) -> str:
-    """Name the tolerance: rounded weights allow for more than an order of summation."""
-    if any("bf16" in how for how in audit.counts):
-        return "bf16"
-    return "fp16" if any("fp16" in how for how in audit.counts) else "fp32"
+#: From the most to the least exact.
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+def _precision(audit: WeightAudit, *subjects: Subject) -> str:
+    """Name what is allowed for: what a graph says of itself, else what the weights show."""
+    recorded = [
+        subject.session.metadata.get("precision", "")
+        for subject in subjects
+        if isinstance(subject, OnnxSubject)
+    ]
+    shown = {name: any(name in how for how in audit.counts) for name in ("fp16", "bf16", "int8")}
+    return next(
+        (name for name in reversed(_PRECISIONS) if name in recorded or shown.get(name)), "fp32"
+    )
 
 
 def _runner(subject: Subject, inputs: tuple[str, ...], *, headless: bool) -> Runner:
@@ -70,13 +84,15 @@ def _run(
     candidate: Runner,
     battery: Battery,
     *,
-    tolerance: Tolerance,
+    tolerance: Tolerance | None,
+    bounds: Bounds,
     task: str | None,
 ) -> tuple[OutputDifference, ...]:
     comparisons = {
         name: OutputComparison(
             name,
             tolerance,
+            bounds=bounds,
             decision=decision_of(task, name),
             per_token=is_per_token(task, name),
         )
@@ -89,9 +105,19 @@ def _run(
     return tuple(comparison.result() for comparison in comparisons.values())
 
 
-def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolerance:
-    default = TOLERANCES[precision]
+def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolerance | None:
+    """Return what each value is judged by; None where the precision judges none of them."""
+    default = TOLERANCES.get(precision)
+    if default is None:
+        if atol is None and rtol is None:
+            return None
+        default = Tolerance(atol=0.0, rtol=0.0)
     return Tolerance(default.atol if atol is None else atol, default.rtol if rtol is None else rtol)
+
+
+def _bounds(precision: str, min_agreement: float | None) -> Bounds:
+    default = BOUNDS.get(precision, Bounds())
+    return default if min_agreement is None else replace(default, agreement=min_agreement)
 
 
 def make_battery(
@@ -100,6 +126,7 @@ def make_battery(
     *,
     seed: int = 0,
     examples: Sequence[Batch] = (),
+    vocabulary_budget: int = VOCABULARY_BUDGET,
 ) -> Battery:
     """Build the battery for a subject, with what a language model's output takes in mind.
 
@@ -108,12 +135,14 @@ def make_battery(
         interface: What both sides take.
         seed: Of everything drawn at random.
         examples: The user's own inputs, appended.
+        vocabulary_budget: Most vocabulary ids to cover.
     """
     language_model = reference.task in ("masked-lm", "causal-lm")
     return build_battery(
         interface,
         seed=seed,
         examples=examples,
+        vocabulary_budget=vocabulary_budget,
         tokens_per_batch=LANGUAGE_MODEL_TOKENS if language_model else TOKENS_PER_BATCH,
     )
 
@@ -125,6 +154,7 @@ def compare_subjects(
     battery: Battery | None = None,
     atol: float | None = None,
     rtol: float | None = None,
+    min_agreement: float | None = None,
     seed: int = 0,
 ) -> ParityResult:
     """Compare two sides: their descriptions, their weights, and their outputs on the battery.
@@ -136,6 +166,7 @@ def compare_subjects(
         atol: Absolute tolerance; None is the precision's. If either tolerance is given, the
             weights of two folders are judged by them too; otherwise they must be equal.
         rtol: Relative tolerance; None is the precision's.
+        min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
         seed: Of the battery that is made.
 
     Raises:
@@ -157,7 +188,8 @@ def compare_subjects(
         headless=headless,
         tolerance=_tolerance("fp32", atol, rtol) if given else None,
     )
-    precision = _precision(audit)
+    precision = _precision(audit, reference, candidate)
+    bounds = _bounds(precision, min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     coverage = None
@@ -170,6 +202,7 @@ def compare_subjects(
             _runner(candidate, theirs.inputs, headless=headless),
             battery,
             tolerance=tolerance,
+            bounds=bounds,
             task=None if headless else reference.task,
         )
     return ParityResult(
@@ -179,6 +212,7 @@ def compare_subjects(
         weights=audit,
         outputs=outputs,
         tolerance=tolerance,
+        bounds=bounds,
         precision="given" if given else precision,
         coverage=coverage,
         headless=headless,

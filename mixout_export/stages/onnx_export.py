@@ -13,7 +13,11 @@ from mixout_export.export.document import Provenance, stamp_graph, write_graph
 from mixout_export.export.graph import check_opset, export_graph
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
-from mixout_export.parity.verdict import compare_subjects
+from mixout_export.parity.verdict import compare_subjects, make_battery
+
+#: Vocabulary ids that a fresh graph is run on, the first and last quarter at both ends of the
+#: vocabulary. The audit finds the whole table in the graph by its hash; `verify` runs them all.
+_VOCABULARY_SAMPLE = 8192
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,9 @@ def _config(source: TorchSubject) -> dict[str, Any]:
 
 
 def _verify(source: TorchSubject, partial: Path, out: Path) -> ParityResult:
-    parity = replace(compare_subjects(source, onnx_subject(partial)), candidate=str(out))
+    battery = make_battery(source, source.interface, vocabulary_budget=_VOCABULARY_SAMPLE)
+    compared = compare_subjects(source, onnx_subject(partial), battery=battery)
+    parity = replace(compared, candidate=str(out))
     if not parity.holds:
         raise ParityError(
             f"{source.path}: the exported graph is not the same model, {parity.reasons()[0]}; "
