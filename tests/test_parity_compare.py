@@ -57,8 +57,12 @@ def test_rows_compared_in_pieces_add_up(monkeypatch: pytest.MonkeyPatch) -> None
     pieces = compare(left, right, where, **options)
     assert whole.elements == 13 * 5
     assert whole.flips > 0
-    assert pieces.mean_abs == pytest.approx(whole.mean_abs)
-    assert replace(pieces, mean_abs=0) == replace(whole, mean_abs=0)
+    sums = ("mean_abs", "relative_l2", "mean_shift")
+    for name in sums:
+        assert getattr(pieces, name) == pytest.approx(getattr(whole, name))
+    assert pieces.by_batch["shapes"].flips == whole.flips
+    same = dict.fromkeys(sums, 0.0) | {"by_batch": {}}
+    assert replace(pieces, **same) == replace(whole, **same)
 
 
 def test_the_worst_batch_is_kept_over_batches() -> None:

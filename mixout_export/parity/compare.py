@@ -2,13 +2,21 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mixout_export.parity.battery import Batch
+from mixout_export.parity.decisions import (
+    DATA_BATCH,
+    Decision,
+    DecisionComparison,
+    DecisionCounts,
+    Flip,
+    Rows,
+)
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -16,8 +24,9 @@ Mask = npt.NDArray[np.bool_]
 #: Values compared at once: language models give a number for each token and each word.
 _CHUNK = 1 << 20
 
-#: How an output becomes a decision: the largest logit, each logit's sign, or none.
-Decision = Literal["argmax", "sign"]
+#: The histogram of |candidate − reference| counts zeros, then values below the first edge, then
+#: those of each decade, then those of the last edge and above, NaN and infinity among them.
+HISTOGRAM_EDGES = tuple(10.0**exponent for exponent in range(-10, 3))
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,22 @@ class Tolerance:
     rtol: float
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """What an output is judged by as a whole; None where it is not.
+
+    Attributes:
+        agreement: Least share of equal decisions, in [0, 1].
+        mean_shift: Largest mean total variation distance of the decisions' probabilities.
+        relative_l2: Largest ‖candidate − reference‖ / ‖reference‖ of an output that carries no
+            decisions.
+    """
+
+    agreement: float | None = None
+    mean_shift: float | None = None
+    relative_l2: float | None = None
+
+
 #: By the precision that weights were rounded to on the way, "fp32" where they were not. bf16 has
 #: three bits less than fp16, so eight times its rounding error: on a 22 M BERT whose logits lie
 #: within ±3, fp16 weights move them by up to 2.7e-3 and bf16 weights by up to 2.1e-2.
@@ -35,6 +60,12 @@ TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(atol=1e-5, rtol=1e-4),
     "fp16": Tolerance(atol=5e-3, rtol=1e-3),
     "bf16": Tolerance(atol=4e-2, rtol=8e-3),
+}
+
+#: int8 weights move values by an amount that depends on the model, so what counts is what they
+#: decide.
+BOUNDS: dict[str, Bounds] = {
+    "int8": Bounds(agreement=0.97, mean_shift=0.05, relative_l2=0.2),
 }
 
 
@@ -53,9 +84,16 @@ class OutputDifference:
         not_a_number: Values that are NaN on either side; each counts as exceeding.
         decisions: Decisions compared; 0 where the output carries none.
         flips: Decisions that differ.
+        relative_l2: ‖candidate − reference‖ / ‖reference‖ over all values.
+        mean_shift: Mean total variation distance of the decisions' probabilities, in [0, 1].
+        max_shift: The largest.
+        by_batch: Decisions by the batches' names.
+        flip_examples: Flips with their inputs, those with the widest margins.
+        histogram: Number of differences by their size, as `HISTOGRAM_EDGES` says.
         worst_batch: Name of the batch with the largest difference.
         worst_shape: Shape of that batch's inputs.
         problem: A reason to fail other than a number, "" if none.
+        shortfall: Which bound the output as a whole misses, as the end of a sentence, "" if none.
     """
 
     name: str
@@ -70,11 +108,19 @@ class OutputDifference:
     worst_batch: str
     worst_shape: tuple[int, ...]
     problem: str = ""
+    shortfall: str = ""
+    relative_l2: float = 0.0
+    mean_shift: float = 0.0
+    max_shift: float = 0.0
+    by_batch: Mapping[str, DecisionCounts] = field(default_factory=dict)
+    flip_examples: tuple[Flip, ...] = ()
+    histogram: tuple[int, ...] = (0,) * (len(HISTOGRAM_EDGES) + 2)
 
     @property
     def holds(self) -> bool:
-        """Whether every value is within the tolerance."""
-        return not self.exceeding and not self.problem and self.elements > 0
+        """Whether every value is within the tolerance, and the output within its bounds."""
+        failed = self.exceeding or self.problem or self.shortfall
+        return not failed and self.elements > 0
 
     @property
     def agreement(self) -> float | None:
@@ -88,7 +134,19 @@ class OutputDifference:
             for name, value in vars(self).items()
         }
         fields["worst_shape"] = list(self.worst_shape)
+        fields["by_batch"] = {name: counts.to_dict() for name, counts in self.by_batch.items()}
+        fields["flip_examples"] = [flip.to_dict() for flip in self.flip_examples]
+        fields["histogram"] = list(self.histogram)
         return {**fields, "agreement": self.agreement, "holds": self.holds}
+
+
+def _histogram(difference: Array) -> Array:
+    """Count float64 differences `(n,)` by size, as `HISTOGRAM_EDGES` says; none of them is NaN."""
+    at_least = [difference.size, np.count_nonzero(difference)]
+    for edge in HISTOGRAM_EDGES:
+        left = at_least[-1]
+        at_least.append(np.count_nonzero(difference >= edge) if left else 0)
+    return -np.diff([*at_least, 0])
 
 
 class OutputComparison:
@@ -97,8 +155,9 @@ class OutputComparison:
     def __init__(
         self,
         name: str,
-        tolerance: Tolerance,
+        tolerance: Tolerance | None,
         *,
+        bounds: Bounds | None = None,
         decision: Decision | None = None,
         per_token: bool = False,
     ) -> None:
@@ -106,25 +165,28 @@ class OutputComparison:
 
         Args:
             name: The output's name.
-            tolerance: What values are judged by.
+            tolerance: What values are judged by; None lets all pass that are finite.
+            bounds: What the output is judged by as a whole.
             decision: How the output becomes a decision.
             per_token: Whether it has a value for each token: then those of padding, which mean
                 nothing, are left out.
         """
         self.name = name
         self.tolerance = tolerance
-        self.decision = decision
+        self.bounds = bounds or Bounds()
         self.per_token = per_token
+        self._decisions = None if decision is None else DecisionComparison(decision)
         self._max_abs = -1.0
-        self._sum_abs = 0.0
+        self._sum_abs = self._sum_squares = self._reference_squares = 0.0
         self._max_relative = 0.0
-        self._elements = self._exceeding = self._not_a_number = 0
-        self._decisions = self._flips = 0
+        self._batches = self._elements = self._exceeding = self._not_a_number = 0
+        self._histogram = np.zeros(len(HISTOGRAM_EDGES) + 2, dtype=np.int64)
         self._worst: tuple[str, tuple[int, ...]] = ("", ())
         self._problem = ""
 
     def add(self, batch: Batch, reference: Array, candidate: Array) -> None:
         """Compare one batch's output, float `(batch, ...)` on both sides."""
+        number, self._batches = self._batches, self._batches + 1
         if reference.shape != candidate.shape:
             self._problem = self._problem or (
                 f"has shape {candidate.shape}, expected {reference.shape}, at a {batch.name} "
@@ -136,32 +198,48 @@ class OutputComparison:
         for start in range(0, len(reference), step):
             rows = slice(start, start + step)
             self._add_rows(
-                batch,
-                reference[rows].astype(np.float64),
-                candidate[rows].astype(np.float64),
-                None if real is None else real[rows],
+                Rows(
+                    batch=batch,
+                    number=number,
+                    first=start,
+                    reference=reference[rows].astype(np.float64),
+                    candidate=candidate[rows].astype(np.float64),
+                    real=None if real is None else real[rows],
+                )
             )
 
-    def _add_rows(
-        self, batch: Batch, reference: Array, candidate: Array, real: Mask | None
-    ) -> None:
-        """Compare some rows of a batch's output, float64."""
-        self._add_decisions(reference, candidate, real)
-        if real is not None:
-            reference, candidate = reference[real], candidate[real]
+    def _add_rows(self, rows: Rows) -> None:
+        """Compare some rows of a batch's output."""
+        if self._decisions is not None:
+            self._decisions.add(rows)
+        reference, candidate = rows.reference, rows.candidate
+        if rows.real is not None:
+            reference, candidate = reference[rows.real], candidate[rows.real]
         difference = self._difference(reference, candidate)
         nan = np.isnan(difference)
         finite = np.where(nan, np.inf, difference)
-        scale = np.where(np.isfinite(reference), np.abs(reference), 0.0)
-        beyond = finite > self.tolerance.atol + self.tolerance.rtol * scale
         self._elements += difference.size
         self._not_a_number += int(nan.sum())
-        self._exceeding += int(beyond.sum())
-        self._sum_abs += float(finite.sum())
+        self._exceeding += int(self._beyond(reference, finite).sum())
+        self._histogram += _histogram(finite)
+        self._add_norms(reference, finite)
         self._add_relative(reference, finite)
         worst = float(finite.max(initial=0.0))
         if worst > self._max_abs:
-            self._max_abs, self._worst = worst, (batch.name, batch.shape)
+            self._max_abs, self._worst = worst, (rows.batch.name, rows.batch.shape)
+
+    def _beyond(self, reference: Array, difference: Array) -> Mask:
+        """Return which differences are beyond the tolerance; infinite ones always are."""
+        if self.tolerance is None:
+            return np.isinf(difference)
+        scale = np.where(np.isfinite(reference), np.abs(reference), 0.0)
+        return np.asarray(difference > self.tolerance.atol + self.tolerance.rtol * scale)
+
+    def _add_norms(self, reference: Array, difference: Array) -> None:
+        known = reference[np.isfinite(reference)]
+        self._sum_abs += float(difference.sum())
+        self._sum_squares += float(np.square(difference).sum())
+        self._reference_squares += float(np.square(known).sum())
 
     def _real_tokens(self, batch: Batch, output: Array) -> Mask | None:
         """Return which tokens are not padding, bool `(batch, sequence)`; None if all count."""
@@ -180,27 +258,47 @@ class OutputComparison:
         return difference
 
     def _add_relative(self, reference: Array, difference: Array) -> None:
-        beyond = (difference > self.tolerance.atol) & (reference != 0) & np.isfinite(difference)
+        smallest = 0.0 if self.tolerance is None else self.tolerance.atol
+        beyond = (difference > smallest) & (reference != 0) & np.isfinite(difference)
         if beyond.any():
             relative = float((difference[beyond] / np.abs(reference[beyond])).max())
             self._max_relative = max(self._max_relative, relative)
 
-    def _add_decisions(self, reference: Array, candidate: Array, real: Mask | None) -> None:
-        if self.decision is None:
-            return
-        if real is not None and reference.ndim == real.ndim:  # which token is decided
-            reference, candidate = (np.where(real, x, -np.inf) for x in (reference, candidate))
-        elif real is not None:
-            reference, candidate = reference[real], candidate[real]
-        if self.decision == "argmax":
-            ours, theirs = reference.argmax(axis=-1), candidate.argmax(axis=-1)
-        else:
-            ours, theirs = reference > 0, candidate > 0
-        self._decisions += ours.size
-        self._flips += int((ours != theirs).sum())
+    def _relative_l2(self) -> float:
+        """Return ‖candidate − reference‖ / ‖reference‖: 0 if equal, infinite over a zero."""
+        if not self._sum_squares:
+            return 0.0
+        ratio = self._sum_squares / self._reference_squares if self._reference_squares else math.inf
+        return math.sqrt(ratio)
+
+    def _shortfall(self) -> str:
+        """Return which bound is missed, as the end of a sentence; "" if none is."""
+        bounds = self.bounds
+        if self._decisions is None or not self._decisions.by_batch:
+            found = self._relative_l2()
+            if bounds.relative_l2 is not None and found > bounds.relative_l2:
+                return (
+                    f"differs by {found:.3g} of its norm, expected at most {bounds.relative_l2:g}"
+                )
+            return ""
+        groups = self._decisions.by_batch
+        judged = groups.get(DATA_BATCH) or self._decisions.total
+        where = f"{judged.decisions} decisions{' on the data' if DATA_BATCH in groups else ''}"
+        if bounds.agreement is not None and judged.agreement < bounds.agreement:
+            return (
+                f"agrees on {judged.agreement:.2%} of {where}, expected at least "
+                f"{bounds.agreement:.2%}"
+            )
+        if bounds.mean_shift is not None and judged.mean_shift > bounds.mean_shift:
+            return (
+                f"moves probabilities by {judged.mean_shift:.3g} in the mean over {where}, "
+                f"expected at most {bounds.mean_shift:g}"
+            )
+        return ""
 
     def result(self) -> OutputDifference:
         """Return what was gathered."""
+        total = None if self._decisions is None else self._decisions.total
         return OutputDifference(
             name=self.name,
             max_abs=float("inf") if self._problem else max(self._max_abs, 0.0),
@@ -209,11 +307,18 @@ class OutputComparison:
             elements=self._elements,
             exceeding=self._exceeding,
             not_a_number=self._not_a_number,
-            decisions=self._decisions,
-            flips=self._flips,
+            decisions=0 if total is None else total.decisions,
+            flips=0 if total is None else total.flips,
             worst_batch=self._worst[0],
             worst_shape=self._worst[1],
             problem=self._problem,
+            shortfall=self._shortfall(),
+            relative_l2=self._relative_l2(),
+            mean_shift=0.0 if total is None else total.mean_shift,
+            max_shift=0.0 if total is None else total.max_shift,
+            by_batch={} if self._decisions is None else self._decisions.by_batch,
+            flip_examples=() if self._decisions is None else self._decisions.flips,
+            histogram=tuple(self._histogram.tolist()),
         )
 
 

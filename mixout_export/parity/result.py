@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mixout_export.parity.battery import Coverage
-from mixout_export.parity.compare import OutputDifference, Tolerance
+from mixout_export.parity.compare import Bounds, OutputDifference, Tolerance
 from mixout_export.parity.weights import WeightAudit
 
 
@@ -21,8 +21,10 @@ class ParityResult:
         mismatches: What they say of themselves and do not agree on, as sentences.
         weights: The weight audit.
         outputs: The outputs' differences; empty if they could not be compared.
-        tolerance: What the outputs were judged by.
-        precision: Name of that tolerance's default, "given" if the user chose it.
+        tolerance: What each value was judged by; None where only the outputs as a whole are.
+        bounds: What the outputs were judged by as a whole.
+        precision: Whose defaults these are: "fp32", "fp16", "bf16" or "int8"; "given" if the user
+            chose the tolerance.
         coverage: What the battery touched; None if nothing was run.
         headless: Whether only the bodies were compared, as one side has no head.
         seconds: Wall time of the comparison.
@@ -33,7 +35,8 @@ class ParityResult:
     mismatches: tuple[str, ...]
     weights: WeightAudit
     outputs: tuple[OutputDifference, ...]
-    tolerance: Tolerance
+    tolerance: Tolerance | None
+    bounds: Bounds
     precision: str
     coverage: Coverage | None
     headless: bool
@@ -49,6 +52,18 @@ class ParityResult:
     def max_abs(self) -> float:
         """Largest difference of any output; infinite if none could be compared."""
         return max((output.max_abs for output in self.outputs), default=float("inf"))
+
+    def criteria(self) -> str:
+        """Return what the outputs were judged by, for people: "atol 1e-05, rtol 0.0001"."""
+        tolerance, bounds = self.tolerance, self.bounds
+        parts = []
+        if tolerance is not None:
+            parts.append(f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}")
+        if bounds.agreement is not None:
+            parts.append(f"at least {bounds.agreement:.2%} of decisions equal")
+        if bounds.mean_shift is not None:
+            parts.append(f"a mean probability shift of at most {bounds.mean_shift:g}")
+        return ", ".join(parts)
 
     def reasons(self) -> tuple[str, ...]:
         """Return why parity does not hold, as sentences; empty if it does."""
@@ -71,7 +86,11 @@ class ParityResult:
                 reasons.append(f"output {output.name!r} {output.problem}")
             elif output.not_a_number:
                 reasons.append(f"output {output.name!r} has {output.not_a_number} NaN values")
-            elif not output.holds:
+            elif output.shortfall:
+                reasons.append(f"output {output.name!r} {output.shortfall}")
+            elif self.tolerance is None and not output.holds:
+                reasons.append(f"output {output.name!r} has {output.exceeding} infinite values")
+            elif self.tolerance is not None and not output.holds:
                 reasons.append(
                     f"output {output.name!r} differs by {output.max_abs:.3g}, expected at most "
                     f"{self.tolerance.atol:g} + {self.tolerance.rtol:g}·|reference|, at a "
@@ -89,7 +108,8 @@ class ParityResult:
             "mismatches": list(self.mismatches),
             "weights": self.weights.to_dict(),
             "outputs": [output.to_dict() for output in self.outputs],
-            "tolerance": asdict(self.tolerance),
+            "tolerance": None if self.tolerance is None else asdict(self.tolerance),
+            "bounds": asdict(self.bounds),
             "precision": self.precision,
             "coverage": None if self.coverage is None else asdict(self.coverage),
             "headless": self.headless,
