@@ -5,7 +5,7 @@ import pytest
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError
-from mixout_export.parity.battery import CHOICES, Battery, build_battery
+from mixout_export.parity.battery import CHOICES, Batch, Battery, build_battery
 
 INTERFACE = ModelInterface(
     inputs=("input_ids", "attention_mask", "token_type_ids"),
@@ -100,3 +100,16 @@ def test_model_without_a_mask_is_not_padded_without_a_padding_id() -> None:
 def test_unknown_input_is_refused_by_name() -> None:
     with pytest.raises(ArgumentError, match=r"'pixel_values'.*input_ids"):
         build_battery(replace(INTERFACE, inputs=("input_ids", "pixel_values")))
+
+
+def test_a_row_that_is_all_padding_stands_between_two_that_are_not() -> None:
+    (batch,) = (b for b in build_battery(INTERFACE).batches if b.name == "masked")
+    assert batch.undefined_rows.tolist() == [False, True, False]
+    others = [b for b in build_battery(INTERFACE).batches if b.name != "masked"]
+    assert not any(b.undefined_rows.any() for b in others)
+
+
+def test_a_row_of_choices_is_undefined_if_one_choice_is_all_padding() -> None:
+    mask = np.ones((3, 2, 4), dtype=np.int64)
+    mask[1, 1] = 0
+    assert Batch("x", {"attention_mask": mask}).undefined_rows.tolist() == [False, True, False]

@@ -153,3 +153,16 @@ def test_result_converts_to_plain_values() -> None:
     assert plain["agreement"] == 1.0
     assert plain["worst_shape"] == [1, 4]
     assert compare([[1.0]], [[math.nan]]).to_dict()["max_abs"] is None
+
+
+def test_a_row_that_is_all_padding_is_reported_and_not_judged() -> None:
+    where = batch(3, 2, [[1, 1], [0, 0], [1, 0]])
+    found = compare([[1.0], [2.0], [3.0]], [[1.0], [9.0], [3.5]], where, decision="sign")
+    assert (found.max_abs, found.undefined_max_abs) == (0.5, 7.0)
+    assert (found.elements, found.decisions) == (2, 2)
+    assert compare([[1.0], [2.0]], [[1.0], [2.0]]).undefined_max_abs is None
+
+
+def test_what_a_row_that_is_all_padding_does_to_its_neighbours_is_judged() -> None:
+    where = batch(3, 2, [[1, 1], [0, 0], [1, 1]])
+    assert not compare([[1.0], [2.0], [3.0]], [[1.0], [2.0], [math.nan]], where).holds

@@ -54,6 +54,18 @@ class Batch:
         """The shape that all inputs share."""
         return next(iter(self.inputs.values())).shape
 
+    @property
+    def undefined_rows(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a sequence that is all padding, bool `(batch,)`.
+
+        A softmax over nothing has no value: eager attention, PyTorch's fused attention and each
+        runtime make something else of it, so such rows are run and reported, but not judged.
+        """
+        mask = self.inputs.get("attention_mask")
+        if mask is None:
+            return np.zeros(self.shape[0], dtype=bool)
+        return np.asarray(~(mask != 0).any(axis=-1).reshape(len(mask), -1).all(axis=1))
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -193,6 +205,16 @@ def _pad_rows(maker: _Maker) -> list[Batch]:
     return batches
 
 
+def _mask_rows(maker: _Maker) -> list[Batch]:
+    """Put a row that is all padding between two that are not, which it must not change."""
+    if "attention_mask" not in maker.interface.inputs or maker.interface.choices:
+        return []  # a row of choices would have one that is all padding in every row
+    length = min(16, maker.longest)
+    mask = np.ones((3, length), dtype=np.int64)
+    mask[1] = 0
+    return [maker.batch("masked", maker.random_ids(3, length), mask=mask)]
+
+
 def _check_inputs(interface: ModelInterface) -> None:
     unknown = set(interface.inputs) - {*KNOWN_INPUTS, "position_ids"}
     if unknown:
@@ -252,6 +274,7 @@ def build_battery(
     batches = (
         *_sweep_shapes(maker),
         *_pad_rows(maker),
+        *_mask_rows(maker),
         *_cover_positions(maker),
         *vocabulary,
         *examples,

@@ -1,7 +1,7 @@
 """How far two sides' outputs are apart, gathered batch by batch."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +90,8 @@ class OutputDifference:
         by_batch: Decisions by the batches' names.
         flip_examples: Flips with their inputs, those with the widest margins.
         histogram: Number of differences by their size, as `HISTOGRAM_EDGES` says.
+        undefined_max_abs: Largest difference in rows that are all padding, which have no defined
+            result and are not judged; None where there are none.
         worst_batch: Name of the batch with the largest difference.
         worst_shape: Shape of that batch's inputs.
         problem: A reason to fail other than a number, "" if none.
@@ -115,6 +117,7 @@ class OutputDifference:
     by_batch: Mapping[str, DecisionCounts] = field(default_factory=dict)
     flip_examples: tuple[Flip, ...] = ()
     histogram: tuple[int, ...] = (0,) * (len(HISTOGRAM_EDGES) + 2)
+    undefined_max_abs: float | None = None
 
     @property
     def holds(self) -> bool:
@@ -183,6 +186,7 @@ class OutputComparison:
         self._histogram = np.zeros(len(HISTOGRAM_EDGES) + 2, dtype=np.int64)
         self._worst: tuple[str, tuple[int, ...]] = ("", ())
         self._problem = ""
+        self._undefined: float | None = None
 
     def add(self, batch: Batch, reference: Array, candidate: Array) -> None:
         """Compare one batch's output, float `(batch, ...)` on both sides."""
@@ -194,19 +198,29 @@ class OutputComparison:
             )
             return
         real = self._real_tokens(batch, reference)
+        undefined = batch.undefined_rows
+        self._add_undefined(reference[undefined], candidate[undefined])
         step = max(1, _CHUNK * len(reference) // max(1, reference.size))
-        for start in range(0, len(reference), step):
-            rows = slice(start, start + step)
+        for rows in _runs(~undefined, step):
             self._add_rows(
                 Rows(
                     batch=batch,
                     number=number,
-                    first=start,
+                    first=rows.start,
                     reference=reference[rows].astype(np.float64),
                     candidate=candidate[rows].astype(np.float64),
                     real=None if real is None else real[rows],
                 )
             )
+
+    def _add_undefined(self, reference: Array, candidate: Array) -> None:
+        """Note how far apart rows are that are all padding, which nothing is judged by."""
+        if len(reference):
+            difference = self._difference(
+                reference.astype(np.float64), candidate.astype(np.float64)
+            )
+            largest = float(np.where(np.isnan(difference), np.inf, difference).max())
+            self._undefined = max(self._undefined or 0.0, largest)
 
     def _add_rows(self, rows: Rows) -> None:
         """Compare some rows of a batch's output."""
@@ -319,7 +333,16 @@ class OutputComparison:
             by_batch={} if self._decisions is None else self._decisions.by_batch,
             flip_examples=() if self._decisions is None else self._decisions.flips,
             histogram=tuple(self._histogram.tolist()),
+            undefined_max_abs=self._undefined,
         )
+
+
+def _runs(chosen: Mask, longest: int) -> Iterator[slice]:
+    """Yield slices that cover the true elements, bool `(n,)`, each at most `longest` long."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(np.int8), [0]])))
+    for start, stop in edges.reshape(-1, 2).tolist():
+        for first in range(start, stop, longest):
+            yield slice(first, min(first + longest, stop))
 
 
 def decision_of(task: str | None, output: str) -> Decision | None:
