@@ -16,7 +16,7 @@ _LEVELS = 1 << 16
 _FEWEST = 1 << 12
 #: Weights whose bits are drawn at a time: a multiple of four, and few enough for the cache.
 _PIECE = 1 << 18
-#: Largest relative error of 1 - p by which a realised probability may differ from the one asked.
+#: Largest relative error of p and of 1 - p that a realised probability may have.
 _TOLERANCE = 1e-3
 
 
@@ -30,9 +30,11 @@ def can_pack(count: int, p: float) -> bool:
 
     Args:
         count: Number of weights.
-        p: Mix probability in (0, 1). Next to 1, a step of 2⁻¹⁶ would change 1/(1 - p) too much.
+        p: Mix probability in (0, 1). Next to 1, a step of 2⁻¹⁶ would change 1/(1 - p) too much;
+            next to 0, p itself.
     """
-    return count >= _FEWEST and abs(realised_probability(p) - p) <= _TOLERANCE * (1.0 - p)
+    error = abs(realised_probability(p) - p)
+    return count >= _FEWEST and error <= _TOLERANCE * min(p, 1.0 - p)
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,19 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
 
     Compilers and function transforms see through plain operations only; a tensor subclass (a
     sharded one, say) has its own; a frozen weight has no gradient to save; dtypes that autocast
-    does not bring together fail, or stay, as in the plain layer.
+    does not bring together fail, or stay, as in the plain layer. Whether gradients are enabled
+    does not matter: re-entrant checkpointing runs a layer without them, then again with them, and
+    both must draw the same mask.
     """
+    if weight.device.type not in _PADDING or input.device.type not in _PADDING:
+        return True
     autocast = torch.is_autocast_enabled(input.device.type)
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or not weight.requires_grad
-        or not torch.is_grad_enabled()
-        or weight.device.type not in _PADDING
         or (input.dtype != weight.dtype and not autocast)
         or (autocast and torch.float64 in (input.dtype, weight.dtype))
         or type(input) is not Tensor
@@ -81,8 +84,12 @@ def neuron_product(
         Shape (..., out).
     """
     input, bias = _autocast(input, bias)
+    if input.dim() == 0 or input.shape[-1] != weight.shape[input_dim]:
+        return _product(input, weight, bias, input_dim)  # which says what is wrong
     mask = draw_mask(weight, p, granularity="neuron", input_dim=input_dim, device="cpu")
-    active = _Active.of(mask, weight, input.numel() // max(1, input.shape[-1]))
+    active = None
+    if torch.is_grad_enabled():
+        active = _Active.of(mask, weight, input.numel() // max(1, input.shape[-1]))
     row = coefficients(_moved(mask, weight.device), weight.dtype, p)
     output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
         input, weight, pretrained_weight, bias, row, active, p, input_dim
@@ -240,8 +247,10 @@ def _neuron_gradients(
     gathered = kept if active.keeps_gathered else active.gather(kept)
     part = _outer(grad, gathered, dim)
     scaled = part.to(weight.dtype) * scale
-    for_weight = active.spread(scaled, torch.zeros_like(weight), dim)
-    return for_weight, part.select(dim, active.count) if active.has_ones else None
+    # of the values, not of the weight: of many gradients at once, each needs zeros of its own
+    for_weight = active.spread(scaled, scaled.new_zeros(weight.shape), dim)
+    # a copy, or the bias's gradient would keep the whole product
+    return for_weight, part.select(dim, active.count).clone() if active.has_ones else None
 
 
 def _scaled(gradient: Tensor, factors: Tensor, p: float) -> Tensor:

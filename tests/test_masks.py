@@ -53,6 +53,7 @@ def test_where_packed_bits_serve() -> None:
     assert not can_pack(100, 0.7)
     assert not can_pack(10_000, 0.99999)  # a step of 2⁻¹⁶ is a good part of 1 - p
     assert not can_pack(10_000, 1 - 1e-9)
+    assert not can_pack(10_000, 1e-4)  # and here of p
     assert realised_probability(0.5) == 0.5
 
 

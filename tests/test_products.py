@@ -12,6 +12,9 @@ from mixout_export.products import must_spell_out
 SHAPE = (3, 7, 40)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+#: Leaves columns out of the product however little that saves.
+ALWAYS = -1
+
 
 def make_layer(kind: str, dtype: torch.dtype = torch.float64, p: float = 0.7) -> nn.Module:
     torch.manual_seed(0)
@@ -112,11 +115,84 @@ def test_all_or_no_neuron_active(active: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_plain_operations_where_they_are_needed() -> None:
     layer, inputs = make_layer("linear"), torch.randn(2, 40, dtype=torch.float64)
-    with torch.no_grad():
-        assert must_spell_out(layer.weight, inputs)
+    assert not must_spell_out(layer.weight, inputs)
     layer.weight.requires_grad_(False)
     assert must_spell_out(layer.weight, inputs)
-    assert must_spell_out(layer.weight.to("meta"), inputs)
+    assert must_spell_out(layer.weight.to("meta"), inputs.to("meta"))
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+def test_whether_gradients_are_enabled_does_not_change_the_mask(granularity: str) -> None:
+    layer = MixoutLinear(80, 60, granularity=granularity)
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+        torch.manual_seed(3)
+        without = layer(torch.eye(80))
+    torch.manual_seed(3)
+    assert torch.equal(layer(torch.eye(80)), without)
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpointing_recomputes_with_the_same_mask(granularity: str, use_reentrant: bool) -> None:
+    layer = MixoutLinear(80, 60, bias=False, granularity=granularity)
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    eye = torch.eye(80, requires_grad=True)
+    mixed = checkpoint(layer, eye, use_reentrant=use_reentrant)
+    mixed.sum().backward()
+    assert torch.equal(mixed.t() != layer.pretrained_weight, layer.weight.grad != 0)
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+def test_a_layer_on_meta_gives_its_shape(granularity: str) -> None:
+    layer = MixoutLinear(80, 60, granularity=granularity, device="meta")
+    assert layer(torch.randn(4, 80, device="meta")).shape == (4, 60)
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+def test_many_gradients_at_once(granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    layer = MixoutLinear(80, 60, granularity=granularity)
+    inputs = torch.randn(5, 80, requires_grad=True)
+    wanted = (inputs, layer.weight, layer.bias)
+    grads = torch.randn(3, 5, 60)
+    outputs = layer(inputs)
+    batched = torch.autograd.grad(outputs, wanted, grads, is_grads_batched=True, retain_graph=True)
+    for index, grad in enumerate(grads):
+        single = torch.autograd.grad(outputs, wanted, grad, retain_graph=True)
+        for left, right in zip(batched, single, strict=True):
+            torch.testing.assert_close(left[index], right)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv1d"])
+def test_the_biases_gradient_keeps_nothing_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    layer = make_layer(kind)
+    layer(torch.randn(9, 40, dtype=torch.float64)).sum().backward()
+    assert layer.bias.grad.untyped_storage().nbytes() == layer.bias.grad.nbytes
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.filterwarnings("ignore:Trace had nondeterministic nodes", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+def test_a_layer_that_trains_can_be_traced(granularity: str) -> None:
+    layer = MixoutLinear(80, 60, granularity=granularity)
+    traced = torch.jit.trace(layer, torch.randn(4, 80), check_trace=False)
+    assert traced(torch.randn(7, 80)).shape == (7, 60)
+
+
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("shape", [(3, 7), ()])
+def test_an_input_of_another_width_is_refused_as_by_the_plain_layer(
+    granularity: str, shape: tuple[int, ...]
+) -> None:
+    wrong = torch.randn(shape)
+    with pytest.raises(RuntimeError) as plain:
+        torch.nn.Linear(80, 60)(wrong)
+    with pytest.raises(RuntimeError) as ours:
+        MixoutLinear(80, 60, granularity=granularity)(wrong)
+    assert str(ours.value) == str(plain.value)
 
 
 def test_dtypes_are_judged_as_by_the_plain_layer() -> None:
@@ -126,10 +202,6 @@ def test_dtypes_are_judged_as_by_the_plain_layer() -> None:
     wide = make_layer("linear", torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert wide(torch.randn(2, 40, dtype=torch.float64)).dtype == torch.float64
-
-
-#: Leaves columns out of the product however little that saves.
-ALWAYS = -1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
