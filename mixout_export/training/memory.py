@@ -3,9 +3,10 @@
 import ctypes
 import sys
 
-#: `mallopt` parameters of the GNU C library (malloc.h), with what they are set to.
+#: `mallopt` parameters of the GNU C library (malloc.h), with what they are set to. Older versions
+#: refuse a threshold above 32 MiB.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER, _LARGE = 2**31 - 1, 1 << 30
+_NEVER, _LARGE = 2**31 - 1, (1 << 30, 1 << 25)
 
 
 def keep_freed_memory() -> bool:
@@ -22,5 +23,7 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    set_all = [mallopt(_MMAP_THRESHOLD, _LARGE), mallopt(_TRIM_THRESHOLD, _NEVER)]
-    return all(set_all)
+    # setting either ends the library's own adjustment, so the second alone would do harm
+    if not any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGE):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, _NEVER))
