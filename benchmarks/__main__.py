@@ -7,6 +7,7 @@ Each part leaves `PART.json` in OUT, and all tables so far are in OUT/tables.md.
 
 import argparse
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import files, memory, steps, training
+from benchmarks import arguments, files, memory, steps, training
 from benchmarks.arms import Batch
 from benchmarks.measure import machine
 
@@ -73,10 +74,10 @@ def _by_probability(options: Options) -> list[dict[str, Any]]:
 
 
 def _by_size(options: Options) -> list[dict[str, Any]]:
-    arms = ("plain", "product left out", "neuron 0.7")
+    arms = (*_CONTROL, "neuron 0.7")
     fewer = max(3, options.rounds // 4)
     return [options.steps(arms, shape, "4x128", fewer) for shape in ("22M", "BERT-base")] + [
-        options.steps(("plain", "neuron 0.7"), "BERT-large", "4x128", fewer)
+        options.steps(("plain", "plain again", "neuron 0.7"), "BERT-large", "4x128", fewer)
     ]
 
 
@@ -119,14 +120,17 @@ _ON_GPU = ("strategies", "probabilities", "sizes", "memory")
 
 def _write_tables(out: Path) -> None:
     """Write the tables of every part that has been measured."""
-    lines = ["# Measured"]
+    lines = []
     for name, (_, table) in PARTS.items():
         path = out / f"{name}.json"
         if not path.exists():
             continue
-        for result in json.loads(path.read_text()):
+        measured = json.loads(path.read_text())
+        host = ", ".join(f"{key} {value}" for key, value in measured["machine"].items())
+        lines += [f"# {name}", f"`{measured['command']}`: {host}"]
+        for result in measured["results"]:
             where = " ".join(str(result.get(key, "")) for key in ("shape", "batch", "precision"))
-            lines += [f"## {name} {where}".rstrip(), table(result)]
+            lines += [f"## {where}".rstrip(), table(result)] if where.strip() else [table(result)]
     (out / "tables.md").write_text("\n\n".join(lines) + "\n")
 
 
@@ -134,21 +138,32 @@ def main() -> None:
     """Measure the parts that are asked for, all of them if none is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--device", type=arguments.device, default="cpu")
+    parser.add_argument("--rounds", type=arguments.rounds, default=25)
     parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
-    parser.add_argument("--base", type=Path)
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--base", type=arguments.BASE, help="checkpoint for `training`")
+    parser.add_argument("--data", type=arguments.DATA, help="data set for `training`")
     given = parser.parse_args()
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
         parser.error(f"there is no part {unknown[0]!r}, expected {', '.join(PARTS)}")
+    if "training" in given.parts and None in (given.base, given.data):
+        parser.error(
+            "training needs --base, a checkpoint, and --data, a data set, to compare with Trainer"
+        )
     parts = given.parts or (list(PARTS) if given.device == "cpu" else list(_ON_GPU))
     options = Options(given.rounds, given.device, given.base, given.data)
     given.out.mkdir(parents=True, exist_ok=True)
     print(json.dumps(machine(given.device)), file=sys.stderr)
     for part in parts:
-        measured = PARTS[part][0](options)
+        results = PARTS[part][0](options)
+        if not results:
+            continue
+        measured = {
+            "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            "machine": machine(given.device),
+            "results": results,
+        }
         (given.out / f"{part}.json").write_text(json.dumps(measured, indent=1) + "\n")
         _write_tables(given.out)
     print((given.out / "tables.md").read_text())

@@ -1,5 +1,6 @@
 """The strategies that are compared: models of the same shape, each with its training step."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +144,8 @@ class Batch:
     def parse(cls, text: str) -> "Batch":
         """Read `32x128`: examples x tokens."""
         examples, _, tokens = text.partition("x")
+        if not all(part.isdigit() and int(part) for part in (examples, tokens)):
+            raise ArgumentTypeError(f"got {text}, expected examples x tokens, 32x128 for instance")
         return cls(int(examples), int(tokens))
 
     def __str__(self) -> str:

@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
+
 _MAKE = """
 import sys, torch, transformers
 torch.manual_seed(0)
@@ -101,7 +103,9 @@ def _make(work: Path) -> None:
             source = [str(work / "base"), str(work / name), "--task", "text-classification"]
             if command == "collapse":
                 source = [str(work / "prepared"), str(work / name)]
-            subprocess.run([_PROGRAM, command, *source, "--json"], check=True, capture_output=True)
+            subprocess.run(
+                [_PROGRAM, command, *source, "--json"], check=True, stdout=subprocess.DEVNULL
+            )
     os.sync()
 
 
@@ -169,7 +173,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, help="folder on the disk to measure [a temporary one]")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=arguments.rounds, default=7)
     parser.add_argument("--json", type=Path, help="file to write every number to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import arguments
 from benchmarks.arms import SHAPES, Batch, build_model, build_step
 from benchmarks.measure import markdown_table
 from mixout_export.layers import MixoutLayer
@@ -94,8 +95,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="22M")
     parser.add_argument("--batch", type=Batch.parse, default=Batch(32, 128))
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=arguments.positive, default=1)
+    parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.arms import SHAPES, Batch, build_step
 from benchmarks.measure import Ratio, by_turns, machine, markdown_table
 
@@ -94,12 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=list(SHAPES), default="22M")
     parser.add_argument("--batch", type=Batch.parse, default=Batch(32, 128))
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=arguments.rounds, default=25)
+    parser.add_argument("--device", type=arguments.device, default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--arms", nargs="*", default=list(DEFAULT_ARMS))
+    parser.add_argument("--arms", nargs="+", type=arguments.arm, default=list(DEFAULT_ARMS))
     options = parser.parse_args()
+    if "plain" not in options.arms:
+        parser.error("--arms: all is held against plain, which must be among them")
     result = measure_steps(
         options.arms,
         options.shape,

@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import arguments
 from benchmarks.measure import Ratio, by_turns, machine, markdown_table
 
 TOOL, TRAINER = "mixout-export train", "Trainer"
 
 
 def _run(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], check=True, capture_output=True)
+    subprocess.run([sys.executable, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
 
 
 def _train(prepared: Path, data: Path, out: Path) -> None:
@@ -71,9 +72,9 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("base", type=Path)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("base", type=arguments.BASE)
+    parser.add_argument("data", type=arguments.DATA)
+    parser.add_argument("--rounds", type=arguments.rounds, default=3)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result = measure_training(options.base, options.data, rounds=options.rounds)
