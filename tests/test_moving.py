@@ -12,6 +12,7 @@ from checkpoints import ARCHITECTURES, TinyCheckpoints, make_model, save_checkpo
 from safetensors.torch import load_file, save_file
 
 from mixout_export.checkpoint.folder import BaseDigest, anchor_key
+from mixout_export.checkpoint.model import TensorInMemory
 from mixout_export.checkpoint.moving import SavePlan, plan_saving
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.checkpoint.tensors import digest_files, read_tensors
@@ -192,3 +193,12 @@ def test_copies_are_written_on_the_way(tmp_path: Path) -> None:
     two = load_file(copies[1].path)
     assert torch.equal(two["b"], big)
     assert two["e"].shape == (0, 2)
+
+
+def test_a_copy_may_end_with_a_tensor_of_no_bytes(tmp_path: Path) -> None:
+    tensors = (TensorInMemory("a", torch.ones(3)), TensorInMemory("z", torch.zeros(0, 4)))
+    copy = TensorFile(
+        tmp_path / "copy.safetensors", tuple(t.renamed(f"c.{t.key}") for t in tensors)
+    )
+    write_twice([TensorFile(tmp_path / "whole.safetensors", tensors)], [copy], {"a", "z"})
+    assert load_file(copy.path)["c.z"].shape == (0, 4)

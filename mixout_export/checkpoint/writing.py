@@ -80,6 +80,9 @@ class _HashedFiles:
 
     def append(self, piece: Piece) -> None:
         """Write the next bytes, which are no part of two tensors, into the file they belong to."""
+        if not len(piece):
+            self._buffers.give(piece)
+            return
         while not self._left:
             self._end()
             self._begin()
