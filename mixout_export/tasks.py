@@ -18,7 +18,8 @@ class Task:
         problem_type: transformers' `config.problem_type`, where the task needs it.
         has_labels: Whether the head's width is the number of labels.
         default_labels: Number of labels when the user names none; None if it must be named.
-        metric: Metric that ranks checkpoints unless the user names another.
+        metrics: What an evaluation reports and `--metric` takes; the first ranks checkpoints
+            unless the user names another.
         output: Name of the output that carries the result.
     """
 
@@ -28,8 +29,13 @@ class Task:
     problem_type: str | None = None
     has_labels: bool = True
     default_labels: int | None = 2
-    metric: str = "accuracy"
+    metrics: tuple[str, ...] = ("accuracy",)
     output: str = "logits"
+
+    @property
+    def metric(self) -> str:
+        """Metric that ranks checkpoints unless the user names another."""
+        return self.metrics[0]
 
 
 TASKS: dict[str, Task] = {
@@ -40,6 +46,7 @@ TASKS: dict[str, Task] = {
             "AutoModelForSequenceClassification",
             "ForSequenceClassification",
             "single_label_classification",
+            metrics=("accuracy", "f1", "matthews"),
         ),
         Task(
             "regression",
@@ -47,7 +54,7 @@ TASKS: dict[str, Task] = {
             "ForSequenceClassification",
             "regression",
             default_labels=1,
-            metric="pearson",
+            metrics=("pearson", "spearman", "mse"),
         ),
         Task(
             "multi-label",
@@ -55,28 +62,40 @@ TASKS: dict[str, Task] = {
             "ForSequenceClassification",
             "multi_label_classification",
             default_labels=None,
-            metric="f1",
+            metrics=("micro_f1", "macro_f1", "accuracy"),
         ),
         Task(
             "token-classification",
             "AutoModelForTokenClassification",
             "ForTokenClassification",
             default_labels=None,
-            metric="f1",
+            metrics=("f1", "precision", "recall", "accuracy"),
         ),
         Task(
             "question-answering",
             "AutoModelForQuestionAnswering",
             "ForQuestionAnswering",
             has_labels=False,
-            metric="f1",
+            metrics=("f1", "exact_match"),
             output="start_logits",
         ),
         Task(
             "multiple-choice", "AutoModelForMultipleChoice", "ForMultipleChoice", has_labels=False
         ),
-        Task("masked-lm", "AutoModelForMaskedLM", "ForMaskedLM", has_labels=False, metric="loss"),
-        Task("causal-lm", "AutoModelForCausalLM", "ForCausalLM", has_labels=False, metric="loss"),
+        Task(
+            "masked-lm",
+            "AutoModelForMaskedLM",
+            "ForMaskedLM",
+            has_labels=False,
+            metrics=("loss", "perplexity"),
+        ),
+        Task(
+            "causal-lm",
+            "AutoModelForCausalLM",
+            "ForCausalLM",
+            has_labels=False,
+            metrics=("loss", "perplexity"),
+        ),
     )
 }
 

@@ -196,7 +196,7 @@ def test_metrics_of_a_task() -> None:
         (CLASSES, "bleu", "metric: got 'bleu', expected one of accuracy, f1, matthews for text-c"),
         (CLASSES, "pearson", "metric: got 'pearson', expected one of accuracy, f1, matthews"),
         ("regression", "accuracy", "got 'accuracy', expected one of pearson, spearman, mse for"),
-        ("masked-lm", "accuracy", "expected one of none for masked-lm"),
+        ("masked-lm", "accuracy", "expected one of loss, perplexity for masked-lm"),
     ],
 )
 def test_metrics_that_do_not_fit_are_refused(task: str, name: str, expected: str) -> None:

@@ -60,11 +60,11 @@ def test_a_checkpoint_that_was_not_prepared(
     assert "prepare" in message
 
 
-def test_a_task_that_this_loop_does_not_train(ground: TrainingGround, tmp_path: Path) -> None:
-    prepared = ground.prepared(task="masked-lm")
-    message = refusal(ground, tmp_path / "out", ArgumentError, prepared=prepared)
+def test_an_encoder_is_no_causal_model(ground: TrainingGround, tmp_path: Path) -> None:
+    prepared = ground.prepared(task="causal-lm")
+    message = refusal(ground, tmp_path / "out", CheckpointError, prepared=prepared)
+    assert "BertLMHeadModel: sees the words after" in message
     assert "masked-lm" in message
-    assert "text-classification and regression" in message
 
 
 def test_a_checkpoint_without_a_tokenizer(ground: TrainingGround, tmp_path: Path) -> None:

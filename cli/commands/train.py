@@ -5,11 +5,13 @@ from typing import Any
 
 import click
 
+from mixout_export.tasks import TASKS
 from mixout_export_cli.command import Command
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
 from mixout_export_cli.output import InterruptionError, Output, count_of, number, table
 
+_METRICS = "; ".join(f"{', '.join(task.metrics)} for {task.name}" for task in TASKS.values())
 _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 
 
@@ -32,23 +34,29 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--text-column",
     metavar="NAME",
-    help="Column of the text.  [default: found by the usual names]",
+    help="Column of the text, words, question or prompt.  [default: found by the usual names]",
 )
 @click.option(
     "--text-pair-column",
     metavar="NAME",
-    help="Column of the second text.  [default: found by the usual names]",
+    help="Column of the second text, or the context.  [default: found by the usual names]",
 )
 @click.option(
     "--label-column",
     metavar="NAME",
-    help="Column of the label.  [default: found by the usual names]",
+    help="Column of the label, labels or answers; NAME,NAME,… for several.  [default: found by "
+    "the usual names]",
+)
+@click.option(
+    "--choices-column",
+    metavar="NAME",
+    help="Column of lists of choices; NAME,NAME,… for a column each.  [default: found by the "
+    "usual names]",
 )
 @click.option(
     "--metric",
     metavar="NAME",
-    help="What ranks checkpoints: accuracy, f1 or matthews, for regression pearson, spearman or "
-    "mse.  [default: accuracy, for regression pearson]",
+    help=f"What ranks checkpoints, the first by default: {_METRICS}.",
 )
 @click.option(
     "--epochs",
@@ -96,6 +104,18 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 )
 @click.option(
     "--max-length", type=int, help="Longest sequence in tokens.  [default: 128, or the model's]"
+)
+@click.option(
+    "--doc-stride",
+    type=int,
+    metavar="TOKENS",
+    help="Tokens that neighbouring windows of a question's context share.  [default: a third of "
+    "--max-length]",
+)
+@click.option(
+    "--blocks",
+    is_flag=True,
+    help="Join a language model's texts and cut blocks of --max-length; else a row is a sequence.",
 )
 @click.option(
     "--max-grad-norm",
@@ -187,6 +207,7 @@ def train(
     text_column: str | None,
     text_pair_column: str | None,
     label_column: str | None,
+    choices_column: str | None,
     resume: bool,
     overwrite: bool,
     output: Output,
@@ -208,6 +229,7 @@ def train(
         text_column=text_column,
         text_pair_column=text_pair_column,
         label_column=label_column,
+        choices_column=choices_column,
     )
     options = TrainOptions(**settings)
     try:

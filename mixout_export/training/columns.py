@@ -1,5 +1,6 @@
-"""Which columns hold the text, the second text and the label."""
+"""Which columns hold the texts and the labels."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ _PAIRS = (
     ("text", "text_pair"),
 )
 #: Usual names of a text that stands alone.
-_SINGLES = (
+SINGLES = (
     *("sentence", "text", "content", "review", "comment", "document"),
     *("sentence1", "text1", "premise", "question", "question1", "query"),
 )
@@ -42,9 +43,113 @@ class Columns:
     label: str
 
 
+@dataclass(frozen=True)
+class ColumnNames:
+    """Columns that a user names, or that a task found; None is none, or one still to be found.
+
+    Attributes:
+        text: The text, of whatever kind the task reads first.
+        text_pair: The second text.
+        label: The label, in one or several columns.
+        choices: Choices, in one column of lists or in several columns.
+    """
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: tuple[str, ...] | None = None
+    choices: tuple[str, ...] | None = None
+
+    @classmethod
+    def named(
+        cls,
+        *,
+        text: str | None = None,
+        text_pair: str | None = None,
+        label: str | None = None,
+        choices: str | None = None,
+    ) -> "ColumnNames":
+        """Build it of what a user writes; several columns are separated by commas."""
+        return cls(
+            text,
+            text_pair,
+            None if label is None else (label,),
+            None if choices is None else (choices,),
+        )
+
+    @property
+    def first(self) -> str:
+        """Column of the text, once it is found."""
+        return self.text or ""
+
+    def identity(self) -> dict[str, str | None]:
+        """Return what tells them from other columns, as JSON-ready values."""
+        label, choices = (
+            None if names is None else ",".join(names) for names in (self.label, self.choices)
+        )
+        return {
+            "text_column": self.text,
+            "text_pair_column": self.text_pair,
+            "label_column": label,
+            "choices_column": choices,
+        }
+
+
 def _require(table: Table, name: str, option: str) -> str:
     table.column(name, option=option)
     return name
+
+
+def require_columns(table: Table, names: Sequence[str], option: str) -> tuple[str, ...]:
+    """Return the columns that were named: one whole name, or several separated by commas.
+
+    Raises:
+        DataError: There is no such column; the message names those there are.
+    """
+    if len(names) == 1 and names[0] not in table.columns and "," in names[0]:
+        names = [name.strip() for name in names[0].split(",")]
+    return tuple(_require(table, name, option) for name in names)
+
+
+def find_first(
+    table: Table, names: Sequence[str], others: Sequence[str], *, kind: str, option: str
+) -> str:
+    """Find a column by its usual names in any case.
+
+    Args:
+        table: The data.
+        names: Usual names, of which the first that is there wins.
+        others: Names that mean it only where just one of them is there.
+        kind: What the column holds, for the message.
+        option: How it is chosen, for the message.
+
+    Raises:
+        DataError: There is none, or several may be meant; the message names those there are.
+    """
+    there = _by_lower_name(table)
+    found = [there[name] for name in names if name in there][:1]
+    found = found or [there[name] for name in others if name in there]
+    if len(found) != 1:
+        raise _not_one(table, found, kind, option)
+    return found[0]
+
+
+def find_numbered(table: Table, stems: Sequence[str]) -> tuple[str, ...]:
+    """Find columns that count: ending0, ending1, …; none or one is no series.
+
+    Args:
+        table: The data.
+        stems: What stands before the number, or before a letter from A on.
+
+    Returns:
+        The first stem's columns in their order, empty if there are no such columns.
+    """
+    for stem in stems:
+        pattern = re.compile(rf"{stem}[_ ]?(\d+|[a-h])", re.IGNORECASE)
+        matches = [(m[1], name) for name in table.columns if (m := pattern.fullmatch(name))]
+        if len(matches) > 1:
+            matches.sort(key=lambda match: (len(match[0]), match[0].lower()))
+            return tuple(name for _, name in matches)
+    return ()
 
 
 def _not_one(table: Table, found: Sequence[str], kind: str, option: str) -> DataError:
@@ -76,19 +181,19 @@ def _find_text(table: Table, pair: str | None) -> tuple[str, str | None]:
     if pairs:
         found = [" + ".join(couple) for couple in pairs]
         raise _not_one(table, found, "a pair of texts", "--text-column and --text-pair-column")
-    singles = [there[name] for name in _SINGLES if name in there and there[name] != pair]
+    singles = [there[name] for name in SINGLES if name in there and there[name] != pair]
     if len(singles) != 1:
         raise _not_one(table, singles, "the text", "--text-column")
     return singles[0], pair
 
 
-def _find_label(table: Table) -> str:
-    there = _by_lower_name(table)
-    first = [there[name] for name in _LABELS if name in there][:1]
-    found = first or [there[name] for name in _OTHER_LABELS if name in there]
-    if len(found) != 1:
-        raise _not_one(table, found, "labels", "--label-column")
-    return found[0]
+def find_label(table: Table, others: Sequence[str] = _OTHER_LABELS) -> str:
+    """Find the column of the label: "label" or "labels", else the only one of `others`.
+
+    Raises:
+        DataError: There is none, or several may be meant.
+    """
+    return find_first(table, _LABELS, others, kind="labels", option="--label-column")
 
 
 def find_texts(
@@ -141,4 +246,46 @@ def find_columns(
     text, pair = find_texts(table, text_column=text_column, text_pair_column=text_pair_column)
     if label_column is not None:
         return Columns(text, pair, _require(table, label_column, "--label-column"))
-    return Columns(text, pair, _find_label(table))
+    return Columns(text, pair, find_label(table))
+
+
+def find_optional_label(
+    table: Table,
+    named: ColumnNames,
+    *,
+    labelled: bool,
+    others: Sequence[str] = _OTHER_LABELS,
+) -> tuple[str, ...] | None:
+    """Find the column of the label, or the columns that were named.
+
+    Args:
+        table: The data.
+        named: Columns that the user named.
+        labelled: Whether it must be there; else it is None where it cannot be told.
+        others: Usual names besides "label" and "labels", of which there may be only one.
+
+    Raises:
+        DataError: A named column is missing; or there is none, or several may be meant.
+    """
+    if named.label is not None:
+        return require_columns(table, named.label, "--label-column")
+    try:
+        return (find_label(table, others),)
+    except DataError:
+        if labelled:
+            raise
+        return None
+
+
+def single_column(table: Table, names: Sequence[str], option: str) -> str:
+    """Return the one column that a task reads.
+
+    Raises:
+        DataError: Several are named.
+    """
+    if len(names) != 1:
+        raise DataError(
+            f"{table.name}: {len(names)} columns are named ({', '.join(names)}), expected one; "
+            f"choose with {option}"
+        )
+    return names[0]

@@ -18,29 +18,67 @@ _CHARACTERS_SHOWN = 60
 _LONGEST_INTEGER = 18  # digits; any such integer fits in 64 bits
 
 
-def _is_missing(value: Any) -> bool:
+def is_missing(value: Any) -> bool:
+    """Tell whether a cell holds nothing: null, or an empty text."""
     return value is None or (isinstance(value, str) and value == "")
 
 
-def _list_rows(table: Table, rows: Sequence[int]) -> str:
+def list_rows(table: Table, rows: Sequence[int]) -> str:
+    """Name rows for a message, the first few of many."""
     shown = ", ".join(table.where(row) for row in rows[:_ROWS_SHOWN])
     return shown + (f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else "")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """Return a value for a message, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _CHARACTERS_SHOWN else text[:_CHARACTERS_SHOWN] + "…"
 
 
-def _refuse_missing(table: Table, column: str) -> list[Any]:
+def refuse_missing(table: Table, column: str) -> list[Any]:
+    """Return a column's values.
+
+    Raises:
+        DataError: A value is missing.
+    """
     values = table.columns[column]
-    missing = [row for row, value in enumerate(values) if _is_missing(value)]
+    missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
         raise DataError(
-            f"{table.name}: column {column!r} has no value in {_list_rows(table, missing)}; fill "
+            f"{table.name}: column {column!r} has no value in {list_rows(table, missing)}; fill "
             "in or remove those rows"
         )
     return values
+
+
+def require_text(
+    table: Table, column: str, row: int, value: Any, *, option: str = "--text-column"
+) -> str:
+    """Return a value that must be text, whether a cell or a part of one.
+
+    Args:
+        table: The data.
+        column: Name of its column.
+        row: Its row, from 0.
+        value: The value.
+        option: How another column is chosen.
+
+    Raises:
+        DataError: It is not text, or holds half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise DataError(
+            f"{table.name}: column {column!r} holds the {type(value).__name__} {show(value)} "
+            f"in {table.where(row)}, expected text; choose the column with {option}"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell it, tokenizers cannot read it
+        raise DataError(
+            f"{table.name}: column {column!r} holds {value[error.start]!r}, half of a "
+            f"surrogate pair, in {table.where(row)}; mend that text"
+        ) from error
+    return value
 
 
 def text_values(table: Table, column: str) -> list[str]:
@@ -51,24 +89,13 @@ def text_values(table: Table, column: str) -> list[str]:
     Raises:
         DataError: A text is missing, is not text, or holds half of a surrogate pair.
     """
-    values = _refuse_missing(table, column)
+    values = refuse_missing(table, column)
     for row, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DataError(
-                f"{table.name}: column {column!r} holds the {type(value).__name__} {_show(value)} "
-                f"in {table.where(row)}, expected text; choose the column with --text-column"
-            )
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # JSON can spell it, tokenizers cannot read it
-            raise DataError(
-                f"{table.name}: column {column!r} holds {value[error.start]!r}, half of a "
-                f"surrogate pair, in {table.where(row)}; mend that text"
-            ) from error
+        require_text(table, column, row, value)
     return values
 
 
-def _as_integer(value: Any) -> int | None:
+def as_integer(value: Any) -> int | None:
     """Return a non-negative integer, whether text, integer, float or boolean; else None."""
     if isinstance(value, str):
         text = value.strip()
@@ -109,7 +136,7 @@ class LabelMap:
     @property
     def takes_integers(self) -> bool:
         """Whether an integer that is no name stands for the output of that number."""
-        return all(_as_integer(name) is None for name in self.names)
+        return all(as_integer(name) is None for name in self.names)
 
     def ids_of(self, values: Sequence[Any]) -> list[int | None]:
         """Return the output of each label, None for an unknown one."""
@@ -120,7 +147,7 @@ class LabelMap:
             named = next((by_name[s] for s in _spellings(value) if s in by_name), None)
             if named is not None or not takes_integers:
                 return named
-            index = _as_integer(value)
+            index = as_integer(value)
             return index if index is not None and index < len(self.names) else None
 
         return [find(value) for value in values]
@@ -135,19 +162,35 @@ class LabelMap:
         return f"{count} {plural} ({shown}{more}{integers})"
 
 
-def _class_ids(table: Table, column: str, labels: LabelMap) -> NDArray[np.int64]:
-    values = _refuse_missing(table, column)
+def label_ids(
+    table: Table, column: str, labels: LabelMap, rows: Sequence[int], values: Sequence[Any]
+) -> NDArray[np.int64]:
+    """Return the output that each label means.
+
+    Args:
+        table: The data.
+        column: Name of the labels' column.
+        labels: The checkpoint's labels.
+        rows: Row of each label, from 0, shape (labels,).
+        values: The labels, as many.
+
+    Returns:
+        Shape (labels,).
+
+    Raises:
+        DataError: A label is unknown; the message names the rows that hold it.
+    """
     ids = labels.ids_of(values)
-    unknown = [row for row, index in enumerate(ids) if index is None]
+    unknown = [place for place, index in enumerate(ids) if index is None]
     if unknown:
         first = repr(values[unknown[0]])
-        rows = [row for row in unknown if repr(values[row]) == first]
-        others = len({repr(values[row]) for row in unknown}) - 1
+        where = dict.fromkeys(rows[place] for place in unknown if repr(values[place]) == first)
+        others = len({repr(values[place]) for place in unknown}) - 1
         also = f" (and {others} more unknown labels)" if others else ""
         raise DataError(
-            f"{table.name}: column {column!r} holds the label {_show(values[unknown[0]])} in "
-            f"{_list_rows(table, rows)}{also}, the checkpoint has {labels.describe()}; use those "
-            "or run prepare again with --labels"
+            f"{table.name}: column {column!r} holds the label {show(values[unknown[0]])} in "
+            f"{list_rows(table, list(where))}{also}, the checkpoint has {labels.describe()}; use "
+            "those or run prepare again with --labels"
         )
     return np.array(ids, np.int64)
 
@@ -164,13 +207,13 @@ def _as_number(value: Any) -> float:
 
 
 def _numbers(table: Table, column: str) -> NDArray[np.float32]:
-    values = _refuse_missing(table, column)
+    values = refuse_missing(table, column)
     numbers = [_as_number(value) for value in values]
     wrong = [row for row, number in enumerate(numbers) if math.isnan(number)]
     if wrong:
         raise DataError(
-            f"{table.name}: column {column!r} holds {_show(values[wrong[0]])} where a number is "
-            f"expected, in {_list_rows(table, wrong)}; mend it, choose another column with "
+            f"{table.name}: column {column!r} holds {show(values[wrong[0]])} where a number is "
+            f"expected, in {list_rows(table, wrong)}; mend it, choose another column with "
             "--label-column, or run prepare with --task text-classification"
         )
     return np.array(numbers, np.float32)
@@ -195,4 +238,5 @@ def encode_labels(
     """
     if task.name == "regression":
         return _numbers(table, column)
-    return _class_ids(table, column, LabelMap(tuple(names or ())))
+    labels, values = LabelMap(tuple(names or ())), refuse_missing(table, column)
+    return label_ids(table, column, labels, range(table.rows), values)

@@ -3,12 +3,11 @@
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -18,15 +17,14 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.model import load_weights
 from mixout_export.errors import TrainingError
 from mixout_export.surgery.usage import ForwardWatch
-from mixout_export.tasks import Task
 from mixout_export.training.batches import (
-    EncodedExamples,
     evaluation_batches,
     grouped,
     share_of,
     training_batches,
 )
-from mixout_export.training.metrics import compute_metrics, is_better
+from mixout_export.training.datasets import Examples
+from mixout_export.training.metrics import is_better
 from mixout_export.training.optimizer import (
     PretrainedDecay,
     build_optimizer,
@@ -98,7 +96,6 @@ class Finetuning:
         model: A model with mixout, its weights in float32.
         train: Training examples.
         evaluation: Evaluation examples, None without.
-        task: The task, for its metrics.
         metric: Name of the metric that ranks checkpoints.
         options: Settings.
         fresh: Names of the parameters that did not come from the base.
@@ -113,9 +110,8 @@ class Finetuning:
         self,
         accelerator: Accelerator,
         model: PreTrainedModel,
-        train: EncodedExamples,
-        evaluation: EncodedExamples | None,
-        task: Task,
+        train: Examples,
+        evaluation: Examples | None,
         metric: str,
         options: TrainOptions,
         *,
@@ -126,8 +122,8 @@ class Finetuning:
         write_model: Callable[[Path], None],
         observer: Observer,
     ) -> None:
-        self.accelerator, self.options, self.task, self.metric = accelerator, options, task, metric
-        self.train, self.evaluation = train, evaluation
+        self.accelerator, self.options, self.metric = accelerator, options, metric
+        self.train, self.evaluation, self.targets = train, evaluation, train.targets
         self.snapshots, self.log, self.write_model = snapshots, log, write_model
         self.observer = observer
         toward_pretrained = options.decay_toward == "pretrained"
@@ -137,7 +133,7 @@ class Finetuning:
         )
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.updates_per_epoch = math.ceil(
-            len(self._epoch_batches(0)) / options.gradient_accumulation
+            len(self._epoch_batches(0)[0]) / options.gradient_accumulation
         )
         self.updates = options.max_steps or ceil_of(options.epochs * self.updates_per_epoch)
         self.scheduler = build_scheduler(optimizer, options, updates=self.updates)
@@ -166,11 +162,10 @@ class Finetuning:
         watch = ForwardWatch(self.model)
         while progress.step < self.updates and not stopped:
             epoch, done = divmod(progress.step, self.updates_per_epoch)
-            groups = grouped(self._epoch_batches(epoch), options.gradient_accumulation)
-            for index, group in enumerate(groups):
+            for index, (group, targets) in enumerate(self._epoch_updates(epoch)):
                 if index < done:
                     continue  # done before the run was resumed
-                self._update(group)
+                self._update(group, epoch=epoch, targets=targets)
                 progress.step += 1
                 self._warn_of_bypassed(watch)
                 last = progress.step == self.updates
@@ -186,31 +181,47 @@ class Finetuning:
         self.observer.finished()
         return self._outcome(stopped=stopped and progress.step < self.updates)
 
-    def _epoch_batches(self, epoch: int) -> list[list[int]]:
+    def _epoch_batches(self, epoch: int) -> list[list[list[int]]]:
+        """Return an epoch's batches of each process."""
         batches = training_batches(
             self.train.lengths,
             batch_size=self.options.batch_size,
             seed=self.options.seed,
             epoch=epoch,
         )
-        return share_of(
-            batches, rank=self.accelerator.process_index, ranks=self.accelerator.num_processes
-        )
+        ranks = self.accelerator.num_processes
+        return [share_of(batches, rank=rank, ranks=ranks) for rank in range(ranks)]
 
-    def _update(self, group: list[list[int]]) -> None:
-        """Do one update from one or more batches, each with masks of its own."""
-        examples = sum(len(batch) for batch in group)
+    def _epoch_updates(self, epoch: int) -> Iterator[tuple[list[list[int]], float]]:
+        """Yield the batches of each update, and the targets of a process's batches on average."""
+        shares = self._epoch_batches(epoch)
+        size = self.options.gradient_accumulation
+        for groups in zip(*(grouped(share, size) for share in shares), strict=True):
+            counts = [self._count_targets(batch) for group in groups for batch in group]
+            yield groups[self.accelerator.process_index], sum(counts) / len(shares)
+
+    def _count_targets(self, indices: list[int]) -> int:
+        """Return of how many terms a batch's loss is the mean."""
+        return int(self.targets[indices].sum())
+
+    def _update(self, group: list[list[int]], *, epoch: int, targets: float) -> None:
+        """Do one update from one or more batches, each with masks of its own.
+
+        Batches count by their targets, which padding and what is not to be predicted are not, so
+        that the update is the one of a single large batch.
+        """
+        counts = [self._count_targets(indices) for indices in group]
         total: Tensor | float = 0.0
-        for position, indices in enumerate(group):
-            batch = self._to_device(self.train.collate(indices))
+        for position, (indices, count) in enumerate(zip(group, counts, strict=True)):
+            batch = self._to_device(self.train.collate(indices, epoch=epoch))
             synchronised = position + 1 == len(group)
             context = (
                 contextlib.nullcontext() if synchronised else self.accelerator.no_sync(self.wrapped)
             )
             with context:
-                loss = self.wrapped(**batch).loss * (len(indices) / examples)
-                self.accelerator.backward(loss)
-            total = total + loss.detach()
+                loss = self.wrapped(**batch).loss
+                self.accelerator.backward(loss * (count / targets))
+            total = total + loss.detach() * (count / sum(counts))
         limit = self.options.max_grad_norm or math.inf
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
         overflow = self.options.precision == "fp16" and not math.isfinite(float(norm))
@@ -282,11 +293,14 @@ class Finetuning:
         return self.options.early_stopping and self.progress.stale >= self.options.patience
 
     @torch.no_grad()
-    def _evaluate(self, examples: EncodedExamples) -> dict[str, float]:
+    def _evaluate(self, examples: Examples) -> dict[str, float]:
         """Return loss and metrics over the evaluation examples."""
         self.model.eval()
         batches = share_of(
-            evaluation_batches(examples.lengths, batch_size=2 * self.options.batch_size),
+            evaluation_batches(
+                examples.lengths,
+                batch_size=examples.evaluation_scale * self.options.batch_size,
+            ),
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
@@ -295,24 +309,11 @@ class Finetuning:
             batch = self._to_device(examples.collate(indices))
             with self.accelerator.autocast():
                 output = self.model(**batch)
-            loss = output.loss.float() * len(indices)
-            parts.append((indices, output.logits.float().cpu().numpy(), float(loss)))
+            parts.append((indices, examples.predict(indices, output), float(output.loss)))
         if self.accelerator.num_processes > 1:
             parts = gather_object(parts)
         self.model.train()
-        return self._metrics(examples, parts)
-
-    def _metrics(self, examples: EncodedExamples, parts: list[Any]) -> dict[str, float]:
-        logits = np.zeros((len(examples), *parts[0][1].shape[1:]), np.float32)
-        losses: dict[int, tuple[float, int]] = {}
-        for indices, values, loss in parts:  # batches that two processes did count once
-            logits[indices] = values
-            losses[indices[0]] = (loss, len(indices))
-        total = sum(loss for loss, _ in losses.values())
-        return {
-            "loss": total / len(examples),
-            **compute_metrics(self.task.name, logits, examples.labels),
-        }
+        return _metrics(examples, parts)
 
     def _evaluate_and_record(self) -> None:
         """Evaluate, and keep the model if it is the best so far.
@@ -393,6 +394,21 @@ class Finetuning:
             metrics_before=_evaluation_at(records, 0),
             stopped_early=stopped,
         )
+
+
+def _metrics(
+    examples: Examples, parts: list[tuple[list[int], list[Any], float]]
+) -> dict[str, float]:
+    """Return loss and metrics of batches: their examples, predictions and mean losses."""
+    predictions: list[Any] = [None] * len(examples)
+    losses: dict[int, float] = {}
+    targets = examples.targets
+    for indices, predicted, loss in parts:  # batches that two processes did count once
+        for index, prediction in zip(indices, predicted, strict=True):
+            predictions[index] = prediction
+        losses[indices[0]] = loss * int(targets[indices].sum())
+    loss = sum(losses.values()) / int(targets.sum())
+    return {"loss": loss, **examples.metrics(predictions)}
 
 
 def _is_due(step: int, every: int | None, epoch_ends: bool, last: bool) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from mixout_export.errors import ArgumentError
-from mixout_export.tasks import Task
+from mixout_export.tasks import TASKS, Task
 
 Array = NDArray[Any]
 
@@ -90,8 +90,12 @@ METRICS: dict[str, Metric] = {
 }
 
 
+#: Metrics of which a smaller value is better, beside those above that say so.
+_SMALLER_IS_BETTER = ("loss", "perplexity")
+
+
 def metrics_of(task_name: str) -> dict[str, Metric]:
-    """Return the metrics that fit a task."""
+    """Return the metrics of one prediction and one label an example that fit a task."""
     return {name: metric for name, metric in METRICS.items() if task_name in metric.tasks}
 
 
@@ -102,16 +106,11 @@ def default_metric(task: Task, requested: str | None) -> str:
         ArgumentError: The metric does not fit the task; the message lists those that do.
     """
     name = task.metric if requested is None else requested
-    _require_metric(name, task.name)
-    return name
-
-
-def _require_metric(name: str, task_name: str) -> None:
-    fitting = metrics_of(task_name)
-    if name not in fitting:
+    if name not in task.metrics:
         raise ArgumentError(
-            f"metric: got {name!r}, expected one of {', '.join(fitting) or 'none'} for {task_name}"
+            f"metric: got {name!r}, expected one of {', '.join(task.metrics)} for {task.name}"
         )
+    return name
 
 
 def compute_metrics(task_name: str, logits: Array, labels: Array) -> dict[str, float]:
@@ -159,10 +158,14 @@ def is_better(name: str, new: float, best: float | None) -> bool:
     Raises:
         ArgumentError: There is no such metric; the message lists those there are.
     """
-    if name not in METRICS:
-        raise ArgumentError(f"metric: got {name!r}, expected one of {', '.join(METRICS)}")
+    known = dict.fromkeys(metric for task in TASKS.values() for metric in task.metrics)
+    if name not in known:
+        raise ArgumentError(f"metric: got {name!r}, expected one of {', '.join(known)}")
     if math.isnan(new):
         return False
     if best is None or math.isnan(best):
         return True
-    return new > best if METRICS[name].greater_is_better else new < best
+    smaller = name in _SMALLER_IS_BETTER or (
+        name in METRICS and not METRICS[name].greater_is_better
+    )
+    return new < best if smaller else new > best

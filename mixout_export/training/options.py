@@ -31,7 +31,12 @@ class TrainOptions:
         decay_toward: "zero", or "pretrained": w ← w - lr·λ·(w - u) for every parameter that came
             from the base. What is fresh always decays toward zero.
         head_weight_decay: λ of what did not come from the base; None takes `weight_decay`.
-        max_length: Longest sequence in tokens; what is longer is cut.
+        max_length: Longest sequence in tokens; what is longer is cut, but for the contexts of
+            questions, which are read in windows.
+        doc_stride: Tokens that neighbouring windows of a context share; None takes a third of the
+            longest sequence.
+        blocks: Whether a language model's texts are joined and cut into blocks of the greatest
+            length; else each row is a sequence.
         max_grad_norm: Gradients are scaled to at most this norm; 0 does not clip.
         gradient_accumulation: Forward passes per update. Each draws its own masks.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
@@ -62,6 +67,8 @@ class TrainOptions:
     decay_toward: str = "zero"
     head_weight_decay: float | None = None
     max_length: int | None = None
+    doc_stride: int | None = None
+    blocks: bool = False
     max_grad_norm: float = 1.0
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False
@@ -104,6 +111,8 @@ class TrainOptions:
                 continue
             if not 0 < value < float("inf"):
                 raise ArgumentError(f"{name.replace('_', '-')}: got {value}, expected more than 0")
+        if self.doc_stride is not None and self.doc_stride < 0:
+            raise ArgumentError(f"doc-stride: got {self.doc_stride}, expected 0 or more")
         if not 0 <= self.seed < _SEEDS:
             raise ArgumentError(f"seed: got {self.seed}, expected a whole number in [0, 2**63)")
         for name in ("lr", "weight_decay", "max_grad_norm", "head_weight_decay"):

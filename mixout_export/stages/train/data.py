@@ -1,25 +1,21 @@
 """The data of a run: from files to encoded examples."""
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.folder import Folder
+from mixout_export.checkpoint.folder import Folder, require_task
 from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
 from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.tasks import Task
-from mixout_export.training.batches import EncodedExamples, encode
-from mixout_export.training.columns import Columns, find_columns
-from mixout_export.training.labels import encode_labels, text_values
+from mixout_export.training.columns import ColumnNames
+from mixout_export.training.datasets import READERS, Encoding, Examples, Reader
+from mixout_export.training.options import TrainOptions
 from mixout_export.training.tables import Table, read_table
 
 _DEFAULT_MAX_LENGTH = 128
-_TRAINABLE = ("text-classification", "regression")
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,9 @@ class DataOptions:
         dataset: Name of a data set of the hub instead of files.
         text_column: Column of the text; None finds it by the usual names.
         text_pair_column: Column of the second text; None finds it.
-        label_column: Column of the label; None finds it.
+        label_column: Column of the label, or several separated by commas; None finds it.
+        choices_column: Column of lists of choices, or several of single ones separated by commas;
+            None finds it.
     """
 
     train_file: Path | None = None
@@ -41,6 +39,17 @@ class DataOptions:
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
+    choices_column: str | None = None
+
+    @property
+    def columns(self) -> ColumnNames:
+        """The columns that are named."""
+        return ColumnNames.named(
+            text=self.text_column,
+            text_pair=self.text_pair_column,
+            label=self.label_column,
+            choices=self.choices_column,
+        )
 
     def files(self) -> list[Path]:
         """Return the files to read."""
@@ -54,12 +63,14 @@ class TrainingData:
     Attributes:
         train: Training examples.
         evaluation: Evaluation examples, None without.
+        rows: Rows of the training data, of which a long one may make several examples.
         name: What to call the data.
         identity: What tells them from other data: a SHA-256 of each part, and the columns read.
     """
 
-    train: EncodedExamples
-    evaluation: EncodedExamples | None
+    train: Examples
+    evaluation: Examples | None
+    rows: int
     name: str
     identity: dict[str, str | None]
 
@@ -98,33 +109,25 @@ def _digest(table: Table | None) -> str | None:
     return digest.hexdigest()
 
 
-def _identity(train: Table, evaluation: Table | None, columns: Columns) -> dict[str, str | None]:
+def _identity(
+    train: Table, evaluation: Table | None, columns: ColumnNames
+) -> dict[str, str | None]:
     return {
         "training_data_sha256": _digest(train),
         "evaluation_data_sha256": _digest(evaluation),
-        "text_column": columns.text,
-        "text_pair_column": columns.text_pair,
-        "label_column": columns.label,
+        **columns.identity(),
     }
 
 
-def _find(table: Table, data: DataOptions) -> Columns:
-    return find_columns(
-        table,
-        text_column=data.text_column,
-        text_pair_column=data.text_pair_column,
-        label_column=data.label_column,
-    )
-
-
-def _find_again(table: Table, columns: Columns) -> Columns:
-    """Find the training data's columns in the evaluation data, which must have the same."""
-    return find_columns(
-        table,
-        text_column=columns.text,
-        text_pair_column=columns.text_pair,
-        label_column=columns.label,
-    )
+def _check_settings(task: str, reader: Reader, data: DataOptions, options: TrainOptions) -> None:
+    """Refuse settings that would do nothing."""
+    for name, given in (
+        ("doc-stride", options.doc_stride is not None),
+        ("blocks", options.blocks),
+        ("choices-column", data.choices_column is not None),
+    ):
+        if given and name not in reader.uses:
+            raise ArgumentError(f"{name}: does nothing for {task}; leave it out")
 
 
 def _max_length(requested: int | None, limit: int | None, *, special: int) -> int:
@@ -143,51 +146,8 @@ def _max_length(requested: int | None, limit: int | None, *, special: int) -> in
     return requested
 
 
-def _encode_table(
-    table: Table,
-    columns: Columns,
-    folder: Folder,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    inputs: Sequence[str],
-    max_length: int,
-) -> EncodedExamples:
-    return encode(
-        tokenizer,
-        text_values(table, columns.text),
-        None if columns.text_pair is None else text_values(table, columns.text_pair),
-        encode_labels(table, columns.label, task, folder.labels),
-        inputs=inputs,
-        max_length=max_length,
-    )
-
-
-def load_training_data(
-    folder: Folder, model: PreTrainedModel, data: DataOptions, *, max_length: int | None
-) -> TrainingData:
-    """Read, check and encode the data of a run.
-
-    Args:
-        folder: The prepared checkpoint.
-        model: Its model, which gets a padding id here if it has none.
-        data: Where the data lie.
-        max_length: Longest sequence in tokens; None takes 128 or the model's limit.
-
-    Raises:
-        ArgumentError: The task cannot be trained here, or `max_length` is above the model's limit.
-        CheckpointError: The checkpoint has no tokenizer.
-        DataError: The data cannot be read or do not fit.
-    """
-    task = folder.task
-    if task is None or task.name not in _TRAINABLE:
-        name = None if task is None else task.name
-        raise ArgumentError(
-            f"{folder.path}: was prepared for {name}, train serves {' and '.join(_TRAINABLE)}; "
-            "train it in a loop of your own with load_mixout and save_mixout"
-        )
-    train, evaluation, name = _tables(data)
-    columns = _find(train, data)
+def _tokenizer_of(folder: Folder, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+    """Load the tokenizer, and let it and the model agree on a padding id."""
     tokenizer = load_tokenizer(folder.path)
     if tokenizer is None:
         raise CheckpointError(
@@ -196,22 +156,55 @@ def load_training_data(
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders come without one
     settle_pad_token(model, tokenizer)
+    return tokenizer
+
+
+def load_training_data(
+    folder: Folder, model: PreTrainedModel, data: DataOptions, options: TrainOptions
+) -> TrainingData:
+    """Read, check and encode the data of a run.
+
+    Args:
+        folder: The prepared checkpoint.
+        model: Its model, which gets a padding id here if it has none.
+        data: Where the data lie.
+        options: How long sequences are, and the seed.
+
+    Raises:
+        ArgumentError: A setting does not fit the task, or `max_length` is above the model's limit.
+        CheckpointError: The checkpoint has no tokenizer, or its model cannot learn the task.
+        DataError: The data cannot be read or do not fit.
+    """
+    task = require_task(folder)
+    reader = READERS[task.name]
+    _check_settings(task.name, reader, data, options)
+    train, evaluation, name = _tables(data)
+    labels = tuple(folder.labels or ())
+    columns = reader.find(train, data.columns, labels)
+    tokenizer = _tokenizer_of(folder, model)
+    reader.check(model)
     interface = describe_interface(model, task, tokenizer)
-    encoder = partial(
-        _encode_table,
-        folder=folder,
-        task=task,
-        tokenizer=tokenizer,
-        inputs=interface.inputs,
-        max_length=_max_length(
-            max_length,
-            interface.sequence_limit,
-            special=tokenizer.num_special_tokens_to_add(pair=columns.text_pair is not None),
-        ),
+    paired = columns.text_pair is not None or columns.choices is not None
+    max_length = _max_length(
+        options.max_length,
+        interface.sequence_limit,
+        special=tokenizer.num_special_tokens_to_add(pair=paired),
+    )
+    encoding = Encoding(
+        tokenizer,
+        interface,
+        max_length,
+        labels=labels,
+        doc_stride=options.doc_stride,
+        blocks=options.blocks,
+        seed=options.seed,
     )
     return TrainingData(
-        encoder(train, columns),
-        None if evaluation is None else encoder(evaluation, _find_again(evaluation, columns)),
+        reader.read(train, columns, encoding),
+        None
+        if evaluation is None
+        else reader.read(evaluation, reader.find(evaluation, columns, labels), encoding),
+        train.rows,
         name,
         _identity(train, evaluation, columns),
     )

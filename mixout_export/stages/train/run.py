@@ -182,7 +182,7 @@ def train_checkpoint(
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         model = _ready_model(folder, options)
-        encoded = load_training_data(folder, model, data, max_length=options.max_length)
+        encoded = load_training_data(folder, model, data, options)
         metric = default_metric(require_task(folder), options.metric)
         _check_evaluation(options, encoded)
         pretrained = _parameter_anchors(folder, model, options)
@@ -260,7 +260,6 @@ class _Run:
             self.model,
             self.data.train,
             self.data.evaluation,
-            require_task(self.folder),
             self.metric,
             self.options,
             fresh=frozenset(require_manifest(self.folder).head.keys),
@@ -299,7 +298,7 @@ class _Run:
             dataset=self.data.name,
             metrics=outcome.metrics,
             metrics_before=outcome.metrics_before,
-            train_examples=len(self.data.train),
+            train_examples=self.data.rows,
             steps=outcome.steps,
             chosen_step=outcome.chosen_step,
             curves=LAYOUT.curves,

@@ -1,0 +1,134 @@
+"""Answers to questions: as a table holds them, and how a predicted one is judged."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mixout_export.errors import DataError
+from mixout_export.training.labels import as_integer, is_missing, show
+from mixout_export.training.tables import Table
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A right answer.
+
+    Attributes:
+        text: Its text.
+        start: Its first character in the context, from 0.
+    """
+
+    text: str
+    start: int
+
+
+def normalise_answer(text: str) -> str:
+    """Return an answer as SQuAD compares it: lower case, no punctuation, articles, extra spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(predicted: str, right: str) -> float:
+    """Return 1 if two answers are the same once normalised, else 0."""
+    return float(normalise_answer(predicted) == normalise_answer(right))
+
+
+def word_f1(predicted: str, right: str) -> float:
+    """Return the F1 of the words that two answers share; no answer is only like no answer."""
+    guess, gold = (normalise_answer(text).split() for text in (predicted, right))
+    if not guess or not gold:
+        return float(guess == gold)
+    shared = sum((Counter(guess) & Counter(gold)).values())
+    return 2 * shared / (len(guess) + len(gold))
+
+
+def answer_scores(predicted: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the means of F1 and exact match, each against the right answer that it is nearest to.
+
+    Args:
+        predicted: One answer a question, empty for none.
+        right: The right ones of each question, empty where it has no answer.
+    """
+    f1 = exact = 0.0
+    for guess, answers in zip(predicted, right, strict=True):
+        # As SQuAD does: an answer of which normalisation leaves nothing is none.
+        known = [text for text in answers if normalise_answer(text)] or [""]
+        f1 += max(word_f1(guess, text) for text in known)
+        exact += max(exact_match(guess, text) for text in known)
+    count = len(predicted)
+    return {"f1": f1 / count, "exact_match": exact / count}
+
+
+def read_answers(
+    table: Table, columns: Sequence[str], contexts: Sequence[str]
+) -> list[tuple[Answer, ...]]:
+    """Return the right answers of each row, none for a question without one.
+
+    Args:
+        table: The data.
+        columns: One column in SQuAD's format ({"text": [...], "answer_start": [...]}, or a list of
+            {"text": ..., "answer_start": ...}), or two, of the text and of where it starts.
+        contexts: The context of each row.
+
+    Raises:
+        DataError: A value has another format, or an answer is not where it is said to be.
+    """
+    made = []
+    for row, context in enumerate(contexts):
+        found = (
+            _of_cell(table, columns[0], row) if len(columns) == 1 else _of_two(table, columns, row)
+        )
+        for answer in found:
+            there = context[answer.start : answer.start + len(answer.text)]
+            if there != answer.text:
+                raise DataError(
+                    f"{table.name}: column {columns[0]!r} holds the answer {show(answer.text)} at "
+                    f"character {answer.start} in {table.where(row)}, where the context has "
+                    f"{show(there)}; count characters from 0"
+                )
+        made.append(tuple(found))
+    return made
+
+
+def _of_cell(table: Table, column: str, row: int) -> list[Answer]:
+    """Return the answers of a cell in SQuAD's format."""
+    value = table.columns[column][row]
+    wrong = DataError(
+        f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, expected "
+        '{"text": [...], "answer_start": [...]}, both empty for no answer'
+    )
+    if isinstance(value, dict):
+        texts, starts = value.get("text"), value.get("answer_start")
+    elif isinstance(value, (list, tuple)) and all(isinstance(item, dict) for item in value):
+        texts = [item.get("text") for item in value]
+        starts = [item.get("answer_start") for item in value]
+    else:
+        raise wrong
+    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)):
+        raise wrong
+    if len(texts) != len(starts):
+        raise wrong
+    pairs = [(text, as_integer(start)) for text, start in zip(texts, starts, strict=True)]
+    if not all(isinstance(text, str) and text and start is not None for text, start in pairs):
+        raise wrong
+    return [Answer(text, start) for text, start in pairs if start is not None]
+
+
+def _of_two(table: Table, columns: Sequence[str], row: int) -> list[Answer]:
+    """Return the answer of a column of texts and one of starts; an empty text is no answer."""
+    text, start = (table.columns[column][row] for column in columns)
+    if is_missing(text):
+        return []
+    place = as_integer(start)
+    if not isinstance(text, str) or place is None:
+        what, column = (text, columns[0]) if not isinstance(text, str) else (start, columns[1])
+        expected = "text" if column == columns[0] else "the number of its first character"
+        raise DataError(
+            f"{table.name}: column {column!r} holds {show(what)} in {table.where(row)}, expected "
+            f"{expected}; mend that row"
+        )
+    return [Answer(text, place)]

@@ -1,0 +1,82 @@
+"""Entities in sequences of tags, and how many of them were found."""
+
+from collections.abc import Sequence
+
+#: What the letters of IOBES and BILOU are called alike: L ends as E does, U is alone as S is.
+_LETTERS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
+
+#: Type, first word and last word.
+Entity = tuple[str, int, int]
+
+
+def has_scheme(names: Sequence[str]) -> bool:
+    """Tell whether tags say where entities begin: B-PER, I-PER, and perhaps E-, S-, L-, U-."""
+    return any(name[1:2] == "-" and name[0] in _LETTERS for name in names)
+
+
+def _split(tag: str, *, scheme: bool) -> tuple[str, str]:
+    """Return a tag's letter and type; of a tag without a scheme each word is an entity."""
+    if tag == "O":
+        return "O", ""
+    if not scheme:
+        return "S", tag
+    letter, _, kind = tag.partition("-")
+    return (_LETTERS[letter], kind) if letter in _LETTERS else ("I", tag)
+
+
+def _ends(before: tuple[str, str], now: tuple[str, str]) -> bool:
+    """Tell whether an entity ends between two tags, as conlleval does."""
+    if before[0] == "O":
+        return False
+    return before[0] in ("E", "S") or now[0] in ("B", "S", "O") or before[1] != now[1]
+
+
+def _starts(before: tuple[str, str], now: tuple[str, str]) -> bool:
+    """Tell whether an entity starts at the second of two tags, as conlleval does."""
+    if now[0] == "O":
+        return False
+    return now[0] in ("B", "S") or before[0] in ("E", "S", "O") or before[1] != now[1]
+
+
+def find_entities(tags: Sequence[str], *, scheme: bool = True) -> set[Entity]:
+    """Return the entities of a sentence.
+
+    The rules are conlleval's, which seqeval follows by default: an I- that continues nothing
+    begins an entity. IOB1, IOB2 (BIO), IOBES and BILOU are read alike.
+
+    Args:
+        tags: One tag a word.
+        scheme: Whether tags have letters; without them each word that is not "O" is one entity.
+    """
+    found: set[Entity] = set()
+    outside = ("O", "")
+    before, first = outside, 0
+    for place, tag in enumerate([*tags, "O"]):
+        now = _split(tag, scheme=scheme)
+        if _ends(before, now):
+            found.add((before[1], first, place - 1))
+        if _starts(before, now):
+            first = place
+        before = now
+    return found
+
+
+def entity_scores(
+    expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: bool = True
+) -> dict[str, float]:
+    """Return precision, recall and F1 over all sentences; an entity counts if it is exact.
+
+    Args:
+        expected: The right tags of each sentence.
+        predicted: The predicted ones, as many for each.
+        scheme: As in `find_entities`.
+    """
+    right = found = there = 0
+    for gold, guess in zip(expected, predicted, strict=True):
+        ours, theirs = (find_entities(tags, scheme=scheme) for tags in (guess, gold))
+        right += len(ours & theirs)
+        found += len(ours)
+        there += len(theirs)
+    precision, recall = (right / count if count else 0.0 for count in (found, there))
+    f1 = 2 * right / (found + there) if found + there else 0.0
+    return {"f1": f1, "precision": precision, "recall": recall}

@@ -1,0 +1,83 @@
+"""What every task's encoded examples can do."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixout_export.training.batches import EncodedExamples
+
+
+@dataclass(frozen=True)
+class Examples(ABC):
+    """A table as a task's model takes it: sequences, targets, and how outputs are judged.
+
+    An example is one sequence, or one group of choices; a row of the table may make several.
+
+    Attributes:
+        encoded: The sequences.
+    """
+
+    encoded: EncodedExamples
+
+    #: How many training batches make an evaluation batch, which keeps nothing for a backward pass.
+    evaluation_scale: ClassVar[int] = 2
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of each example, shape (examples,)."""
+        return self.encoded.lengths
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """How many terms each example gives to a batch's mean loss, shape (examples,)."""
+        return np.ones(len(self), np.int64)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of the table that each example comes from, shape (examples,)."""
+        return np.arange(len(self))
+
+    @property
+    @abstractmethod
+    def labelled(self) -> bool:
+        """Whether the table says what is right, so that there are metrics."""
+
+    def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
+        """Return a padded batch, with what the model computes its loss from.
+
+        Args:
+            indices: Which examples.
+            epoch: Number of the epoch where something is drawn anew in each; None to evaluate.
+
+        Returns:
+            Input name → tensor whose first dimension is the batch.
+        """
+        return self.encoded.collate(indices)
+
+    @abstractmethod
+    def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[Any]:
+        """Return one prediction an example, small enough to be kept until the end.
+
+        Args:
+            indices: The examples of a batch that `collate` made without an epoch.
+            outputs: The model's outputs, with its "loss" where it computed one.
+        """
+
+    @abstractmethod
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """Return the task's metrics.
+
+        Args:
+            predictions: One per example, in their order, as `predict` returned them.
+
+        Returns:
+            Metric name → value; NaN where outputs were not numbers.
+        """

@@ -1,0 +1,110 @@
+"""Masked language modelling: the words that were hidden in a text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixout_export.errors import CheckpointError
+from mixout_export.tasks import TASKS
+from mixout_export.training.columns import ColumnNames
+from mixout_export.training.datasets.reader import Encoding
+from mixout_export.training.datasets.running_text import (
+    IGNORED,
+    RunningText,
+    TextReader,
+    read_sequences,
+    refuse_empty,
+)
+from mixout_export.training.tables import Table
+
+#: Share of a sequence's tokens that are to be predicted; of these, the shares that are replaced
+#: by the mask and by any token; the rest stay as they are (Devlin et al., 2019, section 3.1).
+_CHOSEN, _MASKED, _REPLACED = 0.15, 0.8, 0.1
+#: Last numbers of the seeds, which keep these draws apart from each other and from the batches'.
+_TRAINING, _EVALUATION = 1, 2
+
+
+@dataclass(frozen=True)
+class MaskedText(RunningText):
+    """Sequences of which 15 % of the tokens, at least one, are hidden anew in each epoch.
+
+    How many are hidden depends on the length alone, and which ones on seed, epoch and example, but
+    not on the batch: a resumed run hides the same, and so do several processes. Evaluations
+    always hide the same ones, whatever the seed, so that their losses can be compared.
+
+    Attributes:
+        places: Tokens of each example that may be hidden: none that the tokenizer added.
+        mask_token_id: What hides a token.
+        vocabulary: Tokens to draw from in place of a token: ids below this one.
+        seed: Seed of the run.
+    """
+
+    places: Sequence[NDArray[np.int64]]
+    mask_token_id: int
+    vocabulary: int
+    seed: int
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """Number of tokens to predict, shape (examples,)."""
+        return np.array([hidden_count(len(places)) for places in self.places], np.int64)
+
+    def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
+        """Return a padded batch with tokens hidden, and those tokens as labels."""
+        batch = self.encoded.collate(indices)
+        ids = batch["input_ids"].numpy()  # the same memory
+        labels = np.full_like(ids, IGNORED)
+        starts = self.encoded.starts(indices)
+        for line, label, start, index in zip(ids, labels, starts, indices, strict=True):
+            seed = (0, 0, index, _EVALUATION)
+            if epoch is not None:
+                seed = (self.seed, epoch, index, _TRAINING)
+            chosen, inputs = self._hide(line[start:], self.places[index], seed)
+            label[start + chosen] = line[start + chosen]
+            line[start + chosen] = inputs
+        return {**batch, "labels": torch.from_numpy(labels)}
+
+    def _hide(
+        self, ids: NDArray[np.int64], places: NDArray[np.int64], seed: tuple[int, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which tokens are to be predicted, and what the model is given in their place."""
+        rng = np.random.default_rng(seed)
+        chosen = rng.permutation(places)[: hidden_count(len(places))]
+        fate = rng.random(len(chosen))
+        anything = rng.integers(0, self.vocabulary, len(chosen))
+        shown = np.where(fate < _MASKED + _REPLACED, anything, ids[chosen])
+        return chosen, np.where(fate < _MASKED, self.mask_token_id, shown)
+
+    def shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return them as they are: a token is predicted where it stands."""
+        return logits, labels
+
+
+def hidden_count(tokens: int) -> int:
+    """Return how many of so many tokens are hidden: 15 %, at least one."""
+    return max(1, round(_CHOSEN * tokens)) if tokens else 0
+
+
+class MaskedLM(TextReader):
+    """Reads texts to hide words of."""
+
+    task = TASKS["masked-lm"]
+
+    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MaskedText:
+        """Read rows or blocks."""
+        mask = encoding.tokenizer.mask_token_id
+        if mask is None:
+            raise CheckpointError(
+                f"{type(encoding.tokenizer).__name__}: has no mask token, which masked-lm needs; "
+                "prepare it for causal-lm, or use the tokenizer of a model that has one"
+            )
+        sequences = read_sequences(table, columns, encoding)
+        places = [np.flatnonzero(~special) for special in sequences.special]
+        refuse_empty(table, columns.first, sequences, [len(place) for place in places])
+        vocabulary = min(len(encoding.tokenizer), encoding.interface.vocabulary_size)
+        encoded = sequences.pack(encoding)
+        return MaskedText(encoded, sequences.origins, places, mask, vocabulary, encoding.seed)

@@ -1,0 +1,155 @@
+"""Multi-label classification: any number of labels for a text or a pair of texts."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+from torch import Tensor
+
+from mixout_export.errors import DataError
+from mixout_export.tasks import TASKS
+from mixout_export.training.columns import ColumnNames, find_optional_label, find_texts
+from mixout_export.training.datasets.examples import Examples
+from mixout_export.training.datasets.reader import Encoding, Reader
+from mixout_export.training.datasets.text_classification import read_texts
+from mixout_export.training.labels import LabelMap, as_integer, label_ids, list_rows, show
+from mixout_export.training.tables import Table
+
+_TASK = TASKS["multi-label"]
+
+
+@dataclass(frozen=True)
+class MultiLabelTexts(Examples):
+    """Texts with a row of zeros and ones each."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.encoded.labels is not None
+
+    def predict(
+        self, indices: Sequence[int], outputs: Mapping[str, Tensor]
+    ) -> list[NDArray[np.float32]]:
+        """Return each example's logits, shape (labels,)."""
+        return list(outputs["logits"].float().cpu().numpy())
+
+    def metrics(self, predictions: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+        """Return micro and macro F1, and the share of texts of which every label is right.
+
+        A label is predicted where its logit is above 0, its probability above one half. The F1 of
+        a label that neither occurs nor is predicted is 0.
+        """
+        logits, labels = np.stack(list(predictions)), np.asarray(self.encoded.labels).astype(int)
+        if np.isnan(logits).any():
+            return dict.fromkeys(_TASK.metrics, float("nan"))
+        predicted = (logits > 0).astype(int)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            micro, macro = (
+                float(sk.f1_score(labels, predicted, average=average, zero_division=0.0))
+                for average in ("micro", "macro")
+            )
+        accuracy = float(np.mean((predicted == labels).all(axis=1)))
+        return {"micro_f1": micro, "macro_f1": macro, "accuracy": accuracy}
+
+
+class MultiLabel(Reader):
+    """Reads a text, perhaps a second one, and labels.
+
+    Labels are columns of 0 and 1 that have the labels' names (or are named in their order), or one
+    column of lists, or of names separated by "|" or commas. A list holds labels, or a 0 or 1 for
+    each. An empty cell is a text without labels.
+    """
+
+    def find(
+        self,
+        table: Table,
+        named: ColumnNames,
+        labels: Sequence[str],
+        *,
+        labelled: bool = True,
+    ) -> ColumnNames:
+        """Find text, second text and labels; columns with the labels' names come first."""
+        text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
+        lower = {name.lower(): name for name in table.columns}
+        if named.label is None and labels and all(name.lower() in lower for name in labels):
+            return ColumnNames(text, pair, tuple(lower[name.lower()] for name in labels))
+        return ColumnNames(text, pair, find_optional_label(table, named, labelled=labelled))
+
+    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MultiLabelTexts:
+        """Read labels as float32 zeros and ones, shape (rows, labels)."""
+        encoded = encoding.texts(*read_texts(table, columns))
+        if columns.label is not None:
+            labels = LabelMap(encoding.labels)
+            if len(columns.label) > 1 or _is_indicator(table, columns.label, labels):
+                targets = _from_columns(table, columns.label, labels)
+            else:
+                targets = _from_cells(table, columns.label[0], labels)
+            encoded = replace(encoded, labels=targets)
+        return MultiLabelTexts(encoded)
+
+
+def _is_indicator(table: Table, columns: Sequence[str], labels: LabelMap) -> bool:
+    """Tell whether one column holds a 0 or 1 for the one label there is."""
+    return len(labels.names) == 1 and columns[0].lower() == labels.names[0].lower()
+
+
+def _from_columns(table: Table, columns: Sequence[str], labels: LabelMap) -> NDArray[np.float32]:
+    if len(columns) != len(labels.names):
+        raise DataError(
+            f"{table.name}: {len(columns)} columns are named as labels ({', '.join(columns)}), the "
+            f"checkpoint has {labels.describe()}; name one for each with --label-column"
+        )
+    made = np.zeros((table.rows, len(columns)), np.float32)
+    for place, column in enumerate(columns):
+        values = [_indicator(value) for value in table.columns[column]]
+        wrong = [row for row, value in enumerate(values) if value is None]
+        if wrong:
+            raise DataError(
+                f"{table.name}: column {column!r} holds {show(table.columns[column][wrong[0]])} in "
+                f"{list_rows(table, wrong)}, expected 0 or 1; mend those rows"
+            )
+        made[:, place] = values
+    return made
+
+
+def _indicator(value: Any) -> int | None:
+    """Return 0 or 1, None for anything else."""
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return int(value.strip().lower() == "true")
+    number = as_integer(value)
+    return number if number in (0, 1) else None
+
+
+def _from_cells(table: Table, column: str, labels: LabelMap) -> NDArray[np.float32]:
+    cells = [_parts(table, column, row, labels) for row in range(table.rows)]
+    count = len(labels.names)
+    made = np.zeros((table.rows, count), np.float32)
+    indicators = [[_indicator(part) for part in cell] for cell in cells]
+    if all(len(cell) == count and None not in cell for cell in indicators):
+        made[:] = indicators
+        return made
+    rows = [row for row, cell in enumerate(cells) for _ in cell]
+    ids = label_ids(table, column, labels, rows, [part for cell in cells for part in cell])
+    made[rows, ids] = 1.0
+    return made
+
+
+def _parts(table: Table, column: str, row: int, labels: LabelMap) -> list[Any]:
+    """Return the labels of a cell."""
+    value = table.columns[column][row]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if value is None:
+        raise DataError(
+            f"{table.name}: column {column!r} has no value in {table.where(row)}, expected labels, "
+            "or an empty list for none; mend that row"
+        )
+    if not isinstance(value, str) or value in labels.names:
+        return [value]
+    parts = [part.strip() for part in value.split("|" if "|" in value else ",")]
+    return [part for part in parts if part]

@@ -1,0 +1,201 @@
+"""Multiple choice: which of several texts goes with another one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixout_export.errors import DataError
+from mixout_export.tasks import TASKS
+from mixout_export.training.columns import (
+    ColumnNames,
+    find_first,
+    find_numbered,
+    find_optional_label,
+    find_texts,
+    require_columns,
+    single_column,
+)
+from mixout_export.training.datasets.examples import Examples
+from mixout_export.training.datasets.reader import Encoding, Reader
+from mixout_export.training.datasets.text_classification import read_texts
+from mixout_export.training.labels import as_integer, refuse_missing, require_text, show
+from mixout_export.training.tables import Table
+
+_TASK = TASKS["multiple-choice"]
+_LISTS = ("choices", "endings", "options")
+_STEMS = ("ending", "choice", "option", "answer", "alternative")
+#: Usual names of the prompt, alone or with the beginning that all choices share.
+_PROMPTS = ("sent1", "ctx", "context", "article", "passage", "premise", "question", "prompt")
+_BEGINNINGS = ("sent2", "question")
+_LABELS = ("answerkey", "answer", "gold", "correct", "correct_answer")
+_OPTION = "--choices-column"
+
+
+@dataclass(frozen=True)
+class Choices(Examples):
+    """Groups of sequences of which one is right.
+
+    Attributes:
+        count: Number of sequences in a group; those of a group follow one another.
+        right: The right one of each group, from 0, shape (groups,); None without labels.
+    """
+
+    count: int
+    right: NDArray[np.int64] | None
+
+    def __len__(self) -> int:
+        return len(self.encoded) // self.count
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of each group's longest sequence, shape (groups,)."""
+        longest: NDArray[np.int64] = self.encoded.lengths.reshape(-1, self.count).max(axis=1)
+        return longest
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.right is not None
+
+    def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
+        """Return inputs of shape (batch, choices, longest), and labels of shape (batch,)."""
+        flat = [index * self.count + choice for index in indices for choice in range(self.count)]
+        made = self.encoded.collate(flat)
+        batch = {name: rows.view(len(indices), self.count, -1) for name, rows in made.items()}
+        if self.right is not None:
+            batch["labels"] = torch.from_numpy(self.right[list(indices)])
+        return batch
+
+    def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[int]:
+        """Return the choice of each group, -1 where the logits are not numbers."""
+        logits = outputs["logits"].reshape(len(indices), self.count)
+        chosen: list[int] = logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1).tolist()
+        return chosen
+
+    def metrics(self, predictions: Sequence[int]) -> dict[str, float]:
+        """Return the share of groups of which the right one was chosen."""
+        chosen = np.array(predictions)
+        if (chosen < 0).any():
+            return {"accuracy": float("nan")}
+        return {"accuracy": float(np.mean(chosen == self.right))}
+
+
+class MultipleChoice(Reader):
+    """Reads a prompt, choices, and the number or letter of the right one.
+
+    The prompt is the first text. The second one begins every choice, as SWAG's `sent2` does.
+    Choices are a column of lists, or columns that count (ending0, ending1, …).
+    """
+
+    uses: ClassVar[frozenset[str]] = frozenset({"choices-column"})
+
+    def find(
+        self,
+        table: Table,
+        named: ColumnNames,
+        labels: Sequence[str],
+        *,
+        labelled: bool = True,
+    ) -> ColumnNames:
+        """Find prompt, the beginning of the choices, the choices and the label."""
+        choices = _find_choices(table, named)
+        label = find_optional_label(table, named, labelled=labelled, others=_LABELS)
+        if named.text is not None or named.text_pair is not None:
+            text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
+            return ColumnNames(text, pair, label, choices)
+        text = find_first(table, _PROMPTS, (), kind="the prompt", option="--text-column")
+        lower = {name.lower(): name for name in table.columns}
+        pairs = (lower[name] for name in _BEGINNINGS if name in lower and lower[name] != text)
+        return ColumnNames(text, next(pairs, None), label, choices)
+
+    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Choices:
+        """Read groups of choices, all of one size."""
+        prompts, beginnings = read_texts(table, columns)
+        groups, keys = _read_choices(table, columns.choices or ())
+        right = None if columns.label is None else _read_labels(table, columns.label, groups, keys)
+        count = len(groups[0])
+        firsts = [prompt for prompt in prompts for _ in range(count)]
+        if beginnings is None:
+            seconds = [choice for group in groups for choice in group]
+        else:
+            pairs = zip(beginnings, groups, strict=True)
+            seconds = [f"{beginning} {choice}" for beginning, group in pairs for choice in group]
+        return Choices(encoding.texts(firsts, seconds), count, right)
+
+
+def _find_choices(table: Table, named: ColumnNames) -> tuple[str, ...]:
+    if named.choices is not None:
+        return require_columns(table, named.choices, _OPTION)
+    numbered = find_numbered(table, _STEMS)
+    return numbered or (find_first(table, _LISTS, (), kind="choices", option=_OPTION),)
+
+
+def _read_choices(
+    table: Table, columns: Sequence[str]
+) -> tuple[list[list[str]], list[list[str] | None]]:
+    """Return each row's choices, and the names that they have in the data, None for none."""
+    if len(columns) > 1:
+        parts = [refuse_missing(table, column) for column in columns]
+        return [
+            [
+                require_text(table, column, row, value, option=_OPTION)
+                for column, value in zip(columns, values, strict=True)
+            ]
+            for row, values in enumerate(zip(*parts, strict=True))
+        ], [None] * table.rows
+    groups: list[list[str]] = []
+    keys: list[list[str] | None] = []
+    for row, value in enumerate(refuse_missing(table, columns[0])):
+        names = value.get("label") if isinstance(value, dict) else None  # as in ARC
+        texts = value.get("text") if isinstance(value, dict) else value
+        if not isinstance(texts, (list, tuple)) or len(texts) < 2:
+            raise DataError(
+                f"{table.name}: column {columns[0]!r} holds {show(value)} in {table.where(row)}, "
+                f"expected a list of at least two choices; choose the column with {_OPTION}"
+            )
+        if groups and len(texts) != len(groups[0]):
+            raise DataError(
+                f"{table.name}: column {columns[0]!r} holds {len(texts)} choices in "
+                f"{table.where(row)}, expected {len(groups[0])} as in the first row; leave it out"
+            )
+        groups.append([require_text(table, columns[0], row, t, option=_OPTION) for t in texts])
+        keys.append([str(name) for name in names] if isinstance(names, (list, tuple)) else None)
+    return groups, keys
+
+
+def _read_labels(
+    table: Table,
+    columns: Sequence[str],
+    groups: Sequence[Sequence[str]],
+    keys: Sequence[Sequence[str] | None],
+) -> NDArray[np.int64]:
+    column = single_column(table, columns, "--label-column")
+    count = len(groups[0])
+    values = refuse_missing(table, column)
+    found = [_place(value, count, key) for value, key in zip(values, keys, strict=True)]
+    for row, place in enumerate(found):
+        if place is None:
+            last = chr(ord("A") + count - 1)
+            key = keys[row]
+            expected = f"0 to {count - 1} or A to {last}" if key is None else ", ".join(key)
+            raise DataError(
+                f"{table.name}: column {column!r} holds {show(values[row])} in {table.where(row)}, "
+                f"expected the right choice, {expected}; mend it or choose with --label-column"
+            )
+    return np.array(found, np.int64)
+
+
+def _place(value: Any, count: int, keys: Sequence[str] | None) -> int | None:
+    """Return which choice a label means, None for none: by its name, else number or letter."""
+    text = str(value).strip()
+    number = as_integer(value)
+    if keys is not None:
+        number = keys.index(text) if text in keys else None
+    elif number is None and len(text) == 1 and text.isascii() and text.isalpha():
+        number = ord(text.upper()) - ord("A")
+    return number if number is not None and number < count else None

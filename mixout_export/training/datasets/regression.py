@@ -1,0 +1,12 @@
+"""Regression: one number for a text or a pair of texts."""
+
+from typing import ClassVar
+
+from mixout_export.tasks import TASKS, Task
+from mixout_export.training.datasets.text_classification import TextClassification
+
+
+class Regression(TextClassification):
+    """Reads what a text classification does, with a number in the place of the label."""
+
+    task: ClassVar[Task] = TASKS["regression"]

@@ -1,0 +1,213 @@
+"""Texts that a language model is trained on: rows or blocks of them, and how they are judged."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixout_export.errors import ArgumentError, DataError
+from mixout_export.tasks import Task
+from mixout_export.training.batches import EncodedExamples
+from mixout_export.training.columns import SINGLES, ColumnNames, find_first, require_columns
+from mixout_export.training.datasets.examples import Examples
+from mixout_export.training.datasets.reader import Encoding, Reader
+from mixout_export.training.labels import list_rows, text_values
+from mixout_export.training.tables import Table
+
+#: Label of a token that is not to be predicted: PyTorch's and transformers' own.
+IGNORED = -100
+
+
+class Surprise(NamedTuple):
+    """How badly a sequence was predicted.
+
+    Attributes:
+        loss: Sum of its tokens' negative log-likelihoods, in nats.
+        tokens: How many of its tokens were predicted.
+    """
+
+    loss: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class RunningText(Examples):
+    """Sequences whose own tokens are what is to be predicted.
+
+    Attributes:
+        origins: Row of the table in which each sequence begins, shape (examples,).
+    """
+
+    origins: NDArray[np.int64]
+
+    #: A vocabulary of logits for every token is most of what an evaluation keeps.
+    evaluation_scale: ClassVar[int] = 1
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels: the text is its own."""
+        return True
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row of the table in which each sequence begins, shape (examples,)."""
+        return self.origins
+
+    @abstractmethod
+    def shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and labels so that those at the same place belong together."""
+
+    def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[Surprise]:
+        """Return how badly each sequence was predicted.
+
+        Where the model computed its loss, the mean over the batch, each gets its share of that.
+        """
+        targets = self.targets[list(indices)].tolist()
+        if "loss" in outputs:
+            loss = float(outputs["loss"])
+            return [Surprise(loss * count, count) for count in targets]
+        batch = self.collate(indices)
+        logits, labels = self.shifted(outputs["logits"], batch["labels"])
+        # Only what is to be predicted: a batch of logits in float32 may fill the memory.
+        losses = [
+            torch.nn.functional.cross_entropy(
+                line[wanted.to(line.device) != IGNORED].float(),
+                wanted[wanted != IGNORED].to(line.device),
+                reduction="sum",
+            )
+            for line, wanted in zip(logits, labels, strict=True)
+        ]
+        return [Surprise(float(loss), count) for loss, count in zip(losses, targets, strict=True)]
+
+    def metrics(self, predictions: Sequence[Surprise]) -> dict[str, float]:
+        """Return the mean loss of a token, and the perplexity, its exponential."""
+        loss = sum(one.loss for one in predictions) / sum(one.tokens for one in predictions)
+        try:
+            return {"loss": loss, "perplexity": math.exp(loss)}
+        except OverflowError:
+            return {"loss": loss, "perplexity": math.inf}
+
+
+class TextReader(Reader):
+    """Reads one text a row."""
+
+    uses: ClassVar[frozenset[str]] = frozenset({"blocks"})
+    task: ClassVar[Task]
+
+    def find(
+        self,
+        table: Table,
+        named: ColumnNames,
+        labels: Sequence[str],
+        *,
+        labelled: bool = True,
+    ) -> ColumnNames:
+        """Find the text."""
+        for option, name in (("text-pair-column", named.text_pair), ("label-column", named.label)):
+            if name is not None:
+                raise ArgumentError(f"{option}: {self.task.name} reads one text a row and no more")
+        if named.text is not None:
+            return ColumnNames(require_columns(table, (named.text,), "--text-column")[0])
+        found = find_first(table, (), SINGLES, kind="the text", option="--text-column")
+        return ColumnNames(found)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token ids of rows or blocks of text.
+
+    Attributes:
+        ids: Ids of each sequence.
+        special: Which of them the tokenizer added, as many.
+        origins: Row of the table in which each begins, shape (sequences,).
+    """
+
+    ids: Sequence[NDArray[np.int64]]
+    special: Sequence[NDArray[np.bool_]]
+    origins: NDArray[np.int64]
+
+    def pack(self, encoding: Encoding, *, padding_side: str | None = None) -> EncodedExamples:
+        """Return them as a model's inputs."""
+        columns = {
+            "input_ids": self.ids,
+            "attention_mask": [np.ones_like(ids) for ids in self.ids],
+            "token_type_ids": [np.zeros_like(ids) for ids in self.ids],
+        }
+        packed = encoding.pack(columns)
+        side = padding_side or packed.padding_side
+        return EncodedExamples(packed.columns, None, packed.fill, side)
+
+
+def read_sequences(
+    table: Table, columns: ColumnNames, encoding: Encoding, *, end: int | None = None
+) -> Sequences:
+    """Tokenise each row, cut to the longest sequence; or join them and cut blocks of that length.
+
+    Args:
+        table: The data.
+        columns: Where the text is.
+        encoding: Says which of the two, and how long.
+        end: Id that ends a text which the tokenizer does not end with it; None for none.
+
+    Raises:
+        DataError: A text is missing or is none.
+    """
+    texts = text_values(table, columns.first)
+    tokens = encoding.tokenize(
+        texts,
+        truncation=not encoding.blocks,
+        max_length=None if encoding.blocks else encoding.max_length,
+        return_special_tokens_mask=True,
+        verbose=False,  # that a text is longer than the model takes is what blocks are for
+    )
+    ids = [np.array(row, np.int64) for row in tokens["input_ids"]]
+    special = [np.array(row, bool) for row in tokens["special_tokens_mask"]]
+    if end is not None:
+        for row, there in enumerate(ids):
+            # A row of the greatest length may have been cut, which is not where its text ends.
+            whole = encoding.blocks or len(there) < encoding.max_length
+            if whole and (not len(there) or there[-1] != end):
+                ids[row], special[row] = np.append(there, end), np.append(special[row], True)
+    if not encoding.blocks:
+        return Sequences(ids, special, np.arange(len(ids)))
+    return _blocks(ids, special, encoding.max_length)
+
+
+def _blocks(
+    ids: Sequence[NDArray[np.int64]], special: Sequence[NDArray[np.bool_]], length: int
+) -> Sequences:
+    """Join texts and cut blocks; the last one may be shorter, but not of a single token."""
+    joined, mask = np.concatenate(ids), np.concatenate(special)
+    row_of = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
+    starts = [start for start in range(0, len(joined), length) if start + 1 < len(joined)]
+    return Sequences(
+        [joined[start : start + length] for start in starts],
+        [mask[start : start + length] for start in starts],
+        row_of[starts],
+    )
+
+
+def refuse_empty(table: Table, column: str, sequences: Sequences, counts: Sequence[int]) -> None:
+    """Refuse sequences in which nothing is to be predicted.
+
+    Args:
+        table: The data.
+        column: Where the text is.
+        sequences: What was made of it.
+        counts: How many tokens of each are to be predicted.
+
+    Raises:
+        DataError: There is one; the message names its row.
+    """
+    empty = [int(row) for row, n in zip(sequences.origins, counts, strict=True) if n < 1]
+    if empty or not counts:
+        raise DataError(
+            f"{table.name}: column {column!r} holds text of which the tokenizer makes nothing to "
+            f"predict, in {list_rows(table, empty)}; remove those rows"
+        )

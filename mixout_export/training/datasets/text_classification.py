@@ -1,0 +1,87 @@
+"""Text classification: one label for a text or a pair of texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixout_export.tasks import TASKS, Task
+from mixout_export.training.columns import (
+    ColumnNames,
+    find_optional_label,
+    find_texts,
+    single_column,
+)
+from mixout_export.training.datasets.examples import Examples
+from mixout_export.training.datasets.reader import Encoding, Reader
+from mixout_export.training.labels import encode_labels, text_values
+from mixout_export.training.metrics import compute_metrics
+from mixout_export.training.tables import Table
+
+
+@dataclass(frozen=True)
+class LabelledTexts(Examples):
+    """Texts with one class id or number each.
+
+    Attributes:
+        task: Whose metrics are computed.
+    """
+
+    task: Task
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.encoded.labels is not None
+
+    def predict(
+        self, indices: Sequence[int], outputs: Mapping[str, Tensor]
+    ) -> list[NDArray[np.float32]]:
+        """Return each example's logits, shape (labels,)."""
+        return list(outputs["logits"].float().cpu().numpy())
+
+    def metrics(self, predictions: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+        """Return the metrics of `compute_metrics`."""
+        labels: NDArray[Any] = np.asarray(self.encoded.labels)
+        return compute_metrics(self.task.name, np.stack(list(predictions)), labels)
+
+
+class TextClassification(Reader):
+    """Reads a text, perhaps a second one, and a label."""
+
+    task: ClassVar[Task] = TASKS["text-classification"]
+
+    def find(
+        self,
+        table: Table,
+        named: ColumnNames,
+        labels: Sequence[str],
+        *,
+        labelled: bool = True,
+    ) -> ColumnNames:
+        """Find text, second text and label."""
+        text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
+        label = find_optional_label(table, named, labelled=labelled)
+        return ColumnNames(text, pair, label)
+
+    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabelledTexts:
+        """Read class ids as `LabelMap` finds them, or numbers for a regression."""
+        encoded = encoding.texts(*read_texts(table, columns))
+        if columns.label is not None:
+            column = single_column(table, columns.label, "--label-column")
+            targets = encode_labels(table, column, self.task, encoding.labels)
+            encoded = replace(encoded, labels=targets)
+        return LabelledTexts(encoded, self.task)
+
+
+def read_texts(table: Table, columns: ColumnNames) -> tuple[list[str], list[str] | None]:
+    """Return the texts, and the second texts if there are any.
+
+    Raises:
+        DataError: A text is missing or is none.
+    """
+    pairs = None if columns.text_pair is None else text_values(table, columns.text_pair)
+    return text_values(table, columns.first), pairs

@@ -1,0 +1,235 @@
+"""Token classification: one label for every word of a text."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixout_export.errors import ArgumentError, DataError
+from mixout_export.tasks import TASKS
+from mixout_export.training.columns import (
+    ColumnNames,
+    find_first,
+    find_optional_label,
+    require_columns,
+    single_column,
+)
+from mixout_export.training.datasets.entities import entity_scores, has_scheme
+from mixout_export.training.datasets.examples import Examples
+from mixout_export.training.datasets.reader import Encoding, Reader
+from mixout_export.training.labels import LabelMap, label_ids, refuse_missing, require_text, show
+from mixout_export.training.tables import Table
+
+logger = logging.getLogger(__name__)
+
+_TASK = TASKS["token-classification"]
+_WORDS = ("tokens", "words", "text", "sentence")
+_TAGS = ("tags", "ner_tags", "ner", "pos_tags", "pos", "upos", "chunk_tags")
+
+#: Label of a token that gives no term to the loss: PyTorch's and transformers' own.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class TaggedWords(Examples):
+    """Sentences, the token that stands for each word, and the word's label.
+
+    Attributes:
+        places: Each example's tokens that begin a word, shape (words,): what the model sees of it.
+        tags: Label of each of these words, shape (words,); None where there are no labels.
+        names: Label names in the order of the outputs.
+    """
+
+    places: Sequence[NDArray[np.int64]]
+    tags: Sequence[NDArray[np.int64]] | None
+    names: tuple[str, ...]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are labels."""
+        return self.tags is not None
+
+    @property
+    def targets(self) -> NDArray[np.int64]:
+        """Number of words that the model sees, shape (examples,)."""
+        return np.array([len(place) for place in self.places], np.int64)
+
+    def predict(
+        self, indices: Sequence[int], outputs: Mapping[str, Tensor]
+    ) -> list[NDArray[np.int64]]:
+        """Return the label of each word, -1 where the logits are not numbers, shape (words,)."""
+        logits = outputs["logits"]
+        ids = logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1).cpu().numpy()
+        starts = self.encoded.starts(indices)
+        return [
+            line[start + self.places[index]]
+            for line, start, index in zip(ids, starts, indices, strict=True)
+        ]
+
+    def metrics(self, predictions: Sequence[NDArray[np.int64]]) -> dict[str, float]:
+        """Return precision, recall and F1 of entities, and the share of words that are right.
+
+        Without a scheme in the labels' names, every word that is not "O" is an entity.
+        """
+        tags = self.tags or ()
+        guesses, right = np.concatenate(list(predictions)), np.concatenate(list(tags))
+        if (guesses < 0).any():
+            return dict.fromkeys(_TASK.metrics, float("nan"))
+        expected, predicted = (
+            [[self.names[index] for index in sentence] for sentence in sentences]
+            for sentences in (tags, predictions)
+        )
+        scores = entity_scores(expected, predicted, scheme=has_scheme(self.names))
+        return {**scores, "accuracy": float(np.mean(guesses == right))}
+
+
+class TokenClassification(Reader):
+    """Reads words and as many labels: lists, or texts separated by spaces.
+
+    Words are joined with spaces and tokenised as running text, which is what a trained model is
+    given, and works with every fast tokenizer. A word's first token carries its label.
+    """
+
+    def find(
+        self,
+        table: Table,
+        named: ColumnNames,
+        labels: Sequence[str],
+        *,
+        labelled: bool = True,
+    ) -> ColumnNames:
+        """Find words and labels."""
+        if named.text_pair is not None:
+            raise ArgumentError("text-pair-column: token-classification reads one text a row")
+        if named.text is not None:
+            text = require_columns(table, (named.text,), "--text-column")[0]
+        else:
+            text = find_first(table, _WORDS, (), kind="words", option="--text-column")
+        label = find_optional_label(table, named, labelled=labelled, others=_TAGS)
+        return ColumnNames(text, None, label)
+
+    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> TaggedWords:
+        """Read words and tokenise them; words beyond the longest sequence are not read."""
+        encoding.require_offsets(_TASK.name)
+        words = _word_lists(table, columns.first)
+        tags: list[NDArray[np.int64]] | None = None
+        if columns.label is not None:
+            column = single_column(table, columns.label, "--label-column")
+            tags = _tag_lists(table, columns.first, column, words, LabelMap(encoding.labels))
+        texts = [" ".join(sentence) for sentence in words]
+        tokens = encoding.tokenize(texts, return_offsets_mapping=True)
+        encoded = encoding.pack(tokens)
+        firsts = [
+            _first_tokens(sentence, offsets)
+            for sentence, offsets in zip(words, tokens["offset_mapping"], strict=True)
+        ]
+        _refuse_unseen(table, columns.first, words, firsts, encoding.max_length)
+        places = [first[first >= 0] for first in firsts]
+        if tags is not None:
+            tags = [tag[first >= 0] for tag, first in zip(tags, firsts, strict=True)]
+            rows = [
+                _carried(length, place, tag)
+                for length, place, tag in zip(encoded.lengths, places, tags, strict=True)
+            ]
+            encoded = replace(
+                encoded,
+                columns={**encoded.columns, "labels": rows},
+                fill={**encoded.fill, "labels": IGNORED},
+            )
+        return TaggedWords(encoded, places, tags, encoding.labels)
+
+
+def _word_lists(table: Table, column: str) -> list[list[str]]:
+    """Return each row's words."""
+    made = []
+    for row, value in enumerate(refuse_missing(table, column)):
+        words = value.split() if isinstance(value, str) else value
+        if not isinstance(words, (list, tuple)):
+            raise DataError(
+                f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
+                "expected a list of words, or words separated by spaces; choose the column with "
+                "--text-column"
+            )
+        texts = [require_text(table, column, row, word) for word in words]
+        if not texts or not all(word.strip() for word in texts):
+            raise DataError(
+                f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
+                "expected at least one word and no empty one; mend that row"
+            )
+        made.append(texts)
+    return made
+
+
+def _tag_lists(
+    table: Table, text: str, column: str, words: Sequence[Sequence[str]], labels: LabelMap
+) -> list[NDArray[np.int64]]:
+    """Return the label of each word."""
+    made: list[list[Any]] = []
+    for row, value in enumerate(refuse_missing(table, column)):
+        tags = value.split() if isinstance(value, str) else value
+        if not isinstance(tags, (list, tuple)) or len(tags) != len(words[row]):
+            count = len(tags) if isinstance(tags, (list, tuple)) else "no list"
+            raise DataError(
+                f"{table.name}: column {column!r} holds {count} labels in {table.where(row)}, "
+                f"expected {len(words[row])}, one for each word of {text!r}; mend that row"
+            )
+        made.append(list(tags))
+    rows = [row for row, tags in enumerate(made) for _ in tags]
+    ids = label_ids(table, column, labels, rows, [tag for tags in made for tag in tags])
+    return np.split(ids, np.cumsum([len(tags) for tags in made])[:-1])
+
+
+def _first_tokens(words: Sequence[str], offsets: Sequence[Any]) -> NDArray[np.int64]:
+    """Return the first token of each word, -1 for a word of which the model sees none.
+
+    Args:
+        words: The words that were joined with spaces.
+        offsets: Start and end of each token in the joined text.
+    """
+    lengths = np.array([len(word) for word in words])
+    word_of = np.repeat(np.arange(len(words)), lengths + 1)  # of each character
+    word_of[np.cumsum(lengths + 1) - 1] = -1  # the spaces between them
+    first = np.full(len(words), -1, np.int64)
+    for token, (start, end) in enumerate(offsets):
+        inside = word_of[start:end]  # some tokenizers count the space to the token after it
+        inside = inside[inside >= 0]
+        if inside.size and first[inside[0]] < 0:
+            first[inside[0]] = token
+    return first
+
+
+def _refuse_unseen(
+    table: Table,
+    column: str,
+    words: Sequence[Sequence[str]],
+    firsts: Sequence[NDArray[np.int64]],
+    max_length: int,
+) -> None:
+    """Refuse rows of which the model sees no word, and tell of single words that it does not."""
+    for row, first in enumerate(firsts):
+        if (first < 0).all():
+            raise DataError(
+                f"{table.name}: column {column!r} holds {show(' '.join(words[row]))} in "
+                f"{table.where(row)}, of which the tokenizer makes no token; remove that row"
+            )
+    unseen = [int((first < 0).sum()) for first in firsts]
+    if any(unseen):
+        logger.warning(
+            "%s: %d words in %d rows are not read, for they lie beyond %d tokens or the tokenizer "
+            "makes no token of them; raise --max-length or split those rows",
+            table.name,
+            sum(unseen),
+            sum(count > 0 for count in unseen),
+            max_length,
+        )
+
+
+def _carried(length: int, places: NDArray[np.int64], tags: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the label of each token: a word's on its first one, -100 on the others."""
+    row = np.full(length, IGNORED, np.int64)
+    row[places] = tags
+    return row
