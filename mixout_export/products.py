@@ -38,7 +38,7 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
     autocast = torch.is_autocast_enabled(input.device.type)
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or not weight.requires_grad

@@ -1,7 +1,7 @@
 """Capture a plain model as an ONNX graph with dynamic batch and sequence."""
 
 import ast
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,7 +115,7 @@ def _remedy(interface: ModelInterface) -> str:
     )
 
 
-def _modules_by_node(model: ir.Model, modules: Set[str]) -> dict[str, str]:
+def modules_by_node(model: ir.Model, modules: Set[str]) -> dict[str, str]:
     """Read which module made each node, from the nested scopes that the exporter recorded."""
     found: dict[str, str] = {}
     for node in model.graph:
@@ -123,26 +123,6 @@ def _modules_by_node(model: ir.Model, modules: Set[str]) -> dict[str, str]:
         names = (scope.removeprefix(_PREFIX) for scope in reversed(scopes))
         found[node.name or ""] = next((name for name in names if name in modules), "")
     return found
-
-
-def _rename(model: ir.Model, interface: ModelInterface) -> None:
-    """Give weights their names in the checkpoint and dynamic axes readable ones."""
-    for name in list(model.graph.initializers):
-        value = model.graph.initializers.pop(name)
-        value.name = name.removeprefix(_PREFIX)
-        model.graph.initializers[value.name] = value
-    axes = {axis: str(dim.__name__) for axis, dim in _axes(interface).items()}
-    names: dict[str, str] = {}
-    for value in model.graph.inputs:
-        shape = value.shape
-        if shape is None:
-            continue
-        names |= {str(shape[axis]): name for axis, name in axes.items()}
-    for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.shape is not None:
-            value.shape = ir.Shape(
-                [dim if isinstance(dim, int) else names.get(str(dim)) for dim in value.shape]
-            )
 
 
 def check_opset(opset: int) -> None:
@@ -153,6 +133,96 @@ def check_opset(opset: int) -> None:
     """
     if opset not in OPSETS:
         raise ArgumentError(f"opset: got {opset!r}, expected {OPSETS.start} to {OPSETS.stop - 1}")
+
+
+def capture(
+    module: nn.Module,
+    example: tuple[Any, ...],
+    dynamic_shapes: Any,
+    *,
+    name: str,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    opset: int,
+    remedy: str = "",
+) -> ir.Model:
+    """Capture a module as an ONNX graph.
+
+    Args:
+        module: What to capture, in evaluation mode.
+        example: Positional inputs.
+        dynamic_shapes: Their dynamic axes, as `torch.export.export` takes them.
+        name: What to call the module in messages.
+        inputs: Names of the graph's inputs.
+        outputs: Names of its outputs.
+        opset: ONNX operator set version.
+        remedy: What may help where the module cannot be captured, for the message.
+
+    Raises:
+        ExportError: The module cannot be captured, or an operator has no ONNX counterpart.
+    """
+    with quiet_libraries(), torch.no_grad():
+        try:
+            program = torch.export.export(
+                module,
+                example,
+                dynamic_shapes=dynamic_shapes,
+                strict=False,
+                # a guard like "sequence - 1 != 1" would forbid lengths that the graph can run;
+                # whether it runs them right is for the comparison to say
+                prefer_deferred_runtime_asserts_over_guards=True,
+            )
+        except _CAPTURE_ERRORS as error:
+            raise ExportError(
+                f"{name}: cannot be captured with dynamic batch and sequence "
+                f"({_reason(error)}){remedy}"
+            ) from error
+        try:
+            exported = torch.onnx.export(
+                program,
+                example,
+                dynamo=True,
+                opset_version=opset,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                verbose=False,
+                optimize=True,
+            )
+        except _CAPTURE_ERRORS as error:
+            raise ExportError(
+                f"{name}: cannot be written at opset {opset} ({_reason(error)})"
+            ) from error
+    if exported is None:
+        raise ExportError(f"{name}: the exporter returned no graph")
+    return exported.model
+
+
+def rename_values(
+    model: ir.Model, axes: Sequence[Mapping[int, str]], *, default: str | None = None
+) -> None:
+    """Give weights their names in the checkpoint and dynamic axes readable ones, in place.
+
+    Args:
+        model: The graph.
+        axes: For each input, axis → name.
+        default: Name of axes that are none of an input's.
+    """
+    for name in list(model.graph.initializers):
+        value = model.graph.initializers.pop(name)
+        value.name = name.removeprefix(_PREFIX)
+        model.graph.initializers[value.name] = value
+    names: dict[str, str] = {}
+    for value, named in zip(model.graph.inputs, axes, strict=True):
+        if value.shape is not None:
+            names |= {str(value.shape[axis]): name for axis, name in named.items()}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = ir.Shape(
+                [
+                    dim if isinstance(dim, int) else names.get(str(dim), default)
+                    for dim in value.shape
+                ]
+            )
 
 
 def export_graph(
@@ -170,43 +240,18 @@ def export_graph(
         ExportError: The model cannot be captured, or an operator has no ONNX counterpart.
     """
     check_opset(opset)
-    positional = _PositionalModel(model, interface).eval()
-    example = _example(interface)
-    axes = _axes(interface)
-    with quiet_libraries(), torch.no_grad():
-        try:
-            program = torch.export.export(
-                positional,
-                example,
-                dynamic_shapes=(tuple(axes for _ in example),),
-                strict=False,
-                # a guard like "sequence - 1 != 1" would forbid lengths that the graph can run;
-                # whether it runs them right is for the comparison to say
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-        except _CAPTURE_ERRORS as error:
-            raise ExportError(
-                f"{type(model).__name__}: cannot be captured with dynamic batch and sequence "
-                f"({_reason(error)}){_remedy(interface)}"
-            ) from error
-        try:
-            exported = torch.onnx.export(
-                program,
-                example,
-                dynamo=True,
-                opset_version=opset,
-                input_names=list(interface.inputs),
-                output_names=list(interface.outputs),
-                verbose=False,
-                optimize=True,
-            )
-        except _CAPTURE_ERRORS as error:
-            raise ExportError(
-                f"{type(model).__name__}: cannot be written at opset {opset} ({_reason(error)})"
-            ) from error
-    if exported is None:
-        raise ExportError(f"{type(model).__name__}: the exporter returned no graph")
-    graph = exported.model
-    modules = _modules_by_node(graph, dict(model.named_modules()).keys())
-    _rename(graph, interface)
+    example, axes = _example(interface), _axes(interface)
+    graph = capture(
+        _PositionalModel(model, interface).eval(),
+        example,
+        (tuple(axes for _ in example),),
+        name=type(model).__name__,
+        inputs=interface.inputs,
+        outputs=interface.outputs,
+        opset=opset,
+        remedy=_remedy(interface),
+    )
+    modules = modules_by_node(graph, dict(model.named_modules()).keys())
+    named = {axis: str(dim.__name__) for axis, dim in axes.items()}
+    rename_values(graph, [named for _ in example])
     return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)
