@@ -79,10 +79,9 @@ def tensor_of(entry: TensorEntry) -> Tensor:
         raise CheckpointError(
             f"{entry.file}: {entry.key!r} has the unsupported dtype {entry.dtype}"
         )
-    dtype = _DTYPES[entry.dtype]
-    if entry.nbytes == 0:
-        return torch.empty(entry.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(entry.read()), dtype=dtype).reshape(entry.shape)
+    value = torch.empty(entry.shape, dtype=_DTYPES[entry.dtype])
+    entry.read_into(value.reshape(-1).view(torch.uint8).numpy().data)
+    return value
 
 
 def _model_class(folder: Folder) -> Any:

@@ -118,6 +118,16 @@ class TensorEntry:
         """Return the tensor's bytes."""
         return b"".join(self.chunks())
 
+    def read_into(self, buffer: memoryview) -> None:
+        """Read the tensor's bytes into a buffer of `nbytes` bytes, without a copy."""
+        with self._opened() as stream:
+            done = 0
+            while done < self.nbytes:
+                count = stream.readinto(buffer[done : self.nbytes])
+                if not count:
+                    raise self._truncated()
+                done += count
+
     def same_bytes(self, other: "TensorEntry") -> bool:
         """Tell whether two tensors agree in dtype, shape and every byte."""
         if (self.dtype, self.shape) != (other.dtype, other.shape):

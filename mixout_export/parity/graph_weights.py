@@ -2,17 +2,20 @@
 
 An exporter renames weights, transposes those of linear layers and drops biases that are all
 zero, so keys say nothing; the bytes do. A tensor is found if a constant of the graph has the
-hash of its values, as they are, transposed, or rounded to a dtype that the graph uses.
+hash of its values, as they are, transposed, or rounded to a dtype that the graph uses. The hash is
+a quick one, and what it finds is compared byte by byte, so nothing can be made to look the same.
 """
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 import torch
+import xxhash
 from torch import Tensor
 
 from mixout_export.checkpoint.model import tensor_of
@@ -34,16 +37,12 @@ _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 _SMALL_CONSTANT = 64
 
 
-def _hash(raw: bytes | memoryview) -> str:
-    return hashlib.sha256(raw).hexdigest()
-
-
-def _hash_tensor(tensor: Tensor) -> str:
-    return _hash(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class GraphConstants:
-    """The constants of an ONNX graph, by the hash of their bytes."""
+    """The constants of an ONNX graph, found by their bytes."""
 
     def __init__(self, path: Path) -> None:
         """Read the graph's initializers and constant nodes.
@@ -51,19 +50,65 @@ class GraphConstants:
         Raises:
             CheckpointError: The file cannot be read, or its external data is missing.
         """
-        self.names: dict[str, list[str]] = {}
+        self._path = path
+        self._same_length: dict[int, list[tuple[str, ir.TensorProtocol]]] = {}
+        self._by_hash: dict[int, dict[bytes, list[tuple[str, ir.TensorProtocol]]]] = {}
         self.sizes: dict[str, int] = {}
         self.dtypes: set[ir.DataType] = set()
-        try:
+        with self._reading():
             for name, tensor in _constants(ir.load(path)):
                 self.dtypes.add(tensor.dtype)
-                self.names.setdefault(_hash(tensor.tobytes()), []).append(name)
+                self._same_length.setdefault(tensor.nbytes, []).append((name, tensor))
                 if tensor.dtype in _GRAPH_DTYPES:
                     self.sizes[name] = tensor.size
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{path}: the graph's weights cannot be read ({error}); export it again"
+                f"{self._path}: the graph's weights cannot be read ({error}); export it again"
             ) from error
+
+    def may_hold(self, nbytes: int) -> bool:
+        """Tell whether any constant has that many bytes."""
+        return nbytes in self._same_length
+
+    def find(self, raw: memoryview) -> tuple[str, ...]:
+        """Return the names of the constants with exactly these bytes.
+
+        Raises:
+            CheckpointError: The graph's external data cannot be read.
+        """
+        if not self.may_hold(raw.nbytes):
+            return ()
+        with self._reading():
+            found = self._hashed(raw.nbytes).get(xxhash.xxh3_128_digest(raw), ())
+            wanted = np.frombuffer(raw, np.uint8)  # compares faster than a memoryview does
+            return tuple(
+                name
+                for name, tensor in found
+                if np.array_equal(wanted, np.frombuffer(tensor.tobytes(), np.uint8))
+            )
+
+    def _hashed(self, nbytes: int) -> dict[bytes, list[tuple[str, ir.TensorProtocol]]]:
+        """Return the constants of one length by their hash, computed when first asked for."""
+        if nbytes not in self._by_hash:
+            hashed = self._by_hash[nbytes] = {}
+            for name, tensor in self._same_length[nbytes]:
+                digest = xxhash.xxh3_128_digest(tensor.tobytes())
+                hashed.setdefault(digest, []).append((name, tensor))
+        return self._by_hash[nbytes]
+
+    def floating(self) -> Iterator[tuple[str, memoryview]]:
+        """Yield the name and the bytes of every floating-point constant."""
+        for constants in self._same_length.values():
+            for name, tensor in constants:
+                if name in self.sizes:
+                    with self._reading():
+                        raw = memoryview(tensor.tobytes())
+                    yield name, raw
 
     @property
     def float_dtypes(self) -> list[torch.dtype]:
@@ -84,22 +129,23 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
                 yield node.name or node.outputs[0].name or "", attribute.as_tensor()
 
 
-def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, str] | None:
-    """Return how a tensor was found and the hash that found it; None if it was not."""
+def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, tuple[str, ...]] | None:
+    """Return how a tensor was found and the constants that hold it; None if it was not."""
     if entry.dtype not in FLOATING:
-        digest = _hash(entry.read())
-        return ("direct", digest) if digest in constants.names else None
+        names = constants.find(memoryview(entry.read())) if constants.may_hold(entry.nbytes) else ()
+        return ("direct", names) if names else None
+    size = math.prod(entry.shape)
+    dtypes = [d for d in constants.float_dtypes if constants.may_hold(size * d.itemsize)]
+    if not dtypes:
+        return None
     stored = tensor_of(entry)
-    for dtype in constants.float_dtypes:
+    for dtype in dtypes:
         value = stored.to(dtype)
         suffix = f", rounded to {_SHORT[dtype]}" if dtype.itemsize < stored.element_size() else ""
-        digest = _hash_tensor(value)
-        if digest in constants.names:
-            return f"direct{suffix}", digest
-        if value.ndim == 2:
-            digest = _hash_tensor(value.T)
-            if digest in constants.names:
-                return f"transposed{suffix}", digest
+        if names := constants.find(_bytes_of(value)):
+            return f"direct{suffix}", names
+        if value.ndim == 2 and (names := constants.find(_bytes_of(value.T))):
+            return f"transposed{suffix}", names
     return None
 
 
@@ -117,7 +163,7 @@ def _unexplained(
         if len(entry.shape) == 2 and math.prod(entry.shape) in sizes:
             stored = tensor_of(entry)
             for dtype in constants.float_dtypes:
-                left.difference_update(constants.names.get(_hash_tensor(stored.to(dtype).T), ()))
+                left.difference_update(constants.find(_bytes_of(stored.to(dtype).T)))
     return left
 
 
@@ -164,7 +210,7 @@ def audit_graph(
             absent[key] = entry
         else:
             counts[found[0]] += 1
-            used.update(constants.names[found[1]])
+            used.update(found[1])
     unexplained = _unexplained(tensors, constants, used)
     # a zero bias is dropped, unless the graph has a constant of its size that is not zero
     sizes = {constants.sizes[name] for name in unexplained}
@@ -192,19 +238,14 @@ def audit_graph(
 def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
     """Look for every floating-point constant of one graph in another, by hash."""
     ours, theirs = GraphConstants(reference), GraphConstants(candidate)
-    names = [
-        (name, digest)
-        for digest, names in ours.names.items()
-        for name in names
-        if name in ours.sizes
-    ]
+    missing = {name: not theirs.find(raw) for name, raw in ours.floating()}
     problems = [
         WeightProblem(name, "is not among the candidate's constants")
-        for name, digest in names
-        if digest not in theirs.names
+        for name, absent in missing.items()
+        if absent
     ]
     return WeightAudit(
-        total=len(names),
-        counts={"direct": len(names) - len(problems)},
+        total=len(missing),
+        counts={"direct": len(missing) - len(problems)},
         problems=tuple(problems),
     )
