@@ -108,3 +108,24 @@ def test_strategies_are_named_as_in_the_paper(
 def test_regression_is_found_among_text_classification_on_the_hub(tmp_path: Path) -> None:
     written = card(tmp_path, manifest=manifest(task="regression"), metrics={"pearson": 0.5})
     assert written.data.pipeline_tag == "text-classification"
+
+
+@pytest.mark.parametrize(
+    ("task", "pipeline", "auto_class"),
+    [
+        ("multi-label", "text-classification", "AutoModelForSequenceClassification"),
+        ("token-classification", "token-classification", "AutoModelForTokenClassification"),
+        ("question-answering", "question-answering", "AutoModelForQuestionAnswering"),
+        ("multiple-choice", "multiple-choice", "AutoModelForMultipleChoice"),
+        ("masked-lm", "fill-mask", "AutoModelForMaskedLM"),
+        ("causal-lm", "text-generation", "AutoModelForCausalLM"),
+    ],
+)
+def test_every_task_has_the_hubs_name_and_its_own_class(
+    tmp_path: Path, task: str, pipeline: str, auto_class: str
+) -> None:
+    written = card(tmp_path, manifest=manifest(task=task))
+    assert written.data.pipeline_tag == pipeline
+    assert f"from transformers import {auto_class}, AutoTokenizer" in written.text
+    assert f"model = {auto_class}.from_pretrained" in written.text
+    assert f"finetuned for {task} with" in written.text

@@ -46,3 +46,10 @@ def test_the_picture_shows_the_records(tmp_path: Path) -> None:
     write_curves(TRAINING, tmp_path / "a.png", metric="accuracy", chosen_step=30)
     write_curves(other, tmp_path / "b.png", metric="accuracy", chosen_step=30)
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()
+
+
+def test_where_the_loss_ranks_checkpoints_another_metric_is_shown(tmp_path: Path) -> None:
+    evaluation = [{"step": s, "eval_loss": 0.7, "eval_perplexity": 2.0 + s} for s in (0, 15, 30)]
+    for name, metric in (("a.png", "loss"), ("b.png", "perplexity")):
+        write_curves(TRAINING + evaluation, tmp_path / name, metric=metric, chosen_step=30)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

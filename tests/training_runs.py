@@ -1,6 +1,7 @@
 """Tiny prepared checkpoints, generated data, and runs of `train` on them."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,18 +51,19 @@ class TrainingGround:
         base: Path | None = None,
         p: float = 0.7,
         granularity: str = "neuron",
+        labels: Sequence[str] | None = None,
         **options: Any,
     ) -> Path:
-        """Return a prepared checkpoint of a tiny base."""
-        name = repr((kind, task, base, p, granularity, sorted(options.items())))
+        """Return a prepared checkpoint of a tiny base; with labels where the task has them."""
+        name = repr((kind, task, base, p, granularity, labels, sorted(options.items())))
         if name not in self._prepared:
             out = self.root / f"prepared-{len(self._prepared)}"
-            labels = 1 if task == "regression" else 2
+            count = labels or (2 if task == "text-classification" else None)
             prepare_checkpoint(
                 str(base or self._tiny.base(kind)),
                 out,
                 PrepareOptions(
-                    base=BaseOptions(task=task, labels=labels if "class" in task else None),
+                    base=BaseOptions(task=task, labels=count),
                     mixout=MixoutConfig(p=p, granularity=granularity),
                     **options,
                 ),

@@ -56,7 +56,7 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--metric",
     metavar="NAME",
-    help=f"What ranks checkpoints, the first by default: {_METRICS}.",
+    help=f"What ranks checkpoints: {_METRICS}.  [default: the task's first]",
 )
 @click.option(
     "--epochs",

@@ -9,10 +9,17 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from mixout_export.checkpoint.manifest import Manifest
+from mixout_export.tasks import Task, get_task
 from mixout_export.training.options import TrainOptions
 from mixout_export.version import __version__
 
-_PIPELINES = {"regression": "text-classification", "multi-label": "text-classification"}
+#: The hub's names of tasks, where they are others.
+_PIPELINES = {
+    "regression": "text-classification",
+    "multi-label": "text-classification",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+}
 _TEXT = """---
 {header}
 ---
@@ -31,9 +38,9 @@ _TEXT = """---
 {shown}## Use
 
 ```python
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
-model = AutoModelForSequenceClassification.from_pretrained("{name}")
+model = {auto_class}.from_pretrained("{name}")
 tokenizer = AutoTokenizer.from_pretrained("{name}")
 ```
 
@@ -83,9 +90,12 @@ def strategy_name(manifest: Manifest, options: TrainOptions) -> str:
     return mixed + dropout + decay
 
 
+def _task(facts: CardFacts) -> Task:
+    return get_task(facts.manifest.task or "text-classification")
+
+
 def _header(facts: CardFacts) -> str:
-    task = facts.manifest.task or "text-classification"
-    pipeline = _PIPELINES.get(task, task)
+    pipeline = _PIPELINES.get(_task(facts).name, _task(facts).name)
     results = [
         EvalResult(
             task_type=pipeline,
@@ -146,7 +156,8 @@ def write_card(facts: CardFacts, path: Path) -> None:
         header=_header(facts),
         name=facts.name,
         base=facts.manifest.base.name or "A pretrained checkpoint",
-        task=facts.manifest.task,
+        task=_task(facts).name,
+        auto_class=_task(facts).auto_class,
         strategy=strategy_name(facts.manifest, facts.options),
         version=__version__,
         results=_results(facts),

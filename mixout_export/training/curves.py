@@ -34,10 +34,14 @@ def write_curves(
     Args:
         records: The lines of `metrics.jsonl`.
         path: The file to write.
-        metric: Name of the metric that ranks checkpoints.
+        metric: Name of the metric that ranks checkpoints; in the place of the loss, which has a
+            panel of its own, another one is shown.
         chosen_step: Update whose model is the result.
     """
-    evaluated = any("eval_loss" in record for record in records)
+    names = [key.removeprefix("eval_") for r in records for key in r if key.startswith("eval_")]
+    evaluated = "loss" in names
+    if metric == "loss":
+        metric = next((name for name in names if name != "loss"), metric)
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(9.0 if evaluated else 5.0, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
