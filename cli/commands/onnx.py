@@ -20,11 +20,23 @@ from mixout_export_cli.output import Output, human_size
     show_default=True,
     help="Version of the ONNX operators, 18 to 23.",
 )
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Of a causal language model, write no second graph with a key/value cache.",
+)
 @click.option("--no-verify", is_flag=True, help="Do not compare the graph with PyTorch.")
 @overwrite_option
 @output_options
 def onnx(
-    source: Path, out: Path, *, opset: int, no_verify: bool, overwrite: bool, output: Output
+    source: Path,
+    out: Path,
+    *,
+    opset: int,
+    no_cache: bool,
+    no_verify: bool,
+    overwrite: bool,
+    output: Output,
 ) -> None:
     """Export SOURCE, a collapsed or a mixout checkpoint, to OUT, an ONNX folder.
 
@@ -34,10 +46,16 @@ def onnx(
     with quick_imports():
         from mixout_export.stages.onnx_export import export_onnx
 
-    result = export_onnx(source, out, opset=opset, verify=not no_verify, overwrite=overwrite)
+    result = export_onnx(
+        source, out, opset=opset, cache=not no_cache, verify=not no_verify, overwrite=overwrite
+    )
     text = f"{out}: opset {result.opset}, {result.nodes} nodes, {human_size(result.bytes)}"
     if result.parity is None:
         text += ", not compared with PyTorch"
     else:
         text += f", within {result.parity.max_abs:.1e} of PyTorch"
+    if result.parity is not None and result.parity.generation is not None:
+        generation = result.parity.generation
+        how = "with and without a cache" if result.cached_graph is not None else "without a cache"
+        text += f"\n{generation.tokens} tokens generated {how}, as PyTorch does"
     output.result(result, text)

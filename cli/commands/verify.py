@@ -14,6 +14,23 @@ if TYPE_CHECKING:
     from mixout_export.parity.result import ParityResult
 
 
+def _describe_generation(result: "ParityResult") -> list[str]:
+    generation = result.generation
+    if generation is None:
+        return []
+    lines = []
+    for output in generation.outputs:
+        how = output.name.removeprefix("logits ")
+        equal = output.decisions - output.flips
+        lines.append(
+            f"generation {equal} of {output.decisions} tokens equal {how}, max diff "
+            f"{output.max_abs:.2e}"
+        )
+    if generation.ties:
+        lines.append(f"note       {generation.ties} tokens differ at a tie of the two likeliest")
+    return lines
+
+
 def _describe(result: "ParityResult") -> str:
     weights = result.weights
     how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
@@ -31,6 +48,7 @@ def _describe(result: "ParityResult") -> str:
             f"segment{'s' if c.segments > 1 else ''}"
         )
     lines += [f"note       {note}" for note in weights.notes]
+    lines += _describe_generation(result)
     if result.outputs:
         rows = [
             [

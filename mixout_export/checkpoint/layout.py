@@ -19,6 +19,7 @@ class Layout:
     pretrained: str = "pretrained.safetensors"
     pretrained_index: str = "pretrained.safetensors.index.json"
     onnx: str = "model.onnx"
+    onnx_cached: str = "model_with_past.onnx"
     card: str = "README.md"
     metrics: str = "metrics.jsonl"
     curves: str = "curves.png"

@@ -12,9 +12,13 @@ import onnx_ir as ir
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import ExportedGraph
+from mixout_export.export.module_values import values_by_module
 from mixout_export.version import __version__
 
 PRODUCER = "mixout-export"
+
+#: Metadata entry that says which values are the outputs of which modules, for the drift map.
+MODULE_VALUES = "module_values"
 
 #: A protobuf message holds at most 2 GiB; the nodes get some of it too.
 SINGLE_FILE_LIMIT = 2**31 - 2**26
@@ -78,22 +82,29 @@ def _strip(model: ir.Model) -> None:
 def stamp_graph(graph: ExportedGraph, provenance: Provenance) -> None:
     """Strip the graph of its maker's traces and record where it comes from, in place."""
     model = graph.model
+    modules = values_by_module(model, graph.modules_by_node)
     _strip(model)
     model.producer_name = PRODUCER
     model.producer_version = __version__
     model.doc_string = None
     model.metadata_props.clear()
     model.metadata_props.update(provenance.to_metadata(opset=graph.opset))
+    model.metadata_props[MODULE_VALUES] = json.dumps(modules, separators=(",", ":"))
 
 
 def write_graph(
-    graph: ExportedGraph, folder: Path, *, single_file_limit: int = SINGLE_FILE_LIMIT
+    graph: ExportedGraph,
+    folder: Path,
+    *,
+    name: str = LAYOUT.onnx,
+    single_file_limit: int = SINGLE_FILE_LIMIT,
 ) -> tuple[Path, ...]:
     """Write the graph into `folder`, as one file or, above the limit, with its weights beside it.
 
     Args:
         graph: A stamped graph.
         folder: An existing folder.
+        name: Name of the file in it.
         single_file_limit: Bytes of weights up to which one file holds everything.
 
     Returns:
@@ -102,7 +113,7 @@ def write_graph(
     Raises:
         ExportError: The graph cannot be serialised.
     """
-    path = folder / LAYOUT.onnx
+    path = folder / name
     weights = sum(
         value.const_value.nbytes
         for value in graph.model.graph.initializers.values()

@@ -5,6 +5,7 @@ from typing import Any
 
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import Bounds, OutputDifference, Tolerance
+from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.weights import WeightAudit
 
 
@@ -27,6 +28,7 @@ class ParityResult:
             chose the tolerance.
         coverage: What the battery touched; None if nothing was run.
         headless: Whether only the bodies were compared, as one side has no head.
+        generation: How graphs of a causal language model generate; None where it was not run.
         seconds: Wall time of the comparison.
     """
 
@@ -41,12 +43,14 @@ class ParityResult:
     coverage: Coverage | None
     headless: bool
     seconds: float
+    generation: GenerationParity | None = None
 
     @property
     def holds(self) -> bool:
         """Whether parity holds."""
         outputs_hold = bool(self.outputs) and all(output.holds for output in self.outputs)
-        return not self.mismatches and self.weights.holds and outputs_hold
+        generation_holds = self.generation is None or self.generation.holds
+        return not self.mismatches and self.weights.holds and outputs_hold and generation_holds
 
     @property
     def max_abs(self) -> float:
@@ -70,18 +74,22 @@ class ParityResult:
         return (*self.mismatches, *self._weight_reasons(), *self._output_reasons())
 
     def _weight_reasons(self) -> list[str]:
-        problems = self.weights.problems
-        if not self.weights.total:
-            return ["no weights could be compared"]
-        if not problems:
-            return []
-        first = problems[0]
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        return [f"weight {first.key!r} {first.reason}{more}"]
+        reasons = []
+        cached = None if self.generation is None else self.generation.weights
+        for audit, where in ((self.weights, ""), (cached, " with a cache")):
+            if audit is None or audit.holds:
+                continue
+            if not audit.total:
+                return ["no weights could be compared"]
+            first, count = audit.problems[0], len(audit.problems)
+            more = f" (and {count - 1} more)" if count > 1 else ""
+            reasons.append(f"weight {first.key!r} {first.reason}{where}{more}")
+        return reasons
 
     def _output_reasons(self) -> list[str]:
         reasons = []
-        for output in self.outputs:
+        generated = () if self.generation is None else self.generation.outputs
+        for output in (*self.outputs, *generated):
             if output.problem:
                 reasons.append(f"output {output.name!r} {output.problem}")
             elif output.not_a_number:
@@ -113,5 +121,6 @@ class ParityResult:
             "precision": self.precision,
             "coverage": None if self.coverage is None else asdict(self.coverage),
             "headless": self.headless,
+            "generation": None if self.generation is None else self.generation.to_dict(),
             "seconds": self.seconds,
         }

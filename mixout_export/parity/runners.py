@@ -155,11 +155,16 @@ class OnnxRunner:
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
+    def input_shapes(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Each input's shape, with names or None for dynamic axes."""
+        return {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+
+    @property
     def output_shapes(self) -> dict[str, tuple[int | str | None, ...]]:
         """Each output's shape, with names or None for dynamic axes."""
         return {value.name: tuple(value.shape) for value in self._session.get_outputs()}
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs of one batch.
 
         Raises:

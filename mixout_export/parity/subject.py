@@ -84,6 +84,7 @@ class OnnxSubject:
         graph: The graph's file.
         session: The graph, ready to run.
         tokenizer: The tokenizer beside it, if there is one.
+        provider: onnxruntime's execution provider.
     """
 
     path: Path
@@ -91,6 +92,13 @@ class OnnxSubject:
     graph: Path
     session: OnnxRunner
     tokenizer: PreTrainedTokenizerBase | None
+    provider: str = CPU_PROVIDER
+
+    @property
+    def cached_graph(self) -> Path | None:
+        """The graph with a key/value cache that lies beside this one; None if there is none."""
+        path = self.graph.with_name(LAYOUT.onnx_cached)
+        return path if self.path.is_dir() and path.is_file() else None
 
     @property
     def task(self) -> str | None:
@@ -166,7 +174,9 @@ def onnx_subject(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxSubject:
     folder = open_folder(path)
     graph = path / LAYOUT.onnx if path.is_dir() else path
     tokenizer = load_tokenizer(graph.parent)
-    return OnnxSubject(path, folder, graph, OnnxRunner(graph, provider=provider), tokenizer)
+    return OnnxSubject(
+        path, folder, graph, OnnxRunner(graph, provider=provider), tokenizer, provider
+    )
 
 
 def open_subject(path: Path, *, provider: str = CPU_PROVIDER) -> Subject:

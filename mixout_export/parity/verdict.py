@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import CheckpointError
@@ -26,17 +27,18 @@ from mixout_export.parity.compare import (
     is_per_token,
 )
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
+from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.runners import Runner
+from mixout_export.parity.runners import OnnxRunner, Runner
 from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject, unused_parameters
 from mixout_export.parity.weights import WeightAudit, audit_folders
 
 
-def _audit_graph(folder: TorchSubject, graph: OnnxSubject) -> WeightAudit:
+def _audit_file(folder: TorchSubject, graph: Path) -> WeightAudit:
     return audit_graph(
         folder.folder.tensors,
-        graph.graph,
+        graph,
         parameters=folder.weights.parameters,
         unused=lambda: unused_parameters(folder),
     )
@@ -48,9 +50,9 @@ def _audit(
     if isinstance(reference, OnnxSubject):
         if isinstance(candidate, OnnxSubject):
             return audit_graphs(reference.graph, candidate.graph)
-        return _audit_graph(candidate, reference)
+        return _audit_file(candidate, reference.graph)
     if isinstance(candidate, OnnxSubject):
-        return _audit_graph(reference, candidate)
+        return _audit_file(reference, candidate.graph)
     return audit_folders(
         reference.weights, candidate.weights, headless=headless, tolerance=tolerance
     )
@@ -118,6 +120,27 @@ def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolera
 def _bounds(precision: str, min_agreement: float | None) -> Bounds:
     default = BOUNDS.get(precision, Bounds())
     return default if min_agreement is None else replace(default, agreement=min_agreement)
+
+
+def _generate(
+    reference: Subject, candidate: Subject, *, tolerance: Tolerance | None, bounds: Bounds
+) -> GenerationParity | None:
+    """Let a causal language model generate against its graphs; None for anything else."""
+    if reference.task != "causal-lm" or not isinstance(reference, TorchSubject):
+        return None
+    if not isinstance(candidate, OnnxSubject):
+        return None
+    path = candidate.cached_graph
+    cached = None if path is None else OnnxRunner(path, provider=candidate.provider)
+    found = compare_generation(
+        reference.model,
+        reference.interface,
+        plain=candidate.session,
+        cached=cached,
+        tolerance=tolerance,
+        bounds=bounds,
+    )
+    return found if path is None else replace(found, weights=_audit_file(reference, path))
 
 
 def make_battery(
@@ -192,11 +215,12 @@ def compare_subjects(
     bounds = _bounds(precision, min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
-    coverage = None
+    coverage = generation = None
     if headless or set(ours.outputs) == set(theirs.outputs):
         if battery is None:
             battery = make_battery(reference, shared_interface(ours, theirs), seed=seed)
         coverage = battery.coverage
+        generation = _generate(reference, candidate, tolerance=tolerance, bounds=bounds)
         outputs = _run(
             _runner(reference, ours.inputs, headless=headless),
             _runner(candidate, theirs.inputs, headless=headless),
@@ -216,5 +240,6 @@ def compare_subjects(
         precision="given" if given else precision,
         coverage=coverage,
         headless=headless,
+        generation=generation,
         seconds=time.perf_counter() - start,
     )

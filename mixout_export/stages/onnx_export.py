@@ -1,5 +1,6 @@
 """Export a checkpoint to an ONNX folder, and refuse to write one that computes something else."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,15 @@ from mixout_export.checkpoint import copy_companions, output_folder
 from mixout_export.checkpoint.folder import write_json
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
-from mixout_export.errors import ParityError
+from mixout_export.errors import ExportError, ParityError
 from mixout_export.export.document import Provenance, stamp_graph, write_graph
+from mixout_export.export.generation import export_cached_graph
 from mixout_export.export.graph import check_opset, export_graph
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
 from mixout_export.parity.verdict import compare_subjects, make_battery
+
+logger = logging.getLogger(__name__)
 
 #: Vocabulary ids that a fresh graph is run on, the first and last quarter at both ends of the
 #: vocabulary. The audit finds the whole table in the graph by its hash; `verify` runs them all.
@@ -27,7 +31,8 @@ class OnnxResult:
     Attributes:
         path: The ONNX folder.
         graph: The graph in it.
-        bytes: Size of the graph, external data included.
+        bytes: Size of all graphs, external data included.
+        cached_graph: The graph with a key/value cache; None if there is none.
         nodes: Number of nodes.
         opset: ONNX operator set version.
         parity: The comparison with PyTorch; None if it was not asked for.
@@ -39,6 +44,7 @@ class OnnxResult:
     nodes: int
     opset: int
     parity: ParityResult | None
+    cached_graph: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -46,6 +52,7 @@ class OnnxResult:
             **vars(self),
             "path": str(self.path),
             "graph": str(self.graph),
+            "cached_graph": None if self.cached_graph is None else str(self.cached_graph),
             "parity": None if self.parity is None else self.parity.to_dict(),
         }
 
@@ -67,6 +74,25 @@ def _config(source: TorchSubject) -> dict[str, Any]:
     return config
 
 
+def _write_cached(
+    source: TorchSubject, folder: Path, *, opset: int, cache: bool
+) -> tuple[Path, ...]:
+    """Write a causal language model's graph with a cache, where it has a cache of the usual kind.
+
+    Returns:
+        The files written; none for another task, or without such a cache, which a warning says.
+    """
+    if not cache or source.task != "causal-lm":
+        return ()
+    try:
+        graph = export_cached_graph(source.model, source.interface, opset=opset)
+    except ExportError as error:
+        logger.warning("%s; only the graph without a cache was written", error)
+        return ()
+    stamp_graph(graph, _provenance(source))
+    return write_graph(graph, folder, name=LAYOUT.onnx_cached)
+
+
 def _verify(source: TorchSubject, partial: Path, out: Path) -> ParityResult:
     battery = make_battery(source, source.interface, vocabulary_budget=_VOCABULARY_SAMPLE)
     compared = compare_subjects(source, onnx_subject(partial), battery=battery)
@@ -84,6 +110,7 @@ def export_onnx(
     out: Path,
     *,
     opset: int = 20,
+    cache: bool = True,
     verify: bool = True,
     overwrite: bool = False,
 ) -> OnnxResult:
@@ -93,6 +120,7 @@ def export_onnx(
         source: A collapsed or plain Hugging Face folder, or a mixout checkpoint.
         out: The ONNX folder, which appears complete or not at all.
         opset: ONNX operator set version, 18 to 23.
+        cache: Of a causal language model, also write a graph with a key/value cache.
         verify: Compare the graph with PyTorch before it appears.
         overwrite: Replace what is at `out`.
 
@@ -110,11 +138,13 @@ def export_onnx(
         graph = export_graph(subject.model, subject.interface, opset=opset)
         stamp_graph(graph, _provenance(subject))
         files = write_graph(graph, folder.partial)
+        files += _write_cached(subject, folder.partial, opset=opset, cache=cache)
         write_json(folder.partial / LAYOUT.config, _config(subject))
         copy_companions(source, folder.partial)
         normalize_tokenizer(folder.partial, subject.interface.sequence_limit)
         parity = _verify(subject, folder.partial, out) if verify else None
         size = sum(file.stat().st_size for file in files)
+    cached = out / LAYOUT.onnx_cached
     return OnnxResult(
         path=out,
         graph=out / LAYOUT.onnx,
@@ -122,4 +152,5 @@ def export_onnx(
         nodes=len(graph.modules_by_node),
         opset=opset,
         parity=parity,
+        cached_graph=cached if cached.is_file() else None,
     )

@@ -1,0 +1,188 @@
+"""Capture a causal language model as an ONNX graph with a key/value cache.
+
+One graph serves both phases: with an empty cache it reads a prompt, with a filled one it reads the
+tokens since. Names are those that Optimum and transformers.js know: `past_key_values.0.key`, …,
+`present.0.key`, ….
+"""
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.errors import ExportError
+from mixout_export.export.graph import (
+    ExportedGraph,
+    capture,
+    check_opset,
+    modules_by_node,
+    rename_values,
+)
+
+#: Shape of the example the graph is captured with: primes, so that no other size equals them.
+_BATCH, _PAST, _LENGTH = 3, 5, 7
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """The key/value cache of a model.
+
+    Attributes:
+        shapes: For each layer, (heads, size of a key's head, size of a value's head).
+        takes_positions: Whether the model is told each token's position.
+    """
+
+    shapes: tuple[tuple[int, int, int], ...]
+    takes_positions: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs."""
+        positions = ("position_ids",) if self.takes_positions else ()
+        return ("input_ids", "attention_mask", *positions, *self._names("past_key_values"))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs."""
+        return ("logits", *self._names("present"))
+
+    def _names(self, prefix: str) -> list[str]:
+        layers = range(len(self.shapes))
+        return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
+
+    def empty(self, batch: int, past: int) -> list[Tensor]:
+        """Return keys and values of no meaning, float32 `(batch, heads, past, size)` each."""
+        return [
+            torch.zeros(batch, heads, past, size) for heads, *sizes in self.shapes for size in sizes
+        ]
+
+
+def describe_cache(model: PreTrainedModel) -> CacheLayout:
+    """Run a model on one token and look at the cache that it leaves.
+
+    Raises:
+        ExportError: It leaves none, or one that does not grow by a key and a value a token.
+    """
+    name = type(model).__name__
+    token = torch.zeros((1, 1), dtype=torch.int64)
+    with quiet_libraries(), torch.no_grad():
+        outputs = model(input_ids=token, attention_mask=token + 1, use_cache=True, return_dict=True)
+    cache = getattr(outputs, "past_key_values", None)
+    kinds = [type(layer) for layer in getattr(cache, "layers", [])]
+    if not kinds or any(kind is not DynamicLayer for kind in kinds):
+        found = next((kind.__name__ for kind in kinds if kind is not DynamicLayer), "none")
+        raise ExportError(
+            f"{name}: its cache ({found}) does not grow by one key and one value a token, so a "
+            "graph with a cache cannot be written; give --no-cache"
+        )
+    return CacheLayout(
+        shapes=tuple(
+            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
+            for layer in cache.layers  # type: ignore[union-attr]
+        ),
+        takes_positions="position_ids" in inspect.signature(model.forward).parameters,
+    )
+
+
+class _CachedModel(nn.Module):
+    """A model called with positional inputs and a flat cache, that returns the new cache too."""
+
+    def __init__(self, model: PreTrainedModel, layout: CacheLayout) -> None:
+        super().__init__()
+        self.model = model
+        self._names = layout.inputs[: -2 * len(layout.shapes)]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Run the model; see `CacheLayout.inputs` and `outputs`."""
+        named = dict(zip(self._names, inputs, strict=False))
+        past = inputs[len(self._names) :]
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        outputs = self.model(**named, past_key_values=cache, use_cache=True, return_dict=True)
+        layers = outputs.past_key_values.layers
+        return (outputs.logits, *(part for layer in layers for part in (layer.keys, layer.values)))
+
+
+def _example(layout: CacheLayout, interface: ModelInterface) -> tuple[Tensor, ...]:
+    """Return a batch whose last row is padded on the left, with a cache of some tokens."""
+    ids = torch.arange(_LENGTH).expand(_BATCH, _LENGTH) % interface.vocabulary_size
+    mask = torch.ones((_BATCH, _PAST + _LENGTH), dtype=torch.int64)
+    mask[-1, :2] = 0
+    made = {"input_ids": ids.clone(), "attention_mask": mask, "position_ids": positions_of(mask)}
+    made["position_ids"] = made["position_ids"][:, _PAST:]
+    names = [name for name in layout.inputs if name in made]
+    return (*(made[name] for name in names), *layout.empty(_BATCH, _PAST))
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """Return each token's position among those of its row that are not padding, as `generate` does.
+
+    Args:
+        mask: int64 `(batch, length)`, 1 for tokens and 0 for padding.
+    """
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _axis_names(layout: CacheLayout) -> list[dict[int, str]]:
+    """Return each input's dynamic axes by name, in order."""
+    tokens = {0: "batch", 1: "sequence"}
+    own = {
+        "input_ids": tokens,
+        "attention_mask": {0: "batch", 1: "total_sequence"},
+        "position_ids": tokens,
+    }
+    return [own.get(name, {0: "batch", 2: "past_sequence"}) for name in layout.inputs]
+
+
+def _dims(names: Sequence[dict[int, str]], limit: int | None) -> list[dict[int, object]]:
+    dims: dict[str, object] = {
+        "batch": Dim("batch", min=1),
+        "sequence": Dim("sequence", min=1, max=limit),
+        "past_sequence": Dim("past_sequence", min=0, max=limit),
+        "total_sequence": Dim.DYNAMIC,  # the sum of two others, which the exporter finds out
+    }
+    return [{axis: dims[name] for axis, name in named.items()} for named in names]
+
+
+def export_cached_graph(
+    model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
+) -> ExportedGraph:
+    """Capture a causal language model as an ONNX graph with a key/value cache.
+
+    Its inputs are `input_ids` `(batch, sequence)`, `attention_mask` `(batch, past_sequence +
+    sequence)` and, where the model takes them, `position_ids` `(batch, sequence)`, all int64, and a
+    key and a value a layer, float32 `(batch, heads, past_sequence, size)`, where `past_sequence`
+    may be 0. Its outputs are `logits` `(batch, sequence, vocabulary)` and the grown cache.
+
+    Args:
+        model: A plain causal language model; it is put in evaluation mode.
+        interface: Its inputs and outputs.
+        opset: ONNX operator set version.
+
+    Raises:
+        ArgumentError: The opset is not supported.
+        ExportError: The model has no such cache, or cannot be captured.
+    """
+    check_opset(opset)
+    model.eval()  # type: ignore[no-untyped-call]
+    layout = describe_cache(model)
+    names = _axis_names(layout)
+    dims = _dims(names, interface.sequence_limit)
+    graph = capture(
+        _CachedModel(model, layout).eval(),
+        _example(layout, interface),
+        (tuple(dims),),
+        name=f"{type(model).__name__} with a cache",
+        inputs=layout.inputs,
+        outputs=layout.outputs,
+        opset=opset,
+    )
+    modules = modules_by_node(graph, dict(model.named_modules()).keys())
+    rename_values(graph, names, default="total_sequence")
+    return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)
