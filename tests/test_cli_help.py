@@ -76,7 +76,7 @@ OPTIONS = {
         "p": None,
     },
     "collapse": {**WRITES, "interpolate": 1.0, "dtype": None},
-    "onnx": {**WRITES, "opset": 20, "no-verify": False},
+    "onnx": {**WRITES, "opset": 20, "no-cache": False, "no-verify": False},
     "verify": {
         **EVERYWHERE,
         "data": None,
@@ -86,6 +86,9 @@ OPTIONS = {
         "atol": None,
         "rtol": None,
         "provider": "CPUExecutionProvider",
+        "inputs": None,
+        "save-inputs": None,
+        "seed": 0,
     },
     "inspect": {**EVERYWHERE, "plot": None},
     "demo": WRITES,

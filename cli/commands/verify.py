@@ -111,13 +111,13 @@ def _describe(result: "ParityResult") -> str:
     "--inputs",
     type=PATH,
     metavar="FILE.npz",
-    help="Run these inputs instead of the battery, as --save-inputs wrote them.",
+    help="Run these inputs, as --save-inputs wrote them.  [default: the battery]",
 )
 @click.option(
     "--save-inputs",
     type=PATH,
     metavar="FILE.npz",
-    help="Keep what is run, to run it again.",
+    help="Keep what is run, to run it again.  [default: do not]",
 )
 @seed_option("Of the battery.")
 @output_options
