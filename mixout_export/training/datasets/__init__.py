@@ -1,8 +1,9 @@
 """What each task reads from a table and how it is judged: one module a task.
 
 A task's module has a `Reader`, which finds the columns and encodes them, and `Examples`, which make
-batches with what the loss is computed from, and turn the model's outputs into metrics. Nothing
-outside of this folder asks which task it is.
+batches with what the loss is computed from, and turn the model's outputs into metrics. The loop
+asks nobody which task it is. `evaluation.evaluation_data` gives the same to whoever has outputs
+from elsewhere.
 """
 
 from mixout_export.training.datasets.causal_lm import CausalLM

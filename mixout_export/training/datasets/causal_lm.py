@@ -1,6 +1,7 @@
 """Causal language modelling: the next word of a text."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from mixout_export.training.tables import Table
 class ContinuedText(RunningText):
     """Sequences of which every token but the first is predicted from those before it."""
 
-    @property
+    @cached_property
     def targets(self) -> NDArray[np.int64]:
         """Number of tokens to predict, shape (examples,)."""
         return self.lengths - 1

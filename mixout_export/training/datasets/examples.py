@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,12 +31,12 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.encoded)
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of each example, shape (examples,)."""
         return self.encoded.lengths
 
-    @property
+    @cached_property
     def targets(self) -> NDArray[np.int64]:
         """How many terms each example gives to a batch's mean loss, shape (examples,)."""
         return np.ones(len(self), np.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class MaskedText(RunningText):
     vocabulary: int
     seed: int
 
-    @property
+    @cached_property
     def targets(self) -> NDArray[np.int64]:
         """Number of tokens to predict, shape (examples,)."""
         return np.array([hidden_count(len(places)) for places in self.places], np.int64)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,7 +52,7 @@ class Choices(Examples):
     def __len__(self) -> int:
         return len(self.encoded) // self.count
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of each group's longest sequence, shape (groups,)."""
         longest: NDArray[np.int64] = self.encoded.lengths.reshape(-1, self.count).max(axis=1)

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -53,7 +54,7 @@ class TaggedWords(Examples):
         """Whether there are labels."""
         return self.tags is not None
 
-    @property
+    @cached_property
     def targets(self) -> NDArray[np.int64]:
         """Number of words that the model sees, shape (examples,)."""
         return np.array([len(place) for place in self.places], np.int64)

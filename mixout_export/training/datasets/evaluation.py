@@ -1,0 +1,197 @@
+"""A table as batches for any runtime, and the task's metrics of what comes out.
+
+`evaluation_data` is what `verify --data` needs: it makes NumPy batches for a graph or a model, and
+judges the outputs by the task's metrics where the table says what is right::
+
+    data = evaluation_data(table, task, tokenizer, interface, labels=labels)
+    outputs = [run(batch) for batch in data.batches]     # each {"logits": array of float}, say
+    data.metrics(outputs)                                # {"accuracy": 0.9, ...}, or None
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.errors import ArgumentError
+from mixout_export.tasks import TASKS, Task
+from mixout_export.training.columns import ColumnNames
+from mixout_export.training.datasets import READERS
+from mixout_export.training.datasets.examples import Examples
+from mixout_export.training.datasets.reader import Encoding
+from mixout_export.training.labels import is_missing
+from mixout_export.training.tables import Table
+
+#: Longest sequence where neither the model nor the caller sets a limit, and at most.
+_LONGEST = 512
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """A table as batches, and its metrics.
+
+    Attributes:
+        examples: The encoded table.
+        interface: What the model takes.
+        members: The examples of each batch.
+        batches: Inputs of each batch: input name → int64 array `(batch, longest)`, with choices
+            `(batch, choices, longest)`; every input of the interface and nothing else.
+        columns: The columns that were read; its `label` is None where there were no labels.
+    """
+
+    examples: Examples
+    interface: ModelInterface
+    members: tuple[tuple[int, ...], ...]
+    batches: tuple[dict[str, NDArray[np.int64]], ...]
+    columns: ColumnNames
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the table says what is right; language models' texts always do."""
+        return self.examples.labelled
+
+    @property
+    def rows(self) -> tuple[tuple[int, ...], ...]:
+        """Row of the table, from 0, that each row of each batch comes from."""
+        rows = self.examples.rows
+        return tuple(tuple(int(rows[index]) for index in batch) for batch in self.members)
+
+    def metrics(self, outputs: Iterable[Arrays]) -> dict[str, float] | None:
+        """Return the task's metrics, None where the table has no labels.
+
+        Args:
+            outputs: Outputs of each batch, in the batches' order: output name → float array whose
+                first dimension is the batch, as the interface names them. They are read one by one,
+                so a generator keeps only one batch of logits in memory.
+
+        Returns:
+            Metric name → value; NaN where outputs were not numbers.
+
+        Raises:
+            ArgumentError: There are not as many outputs as batches, or one is of another size.
+        """
+        if not self.labelled:
+            return None
+        predictions: list[Any] = []
+        done = 0
+        for batch, found in zip(self.members, outputs, strict=False):
+            rows = {len(values) for values in found.values()}
+            if rows != {len(batch)}:
+                raise ArgumentError(
+                    f"metrics: got outputs of {sorted(rows)} rows for batch {done}, expected "
+                    f"{len(batch)}"
+                )
+            tensors = {name: torch.from_numpy(np.asarray(v)) for name, v in found.items()}
+            predictions += self.examples.predict(batch, tensors)
+            done += 1
+        if done != len(self.members):
+            raise ArgumentError(
+                f"metrics: got outputs of {done} batches, expected {len(self.members)}"
+            )
+        return self.examples.metrics(predictions)
+
+
+def evaluation_data(
+    table: Table,
+    task: Task | None,
+    tokenizer: PreTrainedTokenizerBase,
+    interface: ModelInterface,
+    *,
+    labels: Sequence[str] = (),
+    columns: ColumnNames | None = None,
+    max_examples: int | None = None,
+    max_length: int | None = None,
+    doc_stride: int | None = None,
+    batch_size: int = 32,
+) -> EvaluationData:
+    """Read a table the way `train` does, for any runtime.
+
+    Labels are used where there are any: in a column that is named or has a usual name. A column
+    that holds nothing in every row, or -1 as test sets do, is no label.
+
+    Args:
+        table: The data.
+        task: The folder's task; None is a model without a head, which is given texts.
+        tokenizer: The reference's tokenizer.
+        interface: What both sides take.
+        labels: The folder's label names in the order of its outputs.
+        columns: Columns that the user named; None finds all by their usual names.
+        max_examples: Most rows of the table to read; None reads all.
+        max_length: Longest sequence in tokens; None takes the model's limit, at most 512.
+        doc_stride: Tokens that neighbouring windows of a question's context share; None takes a
+            third of the longest sequence.
+        batch_size: Rows in a batch. Where the model has no padding id, each is a batch of its own.
+
+    Returns:
+        The batches in the table's order, and what judges their outputs.
+
+    Raises:
+        ArgumentError: A column is named that the task does not read, or the model takes an input
+            that texts do not give.
+        CheckpointError: The tokenizer lacks what the task needs.
+        DataError: A column is missing, or a value is or does not fit; the message names the row.
+    """
+    table = _head(table, max_examples)
+    limit = (
+        min(interface.sequence_limit or _LONGEST, _LONGEST) if max_length is None else max_length
+    )
+    encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
+    named = columns if columns is not None else ColumnNames()
+    reader = READERS[(task or TASKS["text-classification"]).name]
+    found = reader.find(table, named, tuple(labels), labelled=False)
+    if task is None or (named.label is None and _says_nothing(table, found.label)):
+        found = replace(found, label=None)
+    examples = reader.read(table, found, encoding)
+    size = batch_size if interface.pad_token_id is not None else 1
+    members = tuple(
+        tuple(range(start, min(start + size, len(examples))))
+        for start in range(0, len(examples), size)
+    )
+    batches = tuple(_inputs(examples, batch, interface) for batch in members)
+    return EvaluationData(examples, interface, members, batches, found)
+
+
+def _head(table: Table, count: int | None) -> Table:
+    """Return the first rows of a table."""
+    if count is None or count >= table.rows:
+        return table
+    columns = {name: values[:count] for name, values in table.columns.items()}
+    return Table(table.name, columns, count, None if table.lines is None else table.lines[:count])
+
+
+def _says_nothing(table: Table, columns: Sequence[str] | None) -> bool:
+    """Tell whether label columns hold no label in any row."""
+    if columns is None:
+        return True
+    cells = [value for column in columns for value in table.columns[column]]
+    return all(is_missing(cell) or cell in (-1, "-1") for cell in cells)
+
+
+def _inputs(
+    examples: Examples, indices: Sequence[int], interface: ModelInterface
+) -> dict[str, NDArray[np.int64]]:
+    """Return a batch's inputs, those included that the tokenizer does not make."""
+    made = {name: value.numpy() for name, value in examples.collate(indices).items()}
+    ids = made["input_ids"]
+    mask = made.get("attention_mask", np.ones_like(ids))
+    # Padding on the left has no position of its own: the first token has the first one.
+    positions = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
+    others = {
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": positions,
+    }
+    unknown = [name for name in interface.inputs if name not in made and name not in others]
+    if unknown:
+        raise ArgumentError(
+            f"data: the model takes the input {unknown[0]!r}, which a table does not give; run it "
+            "without --data"
+        )
+    return {name: {**others, **made}[name] for name in interface.inputs}
