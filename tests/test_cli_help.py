@@ -82,6 +82,8 @@ OPTIONS = {
         "data": None,
         "text-column": None,
         "text-pair-column": None,
+        "label-column": None,
+        "choices-column": None,
         "max-examples": None,
         "atol": None,
         "rtol": None,

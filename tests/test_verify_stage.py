@@ -15,6 +15,7 @@ from torch import Tensor
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.parity.result import ParityResult
+from mixout_export.parity.subject import torch_subject
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
@@ -409,3 +410,58 @@ def test_inputs_of_ones_own_find_what_they_touch(plain: Path, tmp_path: Path) ->
 def test_inputs_and_data_exclude_each_other(plain: Path, graph: Path, tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match="inputs: replaces everything"):
         verify_checkpoints(plain, graph, inputs=tmp_path / "a.npz", data=tmp_path / "b.tsv")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> tuple[Path, Path]:
+    path = tmp_path_factory.mktemp("classifier")
+    model = make_model("bert", "ForSequenceClassification", num_labels=3)
+    source = save_checkpoint(model, path / "bert")
+    return source, export_onnx(source, path / "graph", verify=False).path
+
+
+def labelled(path: Path, labels: list[int]) -> Path:
+    rows = "".join(f"the dog number {i} runs\t{label}\n" for i, label in enumerate(labels))
+    path.write_text("sentence\tlabel\n" + rows)
+    return path
+
+
+def test_the_tasks_metrics_of_both_sides(
+    classifier: tuple[Path, Path], plain: Path, tmp_path: Path
+) -> None:
+    source, graph = classifier
+    subject = torch_subject(source)
+    assert subject.tokenizer is not None
+    texts = [f"the dog number {i} runs" for i in range(40)]
+    encoded = subject.tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        predicted = subject.model(**encoded).logits.argmax(-1)
+    labels = [int(p) if i % 4 else (int(p) + 1) % 3 for i, p in enumerate(predicted)]
+    result = verify_checkpoints(source, graph, data=labelled(tmp_path / "a.tsv", labels))
+    assert result.metrics is not None
+    assert result.metrics["accuracy"] == (0.75, 0.75)
+    assert result.to_dict()["metrics"]["accuracy"] == {"reference": 0.75, "candidate": 0.75}
+
+
+def test_a_worse_candidate_has_a_worse_metric(
+    classifier: tuple[Path, Path], tmp_path: Path
+) -> None:
+    def turn(tensors: Tensors) -> None:
+        tensors["classifier.weight"] = -tensors["classifier.weight"]
+        tensors["classifier.bias"] = -tensors["classifier.bias"]
+
+    source, graph = classifier
+    other = changed(source, tmp_path / "other", turn)
+    data = labelled(tmp_path / "a.tsv", [0, 1, 2] * 5)
+    result = verify_checkpoints(source, other, data=data)
+    assert not result.holds
+    assert result.metrics is not None
+    assert result.metrics["accuracy"][0] != result.metrics["accuracy"][1]
+
+
+def test_without_labels_there_are_no_metrics(classifier: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "a.tsv"
+    path.write_text("sentence\nthe dog runs\n")
+    result = verify_checkpoints(*classifier, data=path)
+    assert result.holds
+    assert result.metrics is None

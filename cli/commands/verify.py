@@ -8,7 +8,7 @@ import click
 from mixout_export_cli.command import Command
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, seed_option
-from mixout_export_cli.output import Output, table
+from mixout_export_cli.output import Output, number, table
 
 if TYPE_CHECKING:
     from mixout_export.parity.result import ParityResult
@@ -62,6 +62,11 @@ def _describe(result: "ParityResult") -> str:
         ]
         header = ["output", "max diff", "mean diff", "same label", "within tolerance"]
         lines += ["", table(header, rows)]
+    if result.metrics is not None:
+        rows = [
+            [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()
+        ]
+        lines += ["", table(["metric", "reference", "candidate"], rows)]
     verdict = "parity holds" if result.holds else "parity does NOT hold"
     lines += [
         "",
@@ -89,6 +94,16 @@ def _describe(result: "ParityResult") -> str:
     "--text-pair-column",
     metavar="NAME",
     help="Column of the second text in --data.  [default: found by the usual names]",
+)
+@click.option(
+    "--label-column",
+    metavar="NAME",
+    help="Column of the labels in --data.  [default: found by the usual names]",
+)
+@click.option(
+    "--choices-column",
+    metavar="NAME",
+    help="Column of the choices in --data.  [default: found by the usual names]",
 )
 @click.option(
     "--atol",
@@ -129,6 +144,8 @@ def verify(
     max_examples: int | None,
     text_column: str | None,
     text_pair_column: str | None,
+    label_column: str | None,
+    choices_column: str | None,
     atol: float | None,
     rtol: float | None,
     provider: str,
@@ -152,6 +169,8 @@ def verify(
         max_examples=max_examples,
         text_column=text_column,
         text_pair_column=text_pair_column,
+        label_column=label_column,
+        choices_column=choices_column,
         atol=atol,
         rtol=rtol,
         provider=provider,

@@ -1,5 +1,6 @@
 """What came out of a comparison, and why it does not hold."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ class ParityResult:
         headless: Whether only the bodies were compared, as one side has no head.
         generation: How graphs of a causal language model generate; None where it was not run.
         seconds: Wall time of the comparison.
+        metrics: The task's metrics of the reference and of the candidate, where labels were given.
     """
 
     reference: str
@@ -44,6 +46,7 @@ class ParityResult:
     headless: bool
     seconds: float
     generation: GenerationParity | None = None
+    metrics: Mapping[str, tuple[float, float]] | None = None
 
     @property
     def holds(self) -> bool:
@@ -122,5 +125,11 @@ class ParityResult:
             "coverage": None if self.coverage is None else asdict(self.coverage),
             "headless": self.headless,
             "generation": None if self.generation is None else self.generation.to_dict(),
+            "metrics": None
+            if self.metrics is None
+            else {
+                name: {"reference": ours, "candidate": theirs}
+                for name, (ours, theirs) in self.metrics.items()
+            },
             "seconds": self.seconds,
         }

@@ -1,7 +1,7 @@
 """The comparison as a whole: what both sides say of themselves, their weights, their outputs."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,9 +30,12 @@ from mixout_export.parity.description import find_mismatches, interfaces, shared
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.runners import OnnxRunner, Runner
+from mixout_export.parity.runners import Array, OnnxRunner, Runner
 from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject, unused_parameters
 from mixout_export.parity.weights import WeightAudit, audit_folders
+
+#: Is given the number of a batch and both sides' outputs by name.
+Watch = Callable[[int, Mapping[str, Array], Mapping[str, Array]], None]
 
 
 def _audit_file(folder: TorchSubject, graph: Path) -> WeightAudit:
@@ -89,6 +92,7 @@ def _run(
     tolerance: Tolerance | None,
     bounds: Bounds,
     task: str | None,
+    watch: Watch | None,
 ) -> tuple[OutputDifference, ...]:
     comparisons = {
         name: OutputComparison(
@@ -100,10 +104,11 @@ def _run(
         )
         for name in reference.outputs
     }
-    for batch in battery.batches:
-        compare_outputs(
-            comparisons, batch, reference.run(batch.inputs), candidate.run(batch.inputs)
-        )
+    for number, batch in enumerate(battery.batches):
+        ours, theirs = reference.run(batch.inputs), candidate.run(batch.inputs)
+        compare_outputs(comparisons, batch, ours, theirs)
+        if watch is not None:
+            watch(number, ours, theirs)
     return tuple(comparison.result() for comparison in comparisons.values())
 
 
@@ -179,6 +184,7 @@ def compare_subjects(
     rtol: float | None = None,
     min_agreement: float | None = None,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> ParityResult:
     """Compare two sides: their descriptions, their weights, and their outputs on the battery.
 
@@ -191,6 +197,7 @@ def compare_subjects(
         rtol: Relative tolerance; None is the precision's.
         min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
         seed: Of the battery that is made.
+        watch: Is given the number of each batch and both sides' outputs, as they come.
 
     Raises:
         ArgumentError: A graph takes an input that the battery cannot make.
@@ -228,6 +235,7 @@ def compare_subjects(
             tolerance=tolerance,
             bounds=bounds,
             task=None if headless else reference.task,
+            watch=watch,
         )
     return ParityResult(
         reference=str(reference.path),

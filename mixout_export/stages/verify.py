@@ -1,49 +1,25 @@
 """Compare two artefacts: a mixout checkpoint, a Hugging Face folder, an ONNX graph."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.errors import ArgumentError
 from mixout_export.parity.battery import Batch, Battery, measure_coverage
 from mixout_export.parity.description import interfaces, shared_interface
-from mixout_export.parity.examples import text_batches
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.subject import Subject, open_subject
 from mixout_export.parity.verdict import compare_subjects, make_battery
-from mixout_export.training.columns import find_texts
-from mixout_export.training.labels import text_values
-from mixout_export.training.tables import read_table
+from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
+from mixout_export.training.columns import ColumnNames
 
 
 def _check_tolerance(name: str, value: float | None) -> None:
     if value is not None and not 0 <= value < float("inf"):
         raise ArgumentError(f"{name}: got {value!r}, expected a finite number of at least 0")
-
-
-def _read_examples(
-    data: Path,
-    reference: Subject,
-    candidate: Subject,
-    interface: ModelInterface,
-    *,
-    max_examples: int | None,
-    text_column: str | None,
-    text_pair_column: str | None,
-) -> tuple[Batch, ...]:
-    """Tokenise a table's texts with the reference's tokenizer, else the candidate's."""
-    tokenizer = reference.tokenizer or candidate.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(
-            f"{reference.path}: has no tokenizer files, which --data needs; put the base's there"
-        )
-    table = read_table(data)
-    text, pair = find_texts(table, text_column=text_column, text_pair_column=text_pair_column)
-    texts = text_values(table, text)[:max_examples]
-    pairs = None if pair is None else text_values(table, pair)[:max_examples]
-    return text_batches(tokenizer, interface, texts, pairs)
 
 
 def _settle_battery(
@@ -75,6 +51,8 @@ def verify_checkpoints(
     max_examples: int | None = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
+    label_column: str | None = None,
+    choices_column: str | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     provider: str = CPU_PROVIDER,
@@ -88,10 +66,13 @@ def verify_checkpoints(
         reference: What the candidate should be: a mixout checkpoint, a Hugging Face folder, an
             ONNX folder or an `.onnx` file.
         candidate: What is judged, any of the same.
-        data: A table whose texts are run besides the battery.
+        data: A table that is run besides the battery. Where it has labels, the task's metrics are
+            computed on both sides.
         max_examples: Most rows of `data` to run; None is all.
         text_column: Column of its text; None finds it by the usual names.
         text_pair_column: Column of its second text; None finds it.
+        label_column: Column of its labels; None finds it.
+        choices_column: Column of its choices; None finds it.
         atol: Absolute tolerance; None is 1e-5, or 5e-3 where weights were rounded to fp16 and 4e-2
             where they were rounded to bf16. If `atol` or `rtol` is given, the weights of two
             folders may differ by as much too.
@@ -119,24 +100,23 @@ def verify_checkpoints(
     left = open_subject(reference, provider=provider)
     right = open_subject(candidate, provider=provider)
     interface = shared_interface(*interfaces(left, right))
-    examples: tuple[Batch, ...] = ()
+    table = None
     if data is not None:
-        examples = _read_examples(
-            data,
-            left,
-            right,
-            interface,
-            max_examples=max_examples,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
+        named = ColumnNames.named(
+            text=text_column, text_pair=text_pair_column, label=label_column, choices=choices_column
         )
+        table = read_data(data, left, right, interface, columns=named, max_examples=max_examples)
     battery = _settle_battery(
         left,
         right,
         interface,
-        examples=examples,
+        examples=() if table is None else data_batches(table),
         inputs=inputs,
         save_inputs_to=save_inputs_to,
         seed=seed,
     )
-    return compare_subjects(left, right, battery=battery, atol=atol, rtol=rtol)
+    metrics = None
+    if table is not None:
+        metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
+    result = compare_subjects(left, right, battery=battery, atol=atol, rtol=rtol, watch=metrics)
+    return result if metrics is None else replace(result, metrics=metrics.result())

@@ -81,20 +81,29 @@ class EvaluationData:
             return None
         predictions: list[Any] = []
         done = 0
-        for batch, found in zip(self.members, outputs, strict=False):
-            rows = {len(values) for values in found.values()}
-            if rows != {len(batch)}:
-                raise ArgumentError(
-                    f"metrics: got outputs of {sorted(rows)} rows for batch {done}, expected "
-                    f"{len(batch)}"
-                )
-            tensors = {name: torch.from_numpy(np.asarray(v)) for name, v in found.items()}
-            predictions += self.examples.predict(batch, tensors)
+        for number, found in zip(range(len(self.members)), outputs, strict=False):
+            predictions += self.predict(number, found)
             done += 1
         if done != len(self.members):
             raise ArgumentError(
                 f"metrics: got outputs of {done} batches, expected {len(self.members)}"
             )
+        return self.score(predictions)
+
+    def predict(self, number: int, outputs: Arrays) -> list[Any]:
+        """Return what the task predicts from one batch's outputs; see `metrics`."""
+        batch = self.members[number]
+        rows = {len(values) for values in outputs.values()}
+        if rows != {len(batch)}:
+            raise ArgumentError(
+                f"metrics: got outputs of {sorted(rows)} rows for batch {number}, expected "
+                f"{len(batch)}"
+            )
+        tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in outputs.items()}
+        return self.examples.predict(batch, tensors)
+
+    def score(self, predictions: list[Any]) -> dict[str, float]:
+        """Return the task's metrics of all batches' predictions, joined in their order."""
         return self.examples.metrics(predictions)
 
 
