@@ -70,7 +70,7 @@ class Window:
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
         """Return the characters of a span of tokens; none for one outside of the context."""
-        if first < self.first:
+        if first < self.first or last >= self.first + len(self.offsets):
             return 0, 0
         return int(self.offsets[first - self.first, 0]), int(self.offsets[last - self.first, 1])
 

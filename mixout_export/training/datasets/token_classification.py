@@ -173,9 +173,10 @@ def _tag_lists(
     for row, value in enumerate(refuse_missing(table, column)):
         tags = value.split() if isinstance(value, str) else value
         if not isinstance(tags, (list, tuple)) or len(tags) != len(words[row]):
-            count = len(tags) if isinstance(tags, (list, tuple)) else "no list"
+            is_list = isinstance(tags, (list, tuple))
             raise DataError(
-                f"{table.name}: column {column!r} holds {count} labels in {table.where(row)}, "
+                f"{table.name}: column {column!r} holds "
+                f"{f'{len(tags)} labels' if is_list else show(value)} in {table.where(row)}, "
                 f"expected {len(words[row])}, one for each word of {text!r}; mend that row"
             )
         made.append(list(tags))
@@ -217,14 +218,14 @@ def _refuse_unseen(
                 f"{table.name}: column {column!r} holds {show(' '.join(words[row]))} in "
                 f"{table.where(row)}, of which the tokenizer makes no token; remove that row"
             )
-    unseen = [int((first < 0).sum()) for first in firsts]
-    if any(unseen):
+    unseen = sum(int((first < 0).sum()) for first in firsts)
+    if unseen:
         logger.warning(
-            "%s: %d words in %d rows are not read, for they lie beyond %d tokens or the tokenizer "
-            "makes no token of them; raise --max-length or split those rows",
+            "%s: %d of %d words are not read, for they lie beyond %d tokens or the tokenizer makes "
+            "no token of them; raise --max-length or split long rows",
             table.name,
-            sum(unseen),
-            sum(count > 0 for count in unseen),
+            unseen,
+            sum(len(first) for first in firsts),
             max_length,
         )
 

@@ -1,0 +1,37 @@
+"""Tables and encodings for tests of the tasks' datasets."""
+
+from typing import Any
+
+from checkpoints import POSITIONS, VOCABULARY, make_tokenizer
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.training.columns import ColumnNames
+from mixout_export.training.datasets import READERS, Encoding
+from mixout_export.training.tables import Table
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def table(*rows: dict[str, Any]) -> Table:
+    """Return rows as a table whose rows stand on lines 2, 3, …"""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return Table("data.jsonl", columns, len(rows), list(range(2, len(rows) + 2)))
+
+
+def encoding(
+    *labels: str, max_length: int = POSITIONS, tokenizer: Any = None, **options: Any
+) -> Encoding:
+    interface = ModelInterface(INPUTS, ("logits",), len(VOCABULARY), POSITIONS, 2, 0)
+    made = tokenizer if tokenizer is not None else make_tokenizer()
+    return Encoding(made, interface, max_length, labels=labels, **options)
+
+
+def read(
+    task: str, data: Table, made: Encoding | None = None, *, labelled: bool = True, **named: str
+) -> Any:
+    """Find a task's columns and read them."""
+    made = made if made is not None else encoding()
+    reader = READERS[task]
+    columns = reader.find(data, ColumnNames.named(**named), made.labels, labelled=labelled)
+    return reader.read(data, columns, made)
