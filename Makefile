@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 DEMO_OUT ?= mixout-demo
 BENCH ?=
+MATRIX ?=
 
-.PHONY: help demo test bench lint format clean
+.PHONY: help demo test bench matrix lint format clean
 
 help:
 	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
 	@echo "make test   run all tests"
 	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
+	@echo "make matrix take every architecture family the whole way; writes docs/architectures.md"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and build files"
 
@@ -41,6 +43,9 @@ test: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH)
+
+matrix: $(VENV)/.dev
+	$(BIN)/python -m matrix --document docs/architectures.md $(MATRIX)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

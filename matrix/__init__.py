@@ -1,0 +1,1 @@
+"""Every architecture family of transformers' text classifiers, taken the whole way."""

@@ -1,0 +1,113 @@
+"""Which families there are, and what only some of them need to be made small."""
+
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+#: Entry of a configuration → its size in a tiny checkpoint, where the default is larger.
+SIZES: dict[str, int] = {
+    **dict.fromkeys(("vocab_size", "entity_vocab_size", "shape_vocab_size"), 120),
+    "pronunciation_vocab_size": 100,
+    **dict.fromkeys(
+        ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "d_latents"), 32
+    ),
+    **dict.fromkeys(
+        ("input_embedding_size", "word_embed_proj_dim", "pooler_hidden_size", "entity_emb_size"), 32
+    ),
+    **dict.fromkeys(("prediction_head_size", "output_embedding_size", "true_hidden_size"), 32),
+    "intra_bottleneck_size": 32,
+    **dict.fromkeys(
+        ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"), 2
+    ),
+    **dict.fromkeys(("decoder_layers", "num_decoder_layers", "num_self_attends_per_block"), 2),
+    "max_window_layers": 1,
+    **dict.fromkeys(
+        ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"), 4
+    ),
+    **dict.fromkeys(("decoder_attention_heads", "linear_num_value_heads", "index_n_heads"), 4),
+    **dict.fromkeys(("num_key_value_heads", "num_kv_heads", "linear_num_key_heads"), 2),
+    **dict.fromkeys(("head_dim", "d_kv", "d_head", "kv_channels", "attention_head_size"), 8),
+    **dict.fromkeys(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_head_dim"), 8),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "rotary_dim"), 8),
+    "qk_head_dim": 16,
+    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "index_topk", "adapter_rank"), 16),
+    **dict.fromkeys(
+        ("intermediate_size", "d_ff", "dff", "hidden_dim", "ffn_dim", "ffn_hidden_size"), 48
+    ),
+    **dict.fromkeys(("d_inner", "encoder_ffn_dim", "decoder_ffn_dim", "feed_forward_size"), 48),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 24),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "n_group"), 2),
+    **dict.fromkeys(("topk_group", "first_k_dense_replace"), 1),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "max_seq_len", "max_2d_position_embeddings"), 66
+    ),
+    **dict.fromkeys(("sliding_window", "window_size", "local_attention", "attention_window"), 16),
+    "original_max_position_embeddings": 66,
+    **dict.fromkeys(("mamba_d_state", "mamba_dt_rank", "chunk_size"), 8),
+    **dict.fromkeys(("local_attn_chunk_length", "lsh_attn_chunk_length", "num_latents"), 8),
+    **dict.fromkeys(("prompt_length", "prompt_mid_dim"), 16),
+    **dict.fromkeys(("image_size", "input_size"), 32),
+    **dict.fromkeys(("patch_size", "num_patches"), 16),
+    "mm_tokens_per_image": 4,
+    "out_hidden_size": 32,
+    "depth": 2,
+    "pixel_shuffle_factor": 2,
+    "query_pre_attn_scalar": 8,
+    "entity_embedding_size": 32,
+}
+
+#: Settings of a family whose configuration the sizes above do not fit.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
+    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
+    "lilt": {"hidden_size": 48},
+    "mistral4": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 66,
+        }
+    },
+    "nemotron": {"num_key_value_heads": 2},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "hybrid"] * 2,
+    },
+    "zamba2": {
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention", "hybrid"] * 2,
+        "hybrid_layer_ids": [1, 3],
+    },
+}
+
+#: Ids of special tokens that lie outside the tiny vocabulary, and the padding id where there is
+#: none, become these.
+SPECIAL_TOKENS = {
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "cls_token_id": 1,
+    "sep_token_id": 2,
+    "mask_token_id": 3,
+}
+
+
+def families() -> dict[str, str]:
+    """Return every model type that transformers can classify sequences with, with its class."""
+    return dict(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)

@@ -1,0 +1,14 @@
+"""What the matrix runs with."""
+
+import importlib.metadata
+import platform
+from functools import cache
+
+_PACKAGES = ("mixout-export", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions that an outcome depends on."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,85 @@
+"""The family as transformers and PyTorch have it, with nothing of this package."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
+
+from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.errors import MixoutError
+from mixout_export.stages.onnx_export import export_onnx
+
+
+def _token(config: PretrainedConfig, name: str) -> int | None:
+    value = getattr(config.get_text_config(), name, None)
+    return value[0] if isinstance(value, list) else value
+
+
+def rows_of(config: PretrainedConfig, rows: int, length: int, *, seed: int) -> dict[str, Tensor]:
+    """Return rows as a tokenizer would make them, padded on the right but for the first.
+
+    Every row ends with the end-of-text token where the family has one: an encoder-decoder's
+    classifier reads what stands there.
+
+    Args:
+        config: The model's configuration.
+        rows: Number of rows.
+        length: Length of the longest, in tokens.
+        seed: Of the tokens and of the lengths.
+
+    Returns:
+        `input_ids` and `attention_mask`, int64 `(rows, length)`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    special = {_token(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
+    size = config.get_text_config().vocab_size
+    words = torch.tensor([i for i in range(size) if i not in special])
+    ids = words[torch.randint(len(words), (rows, length), generator=generator)]
+    mask = torch.ones_like(ids)
+    pad, eos = _token(config, "pad_token_id"), _token(config, "eos_token_id")
+    for row in range(rows):
+        kept = length if row == 0 else int(torch.randint(1, length + 1, (), generator=generator))
+        mask[row, kept:] = 0
+        ids[row, kept:] = 0 if pad is None else pad
+        if eos is not None:
+            ids[row, kept - 1] = eos
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def exports_unmodified(folder: Path) -> bool:
+    """Tell whether the model exports as it is: by `torch.onnx.export` alone, or by this package."""
+    with quiet_libraries():
+        model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        if hasattr(model.config, "use_cache"):
+            model.config.use_cache = False
+        batch = rows_of(model.config, 3, 11, seed=0)
+        axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=64)}
+        try:
+            torch.onnx.export(
+                _Logits(model),
+                tuple(batch.values()),
+                dynamo=True,
+                opset_version=20,
+                dynamic_shapes=(axes, axes),
+                verbose=False,
+            )
+        except Exception:  # the exporter's failures have no common class
+            pass
+        else:
+            return True
+    try:
+        export_onnx(folder, folder.parent / "unmodified", verify=False)
+    except MixoutError:
+        return False
+    return True

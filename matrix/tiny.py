@@ -1,0 +1,123 @@
+"""Tiny random checkpoints from a family's own configuration class."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from matrix.families import SETTINGS, SIZES, SPECIAL_TOKENS
+from mixout_export.checkpoint.quiet import quiet_libraries
+
+#: Width of the normal noise that is added to every parameter, so that no scale is left at one and
+#: no bias at zero, which would hide a graph that drops it.
+_NOISE = 0.1
+
+LABELS = 3
+
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+_LAYER_LISTS = ("layer_types", "mlp_layer_types")
+
+
+def _special_tokens(config: PretrainedConfig, vocabulary: int) -> dict[str, int]:
+    """Return ids for the special tokens that the tiny vocabulary does not hold."""
+    found = {}
+    for name, small in SPECIAL_TOKENS.items():
+        value = getattr(config, name, None)
+        if isinstance(value, list):
+            value = value[0]
+        if value is not None and not 0 <= value < vocabulary:
+            found[name] = small
+    if getattr(config, "pad_token_id", None) is None:
+        found["pad_token_id"] = SPECIAL_TOKENS["pad_token_id"]
+    return found
+
+
+def _sizes(config: PretrainedConfig) -> dict[str, int]:
+    """Return the sizes that are smaller than a configuration's own."""
+    names = dict.fromkeys((*config.to_dict(), *config.attribute_map.values()))
+    found = {}
+    for name in names:
+        value = getattr(config, name, None)
+        if name in SIZES and isinstance(value, int) and value > SIZES[name]:
+            found[name] = SIZES[name]
+    heads, groups = (getattr(config, name, None) for name in _HEADS)
+    if heads is not None and heads == groups and _HEADS[0] in found:
+        found[_HEADS[1]] = found[_HEADS[0]]  # as many of both, where the family has it so
+    if getattr(config, "head_dim", 0) is None:
+        found["head_dim"] = SIZES["head_dim"]
+    if getattr(config, "is_encoder_decoder", False):
+        start = getattr(config, "decoder_start_token_id", None)
+        found["decoder_start_token_id"] = 0 if start is None else start
+    return found
+
+
+def _layer_kinds(config: PretrainedConfig, layers: int) -> dict[str, Any]:
+    """Return a list of layers with one of each kind, where a family has several kinds."""
+    kinds = {
+        name: list(dict.fromkeys(getattr(config, name)))
+        for name in _LAYER_LISTS
+        if isinstance(getattr(config, name, None), list)
+        and not isinstance(getattr(type(config), name, None), property)
+    }
+    count = max([layers, *map(len, kinds.values())])
+    found = {name: values + values[-1:] * (count - len(values)) for name, values in kinds.items()}
+    return {**found, "num_hidden_layers": count} if found else {}
+
+
+def tiny_settings(config: PretrainedConfig) -> dict[str, Any]:
+    """Return the settings that make a configuration small, its nested ones included."""
+    settings: dict[str, Any] = _sizes(config)
+    settings |= _layer_kinds(config, SIZES["num_hidden_layers"])
+    vocabulary = settings.get("vocab_size", getattr(config, "vocab_size", None))
+    if vocabulary is not None:
+        settings |= _special_tokens(config, vocabulary)
+    for name in config.sub_configs:
+        nested = getattr(config, name, None)
+        if isinstance(nested, PretrainedConfig):
+            settings[name] = {**tiny_settings(nested), "model_type": nested.model_type}
+    return settings
+
+
+def make_config(model_type: str) -> PretrainedConfig:
+    """Return a small configuration of a family."""
+    config_class = CONFIG_MAPPING[model_type]
+    settings = tiny_settings(config_class())
+    for name, value in SETTINGS.get(model_type, {}).items():
+        nested = settings.get(name)
+        settings[name] = {**nested, **value} if isinstance(nested, dict) else value
+    config = config_class(**settings)
+    config.id2label = {index: f"LABEL_{index}" for index in range(LABELS)}
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    return config
+
+
+def make_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
+    """Build a random classifier in which no parameter has its default value."""
+    with quiet_libraries():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_config(
+            make_config(model_type), dtype=torch.float32
+        )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.empty_like(parameter).normal_(0.0, _NOISE, generator=generator))
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def write_checkpoint(model_type: str, folder: Path) -> PreTrainedModel:
+    """Write a family's tiny checkpoint as a Hugging Face folder without a tokenizer.
+
+    Returns:
+        The model.
+    """
+    model = make_model(model_type)
+    with quiet_libraries():
+        model.save_pretrained(folder)
+    return model
