@@ -166,3 +166,13 @@ def test_a_row_that_is_all_padding_is_reported_and_not_judged() -> None:
 def test_what_a_row_that_is_all_padding_does_to_its_neighbours_is_judged() -> None:
     where = batch(3, 2, [[1, 1], [0, 0], [1, 1]])
     assert not compare([[1.0], [2.0], [3.0]], [[1.0], [2.0], [math.nan]], where).holds
+
+
+def test_a_flips_positions_are_those_of_its_inputs() -> None:
+    where = batch(1, 5, [[0, 1, 1, 1, 0]])
+    where.inputs["input_ids"][0] = [0, 7, 8, 9, 0]
+    left, right = np.zeros((1, 5, 2)), np.zeros((1, 5, 2))
+    left[0, 3, 0] = right[0, 3, 1] = 1.0
+    (flip,) = compare(left, right, where, per_token=True, decision="argmax").flip_examples
+    assert flip.inputs["input_ids"] == [0, 7, 8, 9]
+    assert flip.inputs["input_ids"][flip.index[0]] == 9

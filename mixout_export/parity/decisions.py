@@ -37,7 +37,7 @@ class Flip:
         candidate: What the candidate decides.
         margin: How sure the reference was: its two largest logits' distance, or |logit|.
         shift: Total variation distance of the probabilities, in [0, 1].
-        inputs: The row's inputs as nested lists, without the columns that are padding.
+        inputs: The row's inputs as nested lists, without the padding at their end.
     """
 
     batch: str
@@ -160,13 +160,17 @@ def _margins(logits: Array) -> Array:
 
 
 def _row_inputs(batch: Batch, row: int) -> dict[str, Any]:
-    """Return a row's inputs as nested lists, without columns that are padding everywhere."""
+    """Return a row's inputs as nested lists, without the padding at their end.
+
+    Padding before or between tokens stays, so that positions in the row mean what they did.
+    """
     mask = batch.inputs.get("attention_mask")
     if mask is None or not mask[row].any():
         return {name: value[row].tolist() for name, value in batch.inputs.items()}
-    kept = mask[row].reshape(-1, mask.shape[-1]).any(axis=0)
+    real = mask[row].reshape(-1, mask.shape[-1]).any(axis=0)
+    length = int(np.flatnonzero(real)[-1]) + 1
     return {
-        name: (value[row][..., kept] if value.shape == mask.shape else value[row]).tolist()
+        name: (value[row][..., :length] if value.shape == mask.shape else value[row]).tolist()
         for name, value in batch.inputs.items()
     }
 
