@@ -47,9 +47,24 @@ def _audit_file(folder: TorchSubject, graph: Path) -> WeightAudit:
     )
 
 
-def _audit(
-    reference: Subject, candidate: Subject, *, headless: bool, tolerance: Tolerance | None
+def audit_subjects(
+    reference: Subject,
+    candidate: Subject,
+    *,
+    headless: bool = False,
+    tolerance: Tolerance | None = None,
 ) -> WeightAudit:
+    """Account for every weight of one side in the other.
+
+    Args:
+        reference: What the weights should be.
+        candidate: What they are.
+        headless: Whether one side has no head: then only the body is compared.
+        tolerance: How far the values of two folders may differ; None means not at all.
+
+    Raises:
+        CheckpointError: A graph's weights cannot be read.
+    """
     if isinstance(reference, OnnxSubject):
         if isinstance(candidate, OnnxSubject):
             return audit_graphs(reference.graph, candidate.graph)
@@ -78,10 +93,34 @@ def _precision(audit: WeightAudit, *subjects: Subject) -> str:
     )
 
 
-def _runner(subject: Subject, inputs: tuple[str, ...], *, headless: bool) -> Runner:
+def runner_of(subject: Subject, inputs: tuple[str, ...], *, headless: bool = False) -> Runner:
+    """Return something that runs a side on `inputs`, or only its body."""
     if isinstance(subject, OnnxSubject):
         return subject.session
     return subject.runner(inputs, headless=headless)
+
+
+def comparisons_of(
+    outputs: Sequence[str], *, tolerance: Tolerance | None, bounds: Bounds, task: str | None
+) -> dict[str, OutputComparison]:
+    """Return a comparison for each output, by its name, in which nothing is compared yet.
+
+    Args:
+        outputs: The outputs' names.
+        tolerance: What values are judged by.
+        bounds: What the outputs as a whole are judged by.
+        task: The task that decides from them; None where only bodies are compared.
+    """
+    return {
+        name: OutputComparison(
+            name,
+            tolerance,
+            bounds=bounds,
+            decision=decision_of(task, name),
+            per_token=is_per_token(task, name),
+        )
+        for name in outputs
+    }
 
 
 def _run(
@@ -94,16 +133,7 @@ def _run(
     task: str | None,
     watch: Watch | None,
 ) -> tuple[OutputDifference, ...]:
-    comparisons = {
-        name: OutputComparison(
-            name,
-            tolerance,
-            bounds=bounds,
-            decision=decision_of(task, name),
-            per_token=is_per_token(task, name),
-        )
-        for name in reference.outputs
-    }
+    comparisons = comparisons_of(reference.outputs, tolerance=tolerance, bounds=bounds, task=task)
     for number, batch in enumerate(battery.batches):
         ours, theirs = reference.run(batch.inputs), candidate.run(batch.inputs)
         compare_outputs(comparisons, batch, ours, theirs)
@@ -212,7 +242,7 @@ def compare_subjects(
             f"{bare.path}: has no head, {other.path} has one; a graph can only be compared whole"
         )
     given = atol is not None or rtol is not None
-    audit = _audit(
+    audit = audit_subjects(
         reference,
         candidate,
         headless=headless,
@@ -229,8 +259,8 @@ def compare_subjects(
         coverage = battery.coverage
         generation = _generate(reference, candidate, tolerance=tolerance, bounds=bounds)
         outputs = _run(
-            _runner(reference, ours.inputs, headless=headless),
-            _runner(candidate, theirs.inputs, headless=headless),
+            runner_of(reference, ours.inputs, headless=headless),
+            runner_of(candidate, theirs.inputs, headless=headless),
             battery,
             tolerance=tolerance,
             bounds=bounds,
