@@ -1,4 +1,4 @@
-"""Linear layers whose weight is mixed with its pretrained value while training."""
+"""Layers whose weight is mixed with its pretrained value while training."""
 
 from typing import Any, ClassVar
 
@@ -183,11 +183,85 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
         return f"MixoutConv1D({inner})"
 
 
+class MixoutEmbedding(MixoutLayer, nn.Embedding):
+    """A lookup table whose rows are mixed with their pretrained values.
+
+    A lookup is the product of a one-hot vector with the table, so an input neuron, which the paper
+    gives one mask bit, is a row: a dropped row takes its pretrained values as a whole, wherever in
+    the batch it is looked up. One mask is drawn per call, as for the linear layers. Only the rows
+    that a batch looks up are mixed: (m / (1 - p)) is gathered like them. The padding row, if there
+    is one, is mixed as any other and gets no gradient, as in the plain layer.
+
+    Args:
+        num_embeddings: Number of rows.
+        embedding_dim: Size of a row.
+        padding_idx: The row that gets no gradient, or None.
+        p: Mix probability in [0, 1).
+        granularity: "neuron", a bit per row, or "element", a bit per entry.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+
+    Raises:
+        ArgumentError: `p` or `granularity` is out of its domain.
+    """
+
+    plain_class = nn.Embedding
+    input_dim = 0
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        *,
+        p: float = 0.7,
+        granularity: str = "neuron",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        nn.Embedding.__init__(
+            self, num_embeddings, embedding_dim, padding_idx, device=device, dtype=dtype
+        )
+        self.anchor(None, p=p, granularity=granularity)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map integer (...) to (..., embedding_dim)."""
+        rows = nn.Embedding.forward(self, input)
+        if not self.is_mixing():
+            return rows
+        return mix(rows, F.embedding(input, self.pretrained_weight), self._row_mask(input), self.p)
+
+    def _row_mask(self, input: Tensor) -> Tensor:
+        """Draw a mask and gather it: Bool (..., 1), or (..., embedding_dim) for elements."""
+        if self.granularity == "neuron":
+            mask = draw_mask(self.weight, self.p, granularity="neuron", input_dim=0)
+            return F.embedding(input, mask)
+        # Drawn for as many rows as are looked up, rather than for the table. Which of them an
+        # occurrence reads is its id's rank, so equal ids have equal bits; its shape never depends
+        # on the values, so a GPU need not be waited for.
+        ids = input.reshape(-1)
+        ordered, order = ids.sort()
+        rank = torch.zeros_like(ids)
+        rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+        shape = (ids.shape[0], self.embedding_dim)
+        bits = torch.rand(shape, device=ids.device, dtype=torch.float32) >= self.p
+        found = torch.empty_like(rank).scatter_(0, order, rank)
+        return F.embedding(found, bits).view(*input.shape, self.embedding_dim)
+
+    def extra_repr(self) -> str:
+        """Return the plain layer's description with p and the granularity."""
+        return f"{nn.Embedding.extra_repr(self)}, p={self.p}, granularity={self.granularity}"
+
+
 #: The mixout layer that stands for each plain class, by exact type.
 LAYER_CLASSES: dict[type[nn.Module], type[MixoutLayer]] = {
     nn.Linear: MixoutLinear,
     Conv1D: MixoutConv1D,
+    nn.Embedding: MixoutEmbedding,
 }
+
+#: Those of them that are mixed unless the user says otherwise.
+LINEAR_CLASSES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
 
 
 def to_mixout(
@@ -199,7 +273,7 @@ def to_mixout(
     so mode, device, dtype, hooks, `requires_grad` and every reference to it are kept.
 
     Args:
-        module: An `nn.Linear` or a `Conv1D`, by exact type.
+        module: An `nn.Linear`, a `Conv1D` or an `nn.Embedding`, by exact type.
         pretrained_weight: u; None takes a copy of the weight as it is.
         p: Mix probability in [0, 1).
         granularity: "neuron" or "element".
@@ -210,7 +284,7 @@ def to_mixout(
     layer_class = LAYER_CLASSES.get(type(module))
     if layer_class is None:
         raise ArgumentError(
-            f"module: got {type(module).__name__}, expected exactly Linear or Conv1D"
+            f"module: got {type(module).__name__}, expected exactly Linear or Conv1D, or Embedding"
         )
     plain_class = type(module)
     module.__class__ = layer_class

@@ -47,7 +47,8 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     default="all-linear",
     show_default=True,
     metavar="PATTERN",
-    help="all-linear, name suffixes separated by commas, or a regular expression for whole names.",
+    help="all-linear, name suffixes separated by commas, or a regular expression for whole names; "
+    "embeddings are mixed, row by row, if they are named.",
 )
 @click.option(
     "--exclude-modules",

@@ -22,7 +22,7 @@ class MixedModule:
 
     Attributes:
         name: The module's name in the model.
-        kind: "Linear" or "Conv1D".
+        kind: "Linear", "Conv1D" or "Embedding".
         weight_key: Key of w in `model.safetensors`.
         pretrained_key: Key of u in `pretrained.safetensors`.
     """

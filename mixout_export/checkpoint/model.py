@@ -356,7 +356,7 @@ def mixed_modules(kinds: Mapping[str, str], entries: Container[str]) -> tuple[Mi
     """Return mixed modules with their keys on disk.
 
     Args:
-        kinds: Module name → "Linear" or "Conv1D".
+        kinds: Module name → "Linear", "Conv1D" or "Embedding".
         entries: The keys on disk.
 
     Raises:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.companions import copy_companions
 from mixout_export.checkpoint.folder import BaseDigest, read_json, write_json
@@ -21,9 +23,9 @@ from mixout_export.checkpoint.output import check_destination, output_folder
 from mixout_export.checkpoint.streams import quick_hash
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
-from mixout_export.layers import LAYER_CLASSES
+from mixout_export.layers import LINEAR_CLASSES
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
-from mixout_export.surgery.selection import select_targets
+from mixout_export.surgery.selection import select_targets, tied_weights
 
 HEAD_TREATMENTS = ("dropout", "mixout", "none")
 
@@ -107,7 +109,7 @@ def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], di
     names = set(selection.names)
     skipped = dict(selection.skipped)
     if options.head == "mixout":
-        head = [n for n, m in model.named_modules() if n in fresh and type(m) in LAYER_CLASSES]
+        head = [n for n, m in model.named_modules() if n in fresh and type(m) in LINEAR_CLASSES]
         if not head:
             raise ArgumentError(
                 "head: the base has its head already, so --head mixout has no fresh one to "
@@ -144,8 +146,22 @@ def _anchored_keys(loaded: LoadedBase, entries: Iterable[str], mixed: Sequence[s
     return [k for k in entries if (k not in fresh and k not in buffers) or k in mixed_keys]
 
 
-def _notes(loaded: LoadedBase, options: PrepareOptions) -> tuple[str, ...]:
+def _tied_lookups(loaded: LoadedBase, mixed: Sequence[str]) -> list[str]:
+    """Say of each mixed embedding whose weight others share what those compute with."""
+    tied = tied_weights(loaded.model)
     notes = []
+    for name, module in loaded.model.named_modules():
+        others = [other for other in tied.get(id(module), ()) if other not in mixed]
+        if name in mixed and isinstance(module, nn.Embedding) and others:
+            notes.append(
+                f"{name} shares its weight with {', '.join(others)}: lookups are mixed, "
+                "the others use the weight itself"
+            )
+    return notes
+
+
+def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) -> tuple[str, ...]:
+    notes = _tied_lookups(loaded, mixed)
     if options.head == "dropout" and not head_has_dropout(loaded.model):
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
     body_fresh = [
@@ -204,7 +220,7 @@ def prepare_checkpoint(
         skipped=skipped,
         unused=loaded.unused_keys,
         config_changes={c.key: (c.before, c.after) for c in changes},
-        notes=_notes(loaded, options),
+        notes=_notes(loaded, names, options),
     )
 
 

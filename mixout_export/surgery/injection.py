@@ -101,7 +101,8 @@ def attach_mixout(
         anchors: Module name → u, of the weight's shape; None anchors at the present weights.
 
     Raises:
-        ArgumentError: A name is not a Linear or Conv1D of the model, or an anchor does not fit.
+        ArgumentError: A name is no Linear, Conv1D or Embedding of the model, or an anchor does not
+            fit.
     """
     _refuse_second_injection(model)
     modules = dict(model.named_modules())

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixout_export.config import ALL_LINEAR, MixoutConfig, TargetPattern
 from mixout_export.errors import TargetError
-from mixout_export.layers import LAYER_CLASSES
+from mixout_export.layers import LAYER_CLASSES, LINEAR_CLASSES
 
 _HEAD = "belongs to the head"
 
@@ -124,10 +124,29 @@ def _candidates(
             if type(module) not in LAYER_CLASSES:
                 raise TargetError(
                     f"target_modules: {name!r} is a {type(module).__name__}, which cannot be "
-                    "mixed, expected exactly Linear or Conv1D; name it more fully, or exclude it "
-                    "with a regular expression"
+                    "mixed, expected exactly Linear or Conv1D, or Embedding; name it more fully, "
+                    "or exclude it with a regular expression"
                 )
     return matched
+
+
+def _reason(
+    name: str,
+    module: nn.Module,
+    config: MixoutConfig,
+    *,
+    protected: dict[int, str],
+    fresh: Collection[str],
+) -> str | None:
+    """Return why a module that matched is left alone; None if it is mixed."""
+    pattern = config.targets()
+    if config.target_modules != ALL_LINEAR and pattern.names_exactly(name):
+        return None
+    own = name.rpartition(".")[2]
+    if isinstance(module, nn.Embedding) and pattern.regex is not None and own not in pattern.text:
+        return f"is an Embedding, which a regular expression mixes only if it spells {own!r}"
+    reason = protected.get(id(module))
+    return "has no pretrained weight" if reason is None and name in fresh else reason
 
 
 def select_targets(
@@ -135,9 +154,11 @@ def select_targets(
 ) -> Selection:
     """Select the modules to mix.
 
-    Modules are selected by exact type, `nn.Linear` or transformers' `Conv1D`. A head, a tied
-    weight, an output embedding and a weight that did not come from the base are left alone unless
-    the pattern spells out their full name.
+    Modules are selected by exact type: `nn.Linear`, transformers' `Conv1D`, and on request
+    `nn.Embedding`, which "all-linear" never takes, and a regular expression only if it spells the
+    last part of its name, so that ".*" is not a request. A head, a tied weight, an output
+    embedding and a weight that did not come from the base are left alone unless the pattern spells
+    out their full name.
 
     Args:
         model: The model, of any class.
@@ -154,21 +175,24 @@ def select_targets(
     exclusions = config.exclusions()
     excluded = set() if exclusions is None else _excluded(model, exclusions)
     protected = _protected(model)
+    kinds = LINEAR_CLASSES if config.target_modules == ALL_LINEAR else tuple(LAYER_CLASSES)
     chosen: dict[int, str] = {}
     skipped: dict[str, str] = {}
     for name, module in _candidates(model, config, protected).items():
-        if type(module) not in LAYER_CLASSES or id(module) in excluded or id(module) in chosen:
+        if type(module) not in kinds or id(module) in excluded or id(module) in chosen:
             continue
-        reason = protected.get(id(module))
-        if reason is None and name in fresh:
-            reason = "has no pretrained weight"
-        exactly = config.target_modules != ALL_LINEAR and config.targets().names_exactly(name)
-        if reason is not None and not exactly:
+        reason = _reason(name, module, config, protected=protected, fresh=fresh)
+        if reason is not None:
             skipped[name] = reason
         elif "forward" in vars(module):
             raise TargetError(
                 f"target_modules: {name!r} has its forward replaced on the instance (by a "
                 "dispatch hook, say), which would bypass mixout; inject before that"
+            )
+        elif getattr(module, "max_norm", None) is not None:
+            raise TargetError(
+                f"target_modules: {name!r} is an Embedding with a max_norm, which rewrites its "
+                "rows when they are looked up, so it cannot be mixed; leave it out"
             )
         else:
             chosen[id(module)] = name
