@@ -1,8 +1,8 @@
 """Turn a captured graph into a file: no traces of the machine, the provenance, the same bytes."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,16 @@ class Provenance:
         labels: Names of the labels, by index; empty where the task has none.
         source_sha256: Hash of the weights it was made from.
         interface: Ranges of its inputs, as `ModelInterface.to_dict` gives them.
+        precision: "fp32", "fp16" or "int8".
+        conversion: How that was made, as plain JSON values; {} for a graph as it was captured.
     """
 
     task: str
     labels: Sequence[str]
     source_sha256: str
     interface: dict[str, Any]
+    precision: str = "fp32"
+    conversion: Mapping[str, Any] = field(default_factory=dict)
 
     def to_metadata(self, *, opset: int) -> dict[str, str]:
         """Return the entries, all text; lists and objects are JSON."""
@@ -52,6 +56,8 @@ class Provenance:
             "tool_version": __version__,
             "opset": str(opset),
             "interface": json.dumps(self.interface, sort_keys=True),
+            "precision": self.precision,
+            "conversion": json.dumps(self.conversion, sort_keys=True),
         }
 
 
@@ -79,10 +85,26 @@ def _strip(model: ir.Model) -> None:
     model.graph.doc_string = None
 
 
-def stamp_graph(graph: ExportedGraph, provenance: Provenance) -> None:
-    """Strip the graph of its maker's traces and record where it comes from, in place."""
+def _still_there(modules: Mapping[str, Sequence[str]], model: ir.Model) -> dict[str, Sequence[str]]:
+    """Leave out modules of which a conversion has taken a value from the graph."""
+    there = {value.name for node in model.graph for value in node.outputs}
+    return {module: names for module, names in modules.items() if there.issuperset(names)}
+
+
+def stamp_graph(
+    graph: ExportedGraph, provenance: Provenance, *, captured: ExportedGraph | None = None
+) -> None:
+    """Strip the graph of its maker's traces and record where it comes from, in place.
+
+    Args:
+        graph: The graph.
+        provenance: What to record.
+        captured: The graph that this one was converted from, where it was: a conversion loses
+            which module made a node, and keeps most values' names.
+    """
     model = graph.model
-    modules = values_by_module(model, graph.modules_by_node)
+    origin = captured or graph
+    modules = _still_there(values_by_module(origin.model, origin.modules_by_node), model)
     _strip(model)
     model.producer_name = PRODUCER
     model.producer_version = __version__
