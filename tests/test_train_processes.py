@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import TinyCheckpoints
+from task_data import task_data
 from training_runs import TrainingGround, assert_close, weights
 
 from mixout_export import load_mixout
@@ -50,3 +51,31 @@ def test_two_processes_are_one_with_twice_the_batch(ground: TrainingGround, tmp_
     assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-5)
     assert result["chosen_step"] == alone.chosen_step
     assert result["metrics"] == pytest.approx(alone.metrics, rel=1e-4)
+
+
+def test_two_processes_count_every_hidden_word_once(ground: TrainingGround, tmp_path: Path) -> None:
+    """Their batches have other numbers of words to predict, and the last ones fewer rows."""
+    data = task_data(tmp_path, "masked-lm", train=44, dev=10)
+    prepared = ground.prepared("distilbert", "masked-lm", p=0.0, head="none")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+        *("-m", "mixout_export_cli", "train", str(prepared), str(tmp_path / "two")),
+        *("--train-file", str(data.train_file), "--eval-file", str(data.eval_file)),
+        *("--epochs", "2", "--batch-size", "8", "--lr", "1e-3", "--device", "cpu"),
+        *("--max-grad-norm", "0", "--json"),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    alone = ground.run(
+        tmp_path / "one",
+        prepared=prepared,
+        data=data,
+        epochs=2,
+        lr=1e-3,
+        batch_size=8,
+        gradient_accumulation=2,
+        max_grad_norm=0.0,
+    )
+    assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=4e-5)
+    assert json.loads(done.stdout)["metrics"] == pytest.approx(alone.metrics, rel=1e-4)
