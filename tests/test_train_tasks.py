@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
 from checkpoints import TinyCheckpoints
 from task_data import KINDS, question, task_data, write_jsonl
-from training_runs import TrainingGround, assert_close, same_weights, weights
+from training_runs import TrainingGround, assert_close, same_weights, weights, write_tsv
 
 from mixout_export.checkpoint.folder import open_folder
 from mixout_export.checkpoint.interface import describe_interface
@@ -273,6 +275,25 @@ def test_blocks_train_on_every_token(ground: TrainingGround, tmp_path: Path) -> 
     rows = run(ground, tmp_path / "rows", "causal-lm", "gpt2", data=data, epochs=1)
     assert result.steps / 12 < rows.steps / 2
     assert result.metrics["loss"] < 2 < result.metrics_before["loss"]
+
+
+@pytest.mark.parametrize("task", ["question-answering", "token-classification"])
+def test_the_files_format_changes_nothing(
+    ground: TrainingGround, tmp_path: Path, task: str
+) -> None:
+    lines = data_of(ground, task, 48, 16).train_file
+    assert lines is not None
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    if task == "question-answering":  # nested values, as parquet types them
+        other = tmp_path / "rows.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), other)
+    else:  # words and labels separated by spaces
+        pairs = [(" ".join(row["tokens"]), " ".join(row["ner_tags"])) for row in rows]
+        other = write_tsv(tmp_path / "rows.tsv", ("text", "labels"), pairs)
+    kind = LEARNS[task][0]
+    for name, file in (("jsonl", lines), ("other", other)):
+        run(ground, tmp_path / name, task, kind, data=DataOptions(file), max_steps=2)
+    assert same_weights(tmp_path / "jsonl", tmp_path / "other")
 
 
 @pytest.mark.parametrize(
