@@ -142,8 +142,8 @@ def evaluation_data(
         The batches in the table's order, and what judges their outputs.
 
     Raises:
-        ArgumentError: A column is named that the task does not read, or the model takes an input
-            that texts do not give.
+        ArgumentError: The task reads no table, a column is named that it does not read, or the
+            model takes an input that texts do not give.
         CheckpointError: The tokenizer lacks what the task needs.
         DataError: A column is missing, or a value is or does not fit; the message names the row.
     """
@@ -153,7 +153,10 @@ def evaluation_data(
     )
     encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
     named = columns if columns is not None else ColumnNames()
-    reader = READERS[(task or TASKS["text-classification"]).name]
+    name = (task or TASKS["text-classification"]).name
+    if name not in READERS:
+        raise ArgumentError(f"data: no table is read for {name}; run it without --data")
+    reader = READERS[name]
     found = reader.find(table, named, tuple(labels), labelled=False)
     if task is None or (named.label is None and _says_nothing(table, found.label)):
         found = replace(found, label=None)

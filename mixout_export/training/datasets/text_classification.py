@@ -11,6 +11,7 @@ from torch import Tensor
 from mixout_export.tasks import TASKS, Task
 from mixout_export.training.columns import (
     ColumnNames,
+    find_columns,
     find_optional_label,
     find_texts,
     single_column,
@@ -63,9 +64,15 @@ class TextClassification(Reader):
         labelled: bool = True,
     ) -> ColumnNames:
         """Find text, second text and label."""
-        text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
-        label = find_optional_label(table, named, labelled=labelled)
-        return ColumnNames(text, pair, label)
+        texts = {"text_column": named.text, "text_pair_column": named.text_pair}
+        if not labelled:
+            label = find_optional_label(table, named, labelled=False)
+            return ColumnNames(*find_texts(table, **texts), label)
+        column = None
+        if named.label is not None:
+            column = single_column(table, named.label, "--label-column")
+        found = find_columns(table, **texts, label_column=column)
+        return ColumnNames(found.text, found.text_pair, (found.label,))
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabelledTexts:
         """Read class ids as `LabelMap` finds them, or numbers for a regression."""
