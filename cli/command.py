@@ -1,6 +1,7 @@
 """The commands' common manners: help that fits its terminal, and options called as users do."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from importlib import import_module
 from typing import Any
@@ -10,6 +11,7 @@ import click
 from mixout_export.errors import ArgumentError
 
 _WIDEST_COLUMN = 30
+_GIVEN = "mixout_export_cli.given"
 _ARGUMENT = re.compile(r"([a-z][a-z_-]*)(?=: )")
 
 _HYPHEN, _SPACE = "\N{NON-BREAKING HYPHEN}", "\N{NO-BREAK SPACE}"
@@ -50,6 +52,11 @@ class Command(click.Command):
 
     context_class = _Context
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments, and keep them as they were given, for `command_line`."""
+        ctx.meta[_GIVEN] = tuple(args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command.
 
@@ -70,6 +77,12 @@ class Command(click.Command):
         option = "--" + found[1].replace("_", "-")
         known = {name for parameter in self.params for name in parameter.opts}
         return option + message[found.end() :] if option in known else message
+
+
+def command_line() -> str:
+    """Return the command that is running, as a shell takes it."""
+    context = click.get_current_context()
+    return shlex.join([*context.command_path.split(), *context.meta[_GIVEN]])
 
 
 class LazyCommands(MutableMapping[str, click.Command]):

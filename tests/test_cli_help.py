@@ -90,6 +90,7 @@ OPTIONS = {
         "provider": "CPUExecutionProvider",
         "inputs": None,
         "save-inputs": None,
+        "report": None,
         "seed": 0,
     },
     "inspect": {**EVERYWHERE, "plot": None},

@@ -19,6 +19,7 @@ ORDER = (
     ("surgery",),
     ("checkpoint",),
     ("training", "export", "parity"),
+    ("report",),
     ("stages",),
 )
 

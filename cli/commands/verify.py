@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mixout_export_cli.command import Command
+from mixout_export_cli.command import Command, command_line
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, seed_option
 from mixout_export_cli.output import Output, number, table
@@ -134,6 +134,12 @@ def _describe(result: "ParityResult") -> str:
     metavar="FILE.npz",
     help="Keep what is run, to run it again.  [default: do not]",
 )
+@click.option(
+    "--report",
+    type=PATH,
+    metavar="FILE.html",
+    help="Show the result as a page, one file to look at offline.  [default: do not]",
+)
 @seed_option("Of the battery.")
 @output_options
 def verify(
@@ -151,6 +157,7 @@ def verify(
     provider: str,
     inputs: Path | None,
     save_inputs: Path | None,
+    report: Path | None,
     seed: int,
     output: Output,
 ) -> int:
@@ -177,6 +184,8 @@ def verify(
         inputs=inputs,
         save_inputs_to=save_inputs,
         seed=seed,
+        report_to=report,
+        command=command_line(),
     )
     output.result(result, _describe(result))
     return 0 if result.holds else 3

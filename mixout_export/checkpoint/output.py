@@ -228,6 +228,18 @@ def output_folder(
         folder.unlock()
 
 
+def check_file(path: Path) -> None:
+    """Check that a file can be written at `path`, or one replaced there.
+
+    Raises:
+        OutputError: The folder is missing, or `path` is a folder.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file's name")
+
+
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to that becomes `path` when the block ends without an error.
@@ -237,10 +249,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: The folder is missing, `path` is a folder, or a disk error occurred.
     """
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder, expected a file's name")
+    check_file(path)
     partial = _with_suffix(path, LAYOUT.partial_suffix)
     if os.path.lexists(partial):
         raise OutputError(f"{partial}: is in the way; move it elsewhere")

@@ -13,6 +13,8 @@ from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.subject import Subject, open_subject
 from mixout_export.parity.verdict import compare_subjects, make_battery
+from mixout_export.report.facts import gather_facts
+from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
 from mixout_export.training.columns import ColumnNames
 
@@ -59,6 +61,8 @@ def verify_checkpoints(
     inputs: Path | None = None,
     save_inputs_to: Path | None = None,
     seed: int = 0,
+    report_to: Path | None = None,
+    command: str | None = None,
 ) -> ParityResult:
     """Compare two artefacts; see `ParityResult` for what it takes for parity to hold.
 
@@ -81,12 +85,14 @@ def verify_checkpoints(
         inputs: An `.npz` file of inputs to run instead of the battery.
         save_inputs_to: An `.npz` file to write what is run to.
         seed: Of the battery.
+        report_to: An `.html` file to show the result in, whether or not parity holds.
+        command: The command that the report names, as a shell takes it.
 
     Raises:
         ArgumentError: An argument is outside its domain, or there is no such provider.
         CheckpointError: An artefact cannot be opened or run.
         DataError: `data` or `inputs` cannot be read, or the models do not take them.
-        OutputError: `save_inputs_to` cannot be written.
+        OutputError: `save_inputs_to` or `report_to` cannot be written.
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
@@ -96,6 +102,8 @@ def verify_checkpoints(
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
     if inputs is not None and data is not None:
         raise ArgumentError("inputs: replaces everything that is run; leave --data out")
+    if report_to is not None:
+        check_report(report_to)
     check_provider(provider)
     left = open_subject(reference, provider=provider)
     right = open_subject(candidate, provider=provider)
@@ -119,4 +127,8 @@ def verify_checkpoints(
     if table is not None:
         metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
     result = compare_subjects(left, right, battery=battery, atol=atol, rtol=rtol, watch=metrics)
-    return result if metrics is None else replace(result, metrics=metrics.result())
+    if metrics is not None:
+        result = replace(result, metrics=metrics.result())
+    if report_to is not None:
+        write_report(report_to, gather_facts(result, left, right, command=command))
+    return result

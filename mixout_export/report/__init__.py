@@ -1,0 +1,1 @@
+"""What came out of a comparison, as a page to look at."""

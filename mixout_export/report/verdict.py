@@ -1,0 +1,47 @@
+"""The verdict in a sentence, and what stands in the way."""
+
+from dataclasses import dataclass
+
+from mixout_export.parity.result import ParityResult
+from mixout_export.report.words import count, scientific, sentence
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a reader has to know first.
+
+    Attributes:
+        title: Whether parity holds.
+        sentence: Why.
+        reasons: Whatever else stands in the way, as sentences.
+        inputs: Rows that were run.
+    """
+
+    title: str
+    sentence: str
+    reasons: tuple[str, ...]
+    inputs: int
+
+
+def _why_it_holds(result: ParityResult, inputs: int) -> str:
+    outputs = "The output differs" if len(result.outputs) == 1 else "Outputs differ"
+    if not result.max_abs:
+        outputs = outputs.replace("differs", "is equal").replace("differ", "are equal")
+        measured = f"{outputs} on {count(inputs)} inputs"
+    else:
+        measured = f"{outputs} by at most {scientific(result.max_abs)} over {count(inputs)} inputs"
+    return (
+        f"All {count(result.weights.total)} weights are accounted for. {measured}; judged by "
+        f"{result.criteria()}."
+    )
+
+
+def summarise(result: ParityResult) -> Summary:
+    """Return the verdict and why."""
+    inputs = 0 if result.coverage is None else result.coverage.examples
+    if result.holds:
+        return Summary("Parity holds", _why_it_holds(result, inputs), (), inputs)
+    first, *others = result.reasons() or ("no output could be compared",)
+    return Summary(
+        "Parity does not hold", sentence(first), tuple(sentence(r) for r in others), inputs
+    )

@@ -1,0 +1,78 @@
+"""Numbers and texts as the page shows them."""
+
+import math
+import re
+
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+#: Control characters, and those that turn the direction of what follows them.
+_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Return text in which characters that cannot be seen, or encoded, are named: ⟨U+202E⟩."""
+    return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
+
+
+def power_of_ten(exponent: int) -> str:
+    """Return a power of ten for people: "10⁻⁵"."""
+    return "10" + str(exponent).translate(_SUPERSCRIPT)
+
+
+def scientific(value: float | None) -> str:
+    """Return a difference in two digits: "1.3e-06", "0", "∞"; "–" for none."""
+    if value is None:
+        return "–"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    return f"{value:.1e}" if value else "0"
+
+
+def decimal(value: float, *, signed: bool = False) -> str:
+    """Return a metric: "0.8103", "nan"; with a sign, a change: "+0.0012", "0"."""
+    return (f"{value:+.4f}" if value else "0") if signed else f"{value:.4f}"
+
+
+def share(value: float | None) -> str:
+    """Return a share as a percentage that is 100 % only where it is all; "–" for none."""
+    if value is None:
+        return "–"
+    percent = math.floor(value * 1e4) / 100
+    return f"{percent:.0f} %" if value in (0.0, 1.0) else f"{percent:.2f} %"
+
+
+def count(value: int) -> str:
+    """Return a number with thin spaces between its thousands."""
+    return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+
+
+def short_count(value: int) -> str:
+    """Return a number in at most four characters: "998", "12k", "3.4M"."""
+    size = float(value)
+    for unit in ("", "k", "M", "G"):
+        if size < 999.5 or unit == "G":
+            return f"{size:.1f}{unit}" if unit and size < 9.95 else f"{size:.0f}{unit}"
+        size /= 1000
+    raise AssertionError
+
+
+def shape(sizes: tuple[int, ...] | None) -> str:
+    """Return a shape: "2 × 16"; "–" for none."""
+    return " × ".join(map(str, sizes)) if sizes else "–"
+
+
+def file_size(size: int) -> str:
+    """Return a number of bytes: "90.9 MB"."""
+    value = float(size)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def sentence(text: str) -> str:
+    """Return a clause as a sentence: a capital first, a full stop last."""
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
