@@ -100,6 +100,19 @@ TASKS: dict[str, Task] = {
 }
 
 
+#: Heads that a checkpoint may come with, and that no fresh one is made for: `--task` takes none.
+OWN_HEADS: dict[str, Task] = {
+    "image-classification": Task(
+        "image-classification", "AutoModelForImageClassification", "ForImageClassification"
+    )
+}
+
+
+def known_task(name: str) -> Task | None:
+    """Return the task that a checkpoint or a graph records; None if it is none of these."""
+    return TASKS.get(name) or OWN_HEADS.get(name)
+
+
 def get_task(name: str) -> Task:
     """Return the task of that name.
 
@@ -127,7 +140,8 @@ def task_of_config(config: Mapping[str, Any]) -> Task | None:
     name = str(architectures[0])
     if name.endswith("LMHeadModel"):
         return TASKS["causal-lm"]
-    matches = [task for task in TASKS.values() if name.endswith(task.architecture_suffix)]
+    known = (*TASKS.values(), *OWN_HEADS.values())
+    matches = [task for task in known if name.endswith(task.architecture_suffix)]
     if not matches:
         if "For" in name and not name.endswith("ForPreTraining"):
             raise CheckpointError(

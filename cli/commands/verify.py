@@ -42,11 +42,12 @@ def _describe(result: "ParityResult") -> str:
     ]
     if result.coverage is not None:
         c = result.coverage
-        lines.append(
-            f"battery    {c.examples} inputs in {c.batches} batches: {c.vocabulary} of "
-            f"{c.vocabulary_size} vocabulary ids, positions to {c.positions}, {c.segments} "
-            f"segment{'s' if c.segments > 1 else ''}"
+        touched = (
+            f"{c.vocabulary} of {c.vocabulary_size} vocabulary ids, positions to {c.positions}, "
+            f"{c.segments} segment{'s' if c.segments > 1 else ''}"
         )
+        touched = touched if c.vocabulary_size else "images"
+        lines.append(f"battery    {c.examples} inputs in {c.batches} batches: {touched}")
     lines += [f"note       {note}" for note in weights.notes]
     lines += _describe_generation(result)
     if result.outputs:

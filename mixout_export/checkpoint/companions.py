@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
+from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 
 
 def copy_companions(source: Path, destination: Path, *, card: bool = False) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def copy_companions(source: Path, destination: Path, *, card: bool = False) -> t
         The names of the copied files.
     """
     copied = []
-    extra = {LAYOUT.generation_config} | ({LAYOUT.card} if card else set())
+    extra = {LAYOUT.generation_config, *PROCESSOR_FILES} | ({LAYOUT.card} if card else set())
     for path in sorted(source.iterdir()):
         wanted = is_tokenizer_file(path.name) or path.name in extra
         target = destination / path.name

@@ -20,7 +20,7 @@ from mixout_export.checkpoint.streams import Background, quick_digest
 from mixout_export.checkpoint.tensors import TensorEntry, digest_files, read_tensors
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import CheckpointError, MixoutError
-from mixout_export.tasks import TASKS, Task, task_of_config
+from mixout_export.tasks import Task, known_task, task_of_config
 
 Kind = Literal["huggingface", "mixout", "onnx"]
 
@@ -212,7 +212,7 @@ class Folder:
     def task(self) -> Task | None:
         """The task of the checkpoint's head, None for a headless one."""
         if self.manifest is not None and self.manifest.task is not None:
-            return TASKS.get(self.manifest.task)
+            return known_task(self.manifest.task)
         return task_of_config(self.config)
 
     @property
@@ -292,9 +292,11 @@ def _manifest_of_record(record: Mapping[str, Any], origin: Path) -> Manifest:
         raise CheckpointError(f"{origin}: the entry 'mixout' is malformed ({error!r})") from error
     except MixoutError as error:
         raise CheckpointError(f"{origin}: the entry 'mixout' is malformed: {error}") from error
+    keys = record.get("keys", {})  # of tensors that transformers stores under other names
     modules = tuple(
-        MixedModule(name, "", f"{name}.weight", f"{name}.{LAYOUT.pretrained_prefix}weight")
+        MixedModule(name, "", keys.get(weight, weight), keys.get(anchor, anchor))
         for name in names
+        for weight, anchor in [(f"{name}.weight", f"{name}.{LAYOUT.pretrained_prefix}weight")]
     )
     return Manifest(config=config, modules=modules)
 

@@ -14,23 +14,32 @@ from mixout_export.tasks import Task
 #: Inputs that text models take, in the order in which graphs and batches list them.
 KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
+#: The input of a model that takes images, float32 `(batch, channels, height, width)`.
+IMAGE_INPUT = "pixel_values"
+
+#: Height and width of images where a configuration does not say, as of networks for any size.
+_IMAGE_SIZE = 224
+
 #: Outputs of a model without a head.
 HEADLESS_OUTPUTS = ("last_hidden_state",)
 
 
 @dataclass(frozen=True)
 class ModelInterface:
-    """The inputs and outputs of a text model.
+    """The inputs and outputs of a model of texts, or of images.
 
     Attributes:
         inputs: Names of the int64 inputs, each `(batch, sequence)`, with `choices` `(batch,
-            choice, sequence)`.
+            choice, sequence)`; or of images alone, float32 `(batch, channels, height, width)`.
         outputs: Names of the outputs.
-        vocabulary_size: `input_ids` lie in `[0, vocabulary_size)`.
+        vocabulary_size: `input_ids` lie in `[0, vocabulary_size)`; 0 where there are none.
         sequence_limit: Longest sequence in tokens; None where positions are unbounded.
         segments: `token_type_ids` lie in `[0, segments)`.
         pad_token_id: Id that fills a batch's shorter rows, None where the model has none.
+        final_token_id: Id that ends every row, before its padding: an encoder-decoder's classifier
+            reads what stands there. None where rows may end with anything.
         choices: Whether inputs have a dimension of choices after the batch.
+        image: (channels, height, width) of the images; None where the model takes none.
     """
 
     inputs: tuple[str, ...]
@@ -40,10 +49,15 @@ class ModelInterface:
     segments: int = 1
     pad_token_id: int | None = None
     choices: bool = False
+    final_token_id: int | None = None
+    image: tuple[int, int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return {**asdict(self), "inputs": list(self.inputs), "outputs": list(self.outputs)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if self.image is None:
+            del plain["image"]
+        return plain
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ModelInterface":
@@ -53,13 +67,9 @@ class ModelInterface:
             CheckpointError: A field is missing or unknown.
         """
         try:
-            return cls(
-                **{
-                    **fields,
-                    "inputs": tuple(fields["inputs"]),
-                    "outputs": tuple(fields["outputs"]),
-                }
-            )
+            lists = {"inputs": fields["inputs"], "outputs": fields["outputs"]}
+            lists |= {name: v for name, v in fields.items() if isinstance(v, list)}
+            return cls(**{**fields, **{name: tuple(value) for name, value in lists.items()}})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"the recorded interface cannot be read: {error}") from error
 
@@ -103,6 +113,28 @@ def sequence_limit(model: PreTrainedModel) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
+def _final_token(model: PreTrainedModel, task: Task | None) -> int | None:
+    """Return the token that every row must end with; None where there is none such."""
+    config = model.config.get_text_config()
+    classifies = task is not None and task.architecture_suffix == "ForSequenceClassification"
+    if not classifies or not getattr(config, "is_encoder_decoder", False):
+        return None
+    token = getattr(config, "eos_token_id", None)
+    return token[0] if isinstance(token, list) else token
+
+
+def _image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+    """Return (channels, height, width) of the images that a vision model takes."""
+    config = getattr(model.config, "vision_config", model.config)
+    size = getattr(config, "image_size", None) or _IMAGE_SIZE
+    if isinstance(size, int):
+        size = (size, size)
+    elif isinstance(size, Mapping):
+        size = (size["height"], size["width"])
+    height, width = size
+    return int(getattr(config, "num_channels", 3)), int(height), int(width)
+
+
 def describe_interface(
     model: PreTrainedModel,
     task: Task | None,
@@ -116,15 +148,23 @@ def describe_interface(
         tokenizer: Its tokenizer; without one, inputs are inferred from the model alone.
 
     Raises:
-        CheckpointError: The model takes no `input_ids`.
+        CheckpointError: The model takes neither `input_ids` nor `pixel_values`.
     """
+    accepted = inspect.signature(model.forward).parameters
+    if "input_ids" not in accepted and IMAGE_INPUT in accepted:
+        return ModelInterface(
+            inputs=(IMAGE_INPUT,),
+            outputs=output_names(task),
+            vocabulary_size=0,
+            image=_image_shape(model),
+        )
     config = model.config.get_text_config()
     segments = max(int(getattr(config, "type_vocab_size", 1) or 1), 1)
     inputs = _inputs(model, tokenizer, segments)
     if "input_ids" not in inputs:
         raise CheckpointError(
-            f"{type(model).__name__}: its forward takes no input_ids; only text models can be "
-            "described"
+            f"{type(model).__name__}: its forward takes no input_ids and no {IMAGE_INPUT}; only "
+            "models of texts or images can be described"
         )
     return ModelInterface(
         inputs=inputs,
@@ -134,6 +174,7 @@ def describe_interface(
         segments=segments,
         pad_token_id=getattr(config, "pad_token_id", None),
         choices=task is not None and task.name == "multiple-choice",
+        final_token_id=_final_token(model, task),
     )
 
 

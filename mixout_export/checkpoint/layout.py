@@ -31,7 +31,8 @@ class Layout:
 
 LAYOUT = Layout()
 
-#: Files of a tokenizer or processor, which travel with a model from folder to folder unchanged.
+#: Files of a tokenizer, which travel with a model from folder to folder unchanged, as do those of
+#: a processor of images.
 TOKENIZER_PATTERNS = (
     "tokenizer*",
     "vocab*",
@@ -43,12 +44,11 @@ TOKENIZER_PATTERNS = (
     "spm.model",
     "bpe.codes",
     "chat_template*",
-    "preprocessor_config.json",
-    "processor_config.json",
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Tell whether a file of that name belongs to a tokenizer or processor."""
+    """Tell whether a file of that name belongs to a tokenizer."""
     base = PurePath(name).name
     return any(fnmatch(base, pattern) for pattern in TOKENIZER_PATTERNS)

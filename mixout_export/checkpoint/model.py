@@ -43,6 +43,7 @@ from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.layers import MixoutLayer
 from mixout_export.surgery import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.dropout import set_module_dropout
+from mixout_export.surgery.key_names import disk_keys
 
 _DTYPES = {
     "F64": torch.float64,
@@ -352,11 +353,14 @@ def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> 
     return [entries[key].renamed(anchor_key(key)) for key in keys]
 
 
-def mixed_modules(kinds: Mapping[str, str], entries: Container[str]) -> tuple[MixedModule, ...]:
+def mixed_modules(
+    kinds: Mapping[str, str], keys: Mapping[str, str], entries: Container[str]
+) -> tuple[MixedModule, ...]:
     """Return mixed modules with their keys on disk.
 
     Args:
         kinds: Module name → "Linear", "Conv1D" or "Embedding".
+        keys: State-dict key → key on disk, of what is stored as it is.
         entries: The keys on disk.
 
     Raises:
@@ -364,10 +368,10 @@ def mixed_modules(kinds: Mapping[str, str], entries: Container[str]) -> tuple[Mi
     """
     modules = []
     for name, kind in kinds.items():
-        key = f"{name}.weight"
-        if key not in entries:
+        key = keys.get(f"{name}.weight")
+        if key is None or key not in entries:
             raise CheckpointError(
-                f"module {name!r}: its weight is not stored as {key!r} but converted on the way to "
+                f"module {name!r}: its weight is not stored as it is but converted on the way to "
                 "disk; leave it out with --exclude-modules"
             )
         modules.append(MixedModule(name, kind, key, anchor_key(key)))
@@ -425,7 +429,7 @@ def write_mixout(
             link_or_copy(file, directory / file.name)
     else:
         kinds = {name: layer.plain_class.__name__ for name, layer in layers.items()}
-        modules = mixed_modules(kinds, entries)
+        modules = mixed_modules(kinds, disk_keys(model), entries)
         anchors = [
             TensorInMemory(m.pretrained_key, layers[m.name].pretrained_weight) for m in modules
         ]

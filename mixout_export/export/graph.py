@@ -65,14 +65,19 @@ class _PositionalModel(nn.Module):
             self._options["use_cache"] = False
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the model: int64 `(batch, sequence)` each -> outputs in the interface's order."""
+        """Run the model on inputs in the interface's order -> outputs in the interface's order."""
         named = dict(zip(self._interface.inputs, inputs, strict=True))
         outputs = self.model(**named, **self._options)
         return tuple(outputs[name] for name in self._interface.outputs)
 
 
 def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
-    """Return one small valid batch, int64, in the interface's order; its last row is padded."""
+    """Return one small valid batch, int64, in the interface's order; its last row is padded.
+
+    Of a model of images, it is a few images, float32.
+    """
+    if interface.image is not None:
+        return (torch.zeros(EXAMPLE_BATCH, *interface.image),)
     length = min(EXAMPLE_LENGTH, interface.sequence_limit or EXAMPLE_LENGTH)
     shape = (EXAMPLE_BATCH, EXAMPLE_CHOICES) if interface.choices else (EXAMPLE_BATCH,)
     pad = interface.pad_token_id or 0
@@ -99,6 +104,8 @@ def _reason(error: BaseException) -> str:
     """Return what the innermost cause says, as one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
+    if interface.image is not None:
+        return axes  # a vision transformer has a position for each patch of one size of image
         cause = cause.__cause__
     lines = [line.strip(" -.") for line in str(cause).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):

@@ -7,13 +7,16 @@ segment; the rest sweeps shapes and padding. It is the same for the same interfa
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mixout_export.checkpoint.interface import KNOWN_INPUTS, ModelInterface
+from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS, ModelInterface
 from mixout_export.errors import ArgumentError
+from mixout_export.parity.images import make_images
 
+Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 
 #: Tokens in a batch of the coverage set, and where each gives a number for every word.
@@ -43,11 +46,12 @@ class Batch:
 
     Attributes:
         name: What it is for.
-        inputs: int64 arrays `(batch, sequence)`, or `(batch, choice, sequence)`, by input name.
+        inputs: int64 arrays `(batch, sequence)`, or `(batch, choice, sequence)`, by input name; or
+            images alone, float32 `(batch, channels, height, width)`.
     """
 
     name: str
-    inputs: Mapping[str, Ids]
+    inputs: Mapping[str, Array]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,7 +77,7 @@ class Coverage:
 
     Attributes:
         vocabulary: Ids covered.
-        vocabulary_size: Ids there are.
+        vocabulary_size: Ids there are; 0 where the model takes images.
         positions: Positions covered, from the first.
         position_limit: Positions there are; None where unbounded.
         segments: Segments covered.
@@ -105,6 +109,7 @@ class _Maker:
         self.interface = interface
         self.random = np.random.default_rng(seed)
         self.pad = interface.pad_token_id
+        self.final = interface.final_token_id
         longest = interface.sequence_limit or UNBOUNDED_SEQUENCE
         self.longest = longest if longest <= LONGEST_SEQUENCE else UNBOUNDED_SEQUENCE
 
@@ -112,8 +117,23 @@ class _Maker:
         """Draw ids of ordinary tokens, int64 `(rows, length)`: any but the padding id."""
         size = self.interface.vocabulary_size
         ids = self.random.integers(0, size, size=(rows, length), dtype=np.int64)
-        if self.pad is not None and size > 1:
-            ids[ids == self.pad] = (self.pad + 1) % size
+        for taken in {self.pad, self.final} - {None}:
+            ids[ids == taken] = self._ordinary
+        return ids
+
+    @property
+    def _ordinary(self) -> int:
+        """An id that neither pads nor ends a row, where there is one."""
+        size = self.interface.vocabulary_size
+        return next((i for i in range(size) if i not in (self.pad, self.final)), 0)
+
+    def _ended(self, ids: Ids, mask: Ids) -> Ids:
+        """End each row with the final token, which occurs nowhere else, if rows must end so."""
+        if self.final is None:
+            return ids
+        ids = np.where(ids == self.final, self._ordinary, ids)
+        last = ids.shape[1] - 1 - np.argmax(mask[:, ::-1] != 0, axis=1)
+        ids[np.arange(len(ids)), last] = self.final
         return ids
 
     def segments(self, ids: Ids) -> Ids:
@@ -131,6 +151,7 @@ class _Maker:
         """Make a batch of `ids` with the inputs that the interface asks for."""
         mask = np.ones_like(ids) if mask is None else mask
         segments = self.segments(ids) if segments is None else segments
+        ids = self._ended(ids, mask)
         if self.pad is not None:
             ids = np.where(mask == 0, self.pad, ids)
         made = {
@@ -167,8 +188,10 @@ def _cover_vocabulary(maker: _Maker, budget: int, tokens: int) -> list[Batch]:
     """Put every vocabulary id into a row, both segments in use, nothing masked."""
     ids = _vocabulary(maker, budget)
     length = min(VOCABULARY_ROW, maker.longest)
-    missing = -len(ids) % length
-    rows = np.concatenate([ids, maker.random_ids(1, missing)[0]]).reshape(-1, length)
+    room = length if maker.final is None else max(1, length - 1)
+    missing = -len(ids) % room
+    rows = np.concatenate([ids, maker.random_ids(1, missing)[0]]).reshape(-1, room)
+    rows = np.pad(rows, ((0, 0), (0, length - room)))
     step = max(1, tokens // length)
     return [
         maker.batch("vocabulary", rows[start : start + step]) for start in range(0, len(rows), step)
@@ -192,16 +215,20 @@ def _sweep_shapes(maker: _Maker) -> list[Batch]:
 
 
 def _pad_rows(maker: _Maker) -> list[Batch]:
-    """Pad rows of mixed lengths on the right, down to a single token; no row is all padding."""
+    """Pad rows of mixed lengths, down to a single token; no row is all padding.
+
+    On the right, as most tokenizers do, and on the left, as those of decoders may.
+    """
     if "attention_mask" not in maker.interface.inputs and maker.pad is None:
         return []
     batches = []
-    for rows, width in ((2, 8), (6, 32), (4, 100)):
+    for rows, width, left in ((2, 8, False), (6, 32, False), (4, 100, False), (4, 24, True)):
         length = min(width, maker.longest)
         lengths = maker.random.integers(1, length + 1, size=rows)
         lengths[0], lengths[-1] = length, 1
         mask = (np.arange(length)[None, :] < lengths[:, None]).astype(np.int64)
-        batches.append(maker.batch("padding", maker.random_ids(rows, length), mask=mask))
+        name, mask = ("left padding", mask[:, ::-1].copy()) if left else ("padding", mask)
+        batches.append(maker.batch(name, maker.random_ids(rows, length), mask=mask))
     return batches
 
 
@@ -209,6 +236,8 @@ def _mask_rows(maker: _Maker) -> list[Batch]:
     """Put a row that is all padding between two that are not, which it must not change."""
     if "attention_mask" not in maker.interface.inputs or maker.interface.choices:
         return []  # a row of choices would have one that is all padding in every row
+    if maker.final is not None:
+        return []  # a row without tokens has no end to read
     length = min(16, maker.longest)
     mask = np.ones((3, length), dtype=np.int64)
     mask[1] = 0
@@ -216,12 +245,27 @@ def _mask_rows(maker: _Maker) -> list[Batch]:
 
 
 def _check_inputs(interface: ModelInterface) -> None:
+    if interface.image is not None and interface.inputs == (IMAGE_INPUT,):
+        return
     unknown = set(interface.inputs) - {*KNOWN_INPUTS, "position_ids"}
     if unknown:
         raise ArgumentError(
             f"input {sorted(unknown)[0]!r}: no values are known for it; the battery makes "
-            f"{', '.join(KNOWN_INPUTS)} and position_ids"
+            f"{', '.join(KNOWN_INPUTS)} and position_ids, or {IMAGE_INPUT} alone"
         )
+
+
+def smallest_batch(interface: ModelInterface) -> Batch:
+    """Return one row of two tokens (each of `CHOICES`, with choices) that a model can run.
+
+    Raises:
+        ArgumentError: The model takes an input that the battery cannot make.
+    """
+    _check_inputs(interface)
+    if interface.image is not None:
+        return Batch("smallest", {IMAGE_INPUT: np.zeros((1, *interface.image), dtype=np.float32)})
+    maker = _Maker(interface, seed=0)
+    return maker.batch("smallest", maker.random_ids(1, min(2, maker.longest)))
 
 
 def _touched(batches: Sequence[Batch], name: str) -> int:
@@ -239,7 +283,9 @@ def measure_coverage(batches: Sequence[Batch], interface: ModelInterface) -> Cov
     return Coverage(
         vocabulary=_touched(batches, "input_ids"),
         vocabulary_size=interface.vocabulary_size,
-        positions=max((batch.shape[-1] for batch in batches), default=0),
+        positions=max(
+            (batch.shape[-1] for batch in batches if interface.image is None), default=0
+        ),
         position_limit=interface.sequence_limit,
         segments=_touched(batches, "token_type_ids") or 1,
         batches=len(batches),
@@ -269,6 +315,10 @@ def build_battery(
         ArgumentError: The model takes an input that the battery cannot make.
     """
     _check_inputs(interface)
+    if interface.image is not None:
+        made = make_images(interface.image, np.random.default_rng(seed))
+        images = (*(Batch(name, {IMAGE_INPUT: values}) for name, values in made), *examples)
+        return Battery(images, measure_coverage(images, interface))
     maker = _Maker(interface, seed)
     vocabulary = _cover_vocabulary(maker, vocabulary_budget, tokens_per_batch)
     batches = (

@@ -37,7 +37,8 @@ class Flip:
         candidate: What the candidate decides.
         margin: How sure the reference was: its two largest logits' distance, or |logit|.
         shift: Total variation distance of the probabilities, in [0, 1].
-        inputs: The row's inputs as nested lists, without the padding at their end.
+        inputs: The row's inputs as nested lists, without the padding at their end; images are left
+            out, the batch and the row tell which one it is.
     """
 
     batch: str
@@ -166,7 +167,8 @@ def _row_inputs(batch: Batch, row: int) -> dict[str, Any]:
     """
     mask = batch.inputs.get("attention_mask")
     if mask is None or not mask[row].any():
-        return {name: value[row].tolist() for name, value in batch.inputs.items()}
+        small = {name: value[row] for name, value in batch.inputs.items() if value[row].ndim < 3}
+        return {name: value.tolist() for name, value in small.items()}
     real = mask[row].reshape(-1, mask.shape[-1]).any(axis=0)
     length = int(np.flatnonzero(real)[-1]) + 1
     return {
@@ -183,6 +185,7 @@ class Rows:
         batch: The batch.
         number: Which of the battery's batches, from 0.
         first: The first of the rows.
+        place: The first on the second axis, where a row is compared piece by piece.
         reference: Logits, float64 `(rows, ..., labels)`.
         candidate: The same of the other side.
         real: Which tokens are not padding, bool `(rows, ..., sequence)`, where the output has a
@@ -192,6 +195,7 @@ class Rows:
     batch: Batch
     number: int
     first: int
+    place: int
     reference: Array
     candidate: Array
     real: Mask | None
@@ -243,6 +247,8 @@ class DecisionComparison:
         for chosen in np.argsort(-margins, kind="stable")[:FLIP_EXAMPLES]:
             at = tuple(int(i) for i in flipped[chosen])
             row, *index = (int(i) for i in places[at[0]])
+            if index:
+                index[0] += rows.place
             self._flips.append(
                 Flip(
                     batch=rows.batch.name,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject
@@ -14,6 +14,8 @@ def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterfac
     inputs, outputs = graph.session.inputs, graph.session.outputs
     if other is not None:
         return replace(other, inputs=inputs, outputs=outputs)
+    if inputs == (IMAGE_INPUT,):
+        return _borrowed_of_images(graph)
     config = graph.folder.config
     if "vocab_size" not in config:
         raise CheckpointError(
@@ -30,11 +32,28 @@ def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterfac
     )
 
 
+def _borrowed_of_images(graph: OnnxSubject) -> ModelInterface:
+    """Describe a graph that takes images by their shape in it."""
+    shape = graph.session.input_shapes[IMAGE_INPUT][1:]
+    sizes = [size for size in shape if isinstance(size, int)]
+    if len(shape) != 3 or len(sizes) != 3:
+        raise CheckpointError(
+            f"{graph.graph}: {IMAGE_INPUT} has shape (batch, {', '.join(map(str, shape))}) there, "
+            "so the size of an image is unknown; compare it with the checkpoint it came from"
+        )
+    return ModelInterface(
+        inputs=graph.session.inputs,
+        outputs=graph.session.outputs,
+        vocabulary_size=0,
+        image=(sizes[0], sizes[1], sizes[2]),
+    )
+
+
 def interfaces(reference: Subject, candidate: Subject) -> tuple[ModelInterface, ModelInterface]:
     """Return both sides' interfaces.
 
     Raises:
-        CheckpointError: Nothing says how large a graph's vocabulary is.
+        CheckpointError: Nothing says how large a graph's vocabulary, or its image, is.
     """
     ours, theirs = reference.interface, candidate.interface
     if isinstance(reference, OnnxSubject) and ours is None:
@@ -70,6 +89,7 @@ def _different_facts(
         ("vocabulary size", ours.vocabulary_size, theirs.vocabulary_size),
         ("sequence limit", ours.sequence_limit, theirs.sequence_limit),
         ("number of segments", ours.segments, theirs.segments),
+        ("channels, height and width of an image", ours.image, theirs.image),
         ("task", reference.task, candidate.task),
         ("labels", reference.labels, candidate.labels),
     ]

@@ -192,7 +192,7 @@ def audit_graph(
     Args:
         tensors: The folder's tensors, without anchors.
         graph: The `.onnx` file.
-        parameters: Keys of the loaded model's `state_dict()`.
+        parameters: Keys on disk of what the loaded model has.
         unused: Gives the parameters that no output depends on; called only if something is
             missing.
 

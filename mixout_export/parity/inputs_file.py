@@ -106,6 +106,13 @@ def _check_batch(path: Path, number: int, batch: Batch, interface: ModelInterfac
                 f"{path}: {where} has shape {values.shape}, expected (batch, sequence) and no "
                 "empty dimension"
             )
+        if interface.image is not None:
+            if values.shape[1:] != interface.image:
+                raise DataError(
+                    f"{path}: {where} has shape {values.shape}, expected (batch, "
+                    f"{', '.join(map(str, interface.image))})"
+                )
+            continue
         if values.dtype.kind == "i" and values.shape != batch.shape:
             raise DataError(f"{path}: {where} has shape {values.shape}, expected {batch.shape}")
         limit = interface.sequence_limit

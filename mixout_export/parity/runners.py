@@ -42,7 +42,7 @@ class Runner(Protocol):
     def outputs(self) -> tuple[str, ...]:
         """Names of the outputs it gives."""
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs of one batch; inputs it does not take are ignored."""
 
 
@@ -76,12 +76,14 @@ class TorchRunner:
         if hasattr(model.config.get_text_config(), "use_cache"):
             self._options["use_cache"] = False
 
-    def run(self, inputs: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs of one batch, float32.
 
         Raises:
+            ArgumentError: An input is missing.
             CheckpointError: The model does not accept the batch.
         """
+        _require(type(self._model).__name__, "model", self.inputs, inputs)
         tensors = {name: torch.from_numpy(inputs[name]) for name in self.inputs}
         rows = next(iter(tensors.values())).shape[0]
         step = 1 if self._row_by_row else rows
@@ -102,6 +104,16 @@ class TorchRunner:
                 f"({first_line(error)})"
             ) from error
         return {name: outputs[name].numpy() for name in self.outputs}
+
+
+def _require(where: str, what: str, names: Sequence[str], inputs: Mapping[str, Array]) -> None:
+    """Check that a batch has all inputs."""
+    missing = [name for name in names if name not in inputs]
+    if missing:
+        raise ArgumentError(
+            f"{where}: the {what} takes an input {missing[0]!r} that the batch lacks; it has "
+            f"{', '.join(inputs)}"
+        )
 
 
 def check_provider(provider: str) -> None:
@@ -171,12 +183,7 @@ class OnnxRunner:
             ArgumentError: An input is missing.
             CheckpointError: The graph does not accept the batch.
         """
-        missing = [name for name in self.inputs if name not in inputs]
-        if missing:
-            raise ArgumentError(
-                f"{self.path}: the graph takes an input {missing[0]!r} that the batch lacks; it "
-                f"has {', '.join(inputs)}"
-            )
+        _require(str(self.path), "graph", self.inputs, inputs)
         feed = {name: inputs[name] for name in self.inputs}
         try:
             values = self._session.run(list(self.outputs), feed)

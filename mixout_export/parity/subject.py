@@ -19,8 +19,10 @@ from mixout_export.checkpoint.interface import (
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.errors import CheckpointError
+from mixout_export.parity.battery import smallest_batch
 from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner, TorchRunner
 from mixout_export.parity.weights import WeightSet
+from mixout_export.surgery.key_names import disk_keys
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class TorchSubject:
     def weights(self) -> WeightSet:
         """Its tensors, and what its architecture knows of them."""
         prefix = "" if self.headless else self.model.base_model_prefix
-        return WeightSet(self.folder.tensors, self.model.state_dict().keys(), prefix)
+        return WeightSet(self.folder.tensors, set(disk_keys(self.model).values()), prefix)
 
     def runner(self, inputs: tuple[str, ...], *, headless: bool = False) -> TorchRunner:
         """Return something that runs the model, or only its body."""
@@ -196,14 +198,16 @@ def open_subject(path: Path, *, provider: str = CPU_PROVIDER) -> Subject:
 
 
 def unused_parameters(subject: TorchSubject) -> Set[str]:
-    """Return the keys of parameters that no output depends on, found by differentiating once."""
+    """Return the keys on disk of parameters that no output depends on, by differentiating once."""
     model, interface = subject.model, subject.interface
-    ids = torch.zeros((1, 2, 2) if interface.choices else (1, 2), dtype=torch.int64)
-    made = dict.fromkeys(interface.inputs, ids) | {"attention_mask": torch.ones_like(ids)}
+    batch = smallest_batch(interface).inputs
+    inputs = {name: torch.from_numpy(batch[name]) for name in interface.inputs}
     with torch.enable_grad():
-        outputs = model(**{name: made[name] for name in interface.inputs}, return_dict=True)
+        outputs = model(**inputs, return_dict=True)
         total = torch.stack([outputs[name].sum() for name in interface.outputs]).sum()
         parameters = dict(model.named_parameters(remove_duplicate=False))
         wanted = {key: value for key, value in parameters.items() if value.requires_grad}
         gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
-    return {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is None}
+    unused = {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is None}
+    keys = disk_keys(model)
+    return {keys[key] for key in unused & keys.keys()}

@@ -81,7 +81,7 @@ class WeightSet:
 
     Attributes:
         tensors: The tensors, without anchors.
-        parameters: Keys of the loaded model's `state_dict()`.
+        parameters: Keys on disk of what the loaded model has.
         prefix: The `base_model_prefix` that keys inside the body begin with, "" for a
             headless model.
     """

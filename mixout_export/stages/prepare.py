@@ -1,6 +1,6 @@
 """`prepare`: a pretrained checkpoint becomes a mixout checkpoint."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import LINEAR_CLASSES
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
+from mixout_export.surgery.key_names import disk_keys
 from mixout_export.surgery.selection import select_targets, tied_weights
 
 HEAD_TREATMENTS = ("dropout", "mixout", "none")
@@ -138,11 +139,13 @@ def _apply_dropout(loaded: LoadedBase, options: PrepareOptions) -> tuple[ConfigC
     return _config_changes(before, config.to_diff_dict())
 
 
-def _anchored_keys(loaded: LoadedBase, entries: Iterable[str], mixed: Sequence[str]) -> list[str]:
+def _anchored_keys(
+    loaded: LoadedBase, keys: Mapping[str, str], entries: Iterable[str], mixed: Sequence[str]
+) -> list[str]:
     """Return the keys on disk that get an anchor: what came from the base, and what is mixed."""
-    fresh = set(loaded.fresh_keys)
-    buffers = {name for name, _ in loaded.model.named_buffers()}
-    mixed_keys = {f"{name}.weight" for name in mixed}
+    fresh = {keys.get(key, key) for key in loaded.fresh_keys}
+    buffers = {keys.get(name, name) for name, _ in loaded.model.named_buffers()}
+    mixed_keys = {keys.get(f"{name}.weight") for name in mixed}
     return [k for k in entries if (k not in fresh and k not in buffers) or k in mixed_keys]
 
 
@@ -231,11 +234,14 @@ def _write(
     changes: tuple[ConfigChange, ...],
     options: PrepareOptions,
 ) -> Manifest:
-    keys, sha256, xxh3 = _write_tensors(loaded, directory, names)
+    keys = disk_keys(loaded.model)
+    entries, sha256, xxh3 = _write_tensors(loaded, directory, keys, names)
     modules = dict(loaded.model.named_modules())
     manifest = Manifest(
         config=options.mixout,
-        modules=mixed_modules({name: type(modules[name]).__name__ for name in names}, keys),
+        modules=mixed_modules(
+            {name: type(modules[name]).__name__ for name in names}, keys, entries
+        ),
         base=loaded.base,
         pretrained_sha256=sha256,
         pretrained_xxh3=xxh3,
@@ -255,14 +261,14 @@ def _write(
 
 
 def _write_tensors(
-    loaded: LoadedBase, directory: Path, names: Sequence[str]
+    loaded: LoadedBase, directory: Path, keys: Mapping[str, str], names: Sequence[str]
 ) -> tuple[Collection[str], str, str | None]:
     """Write weights and anchors; return the weights' keys and the anchors' two digests."""
     plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
     if plan is not None:
-        anchored, quick = _anchored_keys(loaded, plan.tensors, names), quick_hash()
+        anchored, quick = _anchored_keys(loaded, keys, plan.tensors, names), quick_hash()
         sha256 = plan.write(directory, anchored, also=quick)
         return plan.tensors.keys(), sha256, quick.hexdigest()
     entries = write_weights(loaded.model, directory)
-    anchors = anchors_of_weights(entries, _anchored_keys(loaded, entries, names))
+    anchors = anchors_of_weights(entries, _anchored_keys(loaded, keys, entries, names))
     return entries.keys(), write_anchors(directory, anchors), None

@@ -34,9 +34,14 @@ def read_data(
 
     Raises:
         ArgumentError: A column is named that the task does not read.
-        CheckpointError: Neither side has a tokenizer.
+        CheckpointError: Neither side has a tokenizer, or they take images.
         DataError: The table cannot be read or does not fit.
     """
+    if interface.image is not None:
+        raise CheckpointError(
+            f"{reference.path}: takes images, and --data reads texts; give images of your own with "
+            "--inputs FILE.npz"
+        )
     tokenizer = reference.tokenizer or candidate.tokenizer
     if tokenizer is None:
         raise CheckpointError(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import MixoutLayer, to_mixout, to_plain
+from mixout_export.surgery.key_names import disk_keys
 from mixout_export.surgery.selection import select_targets
 from mixout_export.version import __version__
 
@@ -133,12 +134,18 @@ def _leave_anchors_out_of_ddp(model: nn.Module) -> None:
 def _record(model: nn.Module, names: Sequence[str], config: MixoutConfig) -> None:
     model_config = getattr(model, "config", None)
     if model_config is not None and hasattr(model_config, "to_dict"):
-        model_config.mixout = {
+        record = {
             "format_version": RECORD_VERSION,
             "tool_version": __version__,
             **config.to_dict(),
             "modules": list(names),
         }
+        keys = disk_keys(model)
+        mixed = {f"{name}.{part}" for name in names for part in ("weight", "pretrained_weight")}
+        renamed = {key: keys[key] for key in mixed & keys.keys() if keys[key] != key}
+        if renamed:
+            record["keys"] = dict(sorted(renamed.items()))
+        model_config.mixout = record
 
 
 def collapse_mixout(model: nn.Module) -> tuple[str, ...]:

@@ -176,6 +176,11 @@ def load_training_data(
         DataError: The data cannot be read or do not fit.
     """
     task = require_task(folder)
+    if task.name not in READERS:
+        raise ArgumentError(
+            f"{folder.path}: train reads texts, and none for {task.name}; train it in a loop of "
+            "your own, with load_mixout and save_mixout"
+        )
     reader = READERS[task.name]
     _check_settings(task.name, reader, data, options)
     train, evaluation, name = _tables(data)

@@ -33,6 +33,7 @@ from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.settings import check_agreement, check_settings, run_settings
 from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.key_names import disk_keys
 from mixout_export.training.card import CardFacts, write_card
 from mixout_export.training.curves import write_curves
 from mixout_export.training.device import make_accelerator, release_accelerator, start_tracker
@@ -81,7 +82,9 @@ def _parameter_anchors(
     if options.decay_toward != "pretrained":
         return {}
     names = {name for name, _ in model.named_parameters()}
-    values = {weight_key(key): entry for key, entry in folder.anchors.items()}
+    by_key = {key: name for name, key in disk_keys(model).items()}
+    stored = {weight_key(key): entry for key, entry in folder.anchors.items()}
+    values = {by_key.get(key, key): entry for key, entry in stored.items()}
     foreign = sorted(set(values) - names)
     if foreign or not folder.pretrained_paths:
         what = repr(foreign[0]) if foreign else "those of the unmixed parameters"
