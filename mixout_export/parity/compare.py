@@ -202,16 +202,19 @@ class OutputComparison:
         self._add_undefined(reference[undefined], candidate[undefined])
         step = max(1, _CHUNK * len(reference) // max(1, reference.size))
         for rows in _runs(~undefined, step):
-            self._add_rows(
-                Rows(
-                    batch=batch,
-                    number=number,
-                    first=rows.start,
-                    reference=reference[rows].astype(np.float64),
-                    candidate=candidate[rows].astype(np.float64),
-                    real=None if real is None else real[rows],
+            for places in _pieces(reference[rows].shape):
+                part = (rows, *places)
+                self._add_rows(
+                    Rows(
+                        batch=batch,
+                        number=number,
+                        first=rows.start,
+                        place=places[0].start if places else 0,
+                        reference=reference[part].astype(np.float64),
+                        candidate=candidate[part].astype(np.float64),
+                        real=None if real is None else real[part],
+                    )
                 )
-            )
 
     def _add_undefined(self, reference: Array, candidate: Array) -> None:
         """Note how far apart rows are that are all padding, which nothing is judged by."""
@@ -335,6 +338,21 @@ class OutputComparison:
             histogram=tuple(self._histogram.tolist()),
             undefined_max_abs=self._undefined,
         )
+
+
+def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Yield slices of the second axis that leave about `_CHUNK` values each; () is all there is.
+
+    One long row of a language model's logits has more values than the model has weights. Where
+    there is no third axis, a row's values are decided on together, and stay together.
+    """
+    values = math.prod(shape)
+    if len(shape) < 3 or values <= _CHUNK:
+        yield ()
+        return
+    step = max(1, _CHUNK * shape[1] // values)
+    for first in range(0, shape[1], step):
+        yield (slice(first, first + step),)
 
 
 def _runs(chosen: Mask, longest: int) -> Iterator[slice]:
