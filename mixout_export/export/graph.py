@@ -94,6 +94,8 @@ def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
 def _axes(interface: ModelInterface) -> dict[int, Any]:
     """Return the dynamic axes that every input shares, as `torch.export.Dim`s."""
     axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if interface.image is not None:
+        return axes  # a vision transformer has a position for each patch of one size of image
     if interface.choices:
         axes[1] = torch.export.Dim("choice", min=1)
     axes[len(axes)] = torch.export.Dim("sequence", min=1, max=interface.sequence_limit)
@@ -104,8 +106,6 @@ def _reason(error: BaseException) -> str:
     """Return what the innermost cause says, as one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
-    if interface.image is not None:
-        return axes  # a vision transformer has a position for each patch of one size of image
         cause = cause.__cause__
     lines = [line.strip(" -.") for line in str(cause).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):
