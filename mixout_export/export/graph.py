@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,6 +23,9 @@ EXAMPLE_BATCH, EXAMPLE_CHOICES, EXAMPLE_LENGTH = 3, 5, 11
 
 #: What the wrapper puts before every name of the model's own.
 _PREFIX = "model."
+
+#: Operators that move a weight's values without changing them.
+_LAYOUT_CHANGES = frozenset({"Transpose", "Identity"})
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -82,8 +86,14 @@ def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
     shape = (EXAMPLE_BATCH, EXAMPLE_CHOICES) if interface.choices else (EXAMPLE_BATCH,)
     pad = interface.pad_token_id or 0
     ids = torch.arange(length).expand(*shape, length) % interface.vocabulary_size
-    ids = torch.where(ids == pad, (pad + 1) % interface.vocabulary_size, ids)
+    taken = (pad, interface.final_token_id)
+    ordinary = next((i for i in range(interface.vocabulary_size) if i not in taken), 0)
+    for token in taken:
+        ids = ids if token is None else torch.where(ids == token, ordinary, ids)
     mask = torch.ones_like(ids)
+    if interface.final_token_id is not None:
+        ids[..., -1] = interface.final_token_id
+        ids[-1, ..., -2:-1] = interface.final_token_id
     if length > 1:
         mask[-1, ..., -1] = 0
         ids[-1, ..., -1] = pad
@@ -193,7 +203,7 @@ def capture(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 verbose=False,
-                optimize=True,
+                optimize=False,  # below, with the weights kept
             )
         except _CAPTURE_ERRORS as error:
             raise ExportError(
@@ -201,7 +211,22 @@ def capture(
             ) from error
     if exported is None:
         raise ExportError(f"{name}: the exporter returned no graph")
+    _optimize(exported.model, set(program.graph_signature.inputs_to_parameters.values()))
     return exported.model
+
+
+def _optimize(model: ir.Model, parameters: Set[str]) -> None:
+    """Fold constants in place, but leave each weight its own initializer.
+
+    A norm that scales by `1 + weight` would otherwise lose its weight to the sum, and nothing
+    could find it in the graph again. Changes of layout are folded, as they keep every value.
+    """
+
+    def should_fold(node: ir.Node) -> bool | None:
+        takes_weight = any(value is not None and value.name in parameters for value in node.inputs)
+        return False if takes_weight and node.op_type not in _LAYOUT_CHANGES else None
+
+    optimize_ir(model, should_fold=should_fold)
 
 
 def rename_values(
