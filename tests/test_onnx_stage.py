@@ -138,8 +138,8 @@ def test_changed_anchors_are_refused(bert: Path, tmp_path: Path) -> None:
 def test_wrong_graph_is_exit_code_3_and_leaves_nothing(
     bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write_wrong(graph, folder):
-        files = document.write_graph(graph, folder)
+    def write_wrong(graph, folder, **options):
+        files = document.write_graph(graph, folder, **options)
         model = onnx.load(files[0])
         bias = next(i for i in model.graph.initializer if i.name == "classifier.bias")
         bias.CopyFrom(

@@ -57,13 +57,13 @@ class Conversion:
 
 def _complete(model: onnx.ModelProto, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
     """Give a batch what a graph with a key/value cache takes besides: positions, an empty cache."""
-    ids = batch["input_ids"]
-    positions = np.broadcast_to(np.arange(ids.shape[-1]), ids.shape).copy()
+    first = next(iter(batch.values()))
+    positions = np.broadcast_to(np.arange(first.shape[-1]), first.shape).copy()
     made = {"position_ids": positions, **batch}
     for value in model.graph.input:
         if value.name not in made:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            made[value.name] = np.zeros((len(ids), *shape[1:]), dtype=np.float32)
+            made[value.name] = np.zeros((len(first), *shape[1:]), dtype=np.float32)
     return {value.name: made[value.name] for value in model.graph.input}
 
 
@@ -78,7 +78,7 @@ def _to_int8(
         "weight_bits": 7 if conversion.reduce_range else 8,
     }
     if batches is not None:
-        record["calibration_rows"] = sum(len(batch["input_ids"]) for batch in batches)
+        record["calibration_rows"] = sum(len(next(iter(batch.values()))) for batch in batches)
     converted = quantize_weights(model, batches, reduce_range=conversion.reduce_range)
     return converted, record
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 import onnx
+import onnxruntime
 from onnx import helper
 from onnxruntime.quantization import (
     CalibrationDataReader,
@@ -18,20 +19,24 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
+from onnxruntime.quantization.onnx_model import ONNXModel
 
 from mixout_export.errors import ExportError
 from mixout_export.export.saving import is_large
 
 Array = npt.NDArray[Any]
 
-#: Operators that are quantised, and which of their inputs is the weight: products with weights, and
-#: look-ups in tables, which are half of a small BERT. Other operators gain nothing, and at opset
-#: 23 the file would not load.
-_WEIGHT_INPUT = {"MatMul": 1, "Gemm": 1, "Gather": 0}
+#: Operators that are quantised, and which of their inputs is the weight: products with weights, a
+#: Gemm's too, and look-ups in tables, which are half of a small BERT. Other operators gain nothing,
+#: and at opset 23 the file would not load.
+_WEIGHT_INPUT = {"MatMul": 1, "Gather": 0}
 OPERATORS = tuple(_WEIGHT_INPUT)
 
 #: Says that a graph's shapes are known, or the library would recommend a step that ours has had.
 _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
+
+#: onnxruntime's severities; warnings are its default.
+_WARNING, _FATAL = 2, 4
 
 
 class _Drop(logging.Filter):
@@ -40,14 +45,16 @@ class _Drop(logging.Filter):
 
 
 @contextmanager
-def _quiet_root() -> Iterator[None]:
-    """Drop what is logged on the root logger, and let it set up no handler, for a while."""
+def _quiet() -> Iterator[None]:
+    """Drop what the library logs, on the root logger and on stderr, for a while."""
     root, drop, handler = logging.getLogger(), _Drop(), logging.NullHandler()
     root.addFilter(drop)
-    root.addHandler(handler)
+    root.addHandler(handler)  # or the first record would set up one that stays
+    onnxruntime.set_default_logger_severity(_FATAL)
     try:
         yield
     finally:
+        onnxruntime.set_default_logger_severity(_WARNING)
         root.removeHandler(handler)
         root.removeFilter(drop)
 
@@ -61,6 +68,16 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
     def get_next(self) -> dict[str, Array] | None:
         batch = next(self._left, None)
         return None if batch is None else dict(batch)
+
+
+def _without_gemm(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Part each Gemm into a product, which is quantised, and a sum with its bias, which is not."""
+    wrapped = ONNXModel(model)
+    wrapped.replace_gemm_with_matmul()
+    wrapped.clean_initializers()
+    wrapped.topological_sort()
+    changed: onnx.ModelProto = wrapped.model
+    return changed
 
 
 def _nodes_with_weights(model: onnx.ModelProto) -> list[str]:
@@ -98,6 +115,7 @@ def quantize_weights(
     Raises:
         ExportError: There is nothing to quantise.
     """
+    model = _without_gemm(model)
     nodes = _nodes_with_weights(model)
     if not nodes:
         raise ExportError(
@@ -111,7 +129,7 @@ def quantize_weights(
         "weight_type": QuantType.QInt8,
         "use_external_data_format": is_large(model),
     }
-    with tempfile.TemporaryDirectory() as folder, _quiet_root():
+    with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "quantized.onnx"
         if batches is None:
             quantize_dynamic(model, path, **options)

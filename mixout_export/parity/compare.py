@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mixout_export.parity.battery import Batch
+from mixout_export.parity.bounds import Bounds
 from mixout_export.parity.decisions import (
     DATA_BATCH,
     Decision,
@@ -37,22 +38,6 @@ class Tolerance:
     rtol: float
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """What an output is judged by as a whole; None where it is not.
-
-    Attributes:
-        agreement: Least share of equal decisions, in [0, 1].
-        mean_shift: Largest mean total variation distance of the decisions' probabilities.
-        relative_l2: Largest ‖candidate − reference‖ / ‖reference‖ of an output that carries no
-            decisions.
-    """
-
-    agreement: float | None = None
-    mean_shift: float | None = None
-    relative_l2: float | None = None
-
-
 #: By the precision that weights were rounded to on the way, "fp32" where they were not. bf16 has
 #: three bits less than fp16, so eight times its rounding error: on a 22 M BERT whose logits lie
 #: within ±3, fp16 weights move them by up to 2.7e-3 and bf16 weights by up to 2.1e-2.
@@ -60,12 +45,6 @@ TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(atol=1e-5, rtol=1e-4),
     "fp16": Tolerance(atol=5e-3, rtol=1e-3),
     "bf16": Tolerance(atol=4e-2, rtol=8e-3),
-}
-
-#: int8 weights move values by an amount that depends on the model, so what counts is what they
-#: decide.
-BOUNDS: dict[str, Bounds] = {
-    "int8": Bounds(agreement=0.97, mean_shift=0.05, relative_l2=0.2),
 }
 
 
@@ -129,6 +108,14 @@ class OutputDifference:
     def agreement(self) -> float | None:
         """Share of equal decisions in [0, 1]; None where the output carries none."""
         return 1.0 - self.flips / self.decisions if self.decisions else None
+
+    @property
+    def judged(self) -> DecisionCounts | None:
+        """The decisions that count: those on the user's own data, or else all; None without any."""
+        if not self.decisions:
+            return None
+        everything = DecisionCounts(self.decisions, self.flips, self.mean_shift, self.max_shift)
+        return self.by_batch.get(DATA_BATCH, everything)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; None stands for infinity, which JSON lacks."""
@@ -288,35 +275,10 @@ class OutputComparison:
         ratio = self._sum_squares / self._reference_squares if self._reference_squares else math.inf
         return math.sqrt(ratio)
 
-    def _shortfall(self) -> str:
-        """Return which bound is missed, as the end of a sentence; "" if none is."""
-        bounds = self.bounds
-        if self._decisions is None or not self._decisions.by_batch:
-            found = self._relative_l2()
-            if bounds.relative_l2 is not None and found > bounds.relative_l2:
-                return (
-                    f"differs by {found:.3g} of its norm, expected at most {bounds.relative_l2:g}"
-                )
-            return ""
-        groups = self._decisions.by_batch
-        judged = groups.get(DATA_BATCH) or self._decisions.total
-        where = f"{judged.decisions} decisions{' on the data' if DATA_BATCH in groups else ''}"
-        if bounds.agreement is not None and judged.agreement < bounds.agreement:
-            return (
-                f"agrees on {judged.agreement:.2%} of {where}, expected at least "
-                f"{bounds.agreement:.2%}"
-            )
-        if bounds.mean_shift is not None and judged.mean_shift > bounds.mean_shift:
-            return (
-                f"moves probabilities by {judged.mean_shift:.3g} in the mean over {where}, "
-                f"expected at most {bounds.mean_shift:g}"
-            )
-        return ""
-
     def result(self) -> OutputDifference:
         """Return what was gathered."""
         total = None if self._decisions is None else self._decisions.total
-        return OutputDifference(
+        found = OutputDifference(
             name=self.name,
             max_abs=float("inf") if self._problem else max(self._max_abs, 0.0),
             mean_abs=self._sum_abs / self._elements if self._elements else 0.0,
@@ -329,7 +291,6 @@ class OutputComparison:
             worst_batch=self._worst[0],
             worst_shape=self._worst[1],
             problem=self._problem,
-            shortfall=self._shortfall(),
             relative_l2=self._relative_l2(),
             mean_shift=0.0 if total is None else total.mean_shift,
             max_shift=0.0 if total is None else total.max_shift,
@@ -338,6 +299,10 @@ class OutputComparison:
             histogram=tuple(self._histogram.tolist()),
             undefined_max_abs=self._undefined,
         )
+        missed = self.bounds.shortfall(
+            found.judged, found.relative_l2, on_data=DATA_BATCH in found.by_batch
+        )
+        return replace(found, shortfall=missed)
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:

@@ -17,7 +17,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.parity.battery import UNBOUNDED_SEQUENCE, Batch
-from mixout_export.parity.compare import Bounds, OutputComparison, OutputDifference, Tolerance
+from mixout_export.parity.bounds import Bounds
+from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.parity.runners import OnnxRunner
 from mixout_export.parity.weights import WeightAudit
 

@@ -3,7 +3,8 @@
 An exporter renames weights, transposes those of linear layers and drops biases that are all
 zero, so keys say nothing; the bytes do. A tensor is found if a constant of the graph has the
 hash of its values, as they are, transposed, or rounded to a dtype that the graph uses. The hash is
-a quick one, and what it finds is compared byte by byte, so nothing can be made to look the same.
+a quick one, and what it finds is compared byte by byte, so nothing can be made to look the same. Of
+int8 constants each value is compared, for there a weight is within half a step of what it was.
 """
 
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 from mixout_export.checkpoint.model import tensor_of
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import CheckpointError
+from mixout_export.parity.quantized_weights import QuantizedConstant, quantized_constants
 from mixout_export.parity.weights import WeightAudit, WeightProblem
 
 #: Floating-point dtypes a graph may hold weights in.
@@ -32,6 +34,9 @@ _GRAPH_DTYPES = {
 }
 
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+#: Steps from which on a quantised constant is no damaged form of a weight, but another's.
+_ANOTHER_WEIGHT = 16.0
 
 #: A graph's constants of fewer elements than this are not worth listing.
 _SMALL_CONSTANT = 64
@@ -55,11 +60,16 @@ class GraphConstants:
         self._by_hash: dict[int, dict[bytes, list[tuple[str, ir.TensorProtocol]]]] = {}
         self.sizes: dict[str, int] = {}
         self.dtypes: set[ir.DataType] = set()
+        self.quantized: tuple[QuantizedConstant, ...] = ()
         with self._reading():
-            for name, tensor in _constants(ir.load(path)):
-                self.dtypes.add(tensor.dtype)
+            model = ir.load(path)
+            constants = list(_constants(model))
+            self.quantized = quantized_constants(model, dict(constants))
+            steps = {part for constant in self.quantized for part in constant.parts}
+            for name, tensor in constants:
                 self._same_length.setdefault(tensor.nbytes, []).append((name, tensor))
-                if tensor.dtype in _GRAPH_DTYPES:
+                if tensor.dtype in _GRAPH_DTYPES and name not in steps:
+                    self.dtypes.add(tensor.dtype)
                     self.sizes[name] = tensor.size
 
     @contextmanager
@@ -101,14 +111,26 @@ class GraphConstants:
                 hashed.setdefault(digest, []).append((name, tensor))
         return self._by_hash[nbytes]
 
-    def floating(self) -> Iterator[tuple[str, memoryview]]:
-        """Yield the name and the bytes of every floating-point constant."""
+    def floating(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the value of every floating-point constant."""
         for constants in self._same_length.values():
             for name, tensor in constants:
                 if name in self.sizes:
                     with self._reading():
-                        raw = memoryview(tensor.tobytes())
-                    yield name, raw
+                        raw = bytearray(tensor.tobytes())
+                    flat = torch.frombuffer(raw, dtype=_GRAPH_DTYPES[tensor.dtype])
+                    yield name, flat.reshape(tuple(tensor.shape.numpy()))
+
+    def quantized_as(self, size: int) -> list[QuantizedConstant]:
+        """Return the integer constants of that many elements."""
+        return [constant for constant in self.quantized if constant.values.size == size]
+
+    @property
+    def coarseness(self) -> int:
+        """How much was rounded: 0 not at all, 1 to half precision, 2 to integers."""
+        if self.quantized:
+            return 2
+        return int(any(dtype.itemsize < 4 for dtype in self.float_dtypes))
 
     @property
     def float_dtypes(self) -> list[torch.dtype]:
@@ -135,17 +157,26 @@ def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, tuple[str
         names = constants.find(memoryview(entry.read())) if constants.may_hold(entry.nbytes) else ()
         return ("direct", names) if names else None
     size = math.prod(entry.shape)
-    dtypes = [d for d in constants.float_dtypes if constants.may_hold(size * d.itemsize)]
-    if not dtypes:
+    lengths = (size * dtype.itemsize for dtype in constants.float_dtypes)
+    if not constants.quantized_as(size) and not any(map(constants.may_hold, lengths)):
         return None
-    stored = tensor_of(entry)
-    for dtype in dtypes:
+    return _find_values(tensor_of(entry), constants)
+
+
+def _find_values(stored: Tensor, constants: GraphConstants) -> tuple[str, tuple[str, ...]] | None:
+    """Return how values were found and the constants that hold them; None if they were not."""
+    for dtype in constants.float_dtypes:
+        if not constants.may_hold(stored.numel() * dtype.itemsize):
+            continue
         value = stored.to(dtype)
         suffix = f", rounded to {_SHORT[dtype]}" if dtype.itemsize < stored.element_size() else ""
         if names := constants.find(_bytes_of(value)):
             return f"direct{suffix}", names
         if value.ndim == 2 and (names := constants.find(_bytes_of(value.T))):
             return f"transposed{suffix}", names
+    for constant in constants.quantized_as(stored.numel()):
+        if (how := constant.holds(stored.float().numpy())) is not None:
+            return f"{how}, rounded to int8", (constant.name,)
     return None
 
 
@@ -164,7 +195,22 @@ def _unexplained(
             stored = tensor_of(entry)
             for dtype in constants.float_dtypes:
                 left.difference_update(constants.find(_bytes_of(stored.to(dtype).T)))
-    return left
+    return left | _unexplained_integers(tensors, constants, used)
+
+
+def _unexplained_integers(
+    tensors: Mapping[str, TensorEntry], constants: GraphConstants, used: Set[str]
+) -> set[str]:
+    """Return the quantised constants that are no tensor in any form."""
+    left = {
+        constant.name: constant for constant in constants.quantized if constant.name not in used
+    }
+    for entry in tensors.values():
+        size = math.prod(entry.shape)
+        if entry.dtype in FLOATING and any(size == other.values.size for other in left.values()):
+            stored = tensor_of(entry).float().numpy()
+            left = {name: other for name, other in left.items() if other.holds(stored) is None}
+    return set(left)
 
 
 def _explain_absence(
@@ -178,6 +224,25 @@ def _explain_absence(
             key: "no output depends on it" for key in absent if key in idle and key not in reasons
         }
     return reasons
+
+
+def _missing(entry: TensorEntry, constants: GraphConstants, unexplained: Set[str]) -> WeightProblem:
+    """Say what is wrong with a tensor that was not found."""
+    reason = "is not among the graph's constants"
+    left = [c for c in constants.quantized_as(math.prod(entry.shape)) if c.name in unexplained]
+    if not left or entry.dtype not in FLOATING:
+        return WeightProblem(entry.key, reason)
+    stored = tensor_of(entry).float().numpy()
+    distance, nearest = min(
+        (constant.distance(form), constant.name) for constant in left for form in (stored, stored.T)
+    )
+    if distance > _ANOTHER_WEIGHT:
+        return WeightProblem(entry.key, reason)
+    return WeightProblem(
+        entry.key,
+        f"is {distance:.3g} steps from the graph's {nearest!r}, expected at most half a step of "
+        "rounding to int8",
+    )
 
 
 def audit_graph(
@@ -213,7 +278,8 @@ def audit_graph(
             used.update(found[1])
     unexplained = _unexplained(tensors, constants, used)
     # a zero bias is dropped, unless the graph has a constant of its size that is not zero
-    sizes = {constants.sizes[name] for name in unexplained}
+    floating = [name for name in unexplained if name in constants.sizes]
+    sizes = {constants.sizes[name] for name in floating}
     zero = {
         key
         for key, entry in absent.items()
@@ -226,26 +292,46 @@ def audit_graph(
         total=len(tensors),
         counts=dict(sorted((+counts).items())),
         problems=tuple(
-            WeightProblem(key, "is not among the graph's constants")
-            for key in absent
+            _missing(entry, constants, unexplained)
+            for key, entry in absent.items()
             if key not in ignored
         ),
         ignored=dict(sorted(ignored.items())),
-        extra=tuple(sorted(n for n in unexplained if constants.sizes[n] >= _SMALL_CONSTANT)),
+        extra=tuple(
+            sorted(n for n in unexplained if constants.sizes.get(n, math.inf) >= _SMALL_CONSTANT)
+        ),
     )
 
 
 def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
-    """Look for every floating-point constant of one graph in another, by hash."""
+    """Look for every floating-point constant of one graph in another.
+
+    If the reference's were rounded, and the candidate's were not or less, the candidate's are what
+    is looked for.
+    """
     ours, theirs = GraphConstants(reference), GraphConstants(candidate)
-    missing = {name: not theirs.find(raw) for name, raw in ours.floating()}
-    problems = [
-        WeightProblem(name, "is not among the candidate's constants")
-        for name, absent in missing.items()
-        if absent
-    ]
+    where = "candidate"
+    if ours.coarseness > theirs.coarseness:
+        ours, theirs, where = theirs, ours, "reference"
+    counts: Counter[str] = Counter()
+    problems: list[WeightProblem] = []
+    ignored: dict[str, str] = {}
+    for name, value in ours.floating():
+        found = _find_values(value, theirs)
+        if found is not None:
+            counts[found[0]] += 1
+        elif value.ndim:
+            problems.append(WeightProblem(name, f"is not among the {where}'s constants"))
+        else:
+            ignored[name] = "a scalar, which may have become part of an operator"
+    for constant in ours.quantized:
+        if theirs.find(memoryview(constant.values.tobytes())):
+            counts["direct"] += 1
+        else:
+            problems.append(WeightProblem(constant.name, f"is not among the {where}'s constants"))
     return WeightAudit(
-        total=len(missing),
-        counts={"direct": len(missing) - len(problems)},
+        total=counts.total() + len(problems) + len(ignored),
+        counts=dict(sorted(counts.items())),
         problems=tuple(problems),
+        ignored=ignored,
     )

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mixout_export.parity.battery import Coverage
-from mixout_export.parity.compare import Bounds, OutputDifference, Tolerance
+from mixout_export.parity.bounds import Bounds
+from mixout_export.parity.compare import OutputDifference, Tolerance
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.weights import WeightAudit
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.errors import CheckpointError
+from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.parity.battery import (
     LANGUAGE_MODEL_TOKENS,
     TOKENS_PER_BATCH,
@@ -15,10 +15,9 @@ from mixout_export.parity.battery import (
     Battery,
     build_battery,
 )
+from mixout_export.parity.bounds import BOUNDS, Bounds
 from mixout_export.parity.compare import (
-    BOUNDS,
     TOLERANCES,
-    Bounds,
     OutputComparison,
     OutputDifference,
     Tolerance,
@@ -176,6 +175,16 @@ def _generate(
         bounds=bounds,
     )
     return found if path is None else replace(found, weights=_audit_file(reference, path))
+
+
+def check_agreement(least: float | None) -> None:
+    """Refuse a share of decisions that is none.
+
+    Raises:
+        ArgumentError: It is outside [0, 1].
+    """
+    if least is not None and not 0.0 <= least <= 1.0:
+        raise ArgumentError(f"min-agreement: got {least!r}, expected a share in [0, 1]")
 
 
 def make_battery(

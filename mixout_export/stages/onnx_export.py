@@ -1,7 +1,7 @@
 """Export a checkpoint to an ONNX folder, and refuse to write one that computes something else."""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,64 @@ from mixout_export.checkpoint import copy_companions, output_folder
 from mixout_export.checkpoint.folder import write_json
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
-from mixout_export.errors import ExportError, ParityError
+from mixout_export.errors import ArgumentError, ExportError, ParityError
 from mixout_export.export.document import Provenance, stamp_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
-from mixout_export.export.graph import check_opset, export_graph
+from mixout_export.export.graph import ExportedGraph, check_opset, export_graph
+from mixout_export.export.precision import Conversion, convert_graph
+from mixout_export.parity.battery import Batch, Battery
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
-from mixout_export.parity.verdict import compare_subjects, make_battery
+from mixout_export.parity.verdict import check_agreement, compare_subjects, make_battery
+from mixout_export.stages.verify_data import data_batches, read_data
+from mixout_export.training.columns import ColumnNames
 
 logger = logging.getLogger(__name__)
 
 #: Vocabulary ids that a fresh graph is run on, the first and last quarter at both ends of the
 #: vocabulary. The audit finds the whole table in the graph by its hash; `verify` runs them all.
 _VOCABULARY_SAMPLE = 8192
+
+#: What is run to see which numbers leave fp16's range: batches, their rows, tokens in a row.
+_SAMPLES, _SAMPLE_ROWS, _SAMPLE_LENGTH = 16, 4, 128
+
+
+@dataclass(frozen=True)
+class ExportData:
+    """The user's own tables in an export.
+
+    Attributes:
+        data: What the graph is run on besides the battery; None is nothing.
+        max_examples: Most rows of it; None is all.
+        calibration: What int8's static quantisation measures activations on; None is dynamic.
+        calibration_examples: Most rows of that.
+        columns: Columns of both that the user named.
+    """
+
+    data: Path | None = None
+    max_examples: int | None = None
+    calibration: Path | None = None
+    calibration_examples: int = 256
+    columns: ColumnNames = field(default_factory=ColumnNames)
+
+    def check(self, conversion: Conversion, *, verify: bool) -> None:
+        """Refuse what would have no effect.
+
+        Raises:
+            ArgumentError: A number is outside its domain, or an option is not used.
+        """
+        if self.calibration is not None and conversion.precision != "int8":
+            raise ArgumentError("calibration-data: is for int8; give --precision int8")
+        if self.data is not None and not verify:
+            raise ArgumentError("data: is for the comparison with PyTorch; leave --no-verify out")
+        if self.data is None and self.max_examples is not None:
+            raise ArgumentError("max-examples: limits the rows of a data file; give --data")
+        for name, value in (
+            ("max-examples", self.max_examples),
+            ("calibration-examples", self.calibration_examples),
+        ):
+            if value is not None and value < 1:
+                raise ArgumentError(f"{name}: got {value}, expected at least 1")
 
 
 @dataclass(frozen=True)
@@ -36,6 +81,8 @@ class OnnxResult:
         nodes: Number of nodes.
         opset: ONNX operator set version.
         parity: The comparison with PyTorch; None if it was not asked for.
+        precision: "fp32", "fp16" or "int8".
+        optimized: Whether onnxruntime's graph optimisations were applied and kept.
     """
 
     path: Path
@@ -45,6 +92,8 @@ class OnnxResult:
     opset: int
     parity: ParityResult | None
     cached_graph: Path | None = None
+    precision: str = "fp32"
+    optimized: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -74,35 +123,104 @@ def _config(source: TorchSubject) -> dict[str, Any]:
     return config
 
 
-def _write_cached(
-    source: TorchSubject, folder: Path, *, opset: int, cache: bool
-) -> tuple[Path, ...]:
-    """Write a causal language model's graph with a cache, where it has a cache of the usual kind.
+def _capture(source: TorchSubject, *, opset: int, cache: bool) -> dict[str, ExportedGraph]:
+    """Capture the graphs to write, by the name of their file.
 
-    Returns:
-        The files written; none for another task, or without such a cache, which a warning says.
+    A causal language model has a second one where it keeps a cache of the usual kind; where it does
+    not, a warning says so.
     """
-    if not cache or source.task != "causal-lm":
-        return ()
-    try:
-        graph = export_cached_graph(source.model, source.interface, opset=opset)
-    except ExportError as error:
-        logger.warning("%s; only the graph without a cache was written", error)
-        return ()
-    stamp_graph(graph, _provenance(source))
-    return write_graph(graph, folder, name=LAYOUT.onnx_cached)
+    graphs = {LAYOUT.onnx: export_graph(source.model, source.interface, opset=opset)}
+    if cache and source.task == "causal-lm":
+        try:
+            cached = export_cached_graph(source.model, source.interface, opset=opset)
+            graphs[LAYOUT.onnx_cached] = cached
+        except ExportError as error:
+            logger.warning("%s; only the graph without a cache was written", error)
+    return graphs
 
 
-def _verify(source: TorchSubject, partial: Path, out: Path) -> ParityResult:
-    battery = make_battery(source, source.interface, vocabulary_budget=_VOCABULARY_SAMPLE)
-    compared = compare_subjects(source, onnx_subject(partial), battery=battery)
-    parity = replace(compared, candidate=str(out))
-    if not parity.holds:
-        raise ParityError(
-            f"{source.path}: the exported graph is not the same model, {parity.reasons()[0]}; "
-            "nothing was written"
+def _samples(battery: Battery) -> list[dict[str, Any]]:
+    """Return some small batches of a battery."""
+    small = [
+        batch
+        for batch in battery.batches
+        if "input_ids" not in batch.inputs or batch.shape[-1] <= _SAMPLE_LENGTH
+    ]
+    return [
+        {name: value[:_SAMPLE_ROWS] for name, value in batch.inputs.items()}
+        for batch in small[:_SAMPLES]
+    ]
+
+
+def _table(
+    source: TorchSubject, path: Path | None, columns: ColumnNames, rows: int | None
+) -> tuple[Batch, ...]:
+    if path is None:
+        return ()
+    read = read_data(path, source, source, source.interface, columns=columns, max_examples=rows)
+    return data_batches(read)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """What a folder is made of.
+
+    Attributes:
+        source: The model.
+        graphs: Its graphs as they were captured, by the name of their file.
+        battery: What they are run on.
+        calibration: What static quantisation measures activations on; None is dynamic.
+    """
+
+    source: TorchSubject
+    graphs: dict[str, ExportedGraph]
+    battery: Battery
+    calibration: list[dict[str, Any]] | None
+
+    def write(self, folder: Path, conversion: Conversion) -> tuple[int, int]:
+        """Write the graphs; return their size in bytes and the first one's number of nodes."""
+        size, nodes = 0, []
+        for name, captured in self.graphs.items():
+            graph, made = convert_graph(
+                captured,
+                conversion,
+                samples=_samples(self.battery),
+                calibration=self.calibration,
+            )
+            provenance = replace(
+                _provenance(self.source), precision=conversion.precision, conversion=made
+            )
+            nodes.append(len(graph.model.graph))
+            stamp_graph(graph, provenance, captured=captured)
+            files = write_graph(graph, folder, name=name)
+            size += sum(file.stat().st_size for file in files)
+        return size, nodes[0]
+
+    def verify(self, folder: Path, min_agreement: float | None) -> ParityResult:
+        """Compare the graphs in a folder with PyTorch."""
+        return compare_subjects(
+            self.source,
+            onnx_subject(folder),
+            battery=self.battery,
+            min_agreement=min_agreement,
         )
-    return parity
+
+
+def _prepare(source: Path, data: ExportData, *, opset: int, cache: bool) -> _Export:
+    """Open the source, read the tables, capture the graphs."""
+    subject = torch_subject(source)
+    subject.folder.check_anchors()
+    examples = _table(subject, data.data, data.columns, data.max_examples)
+    calibration = _table(subject, data.calibration, data.columns, data.calibration_examples)
+    battery = make_battery(
+        subject, subject.interface, vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples
+    )
+    return _Export(
+        source=subject,
+        graphs=_capture(subject, opset=opset, cache=cache),
+        battery=battery,
+        calibration=[dict(batch.inputs) for batch in calibration] or None,
+    )
 
 
 def export_onnx(
@@ -113,8 +231,13 @@ def export_onnx(
     cache: bool = True,
     verify: bool = True,
     overwrite: bool = False,
+    conversion: Conversion | None = None,
+    data: ExportData | None = None,
+    min_agreement: float | None = None,
 ) -> OnnxResult:
     """Export a checkpoint to an ONNX folder: graph, configuration, tokenizer.
+
+    Optimisations under which parity does not hold are left out, which a warning says.
 
     Args:
         source: A collapsed or plain Hugging Face folder, or a mixout checkpoint.
@@ -123,34 +246,51 @@ def export_onnx(
         cache: Of a causal language model, also write a graph with a key/value cache.
         verify: Compare the graph with PyTorch before it appears.
         overwrite: Replace what is at `out`.
+        conversion: The graph's precision, and whether it is optimised; None is fp32 as captured.
+        data: Tables to calibrate with and to compare on; None is none.
+        min_agreement: Least share of decisions that are PyTorch's; None is the precision's, which
+            only int8 has.
 
     Raises:
-        ArgumentError: The opset is not supported, or `out` is part of `source`.
+        ArgumentError: An argument is outside its domain, or `out` is part of `source`.
         CheckpointError: The source cannot be loaded.
+        DataError: A table cannot be read or does not fit.
         ExportError: The model cannot be exported.
         OutputError: `out` cannot be written.
         ParityError: The graph is not the same model; nothing is at `out`.
     """
+    conversion, data = conversion or Conversion(), data or ExportData()
     check_opset(opset)
+    check_agreement(min_agreement)
+    data.check(conversion, verify=verify)
     with output_folder(out, [source], overwrite=overwrite) as folder:
-        subject = torch_subject(source)
-        subject.folder.check_anchors()
-        graph = export_graph(subject.model, subject.interface, opset=opset)
-        stamp_graph(graph, _provenance(subject))
-        files = write_graph(graph, folder.partial)
-        files += _write_cached(subject, folder.partial, opset=opset, cache=cache)
-        write_json(folder.partial / LAYOUT.config, _config(subject))
+        export = _prepare(source, data, opset=opset, cache=cache)
+        write_json(folder.partial / LAYOUT.config, _config(export.source))
         copy_companions(source, folder.partial)
-        normalize_tokenizer(folder.partial, subject.interface.sequence_limit)
-        parity = _verify(subject, folder.partial, out) if verify else None
-        size = sum(file.stat().st_size for file in files)
+        normalize_tokenizer(folder.partial, export.source.interface.sequence_limit)
+        size, nodes = export.write(folder.partial, conversion)
+        parity = export.verify(folder.partial, min_agreement) if verify else None
+        if parity is not None and not parity.holds and conversion.optimize:
+            logger.warning(
+                "optimised, it is not the same model (%s); written as it is", parity.reasons()[0]
+            )
+            conversion = replace(conversion, optimize=False)
+            size, nodes = export.write(folder.partial, conversion)
+            parity = export.verify(folder.partial, min_agreement)
+        if parity is not None and not parity.holds:
+            raise ParityError(
+                f"{source}: the exported graph is not the same model, {parity.reasons()[0]}; "
+                "nothing was written"
+            )
     cached = out / LAYOUT.onnx_cached
     return OnnxResult(
         path=out,
         graph=out / LAYOUT.onnx,
         bytes=size,
-        nodes=len(graph.modules_by_node),
+        nodes=nodes,
         opset=opset,
-        parity=parity,
+        parity=None if parity is None else replace(parity, candidate=str(out)),
         cached_graph=cached if cached.is_file() else None,
+        precision=conversion.precision,
+        optimized=conversion.optimize,
     )
