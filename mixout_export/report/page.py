@@ -53,8 +53,8 @@ def _environment() -> Environment:
     environment.filters.update(
         count=words.count,
         decimal=words.decimal,
+        difference=words.difference,
         file_size=words.file_size,
-        scientific=words.scientific,
         sentence=words.sentence,
         shape=words.shape,
         share=words.share,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mixout_export.parity.result import ParityResult
-from mixout_export.report.words import count, scientific, sentence
+from mixout_export.report.words import count, difference, sentence
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def _why_it_holds(result: ParityResult, inputs: int) -> str:
         outputs = outputs.replace("differs", "is equal").replace("differ", "are equal")
         measured = f"{outputs} on {count(inputs)} inputs"
     else:
-        measured = f"{outputs} by at most {scientific(result.max_abs)} over {count(inputs)} inputs"
+        measured = f"{outputs} by at most {difference(result.max_abs)} over {count(inputs)} inputs"
     return (
         f"All {count(result.weights.total)} weights are accounted for. {measured}; judged by "
         f"{result.criteria()}."

@@ -19,14 +19,14 @@ def power_of_ten(exponent: int) -> str:
     return "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
-def scientific(value: float | None) -> str:
-    """Return a difference in two digits: "1.3e-06", "0", "∞"; "–" for none."""
+def difference(value: float | None) -> str:
+    """Return how far things are apart in two digits: "1.3e-06", "0.42", "0", "∞"; "–" for none."""
     if value is None:
         return "–"
-    if math.isnan(value):
-        return "NaN"
     if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
+        return "∞"
+    if 0.001 <= value < 1000:
+        return f"{value:.2g}" if value < 100 else f"{value:.0f}"
     return f"{value:.1e}" if value else "0"
 
 
