@@ -24,6 +24,7 @@ from mixout_export.checkpoint.folder import (
     require_manifest,
     require_weights,
     weight_files,
+    weight_key,
     write_json,
 )
 from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
@@ -201,6 +202,26 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
             ) from error
 
 
+def _anchors_of(model: PreTrainedModel, folder: Folder, manifest: Manifest) -> dict[str, Tensor]:
+    """Return each mixed module's anchor, taken out of what it may be merged with on disk."""
+    stored = {m.name: folder.anchors[m.pretrained_key] for m in manifest.modules}
+    keys, weights = disk_keys(model), model.state_dict()
+    merged = [
+        name
+        for name, entry in stored.items()
+        if (key := f"{name}.weight") in weights.keys() - keys.keys()
+        and entry.shape != tuple(weights[key].shape)
+    ]
+    found = {name: tensor_of(entry) for name, entry in stored.items() if name not in merged}
+    if merged:  # transformers takes them apart as it does the weights
+        state = {weight_key(key): tensor_of(entry) for key, entry in folder.anchors.items()}
+        with quiet_libraries():
+            pretrained = type(model).from_pretrained(None, config=model.config, state_dict=state)
+        values = pretrained.state_dict()
+        found |= {name: values[f"{name}.weight"] for name in merged}
+    return {name: found[name] for name in stored}
+
+
 def load_mixout(path: Path | str) -> PreTrainedModel:
     """Load a mixout checkpoint, its mixed layers anchored as they were when it was prepared.
 
@@ -219,7 +240,7 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
     manifest = require_manifest(folder)
     folder.check_anchors()
     model = load_plain(folder.path)
-    anchors = {m.name: tensor_of(folder.anchors[m.pretrained_key]) for m in manifest.modules}
+    anchors = _anchors_of(model, folder, manifest)
     try:
         attach_mixout(model, [m.name for m in manifest.modules], manifest.config, anchors)
     except ArgumentError as error:
@@ -360,7 +381,7 @@ def mixed_modules(
 
     Args:
         kinds: Module name → "Linear", "Conv1D" or "Embedding".
-        keys: State-dict key → key on disk, of what is stored as it is.
+        keys: State-dict key → key on disk.
         entries: The keys on disk.
 
     Raises:
@@ -372,7 +393,8 @@ def mixed_modules(
         if key is None or key not in entries:
             raise CheckpointError(
                 f"module {name!r}: its weight is not stored as it is but converted on the way to "
-                "disk; leave it out with --exclude-modules"
+                "disk; prepare the checkpoint that it came from, or leave it out with "
+                "--exclude-modules"
             )
         modules.append(MixedModule(name, kind, key, anchor_key(key)))
     return tuple(modules)

@@ -85,7 +85,11 @@ def _distances(folder: Folder) -> tuple[tuple[LayerDistance, ...], float | None]
     if folder.manifest is None:
         return (), None
     layers, total = [], 0.0
+    seen: set[str] = set()
     for module in folder.manifest.modules:
+        if module.weight_key in seen:
+            continue  # merged on disk with one before, and counted with it
+        seen.add(module.weight_key)
         entry = folder.tensors.get(module.weight_key)
         anchor = folder.anchors.get(module.pretrained_key)
         if entry is None or anchor is None:

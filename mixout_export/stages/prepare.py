@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.companions import copy_companions
@@ -25,7 +26,7 @@ from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import LINEAR_CLASSES
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
-from mixout_export.surgery.key_names import disk_keys
+from mixout_export.surgery.key_names import disk_keys, merged_keys
 from mixout_export.surgery.selection import select_targets, tied_weights
 
 HEAD_TREATMENTS = ("dropout", "mixout", "none")
@@ -234,7 +235,7 @@ def _write(
     changes: tuple[ConfigChange, ...],
     options: PrepareOptions,
 ) -> Manifest:
-    keys = disk_keys(loaded.model)
+    keys = _keys_of(loaded.model, names)
     entries, sha256, xxh3 = _write_tensors(loaded, directory, keys, names)
     modules = dict(loaded.model.named_modules())
     manifest = Manifest(
@@ -258,6 +259,13 @@ def _write(
         write_json(directory / LAYOUT.config, config)
     copy_companions(loaded.path, directory)
     return manifest
+
+
+def _keys_of(model: PreTrainedModel, mixed: Sequence[str]) -> dict[str, str]:
+    """Return what each tensor is called on disk, or what the tensor is that it is merged into."""
+    keys = disk_keys(model)
+    merged = [key for name in mixed if (key := f"{name}.weight") not in keys]
+    return {**keys, **merged_keys(model, merged)} if merged else keys
 
 
 def _write_tensors(

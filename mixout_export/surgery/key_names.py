@@ -1,5 +1,7 @@
 """Under which names a model's tensors are stored."""
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,6 +25,33 @@ def disk_keys(model: nn.Module) -> dict[str, str]:
     }
     if not isinstance(model, PreTrainedModel):
         return {key: key for key in state}
-    stored = revert_weight_conversion(model, dict(state))  # type: ignore[no-untyped-call]
+    stored = revert_weight_conversion(model, dict(state))
     names = {id(value): name for name, value in stored.items()}
     return {key: names[id(value)] for key, value in state.items() if id(value) in names}
+
+
+def merged_keys(model: PreTrainedModel, wanted: Collection[str]) -> dict[str, str]:
+    """Return in which tensor on disk others lie that are merged on the way there.
+
+    Each gets a number in place of its values, and is looked for by that number.
+
+    Args:
+        model: A transformers model.
+        wanted: State-dict keys that `disk_keys` leaves out.
+
+    Returns:
+        State-dict key → key on disk, of those that lie in one tensor as they are.
+    """
+    numbers = {key: float(number) for number, key in enumerate(wanted, start=1)}
+    state = {
+        key: torch.tensor(numbers.get(key, 0.0)).expand(value.shape)
+        for key, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
+    found = {}
+    for name, value in revert_weight_conversion(model, dict(state)).items():
+        for number, count in zip(*value.unique(return_counts=True), strict=True):
+            for key in (key for key, own in numbers.items() if own == number):
+                if state[key].numel() == count:
+                    found[key] = name
+    return found
