@@ -1,0 +1,1 @@
+"""Known faults in copies of a candidate: what catches them, and what does not."""

@@ -1,0 +1,204 @@
+"""Inject each fault into a copy of the candidate, and see which checks catch it."""
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from mixout_export.errors import CheckpointError
+from mixout_export.parity.battery import Batch, Battery
+from mixout_export.parity.compare import OutputDifference, compare_outputs
+from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
+from mixout_export.parity.result import ParityResult
+from mixout_export.parity.runners import Array
+from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotApplicableError
+from mixout_export.parity.self_test.folder_copy import FolderCopier
+from mixout_export.parity.self_test.graph_copy import GraphCopier
+from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
+from mixout_export.parity.subject import OnnxSubject, Subject, open_subject
+from mixout_export.parity.verdict import audit_subjects, comparisons_of, runner_of
+
+#: Bytes of the reference's outputs that are kept; what is beyond is computed again.
+_KEPT_OUTPUTS = 1 << 30
+
+#: Tensors of the audit that are named.
+_NAMED = 3
+
+
+class ReferenceOutputs:
+    """The reference's outputs, kept while it is compared with the candidate itself."""
+
+    def __init__(self, limit: int = _KEPT_OUTPUTS) -> None:
+        """Start with none.
+
+        Args:
+            limit: Bytes to keep.
+        """
+        self._kept: dict[int, dict[str, Array]] = {}
+        self._left = limit
+
+    def __call__(
+        self, number: int, reference: Mapping[str, Array], candidate: Mapping[str, Array]
+    ) -> None:
+        """Take a batch's outputs, as `compare_subjects` hands them to who watches."""
+        size = sum(value.nbytes for value in reference.values())
+        if size <= self._left:
+            self._left -= size
+            self._kept[number] = dict(reference)
+
+    def get(self, number: int, compute: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
+        """Return a batch's outputs, computed where they were not kept."""
+        kept = self._kept.get(number)
+        return compute() if kept is None else kept
+
+
+class _Examiner:
+    """Judges copies of a candidate as the candidate itself was judged."""
+
+    def __init__(
+        self,
+        reference: Subject,
+        candidate: Subject,
+        *,
+        battery: Battery,
+        verdict: ParityResult,
+        outputs: ReferenceOutputs,
+    ) -> None:
+        self._reference = reference
+        self._candidate = candidate
+        self._battery = battery
+        self._verdict = verdict
+        self._outputs = outputs
+        ours, theirs = interfaces(reference, candidate)
+        self._interface = ours
+        self._runner = runner_of(reference, ours.inputs, headless=verdict.headless)
+        self._copier: Copier
+        if isinstance(candidate, OnnxSubject):
+            limit = shared_interface(ours, theirs).sequence_limit
+            self._copier = GraphCopier(candidate, limit)
+        else:
+            self._copier = FolderCopier(candidate)
+
+    @property
+    def _labels(self) -> Sequence[str] | None:
+        """The candidate's labels, where the reference can contradict them."""
+        return None if self._reference.labels is None else self._candidate.labels
+
+    def examine(self, faults: Sequence[Fault], folder: Path) -> Iterator[FaultOutcome]:
+        """Inject each fault and judge the copy, which is removed once there is another."""
+        previous: Path | None = None
+        for number, fault in enumerate(faults):
+            copy = folder / str(number)
+            yield self._examine(fault, copy)
+            if copy.exists():
+                if previous is not None:
+                    shutil.rmtree(previous)
+                previous = copy
+
+    def _examine(self, fault: Fault, out: Path) -> FaultOutcome:
+        start = time.perf_counter()
+        outcome = FaultOutcome(fault.name, changes_outputs=fault.changes_outputs)
+        try:
+            path, what = fault.inject(self._copier, out, self._labels)
+        except NotApplicableError as error:
+            return replace(outcome, not_applicable=str(error))
+        copy = self._open(path)
+        battery, _ = self._run(copy) if fault.changes_outputs else ("", None)
+        return replace(
+            outcome,
+            what=what,
+            description=self._describe(copy),
+            audit=self._audit(copy),
+            battery=battery,
+            seconds=time.perf_counter() - start,
+        )
+
+    def _open(self, path: Path) -> Subject:
+        if isinstance(self._candidate, OnnxSubject):
+            return open_subject(path, provider=self._candidate.provider)
+        return open_subject(path)
+
+    def _describe(self, copy: Subject) -> str:
+        ours, theirs = interfaces(self._reference, copy)
+        return next(iter(find_mismatches(self._reference, copy, ours, theirs)), "")
+
+    def _audit(self, copy: Subject) -> str:
+        verdict = self._verdict
+        audit = audit_subjects(
+            self._reference,
+            copy,
+            headless=verdict.headless,
+            tolerance=verdict.tolerance if verdict.precision == "given" else None,
+        )
+        keys = [problem.key for problem in audit.problems]
+        return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
+
+    def _run(self, copy: Subject) -> tuple[str, Batch | None]:
+        """Run the battery until an output fails; say where, and return the batch."""
+        verdict = self._verdict
+        _, theirs = interfaces(self._reference, copy)
+        runner = runner_of(copy, theirs.inputs, headless=verdict.headless)
+        comparisons = comparisons_of(
+            self._runner.outputs,
+            tolerance=verdict.tolerance,
+            bounds=verdict.bounds,
+            task=None if verdict.headless else self._reference.task,
+        )
+        for number, batch in enumerate(self._battery.batches):
+            ours = self._outputs.get(number, partial(self._runner.run, batch.inputs))
+            compare_outputs(comparisons, batch, ours, runner.run(batch.inputs))
+            for comparison in comparisons.values():
+                found = comparison.result()
+                if found.exceeding or found.problem:
+                    return _where(found), batch
+        for comparison in comparisons.values():
+            found = comparison.result()
+            if not found.holds:
+                return f"{found.name} {found.shortfall}", None
+        return "", None
+
+
+def _where(output: OutputDifference) -> str:
+    """Return where an output failed, for people: "logits differs by 0.012 at a positions batch"."""
+    batch = f"at a {output.worst_batch} batch of shape {output.worst_shape}"
+    if output.problem:
+        return f"{output.name} {output.problem}"
+    return f"{output.name} differs by {output.max_abs:.3g} {batch}"
+
+
+def self_test(
+    reference: Subject,
+    candidate: Subject,
+    *,
+    battery: Battery,
+    verdict: ParityResult,
+    outputs: ReferenceOutputs,
+    faults: Sequence[Fault] = FAULTS,
+) -> SelfTest:
+    """Inject known faults into copies of the candidate, and see which checks catch them.
+
+    Args:
+        reference: What the candidate should be.
+        candidate: What was judged; it is left alone.
+        battery: What was run.
+        verdict: The comparison of the two, which holds: its tolerances judge the copies.
+        outputs: The reference's outputs of that comparison.
+        faults: What to inject, one at a time.
+
+    Raises:
+        CheckpointError: The candidate cannot be copied or a copy cannot be run.
+    """
+    start = time.perf_counter()
+    examiner = _Examiner(reference, candidate, battery=battery, verdict=verdict, outputs=outputs)
+    try:
+        with tempfile.TemporaryDirectory(prefix="mixout-export-") as folder:
+            outcomes = tuple(examiner.examine(faults, Path(folder)))
+    except OSError as error:
+        raise CheckpointError(
+            f"{candidate.path}: cannot be copied into {tempfile.gettempdir()} for the self-test "
+            f"({error.strerror}); set TMPDIR to a disk with room"
+        ) from error
+    return SelfTest(outcomes, time.perf_counter() - start)

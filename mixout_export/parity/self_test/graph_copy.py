@@ -1,0 +1,210 @@
+"""Changed copies of an ONNX graph."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+from mixout_export.checkpoint.folder import read_json, write_json
+from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
+from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
+from mixout_export.parity.self_test.folder_copy import link_beside, with_labels
+from mixout_export.parity.self_test.graph_parts import GraphParts, LinearNode
+from mixout_export.parity.subject import OnnxSubject
+
+
+class GraphCopier:
+    """Writes changed copies of a graph, into folders beside one another.
+
+    A copy may lose its external data to the next one.
+    """
+
+    def __init__(self, subject: OnnxSubject, sequence_limit: int | None) -> None:
+        """Read the graph.
+
+        Args:
+            subject: The graph, opened.
+            sequence_limit: Longest sequence that it takes, which tells its table of positions.
+        """
+        self._subject = subject
+        self._limit = sequence_limit
+        self._folder = subject.graph.parent
+        self._data_folder = self._folder
+        self._by_rows: dict[str, bool] = {}
+
+    def _read(self) -> onnx.ModelProto:
+        return onnx.load(self._subject.graph, load_external_data=False)
+
+    def part(self, role: Role) -> Part:
+        """Return the tensor of a role; see `Copier`."""
+        model = self._read()
+        parts = GraphParts(model.graph)
+        if role in ("linear", "classifier"):
+            layer = self._middle(parts) if role == "linear" else self._head(parts)
+            self._by_rows[layer.weight] = layer.by_rows
+            name, label = layer.weight, layer.label
+        elif role == "classifier bias":
+            name = label = self._head(parts).bias
+            if not name:
+                raise NotApplicableError("its classifier has no bias")
+        else:
+            name = label = self._table(parts, role)
+        value = self._value(parts.tensors[name])
+        epsilon = _epsilon(value)
+        value = value.astype(np.float32)
+        by_rows = self._by_rows.get(name, True)
+        value = value if by_rows else np.ascontiguousarray(value.T)
+        return Part(name, label, value, epsilon)
+
+    def write(self, out: Path, values: Mapping[str, Array]) -> Path:
+        """Write a copy with other values; see `Copier`."""
+        model = self._read()
+        for tensor in model.graph.initializer:
+            if tensor.name in values:
+                old, new = self._value(tensor), values[tensor.name]
+                new = new if self._by_rows.get(tensor.name, True) else np.ascontiguousarray(new.T)
+                _set_value(tensor, new.astype(old.dtype))
+        return self._write(out, model)
+
+    def write_without_bias(self, out: Path) -> tuple[Path, str]:
+        """Write a copy without a bias and its addition; see `Copier`.
+
+        It is the longest: a key's is out of the question, because attention does not depend on it.
+        """
+        model = self._read()
+        parts = GraphParts(model.graph)
+        biases = [
+            (layer, self._value(parts.tensors[layer.bias]).astype(np.float64))
+            for layer in parts.linears
+            if layer.bias
+        ]
+        biases = [(layer, value) for layer, value in biases if value.any()]
+        if not biases:
+            raise NotApplicableError("its linear layers have no biases other than zero")
+        layer, _ = max(biases, key=lambda bias: (bias[1].size, float(np.linalg.norm(bias[1]))))
+        if layer.addition is layer.product:
+            del layer.product.input[2:]
+        elif layer.addition is not None:
+            layer.addition.op_type = "Identity"
+            layer.addition.input[:] = [layer.product.output[0]]
+        if not GraphParts(model.graph).users(layer.bias):
+            model.graph.initializer.remove(parts.tensors[layer.bias])
+        return self._write(out, model), layer.bias
+
+    def write_with_epsilon(self, out: Path, choose: Callable[[float], float]) -> tuple[Path, str]:
+        """Write a copy in which every normalisation has another epsilon; see `Copier`."""
+        model = self._read()
+        found = list(GraphParts(model.graph).epsilons())
+        if not found:
+            raise NotApplicableError("it has no normalisation with an epsilon")
+        epsilon = min(epsilon for _, epsilon in found)
+        for place, _ in found:
+            if isinstance(place, TensorProto):
+                old = numpy_helper.to_array(place)
+                _set_value(place, np.full(old.shape, choose(epsilon), old.dtype))
+            else:
+                place.f = choose(epsilon)
+        return self._write(out, model), f"epsilon {epsilon:g} → {choose(epsilon):g}"
+
+    def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
+        """Write a copy that names other labels, in the graph and beside it; see `Copier`."""
+        model = self._read()
+        for entry in model.metadata_props:
+            if entry.key == "labels":
+                entry.value = json.dumps(list(labels), ensure_ascii=False)
+        out.mkdir()
+        config = self._folder / LAYOUT.config
+        if config.is_file():
+            write_json(out / LAYOUT.config, with_labels(read_json(config), labels))
+        return self._write(out, model)
+
+    def _write(self, out: Path, model: onnx.ModelProto) -> Path:
+        out.mkdir(exist_ok=True)
+        path = out / LAYOUT.onnx
+        path.write_bytes(model.SerializeToString())
+        self._bring_data(out, _external_files(model))
+        for file in self._folder.iterdir():
+            if file.name == LAYOUT.config or is_tokenizer_file(file.name):
+                link_beside(file, out)
+        return out
+
+    def _bring_data(self, out: Path, names: Set[str]) -> None:
+        """Copy external data the first time, then move it on from copy to copy.
+
+        It cannot be linked: onnx refuses a file that has another name.
+        """
+        for name in names:
+            earlier = self._data_folder / name
+            (out / name).parent.mkdir(parents=True, exist_ok=True)
+            if self._data_folder == self._folder:
+                shutil.copyfile(earlier, out / name)
+            else:
+                earlier.rename(out / name)
+        self._data_folder = out
+
+    def _value(self, tensor: TensorProto) -> Array:
+        if uses_external_data(tensor):
+            copy = TensorProto()
+            copy.CopyFrom(tensor)
+            load_external_data_for_tensor(copy, str(self._folder))
+            tensor = copy
+        return numpy_helper.to_array(tensor)
+
+    def _middle(self, parts: GraphParts) -> LinearNode:
+        """Return the middle one of the body's largest linear layers."""
+        head = None if self._subject.headless else self._last(parts)
+        layers = [layer for layer in parts.linears if layer != head]
+        if not layers:
+            raise NotApplicableError("it has no linear layers with floating-point weights")
+        sizes = [math.prod(parts.tensors[layer.weight].dims) for layer in layers]
+        layers = [layer for layer, size in zip(layers, sizes, strict=True) if size == max(sizes)]
+        return layers[len(layers) // 2]
+
+    def _last(self, parts: GraphParts) -> LinearNode | None:
+        return parts.linear_before(self._subject.session.outputs[0])
+
+    def _head(self, parts: GraphParts) -> LinearNode:
+        if self._subject.headless:
+            raise NotApplicableError("it has no head")
+        layer = self._last(parts)
+        if layer is None:
+            raise NotApplicableError("its head has no floating-point weights")
+        return layer
+
+    def _table(self, parts: GraphParts, role: Role) -> str:
+        tables = list(parts.tables())
+        chosen_by = {"vocabulary": "input_ids", "segments": "token_type_ids"}.get(role)
+        for name, source, rows in tables:
+            others = source not in ("input_ids", "token_type_ids")
+            positions = others and self._limit is not None and 0 <= rows - self._limit <= 8
+            if source == chosen_by or (role == "positions" and positions):
+                return name
+        raise NotApplicableError(f"it has no table of {role}")
+
+
+def _epsilon(value: Array) -> float:
+    """Return the distance of 1 from the next number of an array's dtype."""
+    if value.dtype.itemsize == 2 and value.dtype.kind != "f":  # bfloat16, which NumPy lacks
+        return 2.0**-7
+    return float(np.finfo(value.dtype).eps)
+
+
+def _set_value(tensor: TensorProto, value: Array) -> None:
+    """Replace a tensor's value, which is no longer in a file beside the graph."""
+    tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
+
+
+def _external_files(model: onnx.ModelProto) -> set[str]:
+    return {
+        entry.value
+        for tensor in model.graph.initializer
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }

@@ -1,0 +1,180 @@
+from pathlib import Path
+
+import onnx
+import pytest
+from cli_runs import content
+from tiny_models import POSITIONS, VOCABULARY, make_model, save_checkpoint
+
+from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.parity.battery import Battery
+from mixout_export.parity.description import interfaces, shared_interface
+from mixout_export.parity.result import ParityResult
+from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
+from mixout_export.parity.self_test.faults import FAULTS, Fault
+from mixout_export.parity.self_test.outcome import SelfTest
+from mixout_export.parity.subject import Subject, open_subject
+from mixout_export.parity.verdict import compare_subjects, make_battery
+from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
+
+#: Fault → the tensors that the audit names, for a tiny BERT.
+NAMED = {
+    "perturbed Linear": "bert.encoder.layer.1.intermediate.dense.weight",
+    "zeroed position rows": "bert.embeddings.position_embeddings.weight",
+    "zeroed segment row": "bert.embeddings.token_type_embeddings.weight",
+    "zeroed vocabulary tail": "bert.embeddings.word_embeddings.weight",
+    "swapped classes": "classifier.bias, classifier.weight",
+    "swapped labels": "",
+    "wrong epsilon": "",
+    "dropped bias": "bert.encoder.layer.0.intermediate.dense.bias",
+    "stale classifier": "classifier.bias, classifier.weight",
+    "one changed number": "bert.encoder.layer.1.intermediate.dense.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory) -> Path:
+    return save_checkpoint(make_model("bert"), tmp_path_factory.mktemp("plain") / "bert")
+
+
+@pytest.fixture(scope="module")
+def candidates(plain: Path, tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("candidates")
+    prepare_checkpoint(str(plain), root / "mixout")
+    graph = export_onnx(plain, root / "graph", verify=False).path
+    external = root / "external"
+    external.mkdir()
+    onnx.save(
+        onnx.load(graph / "model.onnx"),
+        external / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=100,
+    )
+    return {"folder": plain, "mixout": root / "mixout", "graph": graph, "external": external}
+
+
+def compared(
+    reference: Path, candidate: Path, **options: float
+) -> tuple[Subject, Subject, Battery, ParityResult, ReferenceOutputs]:
+    left, right = open_subject(reference), open_subject(candidate)
+    battery = make_battery(left, shared_interface(*interfaces(left, right)))
+    outputs = ReferenceOutputs()
+    verdict = compare_subjects(left, right, battery=battery, watch=outputs, **options)
+    assert verdict.holds
+    return left, right, battery, verdict, outputs
+
+
+def examined(reference: Path, candidate: Path, faults=FAULTS, **options: float) -> SelfTest:
+    left, right, battery, verdict, outputs = compared(reference, candidate, **options)
+    return self_test(left, right, battery=battery, verdict=verdict, outputs=outputs, faults=faults)
+
+
+@pytest.mark.parametrize("kind", ["folder", "mixout", "graph", "external"])
+def test_each_fault_is_caught_by_the_battery_too_and_named(
+    kind: str, plain: Path, candidates: dict[str, Path]
+) -> None:
+    candidate = candidates[kind]
+    before = content(candidate)
+    found = examined(plain, candidate)
+    assert content(candidate) == before
+    assert [fault.fault for fault in found.applied] == [fault.name for fault in FAULTS]
+    assert found.passed
+    assert found.reasons() == ()
+    assert found.missed_by_battery == ()
+    assert {fault.fault: fault.audit for fault in found.faults} == NAMED
+    (labels,) = (fault for fault in found.faults if fault.fault == "swapped labels")
+    assert labels.description == (
+        "labels: got LABEL_1, LABEL_0, LABEL_2, expected LABEL_0, LABEL_1, LABEL_2"
+    )
+    assert labels.caught_by == ("description",)
+
+
+def test_graph_as_reference_and_two_graphs(plain: Path, candidates: dict[str, Path]) -> None:
+    for candidate in (plain, candidates["graph"]):
+        found = examined(candidates["graph"], candidate)
+        assert len(found.applied) == len(FAULTS)
+        assert found.passed
+        assert found.missed_by_battery == ()
+
+
+def test_what_was_changed_is_said(plain: Path, candidates: dict[str, Path]) -> None:
+    for candidate in (plain, candidates["graph"]):
+        what = {fault.fault: fault.what for fault in examined(plain, candidate).faults}
+        assert what["perturbed Linear"] == f"{NAMED['perturbed Linear']} × 1.001"
+        assert what["zeroed position rows"].endswith(f"row {POSITIONS - 1}, set to 0")
+        first = VOCABULARY - VOCABULARY // 20
+        assert what["zeroed vocabulary tail"].endswith(
+            f"rows {first} to {VOCABULARY - 1}, set to 0"
+        )
+        assert what["wrong epsilon"].endswith("1e-12 → 0.001")
+        assert what["dropped bias"].endswith("intermediate.dense.bias left out")
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "graph_lacks", "folder_lacks"),
+    [
+        ("llama", "ForSequenceClassification", {"position", "segment", "bias"}, set()),
+        ("gpt2", "LMHeadModel", {"segment", "labels"}, {"classes", "classifier"}),
+        ("bert", "Model", {"classes", "labels", "classifier"}, set()),
+        ("distilbert", "ForTokenClassification", {"segment"}, {"epsilon"}),
+    ],
+)
+def test_what_an_architecture_cannot_have_has_a_reason(
+    kind: str, head: str, graph_lacks: set[str], folder_lacks: set[str], tmp_path: Path
+) -> None:
+    source = save_checkpoint(make_model(kind, head), tmp_path / "source")
+    graph = export_onnx(source, tmp_path / "graph", verify=False).path
+    for candidate, lacks in ((graph, graph_lacks), (source, graph_lacks | folder_lacks)):
+        found = examined(source, candidate)
+        assert found.passed
+        assert found.missed_by_battery == ()
+        absent = [fault for fault in found.faults if fault.not_applicable]
+        assert len(absent) == len(lacks)
+        assert all(any(word in fault.fault for word in lacks) for fault in absent)
+        assert not any(fault.to_dict()["caught"] for fault in absent)
+
+
+def test_fault_that_nothing_catches_does_not_pass(plain: Path, candidates: dict[str, Path]) -> None:
+    unchanged = Fault("nothing", lambda copier, out, _: (copier.write(out, {}), "nothing at all"))
+    for candidate in candidates.values():
+        found = examined(plain, candidate, faults=(unchanged,))
+        assert not found.passed
+        assert found.reasons() == ("self-test: nothing (nothing at all) was not caught",)
+        assert found.to_dict()["missed"] == ["nothing"]
+        assert found.to_dict()["missed_by_battery"] == ["nothing"]
+
+
+def test_wide_tolerance_lets_faults_slip(plain: Path) -> None:
+    found = examined(plain, plain, atol=1e6)
+    caught = {fault.fault for fault in found.applied if fault.caught}
+    assert caught == {"swapped labels"}
+    assert not found.passed
+
+
+def test_outputs_that_were_not_kept_are_computed_again(plain: Path) -> None:
+    left, right, battery, verdict, _ = compared(plain, plain)
+    found = self_test(
+        left, right, battery=battery, verdict=verdict, outputs=ReferenceOutputs(limit=0)
+    )
+    assert found.passed
+    assert found.missed_by_battery == ()
+
+
+@pytest.mark.real
+def test_all_are_caught_on_a_real_checkpoint(real_checkpoint: Path, tmp_path: Path) -> None:
+    base = tmp_path / "prepared"
+    options = PrepareOptions(base=BaseOptions(task="text-classification", labels=3))
+    prepare_checkpoint(str(real_checkpoint), base, options)
+    graph = export_onnx(base, tmp_path / "graph", verify=False).path
+    left, right = open_subject(base), open_subject(graph)
+    interface = shared_interface(*interfaces(left, right))
+    for seed in range(2):
+        battery = make_battery(left, interface, seed=seed, vocabulary_budget=1024)
+        outputs = ReferenceOutputs()
+        verdict = compare_subjects(left, right, battery=battery, watch=outputs)
+        assert verdict.holds
+    found = self_test(left, right, battery=battery, verdict=verdict, outputs=outputs)
+    assert len(found.applied) == len(FAULTS)
+    assert found.passed
+    assert found.missed_by_battery == ()
