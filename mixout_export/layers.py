@@ -139,6 +139,8 @@ class MixoutLinear(MixoutLayer, nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         if self.takes_fast_path(input):
             return self.fast_product(input)
+        if not self.is_mixing():
+            return self.plain_class.forward(self, input)
         return F.linear(input, self.mixed_weight(), self.bias)
 
     def extra_repr(self) -> str:
@@ -260,8 +262,21 @@ LAYER_CLASSES: dict[type[nn.Module], type[MixoutLayer]] = {
     nn.Embedding: MixoutEmbedding,
 }
 
-#: Those of them that are mixed unless the user says otherwise.
-LINEAR_CLASSES: tuple[type[nn.Module], ...] = (nn.Linear, Conv1D)
+#: Linear layers of transformers' own that compute what `nn.Linear` does, in other words.
+_LINEAR_IN_OTHER_WORDS = frozenset({"transformers.models.falcon.modeling_falcon.FalconLinear"})
+
+
+def mixout_class(plain: type[nn.Module]) -> type[MixoutLayer] | None:
+    """Return the mixout layer that stands for a class; None if there is none."""
+    if f"{plain.__module__}.{plain.__qualname__}" in _LINEAR_IN_OTHER_WORDS:
+        return MixoutLinear
+    return LAYER_CLASSES.get(plain)
+
+
+def is_mixable(module: nn.Module, *, embeddings: bool = True) -> bool:
+    """Tell whether a module has a mixout layer, embeddings counted or not."""
+    found = mixout_class(type(module))
+    return found is not None and (embeddings or found is not MixoutEmbedding)
 
 
 def to_mixout(
@@ -281,7 +296,7 @@ def to_mixout(
     Raises:
         ArgumentError: The module's type has no mixout layer, or an argument is out of its domain.
     """
-    layer_class = LAYER_CLASSES.get(type(module))
+    layer_class = mixout_class(type(module))
     if layer_class is None:
         raise ArgumentError(
             f"module: got {type(module).__name__}, expected exactly Linear or Conv1D, or Embedding"
@@ -293,12 +308,14 @@ def to_mixout(
     except BaseException:
         module.__class__ = plain_class
         raise
+    if plain_class is not layer_class.plain_class:
+        vars(module)["plain_class"] = plain_class
     return module  # type: ignore[return-value]
 
 
 def to_plain(layer: MixoutLayer) -> nn.Module:
     """Turn a mixout layer back into the plain layer, in place, with the very same parameters."""
     layer.release()
-    layer.__class__ = layer.plain_class  # type: ignore[assignment]
+    layer.__class__ = vars(layer).pop("plain_class", layer.plain_class)
     plain: Any = layer
     return plain  # type: ignore[no-any-return]

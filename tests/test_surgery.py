@@ -501,3 +501,27 @@ def test_a_tied_output_embedding_is_reported() -> None:
     config.bos_token_id = config.eos_token_id = 0
     skipped = inject_mixout(transformers.GPT2LMHeadModel(config)).skipped
     assert skipped == {"lm_head": "has a tied weight, shared by transformer.wte, lm_head"}
+
+
+def test_a_linear_layer_in_other_words_is_mixed_and_gets_its_own_class_back() -> None:
+    config = transformers.FalconConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+    )
+    model = transformers.FalconForSequenceClassification(config).eval()
+    kinds = {name: type(module) for name, module in model.named_modules()}
+    ids = torch.arange(1, 7).reshape(2, 3)
+    before = model(ids).logits
+    report = inject_mixout(model)
+    assert len(report.replaced) == 4
+    layer = mixout_layers(model)[report.replaced[0]]
+    assert kinds[report.replaced[0]].__name__ == "FalconLinear"
+    assert type(layer) is MixoutLinear
+    assert torch.equal(model(ids).logits, before)
+    with torch.no_grad():
+        layer.weight.add_(1.0)
+    x = torch.randn(2, layer.in_features)
+    assert not torch.equal(layer.train()(x), layer(x))
+    assert copy.deepcopy(layer).plain_class is kinds[report.replaced[0]]
+    collapse_mixout(model)
+    assert {name: type(module) for name, module in model.named_modules()} == kinds
+    assert "plain_class" not in vars(layer)

@@ -24,7 +24,7 @@ from mixout_export.checkpoint.output import check_destination, output_folder
 from mixout_export.checkpoint.streams import quick_hash
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
-from mixout_export.layers import LINEAR_CLASSES
+from mixout_export.layers import is_mixable
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
 from mixout_export.surgery.key_names import disk_keys, merged_keys
 from mixout_export.surgery.selection import select_targets, tied_weights
@@ -111,7 +111,9 @@ def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], di
     names = set(selection.names)
     skipped = dict(selection.skipped)
     if options.head == "mixout":
-        head = [n for n, m in model.named_modules() if n in fresh and type(m) in LINEAR_CLASSES]
+        head = [
+            n for n, m in model.named_modules() if n in fresh and is_mixable(m, embeddings=False)
+        ]
         if not head:
             raise ArgumentError(
                 "head: the base has its head already, so --head mixout has no fresh one to "

@@ -9,7 +9,7 @@ from torch import nn
 
 from mixout_export.config import ALL_LINEAR, MixoutConfig, TargetPattern
 from mixout_export.errors import TargetError
-from mixout_export.layers import LAYER_CLASSES, LINEAR_CLASSES
+from mixout_export.layers import is_mixable
 
 _HEAD = "belongs to the head"
 
@@ -83,7 +83,7 @@ def _all_names(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _near_misses(model: nn.Module, part: str) -> str:
-    mixable = [n for n, m in model.named_modules() if type(m) in LAYER_CLASSES and n]
+    mixable = [n for n, m in model.named_modules() if is_mixable(m) and n]
     if not mixable:
         return "the model has no Linear or Conv1D module"
     tails = sorted({name.rsplit(".", 1)[-1] for name in mixable})
@@ -121,7 +121,7 @@ def _candidates(
     matched = _match(model, pattern, option="target_modules")
     if pattern.regex is None:
         for name, module in matched.items():
-            if type(module) not in LAYER_CLASSES:
+            if not is_mixable(module):
                 raise TargetError(
                     f"target_modules: {name!r} is a {type(module).__name__}, which cannot be "
                     "mixed, expected exactly Linear or Conv1D, or Embedding; name it more fully, "
@@ -175,11 +175,12 @@ def select_targets(
     exclusions = config.exclusions()
     excluded = set() if exclusions is None else _excluded(model, exclusions)
     protected = _protected(model)
-    kinds = LINEAR_CLASSES if config.target_modules == ALL_LINEAR else tuple(LAYER_CLASSES)
+    named = config.target_modules != ALL_LINEAR
     chosen: dict[int, str] = {}
     skipped: dict[str, str] = {}
     for name, module in _candidates(model, config, protected).items():
-        if type(module) not in kinds or id(module) in excluded or id(module) in chosen:
+        mixable = is_mixable(module, embeddings=named)
+        if not mixable or id(module) in excluded or id(module) in chosen:
             continue
         reason = _reason(name, module, config, protected=protected, fresh=fresh)
         if reason is not None:
