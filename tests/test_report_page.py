@@ -20,7 +20,7 @@ from mixout_export.stages.onnx_export import export_onnx
 TAGS = (
     "html head meta title link style body main header nav section div span h1 h2 h3 p a ol ul li "
     "dl dt dd table caption thead tbody tfoot tr th td details summary figure figcaption strong "
-    "small mark bdi pre code time svg path circle rect line text g"
+    "small mark bdi br pre code time svg path circle rect line text g"
 )
 
 

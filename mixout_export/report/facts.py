@@ -25,7 +25,7 @@ class OutputFacts:
 
     Attributes:
         difference: The differences.
-        flips: The flips that were kept, the widest margin first.
+        flips: The flips that were kept.
     """
 
     difference: OutputDifference

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.parity.compare import OutputDifference
-from mixout_export.parity.decisions import Flip
+from mixout_export.parity.decisions import DATA_BATCH, Flip
 
 #: Tokens of a text that are shown; the rest is counted.
 SHOWN_TOKENS = 128
@@ -95,13 +95,14 @@ class FlipReader:
         self._tokenizer = tokenizer
 
     def read(self, output: OutputDifference, *, generated: bool = False) -> tuple[FlipFacts, ...]:
-        """Return an output's flips in words.
+        """Return an output's flips in words: those on the user's own data first.
 
         Args:
             output: The output.
             generated: Whether its decisions are the tokens that are generated one by one.
         """
-        return tuple(self._read(flip, generated) for flip in output.flip_examples)
+        flips = sorted(output.flip_examples, key=lambda flip: flip.batch != DATA_BATCH)
+        return tuple(self._read(flip, generated) for flip in flips)
 
     def _read(self, flip: Flip, generated: bool) -> FlipFacts:
         sequences = _sequences(flip.inputs)

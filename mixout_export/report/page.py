@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 
 from mixout_export.checkpoint.output import check_file, replaced_file
 from mixout_export.errors import ArgumentError
+from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.report import words
 from mixout_export.report.facts import Facts
 from mixout_export.report.histogram_picture import draw_histogram
@@ -87,6 +88,7 @@ def render_page(facts: Facts) -> str:
             facts=facts,
             result=facts.result,
             summary=summarise(facts.result),
+            data_batch=DATA_BATCH,
             draw_histogram=draw_histogram,
             style=Markup(style),
             policy=_policy(style),

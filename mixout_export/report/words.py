@@ -39,7 +39,7 @@ def share(value: float | None) -> str:
     """Return a share as a percentage that is 100 % only where it is all; "–" for none."""
     if value is None:
         return "–"
-    percent = math.floor(value * 1e4) / 100
+    percent = math.floor(round(value * 1e4, 6)) / 100
     return f"{percent:.0f} %" if value in (0.0, 1.0) else f"{percent:.2f} %"
 
 
