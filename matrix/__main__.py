@@ -1,6 +1,6 @@
 """Take every architecture family the whole way; `make matrix` does.
 
-python -m matrix [FAMILY ...] [--out build/matrix] [--workers 2] [--limit 240] [--retry]
+python -m matrix [FAMILY ...] [--out build/matrix] [--workers 2] [--limit 600] [--retry]
 
 Each family runs in a process of its own and leaves `FAMILY.json` in OUT; those that have an
 outcome from the same versions are not run again. A run of all families writes the table.
@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="a model type")
     parser.add_argument("--out", type=Path, default=Path("build/matrix"))
     parser.add_argument("--workers", type=int, default=2, help="families at a time")
-    parser.add_argument("--limit", type=float, default=240.0, help="seconds that a family may take")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a family may take")
     parser.add_argument("--again", action="store_true", help="run what has an outcome, too")
     parser.add_argument("--retry", action="store_true", help="run what did not pass again")
     parser.add_argument("--document", type=Path, help="where to write the table of all families")

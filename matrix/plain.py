@@ -34,7 +34,7 @@ def rows_of(config: PretrainedConfig, rows: int, length: int, *, seed: int) -> d
     """
     generator = torch.Generator().manual_seed(seed)
     special = {_token(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
-    size = config.get_text_config().vocab_size
+    size = getattr(config.get_text_config(), "vocab_size", 256)  # CANINE has characters
     words = torch.tensor([i for i in range(size) if i not in special])
     ids = words[torch.randint(len(words), (rows, length), generator=generator)]
     mask = torch.ones_like(ids)

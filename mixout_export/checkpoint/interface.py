@@ -20,6 +20,9 @@ IMAGE_INPUT = "pixel_values"
 #: Height and width of images where a configuration does not say, as of networks for any size.
 _IMAGE_SIZE = 224
 
+#: Ids of a model without a vocabulary, which reads characters.
+_CODE_POINTS = 0x110000
+
 #: Outputs of a model without a head.
 HEADLESS_OUTPUTS = ("last_hidden_state",)
 
@@ -169,7 +172,7 @@ def describe_interface(
     return ModelInterface(
         inputs=inputs,
         outputs=output_names(task),
-        vocabulary_size=int(config.vocab_size),
+        vocabulary_size=int(getattr(config, "vocab_size", _CODE_POINTS)),
         sequence_limit=sequence_limit(model),
         segments=segments,
         pad_token_id=getattr(config, "pad_token_id", None),

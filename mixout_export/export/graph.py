@@ -1,6 +1,7 @@
 """Capture a plain model as an ONNX graph with dynamic batch and sequence."""
 
 import ast
+import logging
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import ArgumentError, ExportError
+from mixout_export.export.patched import capture_patched
+from mixout_export.export.tracing import traceable
+
+logger = logging.getLogger(__name__)
 
 #: Operator sets that can be written.
 OPSETS = range(18, 24)
@@ -132,12 +137,12 @@ def _remedy(interface: ModelInterface) -> str:
     )
 
 
-def modules_by_node(model: ir.Model, modules: Set[str]) -> dict[str, str]:
+def modules_by_node(model: ir.Model, modules: Set[str], *, prefix: str = _PREFIX) -> dict[str, str]:
     """Read which module made each node, from the nested scopes that the exporter recorded."""
     found: dict[str, str] = {}
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get(_NAME_SCOPES, "[]"))
-        names = (scope.removeprefix(_PREFIX) for scope in reversed(scopes))
+        names = (scope.removeprefix(prefix) for scope in reversed(scopes))
         found[node.name or ""] = next((name for name in names if name in modules), "")
     return found
 
@@ -230,7 +235,11 @@ def _optimize(model: ir.Model, parameters: Set[str]) -> None:
 
 
 def rename_values(
-    model: ir.Model, axes: Sequence[Mapping[int, str]], *, default: str | None = None
+    model: ir.Model,
+    axes: Sequence[Mapping[int, str]],
+    *,
+    default: str | None = None,
+    prefix: str = _PREFIX,
 ) -> None:
     """Give weights their names in the checkpoint and dynamic axes readable ones, in place.
 
@@ -238,10 +247,11 @@ def rename_values(
         model: The graph.
         axes: For each input, axis → name.
         default: Name of axes that are none of an input's.
+        prefix: What stands before every weight's name.
     """
     for name in list(model.graph.initializers):
         value = model.graph.initializers.pop(name)
-        value.name = name.removeprefix(_PREFIX)
+        value.name = name.removeprefix(prefix)
         model.graph.initializers[value.name] = value
     names: dict[str, str] = {}
     for value, named in zip(model.graph.inputs, axes, strict=True):
@@ -273,17 +283,28 @@ def export_graph(
     """
     check_opset(opset)
     example, axes = _example(interface), _axes(interface)
-    graph = capture(
-        _PositionalModel(model, interface).eval(),
-        example,
-        (tuple(axes for _ in example),),
-        name=type(model).__name__,
-        inputs=interface.inputs,
-        outputs=interface.outputs,
-        opset=opset,
-        remedy=_remedy(interface),
-    )
-    modules = modules_by_node(graph, dict(model.named_modules()).keys())
+    prefix = _PREFIX
+    try:
+        with traceable(model):
+            graph = capture(
+                _PositionalModel(model, interface).eval(),
+                example,
+                (tuple(axes for _ in example),),
+                name=type(model).__name__,
+                inputs=interface.inputs,
+                outputs=interface.outputs,
+                opset=opset,
+                remedy=_remedy(interface),
+            )
+    except ExportError:
+        named_inputs = dict(zip(interface.inputs, example, strict=True))
+        found = capture_patched(model, named_inputs, axes, outputs=interface.outputs, opset=opset)
+        if found is None:
+            raise
+        graph, prefix = found, ""
+        _optimize(graph, set(graph.graph.initializers))
+        logger.info("%s: exported with transformers' own patches", type(model).__name__)
+    modules = modules_by_node(graph, dict(model.named_modules()).keys(), prefix=prefix)
     named = {axis: str(dim.__name__) for axis, dim in axes.items()}
-    rename_values(graph, [named for _ in example])
+    rename_values(graph, [named for _ in example], prefix=prefix)
     return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)

@@ -1,0 +1,60 @@
+"""Operations that models use and that cannot be captured as they are, put another way."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+
+#: How experts are computed in a graph: each token's own, gathered. The default sorts tokens by
+#: expert and calls an operator that ONNX has not; looping over experts depends on their data.
+_EXPERTS = "batched_mm"
+
+
+def _is_tail(index: Any, value: Any) -> bool:
+    """Tell whether an index is all but the first along the last axis, `[..., 1:]` or `[:, 1:]`."""
+    if not isinstance(index, tuple) or not isinstance(value, Tensor):
+        return False
+    *rest, last = index
+    whole = all(part is Ellipsis or part == slice(None) for part in rest)
+    return whole and last == slice(1, None) and (Ellipsis in rest or len(rest) + 1 == value.dim())
+
+
+def _set_tail(target: Tensor, index: Any, value: Tensor) -> None:
+    """Do `target[..., 1:] = value` as one copy of the whole.
+
+    Encoder-decoders shift their input so. A copy into a part is captured only for a part of two
+    elements at least, which would forbid sequences of one and two tokens.
+    """
+    target.copy_(torch.cat([target[..., :1], value], dim=-1))
+
+
+class _TraceableOperations(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.__setitem__ and _is_tail(*args[1:]):
+            return _set_tail(*args)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def traceable(model: PreTrainedModel) -> Iterator[None]:
+    """Make what a model computes capturable while inside; it computes the same."""
+    experts = None
+    if getattr(model, "_can_set_experts_implementation", lambda: False)():
+        experts = model.get_experts_implementation()
+        model.set_experts_implementation(_EXPERTS)
+    try:
+        with _TraceableOperations():
+            yield
+    finally:
+        if experts is not None:
+            model.set_experts_implementation(experts)
