@@ -283,9 +283,7 @@ def measure_coverage(batches: Sequence[Batch], interface: ModelInterface) -> Cov
     return Coverage(
         vocabulary=_touched(batches, "input_ids"),
         vocabulary_size=interface.vocabulary_size,
-        positions=max(
-            (batch.shape[-1] for batch in batches if interface.image is None), default=0
-        ),
+        positions=max((batch.shape[-1] for batch in batches if interface.image is None), default=0),
         position_limit=interface.sequence_limit,
         segments=_touched(batches, "token_type_ids") or 1,
         batches=len(batches),
