@@ -24,10 +24,10 @@ def _describe(result: "OnnxResult") -> str:
     text += f", within {parity.max_abs:.1e} of PyTorch"
     for output in parity.outputs:
         if result.precision != "fp32" and output.judged is not None:
+            judged, where = output.judged, "on the data" if output.on_data else "that are sure"
             text += (
-                f"\n{output.name}: {output.judged.agreement:.2%} of {output.judged.decisions} "
-                f"decisions as PyTorch's, probabilities moved by {output.judged.mean_shift:.2g} in "
-                "the mean"
+                f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} decisions {where} "
+                f"are PyTorch's, probabilities moved by {judged.mean_shift:.2g} in the mean"
             )
     if parity.generation is not None:
         how = "with and without a cache" if result.cached_graph is not None else "without a cache"

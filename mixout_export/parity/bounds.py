@@ -26,7 +26,8 @@ class Bounds:
         Args:
             judged: The decisions that count; None where the output carries none.
             relative_l2: ‖candidate − reference‖ / ‖reference‖.
-            on_data: Whether those decisions are on the user's own data.
+            on_data: Whether those are all decisions on the user's own data; else they are the sure
+                ones of the battery.
         """
         if judged is None:
             if self.relative_l2 is None or relative_l2 <= self.relative_l2:
@@ -34,7 +35,7 @@ class Bounds:
             return (
                 f"differs by {relative_l2:.3g} of its norm, expected at most {self.relative_l2:g}"
             )
-        where = f"{judged.decisions} decisions{' on the data' if on_data else ''}"
+        where = f"{judged.decisions} {'decisions on the data' if on_data else 'sure decisions'}"
         if self.agreement is not None and judged.agreement < self.agreement:
             return (
                 f"agrees on {judged.agreement:.2%} of {where}, expected at least "

@@ -66,6 +66,9 @@ class OutputDifference:
         relative_l2: ‖candidate − reference‖ / ‖reference‖ over all values.
         mean_shift: Mean total variation distance of the decisions' probabilities, in [0, 1].
         max_shift: The largest.
+        sure: Decisions of which the reference was sure: its two likeliest answers' probabilities
+            are at least 0.1 apart.
+        sure_flips: Those of them that differ.
         by_batch: Decisions by the batches' names.
         flip_examples: Flips with their inputs, those with the widest margins.
         histogram: Number of differences by their size, as `HISTOGRAM_EDGES` says.
@@ -93,6 +96,8 @@ class OutputDifference:
     relative_l2: float = 0.0
     mean_shift: float = 0.0
     max_shift: float = 0.0
+    sure: int = 0
+    sure_flips: int = 0
     by_batch: Mapping[str, DecisionCounts] = field(default_factory=dict)
     flip_examples: tuple[Flip, ...] = ()
     histogram: tuple[int, ...] = (0,) * (len(HISTOGRAM_EDGES) + 2)
@@ -111,11 +116,21 @@ class OutputDifference:
 
     @property
     def judged(self) -> DecisionCounts | None:
-        """The decisions that count: those on the user's own data, or else all; None without any."""
+        """The decisions that count: those on the user's own data, or else those that are sure.
+
+        Ids drawn at random are no text: on most of them a model may be undecided, and then any
+        rounding decides. None where the output carries no decisions.
+        """
         if not self.decisions:
             return None
-        everything = DecisionCounts(self.decisions, self.flips, self.mean_shift, self.max_shift)
-        return self.by_batch.get(DATA_BATCH, everything)
+        if self.on_data:
+            return self.by_batch[DATA_BATCH]
+        return DecisionCounts(self.sure, self.sure_flips, self.mean_shift, self.max_shift)
+
+    @property
+    def on_data(self) -> bool:
+        """Whether the user's own data was run, which then decides alone."""
+        return DATA_BATCH in self.by_batch
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; None stands for infinity, which JSON lacks."""
@@ -294,14 +309,14 @@ class OutputComparison:
             relative_l2=self._relative_l2(),
             mean_shift=0.0 if total is None else total.mean_shift,
             max_shift=0.0 if total is None else total.max_shift,
+            sure=0 if total is None else total.sure,
+            sure_flips=0 if total is None else total.sure_flips,
             by_batch={} if self._decisions is None else self._decisions.by_batch,
             flip_examples=() if self._decisions is None else self._decisions.flips,
             histogram=tuple(self._histogram.tolist()),
             undefined_max_abs=self._undefined,
         )
-        missed = self.bounds.shortfall(
-            found.judged, found.relative_l2, on_data=DATA_BATCH in found.by_batch
-        )
+        missed = self.bounds.shortfall(found.judged, found.relative_l2, on_data=found.on_data)
         return replace(found, shortfall=missed)
 
 

@@ -23,6 +23,9 @@ FLIP_EXAMPLES = 20
 #: far from what the model was trained on, and flip more than text does.
 DATA_BATCH = "data"
 
+#: A decision is sure if the probabilities of the two likeliest answers are at least so far apart.
+SURE = 0.1
+
 
 @dataclass(frozen=True)
 class Flip:
@@ -66,17 +69,21 @@ class DecisionCounts:
         flips: Those that differ.
         mean_shift: Mean total variation distance of the probabilities, in [0, 1].
         max_shift: The largest.
+        sure: Decisions of which the reference was sure, as `SURE` says.
+        sure_flips: Those of them that differ.
     """
 
     decisions: int
     flips: int
     mean_shift: float
     max_shift: float
+    sure: int = 0
+    sure_flips: int = 0
 
     @property
     def agreement(self) -> float:
-        """Share of equal decisions in [0, 1]."""
-        return 1.0 - self.flips / self.decisions
+        """Share of equal decisions in [0, 1]; 1 where there are none."""
+        return 1.0 - self.flips / max(self.decisions, 1)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -88,12 +95,15 @@ class _Gathered:
 
     def __init__(self) -> None:
         self.decisions = self.flips = 0
+        self.sure = self.sure_flips = 0
         self.sum_shift = self.max_shift = 0.0
 
-    def add(self, shift: Array, flips: int) -> None:
-        """Add decisions' shifts, one each."""
+    def add(self, shift: Array, sure: Mask, differ: Mask) -> None:
+        """Add decisions: how far probabilities moved, which are sure, which differ."""
         self.decisions += shift.size
-        self.flips += flips
+        self.flips += int(differ.sum())
+        self.sure += int(sure.sum())
+        self.sure_flips += int((differ & sure).sum())
         self.sum_shift += float(shift.sum())
         self.max_shift = max(self.max_shift, float(shift.max()))
 
@@ -101,6 +111,8 @@ class _Gathered:
         both = _Gathered()
         both.decisions = self.decisions + other.decisions
         both.flips = self.flips + other.flips
+        both.sure = self.sure + other.sure
+        both.sure_flips = self.sure_flips + other.sure_flips
         both.sum_shift = self.sum_shift + other.sum_shift
         both.max_shift = max(self.max_shift, other.max_shift)
         return both
@@ -111,6 +123,8 @@ class _Gathered:
             flips=self.flips,
             mean_shift=self.sum_shift / self.decisions if self.decisions else 0.0,
             max_shift=self.max_shift,
+            sure=self.sure,
+            sure_flips=self.sure_flips,
         )
 
 
@@ -130,26 +144,41 @@ def _decide(logits: Array, decision: Decision) -> Array:
     return np.asarray(chosen, dtype=np.int64)
 
 
-def probability_shift(reference: Array, candidate: Array, decision: Decision) -> Array:
+def _probabilities(logits: Array, decision: Decision) -> Array:
+    """Return each label's probability, of the same shape."""
+    with np.errstate(invalid="ignore"):
+        return _sigmoid(logits) if decision == "sign" else _softmax(logits)
+
+
+def _shift(reference: Array, candidate: Array, decision: Decision) -> Array:
     """Return the total variation distance of each decision's probabilities, in [0, 1].
 
     It bounds by how much the probability of any set of labels differs; of two labels it is the
     difference of either's probability. A NaN on either side counts as 1.
 
     Args:
-        reference: Logits, float64 `(..., labels)`.
+        reference: Probabilities, float64 `(..., labels)`.
         candidate: The same of the other side.
-        decision: "argmax" compares the softmax over the labels, "sign" each label's sigmoid.
+        decision: Whether the labels share one decision ("argmax"), or each has its own ("sign").
 
     Returns:
         Float64 `(...)` for "argmax", `(..., labels)` for "sign".
     """
-    with np.errstate(invalid="ignore"):
-        if decision == "sign":
-            shift = np.abs(_sigmoid(candidate) - _sigmoid(reference))
-        else:
-            shift = 0.5 * np.abs(_softmax(candidate) - _softmax(reference)).sum(axis=-1)
+    shift = np.abs(candidate - reference)
+    if decision == "argmax":
+        shift = 0.5 * shift.sum(axis=-1)
     return np.where(np.isnan(shift), 1.0, shift)
+
+
+def _is_sure(probabilities: Array, chosen: Array, decision: Decision) -> Mask:
+    """Return which decisions are sure: bool of the decisions' shape."""
+    if decision == "sign":
+        return np.asarray(np.abs(2.0 * probabilities - 1.0) >= SURE)
+    places = chosen[..., None]
+    first = np.take_along_axis(probabilities, places, axis=-1)[..., 0]
+    others = probabilities.copy()
+    np.put_along_axis(others, places, 0.0, axis=-1)
+    return np.asarray(first - others.max(axis=-1) >= SURE)
 
 
 def _margins(logits: Array) -> Array:
@@ -227,10 +256,12 @@ class DecisionComparison:
             candidate = candidate.reshape(-1, candidate.shape[-1])
         if not len(reference):
             return
-        shift = probability_shift(reference, candidate, self.decision)
         ours, theirs = (_decide(logits, self.decision) for logits in (reference, candidate))
+        probabilities = _probabilities(reference, self.decision)
+        shift = _shift(probabilities, _probabilities(candidate, self.decision), self.decision)
+        sure = _is_sure(probabilities, ours, self.decision)
         differ = ours != theirs
-        self._groups.setdefault(rows.batch.name, _Gathered()).add(shift, int(differ.sum()))
+        self._groups.setdefault(rows.batch.name, _Gathered()).add(shift, sure, differ)
         if differ.any():
             self._keep_flips(rows, reference, places, ours, theirs, shift)
 
