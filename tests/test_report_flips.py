@@ -63,7 +63,7 @@ def test_the_token_that_is_decided_about_is_marked() -> None:
 def test_the_tokens_that_are_decided_for_are_marked() -> None:
     left, right = [0, 0, 2, 0, 0], [0, 2, 0, 0, 0]
     (flip,) = read("question-answering", compared(left, right, per_token=True))
-    assert (flip.reference, flip.candidate) == ("token 2", "token 1")
+    assert (flip.reference, flip.candidate) == ("token 2, “cat”", "token 1, “the”")
     pieces = [("[CLS]", ""), ("the", "candidate"), ("cat", "reference"), ("sees [SEP]", "")]
     assert said(flip.texts[0]) == pieces
 
@@ -74,6 +74,16 @@ def test_choices_are_texts_of_their_own() -> None:
     assert (flip.reference, flip.candidate) == ("choice 0", "choice 1")
     assert [text.title for text in flip.texts] == ["choice 0", "choice 1"]
     assert said(flip.texts[1]) == [("[CLS] a dog [SEP]", "")]
+
+
+def test_the_padding_of_shorter_choices_is_left_out() -> None:
+    comparison = OutputComparison("logits", Tolerance(1e-5, 0.0), decision="argmax")
+    ids = np.array([[[2, 4, 6, 3, 0], [2, 5, 7, 9, 3]]])
+    mask = np.array([[[1, 1, 1, 1, 0], [1] * 5]])
+    batch = Batch("data", {"input_ids": ids, "attention_mask": mask})
+    comparison.add(batch, np.array([[2.0, 0.0]]), np.array([[0.0, 2.0]]))
+    (flip,) = read("multiple-choice", comparison.result())
+    assert [text.ids for text in flip.texts] == [(2, 4, 6, 3), (2, 5, 7, 9, 3)]
 
 
 def test_words_of_a_vocabulary_are_decoded() -> None:

@@ -67,10 +67,19 @@ class FlipFacts:
     texts: tuple[Text, ...]
 
 
+def _nested(values: list[Any]) -> list[list[Any]]:
+    """Return a row as a list of sequences: one, one a choice, or none."""
+    return values if values and isinstance(values[0], list) else [values] if values else []
+
+
 def _sequences(inputs: Mapping[str, Any]) -> list[list[int]]:
-    """Return a row's sequences of token ids: one, one a choice, or none."""
-    ids = inputs.get("input_ids", [])
-    return ids if ids and isinstance(ids[0], list) else [ids] if ids else []
+    """Return a row's sequences of token ids, without the padding at their end."""
+    sequences = _nested(inputs.get("input_ids", []))
+    masks = _nested(inputs.get("attention_mask", [])) or [[1] * len(ids) for ids in sequences]
+    return [
+        ids[: max((place + 1 for place, real in enumerate(mask) if real), default=len(ids))]
+        for ids, mask in zip(sequences, masks, strict=True)
+    ]
 
 
 class FlipReader:
@@ -141,7 +150,8 @@ class FlipReader:
         if self._task == "multiple-choice":
             return f"choice {chosen}"
         if self._task == "question-answering":
-            return f"token {chosen}"
+            (ids,) = _sequences(flip.inputs)
+            return f"token {chosen}, “{self._token(ids[chosen])}”"
         if self._task in ("masked-lm", "causal-lm"):
             return self._token(chosen)
         return self._label(chosen)

@@ -1,0 +1,63 @@
+from hashlib import sha256
+from pathlib import Path
+
+import onnx
+import pytest
+from tiny_models import make_model, save_checkpoint
+
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import CheckpointError
+from mixout_export.parity.subject import open_subject
+from mixout_export.report.sides import Side, describe_side
+from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.prepare import prepare_checkpoint
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(make_model("gpt2", "LMHeadModel"), tmp_path_factory.mktemp("a") / "gpt2")
+
+
+@pytest.fixture(scope="module")
+def graph(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(plain, tmp_path_factory.mktemp("b") / "graph", verify=False).path
+
+
+def check_hashes(side: Side, *names: str) -> None:
+    assert [file.name for file in side.files] == list(names)
+    for file in side.files:
+        content = (Path(side.path) / file.name).read_bytes()
+        assert (file.bytes, file.sha256) == (len(content), sha256(content).hexdigest())
+
+
+def test_a_folder_is_described(plain: Path) -> None:
+    side = describe_side(open_subject(plain))
+    assert (side.kind, side.architecture) == ("Hugging Face folder", "GPT2LMHeadModel")
+    assert (side.task, side.labels) == ("causal-lm", ())
+    assert side.runs_in.startswith("PyTorch")
+    check_hashes(side, LAYOUT.config, LAYOUT.weights)
+
+
+def test_a_mixout_checkpoint_has_its_pretrained_weights_too(plain: Path, tmp_path: Path) -> None:
+    prepare_checkpoint(str(plain), tmp_path / "mixout")
+    side = describe_side(open_subject(tmp_path / "mixout"))
+    assert side.kind == "mixout checkpoint"
+    check_hashes(side, LAYOUT.config, LAYOUT.weights, LAYOUT.pretrained)
+
+
+def test_a_graph_is_described_with_the_one_that_has_a_cache(graph: Path) -> None:
+    side = describe_side(open_subject(graph))
+    assert (side.kind, side.task) == ("ONNX graph", "causal-lm")
+    assert side.runs_in == "onnxruntime, CPUExecutionProvider"
+    check_hashes(side, LAYOUT.onnx, LAYOUT.onnx_cached)
+
+
+def test_weights_beside_a_graph_are_hashed_too(graph: Path, tmp_path: Path) -> None:
+    model = onnx.load(graph / LAYOUT.onnx)
+    where = {"location": "weights.bin", "size_threshold": 100}
+    onnx.save(model, tmp_path / LAYOUT.onnx, save_as_external_data=True, **where)
+    subject = open_subject(tmp_path)
+    check_hashes(describe_side(subject), LAYOUT.onnx, "weights.bin")
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"weights\.bin: cannot be read"):
+        describe_side(subject)
