@@ -31,6 +31,19 @@ def _describe_generation(result: "ParityResult") -> list[str]:
     return lines
 
 
+def _describe_drift(result: "ParityResult") -> list[str]:
+    drift = result.drift
+    if drift is None:
+        return []
+    first, worst = drift.first, drift.worst
+    lines = [f"{len(drift.compared)} of {len(drift.modules)} module outputs compared"]
+    if worst is not None:
+        lines.append(f"largest    {worst.label}, by {worst.relative_l2:.1e} of its norm")
+    if first is not None:
+        lines.append(f"first      {first.label}, by {first.relative_l2:.1e} of its norm")
+    return ["", *lines]
+
+
 def _describe(result: "ParityResult") -> str:
     weights = result.weights
     how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
@@ -68,6 +81,7 @@ def _describe(result: "ParityResult") -> str:
             [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()
         ]
         lines += ["", table(["metric", "reference", "candidate"], rows)]
+    lines += _describe_drift(result)
     verdict = "parity holds" if result.holds else "parity does NOT hold"
     lines += [
         "",
@@ -142,6 +156,16 @@ def _describe(result: "ParityResult") -> str:
     help="Show the result as a page, one file to look at offline.  [default: do not]",
 )
 @seed_option("Of the battery.")
+@click.option(
+    "--min-agreement",
+    type=float,
+    help="Least share of equal decisions.  [default: by precision, only int8 has one]",
+)
+@click.option(
+    "--drift",
+    is_flag=True,
+    help="Look at every module's output; done anyway for a report and where parity does not hold.",
+)
 @output_options
 def verify(
     reference: Path,
@@ -160,6 +184,8 @@ def verify(
     save_inputs: Path | None,
     report: Path | None,
     seed: int,
+    min_agreement: float | None,
+    drift: bool,
     output: Output,
 ) -> int:
     """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
@@ -185,6 +211,8 @@ def verify(
         inputs=inputs,
         save_inputs_to=save_inputs,
         seed=seed,
+        min_agreement=min_agreement,
+        drift=drift,
         report_to=report,
         command=command_line(),
     )

@@ -7,6 +7,7 @@ from typing import Any
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.bounds import Bounds
 from mixout_export.parity.compare import OutputDifference, Tolerance
+from mixout_export.parity.drift_map import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.weights import WeightAudit
 
@@ -33,6 +34,7 @@ class ParityResult:
         generation: How graphs of a causal language model generate; None where it was not run.
         seconds: Wall time of the comparison.
         metrics: The task's metrics of the reference and of the candidate, where labels were given.
+        drift: How far each module is apart; None where it was not looked at.
     """
 
     reference: str
@@ -48,6 +50,7 @@ class ParityResult:
     seconds: float
     generation: GenerationParity | None = None
     metrics: Mapping[str, tuple[float, float]] | None = None
+    drift: DriftMap | None = None
 
     @property
     def holds(self) -> bool:
@@ -75,7 +78,21 @@ class ParityResult:
 
     def reasons(self) -> tuple[str, ...]:
         """Return why parity does not hold, as sentences; empty if it does."""
-        return (*self.mismatches, *self._weight_reasons(), *self._output_reasons())
+        return (
+            *self.mismatches,
+            *self._weight_reasons(),
+            *self._output_reasons(),
+            *self._drift_reasons(),
+        )
+
+    def _drift_reasons(self) -> list[str]:
+        first = None if self.drift is None else self.drift.first
+        if self.holds or self.drift is None or first is None:
+            return []
+        return [
+            f"module {first.label!r} is the first that differs, by {first.relative_l2:.3g} of its "
+            f"norm, expected at most {self.drift.tolerance:g}"
+        ]
 
     def _weight_reasons(self) -> list[str]:
         reasons = []
@@ -132,5 +149,6 @@ class ParityResult:
                 name: {"reference": ours, "candidate": theirs}
                 for name, (ours, theirs) in self.metrics.items()
             },
+            "drift": None if self.drift is None else self.drift.to_dict(),
             "seconds": self.seconds,
         }

@@ -8,11 +8,12 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError
 from mixout_export.parity.battery import Batch, Battery, measure_coverage
 from mixout_export.parity.description import interfaces, shared_interface
+from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.subject import Subject, open_subject
-from mixout_export.parity.verdict import compare_subjects, make_battery
+from mixout_export.parity.verdict import check_agreement, compare_subjects, make_battery
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
@@ -45,6 +46,25 @@ def _settle_battery(
     return battery
 
 
+def _with_drift(
+    result: ParityResult, left: Subject, right: Subject, battery: Battery
+) -> ParityResult:
+    """Add the drift map, where both sides could be run and know their modules."""
+    if not result.outputs or not (has_modules(left) and has_modules(right)):
+        return result
+    tolerance = DRIFT_TOLERANCES.get(result.precision, DRIFT_TOLERANCES["fp32"])
+    if result.precision == "given" and result.tolerance is not None:
+        tolerance = max(tolerance, result.tolerance.rtol)
+    drift = draw_drift(
+        left,
+        right,
+        pick_batch(battery.batches, result.outputs),
+        tolerance=tolerance,
+        headless=result.headless,
+    )
+    return replace(result, drift=drift)
+
+
 def verify_checkpoints(
     reference: Path,
     candidate: Path,
@@ -61,6 +81,8 @@ def verify_checkpoints(
     inputs: Path | None = None,
     save_inputs_to: Path | None = None,
     seed: int = 0,
+    drift: bool = False,
+    min_agreement: float | None = None,
     report_to: Path | None = None,
     command: str | None = None,
 ) -> ParityResult:
@@ -85,6 +107,9 @@ def verify_checkpoints(
         inputs: An `.npz` file of inputs to run instead of the battery.
         save_inputs_to: An `.npz` file to write what is run to.
         seed: Of the battery.
+        drift: Look at every module's output even where parity holds; where it does not, and for a
+            report, that is done in any case.
+        min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
         report_to: An `.html` file to show the result in, whether or not parity holds.
         command: The command that the report names, as a shell takes it.
 
@@ -96,6 +121,7 @@ def verify_checkpoints(
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
+    check_agreement(min_agreement)
     if max_examples is not None and max_examples < 1:
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     if max_examples is not None and data is None:
@@ -126,7 +152,18 @@ def verify_checkpoints(
     metrics = None
     if table is not None:
         metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
-    result = compare_subjects(left, right, battery=battery, atol=atol, rtol=rtol, watch=metrics)
+    result = compare_subjects(
+        left,
+        right,
+        battery=battery,
+        atol=atol,
+        rtol=rtol,
+        min_agreement=min_agreement,
+        seed=seed,
+        watch=metrics,
+    )
+    if drift or report_to is not None or not result.holds:
+        result = _with_drift(result, left, right, battery)
     if metrics is not None:
         result = replace(result, metrics=metrics.result())
     if report_to is not None:

@@ -1,0 +1,148 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from checkpoints import TinyCheckpoints
+from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
+
+from mixout_export.parity.battery import Batch, build_battery
+from mixout_export.parity.drift import draw_drift, pick_batch
+from mixout_export.parity.subject import onnx_subject, torch_subject
+from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.verify import verify_checkpoints
+
+SECOND = "encoder.layer.1.intermediate.dense"
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    tiny: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, Path]]:
+    """Checkpoints and their graphs: one that uses its layers several times among them."""
+    root = tmp_path_factory.mktemp("graphs")
+    made = {}
+    for kind in ("bert", "albert", "gpt2"):
+        source = tiny.classifier(kind)
+        made[kind] = (source, export_onnx(source, root / kind, verify=False).path)
+    return made
+
+
+def first_batch(path: Path) -> Batch:
+    interface = torch_subject(path).interface
+    return next(b for b in build_battery(interface).batches if b.name == "padding")
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert", "gpt2"])
+def test_every_linear_layer_is_in_the_map(kind: str, graphs: dict[str, tuple[Path, Path]]) -> None:
+    source, graph = graphs[kind]
+    subject = torch_subject(source)
+    drift = draw_drift(subject, onnx_subject(graph), first_batch(source))
+    compared = {entry.module for entry in drift.compared}
+    linear = {
+        name
+        for name, module in subject.model.named_modules()
+        if type(module).__name__ in ("Linear", "Conv1D")
+    }
+    assert linear <= compared
+    assert drift.first is None
+    assert not linear & {entry.module for entry in drift.not_compared}
+
+
+def test_a_layer_that_is_called_twice_is_there_twice(
+    graphs: dict[str, tuple[Path, Path]],
+) -> None:
+    source, graph = graphs["albert"]
+    drift = draw_drift(torch_subject(source), onnx_subject(graph), first_batch(source))
+    calls = [entry.call for entry in drift.compared if entry.module.endswith("attention.query")]
+    assert calls == [0, 1]
+
+
+def perturbed_graph(graph: Path, out: Path, name: str) -> Path:
+    shutil.copytree(graph, out)
+    model = onnx.load(out / "model.onnx")
+    (tensor,) = (t for t in model.graph.initializer if name in t.name)
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(value * np.float32(1.001), tensor.name))
+    onnx.save(model, out / "model.onnx")
+    return out
+
+
+def test_the_first_module_that_differs_is_named_in_a_graph(
+    graphs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, graph = graphs["bert"]
+    broken = perturbed_graph(graph, tmp_path / "broken", f"{SECOND}.bias")
+    result = verify_checkpoints(source, broken)
+    assert not result.holds
+    assert result.drift is not None
+    assert result.drift.first is not None
+    assert result.drift.first.module == f"bert.{SECOND}"
+    assert any(f"'bert.{SECOND}' is the first" in reason for reason in result.reasons())
+
+
+def test_the_first_module_that_differs_is_named_in_a_folder(
+    graphs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, _ = graphs["bert"]
+    other = shutil.copytree(source, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    tensors[f"bert.{SECOND}.weight"] *= 1.001
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    drift = verify_checkpoints(source, other).drift
+    assert drift is not None
+    assert drift.first is not None
+    assert drift.first.module == f"bert.{SECOND}"
+
+
+def test_two_graphs_are_compared_by_what_they_record(
+    graphs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, graph = graphs["bert"]
+    broken = perturbed_graph(graph, tmp_path / "broken", f"{SECOND}.bias")
+    drift = draw_drift(onnx_subject(graph), onnx_subject(broken), first_batch(source))
+    assert drift.first is not None
+    assert drift.first.module == f"bert.{SECOND}"
+
+
+def test_a_base_is_compared_with_a_model_that_has_a_head(tiny: TinyCheckpoints) -> None:
+    base, whole = tiny.base(), tiny.classifier()
+    drift = draw_drift(torch_subject(base), torch_subject(whole), first_batch(base), headless=True)
+    assert "encoder.layer.0.attention.self.query" in {entry.module for entry in drift.compared}
+
+
+def test_where_parity_holds_the_map_is_drawn_if_asked(
+    graphs: dict[str, tuple[Path, Path]],
+) -> None:
+    source, graph = graphs["bert"]
+    assert verify_checkpoints(source, graph).drift is None
+    result = verify_checkpoints(source, graph, drift=True)
+    assert result.drift is not None
+    assert result.drift.first is None
+    assert result.to_dict()["drift"]["first"] is None
+
+
+def test_a_graph_of_another_exporter_has_no_map(
+    graphs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, graph = graphs["bert"]
+    other = shutil.copytree(graph, tmp_path / "other")
+    model = onnx.load(other / "model.onnx")
+    kept = [entry for entry in model.metadata_props if entry.key != "module_values"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, other / "model.onnx")
+    assert verify_checkpoints(source, other, drift=True).drift is None
+
+
+def test_the_batch_is_the_worst_one_cut_to_what_can_be_kept(tiny: TinyCheckpoints) -> None:
+    batches = build_battery(torch_subject(tiny.base()).interface).batches
+    chosen = pick_batch(batches, [])
+    assert chosen.name == batches[0].name
+    long = next(batch for batch in batches if batch.name == "vocabulary")
+    cut = pick_batch([long], [])
+    assert cut.shape[0] * cut.shape[1] <= 1024
+    masked = next(batch for batch in batches if batch.name == "masked")
+    assert pick_batch([masked], []).shape[0] == 2
