@@ -8,12 +8,13 @@ tokens since. Names are those that Optimum and transformers.js know: `past_key_v
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.quiet import quiet_libraries
@@ -28,6 +29,9 @@ from mixout_export.export.graph import (
 
 #: Shape of the example the graph is captured with: primes, so that no other size equals them.
 _BATCH, _PAST, _LENGTH = 3, 5, 7
+
+#: Layers of a cache that hold a key and a value for each token, or for each of the latest.
+_GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
@@ -64,28 +68,40 @@ class CacheLayout:
         ]
 
 
+def _cache_layers(model: PreTrainedModel) -> list[Any]:
+    """Return the layers of the cache that a model leaves after one token; [] if it leaves none."""
+    token = torch.zeros((1, 1), dtype=torch.int64)
+    with quiet_libraries(), torch.no_grad():
+        try:
+            outputs = model(
+                input_ids=token, attention_mask=token + 1, use_cache=True, return_dict=True
+            )
+        except TypeError:  # its forward knows no use_cache
+            return []
+    cache = getattr(outputs, "past_key_values", None)
+    return list(getattr(cache, "layers", []))
+
+
 def describe_cache(model: PreTrainedModel) -> CacheLayout:
     """Run a model on one token and look at the cache that it leaves.
+
+    A layer with a sliding window is given a cache of everything: the mask leaves out what the
+    window does, and a user need not know how the model would have cut it.
 
     Raises:
         ExportError: It leaves none, or one that does not grow by a key and a value a token.
     """
-    name = type(model).__name__
-    token = torch.zeros((1, 1), dtype=torch.int64)
-    with quiet_libraries(), torch.no_grad():
-        outputs = model(input_ids=token, attention_mask=token + 1, use_cache=True, return_dict=True)
-    cache = getattr(outputs, "past_key_values", None)
-    kinds = [type(layer) for layer in getattr(cache, "layers", [])]
-    if not kinds or any(kind is not DynamicLayer for kind in kinds):
-        found = next((kind.__name__ for kind in kinds if kind is not DynamicLayer), "none")
+    layers = _cache_layers(model)
+    other = [layer for layer in layers if type(layer) not in _GROWING]
+    if not layers or other:
+        kind = f"a {type(other[0]).__name__}" if other else "no list of layers"
         raise ExportError(
-            f"{name}: its cache ({found}) does not grow by one key and one value a token, so a "
-            "graph with a cache cannot be written; give --no-cache"
+            f"{type(model).__name__}: what it keeps from token to token is {kind}, expected a key "
+            "and a value for each token, so a graph with a cache cannot be written; give --no-cache"
         )
     return CacheLayout(
         shapes=tuple(
-            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3])
-            for layer in cache.layers  # type: ignore[union-attr]
+            (layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers
         ),
         takes_positions="position_ids" in inspect.signature(model.forward).parameters,
     )

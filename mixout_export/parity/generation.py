@@ -2,34 +2,36 @@
 
 The reference decodes greedily with `transformers.generate`. A graph is then given the reference's
 own tokens one by one, with its cache and without, and its logits are compared at every step: so one
-flip does not hide those that follow, and a flip at a near tie is known by its margin.
+flip does not hide those that follow, and a flip at a near tie is known by its margin. Without a
+flip the graph would have generated the very same tokens by itself.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.parity.battery import UNBOUNDED_SEQUENCE, Batch
+from mixout_export.parity.battery import Batch
 from mixout_export.parity.bounds import Bounds
+from mixout_export.parity.cached_graph import CachedGraph
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
+from mixout_export.parity.decoding import (
+    Continued,
+    continue_prompts,
+    make_prompts,
+    read_with_cache,
+    read_without_cache,
+    sliding_window,
+    takes_positions,
+)
 from mixout_export.parity.runners import OnnxRunner
 from mixout_export.parity.weights import WeightAudit
 
-Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
-
-#: Lengths of the prompts in each batch; shorter ones are padded on the left, as `generate` asks.
-PROMPTS = ((1,), (6,), (9, 4, 1))
-
-#: Tokens generated for each prompt.
-NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -39,19 +41,34 @@ class GenerationParity:
     Attributes:
         prompts: Prompts that were continued.
         tokens: Tokens compared, of all prompts together.
+        longest: Tokens of the longest sequence, its prompt included.
+        window: How many tokens back the model's attention sees; None is all.
         without_cache: The logits of the graph that reads everything again for each token; None
             if there is no such graph.
         with_cache: The logits of the graph that keeps keys and values; None if there is none.
-        ties: Flips where the reference's two largest logits were nearer than the tolerance.
-        weights: The audit of the graph with a cache; None if there is no such graph.
+        tie_margins: Of each flip that the tolerance explains, how far apart the reference's logits
+            of both tokens are: such a flip is a tie and no fault.
+        weights: The audit of the graph with a cache; None if there is no such graph beside another.
     """
 
     prompts: int
     tokens: int
+    longest: int
+    window: int | None
     without_cache: OutputDifference | None
     with_cache: OutputDifference | None
-    ties: int
+    tie_margins: tuple[float, ...] = ()
     weights: WeightAudit | None = None
+
+    @property
+    def ties(self) -> int:
+        """Number of flips that are ties."""
+        return len(self.tie_margins)
+
+    @property
+    def beyond_window(self) -> bool:
+        """Whether a sequence was longer than the attention's window, or there is none."""
+        return self.window is None or self.longest > self.window
 
     @property
     def outputs(self) -> tuple[OutputDifference, ...]:
@@ -70,7 +87,10 @@ class GenerationParity:
         return {
             "prompts": self.prompts,
             "tokens": self.tokens,
+            "longest": self.longest,
+            "window": self.window,
             "ties": self.ties,
+            "tie_margins": list(self.tie_margins),
             "holds": self.holds,
             "without_cache": None if self.without_cache is None else self.without_cache.to_dict(),
             "with_cache": None if self.with_cache is None else self.with_cache.to_dict(),
@@ -78,122 +98,73 @@ class GenerationParity:
         }
 
 
-@dataclass(frozen=True)
-class _Continued:
-    """A batch of prompts, and how the reference goes on.
+def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None) -> list[float]:
+    """Return the margin of each flip that differences within the tolerance can cause.
 
-    Attributes:
-        ids: Prompts and new tokens, `(batch, prompt + new)`; padding on the left.
-        mask: 1 for tokens and 0 for padding, of the same shape.
-        prompt: Length of the longest prompt.
-        logits: The reference's, float32 `(batch, new, vocabulary)`; step `i` decides the token at
-            `prompt + i`.
+    Args:
+        reference: Logits, float `(..., vocabulary)`.
+        candidate: The same of the other side.
+        tolerance: What they are judged by; None explains only a margin of zero.
     """
-
-    ids: Ids
-    mask: Ids
-    prompt: int
-    logits: Array
-
-
-def _prompts(interface: ModelInterface, seed: int) -> Iterator[tuple[Ids, Ids]]:
-    """Yield batches of random ids, and their masks; a padding id is needed for unequal lengths."""
-    random = np.random.default_rng(seed)
-    pad = interface.pad_token_id
-    limit = max(1, (interface.sequence_limit or UNBOUNDED_SEQUENCE) // 2)
-    for longest in PROMPTS:
-        lengths = [min(length, limit) for length in longest]
-        width = max(lengths)
-        ids = random.integers(0, interface.vocabulary_size, (len(lengths), width), dtype=np.int64)
-        mask = np.arange(width)[None, :] >= width - np.array(lengths)[:, None]
-        if pad is not None:
-            ids[ids == pad] = (pad + 1) % interface.vocabulary_size
-        yield np.where(mask, ids, pad or 0), mask.astype(np.int64)
+    ours, theirs = reference.argmax(axis=-1), candidate.argmax(axis=-1)
+    flipped = ours != theirs
+    logits = reference[flipped].astype(np.float64)
+    rows = np.arange(len(logits))
+    chosen, other = logits[rows, ours[flipped]], logits[rows, theirs[flipped]]
+    allowed = np.zeros_like(chosen)
+    if tolerance is not None:
+        allowed = 2 * tolerance.atol + tolerance.rtol * (np.abs(chosen) + np.abs(other))
+    margins = chosen - other
+    return [float(margin) for margin in margins[margins <= allowed]]
 
 
-def _continue(model: PreTrainedModel, ids: Ids, mask: Ids, new: int, pad: int) -> _Continued:
-    """Let the reference generate, greedily and without stopping."""
-    settings = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=False,
-        max_new_tokens=new,
-        min_new_tokens=new,
-        pad_token_id=pad,
-        output_logits=True,
-        return_dict_in_generate=True,
-        use_cache=True,
-    )
-    with quiet_libraries(), torch.inference_mode():
-        made = model.generate(  # type: ignore[operator]
-            torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), generation_config=settings
-        )
-    whole = made.sequences.numpy()
-    longer = np.ones((len(ids), whole.shape[1] - ids.shape[1]), dtype=np.int64)
-    return _Continued(
-        ids=whole,
-        mask=np.concatenate([mask, longer], axis=1),
-        prompt=ids.shape[1],
-        logits=torch.stack(made.logits, dim=1).float().numpy(),
-    )
+@dataclass
+class _Side:
+    """A graph that generates, and what was gathered of it."""
+
+    graph: OnnxRunner | CachedGraph
+    comparison: OutputComparison
+    padded: bool
+    ties: list[float] = field(default_factory=list)
+
+    def add(self, text: Continued, tolerance: Tolerance | None) -> None:
+        if isinstance(self.graph, CachedGraph):
+            logits = read_with_cache(self.graph, text)
+        else:
+            logits = read_without_cache(self.graph, text, padded=self.padded)
+        self.comparison.add(text.batch, text.logits, logits)
+        if logits.shape == text.logits.shape:
+            self.ties += tie_margins(text.logits, logits, tolerance)
 
 
-def _positions(mask: Ids) -> Ids:
-    return np.asarray(np.clip(mask.cumsum(axis=1) - 1, 0, None))
-
-
-def _empty_cache(graph: OnnxRunner, rows: int) -> dict[str, Array]:
-    """Return a cache of no tokens, float32 `(rows, heads, 0, size)` by input name."""
+def _sides(
+    graphs: Mapping[str, OnnxRunner | CachedGraph | None],
+    *,
+    tolerance: Tolerance | None,
+    bounds: Bounds | None,
+    padded: bool,
+) -> dict[str, _Side]:
     return {
-        name: np.zeros((rows, int(shape[1] or 0), 0, int(shape[3] or 0)), dtype=np.float32)
-        for name, shape in graph.input_shapes.items()
-        if name.startswith("past_key_values.")
+        name: _Side(
+            graph,
+            OutputComparison(name, tolerance, bounds=bounds, decision="argmax"),
+            padded,
+        )
+        for name, graph in graphs.items()
+        if graph is not None
     }
 
 
-def _with_cache(graph: OnnxRunner, text: _Continued) -> Array:
-    """Read the prompt, then one token after the other: float32 `(batch, new, vocabulary)`."""
-    cache = _empty_cache(graph, len(text.ids))
-    positions, steps, start = _positions(text.mask), [], 0
-    for stop in range(text.prompt, text.ids.shape[1]):
-        made = {
-            "input_ids": text.ids[:, start:stop],
-            "attention_mask": text.mask[:, :stop],
-            "position_ids": positions[:, start:stop],
-        }
-        outputs = graph.run(made | cache)
-        steps.append(outputs["logits"][:, -1])
-        cache = {
-            name.replace("present.", "past_key_values."): value
-            for name, value in outputs.items()
-            if name != "logits"
-        }
-        start = stop
-    return np.stack(steps, axis=1)
-
-
-def _without_cache(graph: OnnxRunner, text: _Continued) -> Array:
-    """Read each row, without its padding, from its beginning for every token."""
-    rows = []
-    for ids, mask in zip(text.ids, text.mask, strict=True):
-        tokens = ids[mask != 0][None, :]
-        new = text.logits.shape[1]
-        steps = []
-        for stop in range(tokens.shape[1] - new, tokens.shape[1]):
-            part = tokens[:, :stop]
-            inputs = {"input_ids": part, "attention_mask": np.ones_like(part)}
-            inputs["token_type_ids"] = np.zeros_like(part)
-            inputs["position_ids"] = np.arange(stop, dtype=np.int64)[None, :]
-            steps.append(graph.run(inputs)["logits"][0, -1])
-        rows.append(np.stack(steps))
-    return np.stack(rows)
-
-
-def _new_tokens(interface: ModelInterface) -> int:
-    return max(1, min(NEW_TOKENS, (interface.sequence_limit or UNBOUNDED_SEQUENCE) // 2))
-
-
-def _ties(output: OutputDifference, tolerance: Tolerance | None) -> int:
-    limit = 0.0 if tolerance is None else 2.0 * tolerance.atol
-    return sum(flip.margin <= limit for flip in output.flip_examples)
+def _texts(
+    model: PreTrainedModel,
+    interface: ModelInterface,
+    *,
+    window: int | None,
+    examples: Sequence[Batch],
+    seed: int,
+) -> Iterator[Continued]:
+    for prompts in make_prompts(interface, window=window, examples=examples, seed=seed):
+        yield continue_prompts(model, prompts, pad=interface.pad_token_id or 0)
 
 
 def compare_generation(
@@ -201,9 +172,10 @@ def compare_generation(
     interface: ModelInterface,
     *,
     plain: OnnxRunner | None,
-    cached: OnnxRunner | None,
+    cached: CachedGraph | None,
     tolerance: Tolerance | None,
     bounds: Bounds | None = None,
+    examples: Sequence[Batch] = (),
     seed: int = 0,
 ) -> GenerationParity:
     """Compare graphs with a PyTorch causal language model while they generate.
@@ -215,37 +187,34 @@ def compare_generation(
         cached: The graph with a cache; None if there is none.
         tolerance: What logits are judged by; None where only decisions are.
         bounds: What they are judged by as a whole.
+        examples: Batches of the user's texts, whose beginnings are continued too.
         seed: Of the prompts.
 
     Raises:
-        CheckpointError: A graph does not run.
+        ArgumentError: A graph takes an input that is not known.
+        CheckpointError: The model does not generate, or a graph does not run.
     """
-    named = {"without a cache": (plain, _without_cache), "with a cache": (cached, _with_cache)}
-    comparisons = {
-        name: OutputComparison(name, tolerance, bounds=bounds, decision="argmax")
-        for name, (graph, _) in named.items()
-        if graph is not None
-    }
-    prompts = tokens = 0
-    pad = interface.pad_token_id or 0
-    for ids, mask in _prompts(interface, seed):
-        text = _continue(model, ids, mask, _new_tokens(interface), pad)
-        prompts += len(ids)
-        tokens += text.logits.shape[0] * text.logits.shape[1]
-        batch = Batch("generation", {"input_ids": text.ids})
-        for name, comparison in comparisons.items():
-            graph, run = named[name]
-            if graph is not None:
-                comparison.add(batch, text.logits, run(graph, text))
-    results = {name: comparison.result() for name, comparison in comparisons.items()}
+    window = sliding_window(model)
+    sides = _sides(
+        {"logits without a cache": plain, "logits with a cache": cached},
+        tolerance=tolerance,
+        bounds=bounds,
+        padded=not takes_positions(model),
+    )
+    prompts = tokens = longest = 0
+    for text in _texts(model, interface, window=window, examples=examples, seed=seed):
+        prompts += len(text.ids)
+        tokens += len(text.ids) * text.prompts.new
+        longest = max(longest, text.ids.shape[1])
+        for side in sides.values():
+            side.add(text, tolerance)
+    results = {name: side.comparison.result() for name, side in sides.items()}
     return GenerationParity(
         prompts=prompts,
         tokens=tokens,
-        without_cache=_logits(results.get("without a cache")),
-        with_cache=_logits(results.get("with a cache")),
-        ties=sum(_ties(output, tolerance) for output in results.values()),
+        longest=longest,
+        window=window,
+        without_cache=results.get("logits without a cache"),
+        with_cache=results.get("logits with a cache"),
+        tie_margins=tuple(sorted(margin for side in sides.values() for margin in side.ties)),
     )
-
-
-def _logits(output: OutputDifference | None) -> OutputDifference | None:
-    return None if output is None else replace(output, name=f"logits {output.name}")

@@ -172,6 +172,11 @@ class OnnxRunner:
         return {value.name: tuple(value.shape) for value in self._session.get_inputs()}
 
     @property
+    def input_types(self) -> dict[str, str]:
+        """Each input's type as onnxruntime writes it, "tensor(int64)" for instance."""
+        return {value.name: value.type for value in self._session.get_inputs()}
+
+    @property
     def output_shapes(self) -> dict[str, tuple[int | str | None, ...]]:
         """Each output's shape, with names or None for dynamic axes."""
         return {value.name: tuple(value.shape) for value in self._session.get_outputs()}

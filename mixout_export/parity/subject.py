@@ -20,6 +20,7 @@ from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import smallest_batch
+from mixout_export.parity.cached_graph import CachedGraph, open_graph
 from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner, TorchRunner
 from mixout_export.parity.weights import WeightSet
 from mixout_export.surgery.key_names import disk_keys
@@ -92,7 +93,7 @@ class OnnxSubject:
     path: Path
     folder: Folder
     graph: Path
-    session: OnnxRunner
+    session: OnnxRunner | CachedGraph
     tokenizer: PreTrainedTokenizerBase | None
     provider: str = CPU_PROVIDER
 
@@ -177,7 +178,7 @@ def onnx_subject(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxSubject:
     graph = path / LAYOUT.onnx if path.is_dir() else path
     tokenizer = load_tokenizer(graph.parent)
     return OnnxSubject(
-        path, folder, graph, OnnxRunner(graph, provider=provider), tokenizer, provider
+        path, folder, graph, open_graph(graph, provider=provider), tokenizer, provider
     )
 
 

@@ -16,6 +16,7 @@ from mixout_export.parity.battery import (
     build_battery,
 )
 from mixout_export.parity.bounds import BOUNDS, Bounds
+from mixout_export.parity.cached_graph import CachedGraph, open_graph
 from mixout_export.parity.compare import (
     TOLERANCES,
     OutputComparison,
@@ -25,6 +26,7 @@ from mixout_export.parity.compare import (
     decision_of,
     is_per_token,
 )
+from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
@@ -157,22 +159,32 @@ def _bounds(precision: str, min_agreement: float | None) -> Bounds:
 
 
 def _generate(
-    reference: Subject, candidate: Subject, *, tolerance: Tolerance | None, bounds: Bounds
+    reference: Subject,
+    candidate: Subject,
+    *,
+    tolerance: Tolerance | None,
+    bounds: Bounds,
+    examples: Sequence[Batch],
+    seed: int,
 ) -> GenerationParity | None:
     """Let a causal language model generate against its graphs; None for anything else."""
     if reference.task != "causal-lm" or not isinstance(reference, TorchSubject):
         return None
     if not isinstance(candidate, OnnxSubject):
         return None
+    graphs = [candidate.session]
     path = candidate.cached_graph
-    cached = None if path is None else OnnxRunner(path, provider=candidate.provider)
+    if path is not None:
+        graphs.append(open_graph(path, provider=candidate.provider))
     found = compare_generation(
         reference.model,
         reference.interface,
-        plain=candidate.session,
-        cached=cached,
+        plain=next((graph for graph in graphs if isinstance(graph, OnnxRunner)), None),
+        cached=next((graph for graph in graphs if isinstance(graph, CachedGraph)), None),
         tolerance=tolerance,
         bounds=bounds,
+        examples=examples,
+        seed=seed,
     )
     return found if path is None else replace(found, weights=_audit_file(reference, path))
 
@@ -235,7 +247,7 @@ def compare_subjects(
             weights of two folders are judged by them too; otherwise they must be equal.
         rtol: Relative tolerance; None is the precision's.
         min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
-        seed: Of the battery that is made.
+        seed: Of the battery that is made, and of the prompts that a language model continues.
         watch: Is given the number of each batch and both sides' outputs, as they come.
 
     Raises:
@@ -266,7 +278,14 @@ def compare_subjects(
         if battery is None:
             battery = make_battery(reference, shared_interface(ours, theirs), seed=seed)
         coverage = battery.coverage
-        generation = _generate(reference, candidate, tolerance=tolerance, bounds=bounds)
+        generation = _generate(
+            reference,
+            candidate,
+            tolerance=tolerance,
+            bounds=bounds,
+            examples=[batch for batch in battery.batches if batch.name == DATA_BATCH],
+            seed=seed,
+        )
         outputs = _run(
             runner_of(reference, ours.inputs, headless=headless),
             runner_of(candidate, theirs.inputs, headless=headless),
