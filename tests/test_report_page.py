@@ -10,6 +10,7 @@ from report_pages import BRACES, LABELS, Page, hostile_checkpoint, with_swapped_
 from tiny_models import make_model, save_checkpoint
 
 from mixout_export.errors import ArgumentError, OutputError
+from mixout_export.parity.drift_map import DriftMap, ModuleDrift
 from mixout_export.parity.subject import open_subject
 from mixout_export.parity.verdict import compare_subjects
 from mixout_export.report.facts import Facts, gather_facts
@@ -131,6 +132,23 @@ def test_flips_tell_both_decisions_and_the_text(hostile: Facts) -> None:
     assert "Flips" in page.all("h2")
     for flip in output.flips:
         assert f"row {flip.flip.row} of batch {flip.flip.batch_number}" in page.text
+
+
+def test_the_drift_map_is_shown_with_all_its_modules(sound: Facts) -> None:
+    modules = (
+        ModuleDrift("bert.first", "Linear", 1e-7, 1e-6, (2, 16, 4)),
+        ModuleDrift("bert.<second>", "LayerNorm", 0.25, 0.5, (2, 16, 4)),
+        ModuleDrift("bert.third", "Dropout", reason="passes its input on"),
+    )
+    drift = DriftMap(modules, 3e-5, "padding", (2, 16), 0.5)
+    page = Page(render_page(replace(sound, result=replace(sound.result, drift=drift))))
+    assert "Modules" in page.all("h2")
+    assert "bert.<second> (LayerNorm): by 0.25 of its norm, where at most 3.0e-05" in page.text
+    assert "1 of 2 modules are beyond" in page.text
+    assert "bert.third Dropout – – – passes its input on" in page.text
+    even = replace(drift, modules=modules[:1])
+    page = Page(render_page(replace(sound, result=replace(sound.result, drift=even))))
+    assert "the furthest is bert.first with 1.0e-07" in page.text
 
 
 def test_metrics_are_shown_where_there_are_some(sound: Facts) -> None:

@@ -62,6 +62,12 @@ class Facts:
         return 0 if self.result.holds else ParityError.exit_code
 
     @property
+    def modules_beyond(self) -> int:
+        """Number of modules whose outputs leave the drift map's tolerance."""
+        drift = self.result.drift
+        return 0 if drift is None else sum(map(drift.leaves, drift.compared))
+
+    @property
     def judged(self) -> tuple[OutputFacts, ...]:
         """All outputs that parity was judged by."""
         return (*self.outputs, *self.generated)

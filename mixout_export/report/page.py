@@ -14,6 +14,7 @@ from mixout_export.checkpoint.output import check_file, replaced_file
 from mixout_export.errors import ArgumentError
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.report import words
+from mixout_export.report.drift_picture import draw_drift_map
 from mixout_export.report.facts import Facts
 from mixout_export.report.histogram_picture import draw_histogram
 from mixout_export.report.verdict import summarise
@@ -89,6 +90,7 @@ def render_page(facts: Facts) -> str:
             result=facts.result,
             summary=summarise(facts.result),
             data_batch=DATA_BATCH,
+            draw_drift_map=draw_drift_map,
             draw_histogram=draw_histogram,
             style=Markup(style),
             policy=_policy(style),
