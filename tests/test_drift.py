@@ -9,6 +9,7 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from mixout_export.parity.battery import Batch, build_battery
+from mixout_export.parity.compare import OutputComparison, Tolerance
 from mixout_export.parity.drift import draw_drift, pick_batch
 from mixout_export.parity.subject import onnx_subject, torch_subject
 from mixout_export.stages.onnx_export import export_onnx
@@ -146,3 +147,48 @@ def test_the_batch_is_the_worst_one_cut_to_what_can_be_kept(tiny: TinyCheckpoint
     assert cut.shape[0] * cut.shape[1] <= 1024
     masked = next(batch for batch in batches if batch.name == "masked")
     assert pick_batch([masked], []).shape[0] == 2
+
+
+def test_the_row_that_differs_most_comes_first(tiny: TinyCheckpoints) -> None:
+    batches = build_battery(torch_subject(tiny.base()).interface).batches
+    number = next(n for n, batch in enumerate(batches) if batch.name == "vocabulary")
+    batch = batches[number]
+    row = batch.shape[0] - 1
+    comparison = OutputComparison("logits", Tolerance(1e-5, 1e-4))
+    for other in batches:
+        same = np.zeros((other.shape[0], 2), dtype=np.float32)
+        broken = same.copy()
+        if other is batch:
+            broken[row, 1] = 1.0
+        comparison.add(other, same, broken)
+    chosen = pick_batch(batches, [comparison.result()])
+    assert row > 0
+    np.testing.assert_array_equal(chosen.inputs["input_ids"][0], batch.inputs["input_ids"][row])
+
+
+def test_the_first_of_several_calls_that_differs_is_named(
+    graphs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, _ = graphs["albert"]
+    other = shutil.copytree(source, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    (key,) = (key for key in tensors if key.endswith("ffn_output.weight"))
+    tensors[key] *= 1.001
+    save_file(tensors, other / "model.safetensors", metadata={"format": "pt"})
+    drift = verify_checkpoints(source, other).drift
+    assert drift is not None
+    assert drift.first is not None
+    assert (drift.first.module, drift.first.call) == (key.removesuffix(".weight"), 0)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_module_that_returns_several_tensors_is_no_false_alarm(
+    rows: int, graphs: dict[str, tuple[Path, Path]]
+) -> None:
+    source, graph = graphs["bert"]
+    subject = torch_subject(source)
+    batch = next(b for b in build_battery(subject.interface).batches if b.shape == (1, 1))
+    batch = Batch("one", {name: np.repeat(value, rows, 0) for name, value in batch.inputs.items()})
+    drift = draw_drift(subject, onnx_subject(graph), batch)
+    assert drift.first is None
+    assert {"", "bert"} <= {entry.module for entry in drift.compared}

@@ -76,6 +76,8 @@ class OutputDifference:
             result and are not judged; None where there are none.
         worst_batch: Name of the batch with the largest difference.
         worst_shape: Shape of that batch's inputs.
+        worst_number: Which of the battery's batches it is, from 0; -1 if none was compared.
+        worst_row: The row of it that differs most; -1 likewise.
         problem: A reason to fail other than a number, "" if none.
         shortfall: Which bound the output as a whole misses, as the end of a sentence, "" if none.
     """
@@ -102,6 +104,8 @@ class OutputDifference:
     flip_examples: tuple[Flip, ...] = ()
     histogram: tuple[int, ...] = (0,) * (len(HISTOGRAM_EDGES) + 2)
     undefined_max_abs: float | None = None
+    worst_number: int = -1
+    worst_row: int = -1
 
     @property
     def holds(self) -> bool:
@@ -187,6 +191,7 @@ class OutputComparison:
         self._batches = self._elements = self._exceeding = self._not_a_number = 0
         self._histogram = np.zeros(len(HISTOGRAM_EDGES) + 2, dtype=np.int64)
         self._worst: tuple[str, tuple[int, ...]] = ("", ())
+        self._worst_place = (-1, -1)
         self._problem = ""
         self._undefined: float | None = None
 
@@ -246,6 +251,7 @@ class OutputComparison:
         worst = float(finite.max(initial=0.0))
         if worst > self._max_abs:
             self._max_abs, self._worst = worst, (rows.batch.name, rows.batch.shape)
+            self._worst_place = (rows.number, rows.first + _worst_row(finite, rows.real))
 
     def _beyond(self, reference: Array, difference: Array) -> Mask:
         """Return which differences are beyond the tolerance; infinite ones always are."""
@@ -305,6 +311,8 @@ class OutputComparison:
             flips=0 if total is None else total.flips,
             worst_batch=self._worst[0],
             worst_shape=self._worst[1],
+            worst_number=self._worst_place[0],
+            worst_row=self._worst_place[1],
             problem=self._problem,
             relative_l2=self._relative_l2(),
             mean_shift=0.0 if total is None else total.mean_shift,
@@ -333,6 +341,14 @@ def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
     step = max(1, _CHUNK * shape[1] // values)
     for first in range(0, shape[1], step):
         yield (slice(first, first + step),)
+
+
+def _worst_row(difference: Array, real: Mask | None) -> int:
+    """Return the row of the largest difference, of which those of padding may be left out."""
+    if not difference.size:
+        return 0
+    first = int(np.unravel_index(difference.argmax(), difference.shape)[0])
+    return first if real is None else int(np.argwhere(real)[first][0])
 
 
 def _runs(chosen: Mask, longest: int) -> Iterator[slice]:

@@ -7,6 +7,7 @@ itself is judged untouched, by the battery: outputs that are added may keep a ru
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ Array = npt.NDArray[Any]
 DRIFT_TOLERANCES = {"fp32": 3e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 3e-1}
 
 #: Most tokens, or pixels, of a batch that are run: every module's output is kept.
-_FEWEST_ROWS, _VALUES = 1, 1024
+_VALUES = 1024
 
 #: Metadata entry of a graph that says which values leave which module.
 _MODULE_VALUES = "module_values"
@@ -38,62 +39,69 @@ _MODULE_VALUES = "module_values"
 _SAME = "passes its input on"
 _ABSENT = "not in the graph"
 
+#: A module, and which of its calls, from 0.
+_Call = tuple[str, int]
+
 
 @dataclass(frozen=True)
 class _Trace:
-    """What one side's modules gave, in the order in which they ended.
+    """What one side's modules gave.
 
     Attributes:
-        outputs: Module → output of each call; a graph may name several values for a call, of which
-            the last is what the module returns.
+        outputs: Call → the tensors that it returned, in the order in which calls ended.
         kinds: Module → name of its class; empty for a graph.
         passing: Modules that returned what they were given.
-        per_call: Whether there is exactly one value a call.
     """
 
-    outputs: Mapping[str, Sequence[Array]]
+    outputs: Mapping[_Call, Sequence[Array]]
     kinds: Mapping[str, str]
     passing: frozenset[str]
-    per_call: bool
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each module was called."""
+        return Counter(module for module, _ in self.outputs)
 
 
-def _first_tensor(output: Any) -> Tensor | None:
-    """Return the first floating-point tensor of what a module returned."""
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Yield the floating-point tensors among what a module returned."""
     if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
-    values = output.values() if isinstance(output, Mapping) else output
-    if not isinstance(output, Mapping | tuple | list):
-        return None
-    return next((found for value in values if (found := _first_tensor(value)) is not None), None)
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(value)
 
 
 def _trace_torch(subject: TorchSubject, inputs: Mapping[str, Array], *, headless: bool) -> _Trace:
     """Run a model and keep the output of each call of each module."""
     model: nn.Module = subject.model.base_model if headless else subject.model
-    outputs: dict[str, list[Array]] = {}
+    outputs: dict[_Call, list[Array]] = {}
+    calls: Counter[str] = Counter()
     kinds: dict[str, str] = {}
     passing: set[str] = set()
 
     def watch(name: str) -> Any:
         def keep(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            found = _first_tensor(output)
-            if found is None:
+            # a copy: the model may go on in the same memory
+            found = [tensor.detach().float().numpy().copy() for tensor in _tensors(output)]
+            if not found:
                 return
             if any(value is output for value in given):
                 passing.add(name)
             kinds[name] = type(module).__name__
-            outputs.setdefault(name, []).append(found.detach().float().numpy().copy())
+            outputs[name, calls[name]] = found
+            calls[name] += 1
 
         return keep
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        runner = subject.runner(subject.interface.inputs, headless=headless)
-        runner.run(inputs)
+        subject.runner(subject.interface.inputs, headless=headless).run(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return _Trace(outputs, kinds, frozenset(passing), per_call=True)
+    return _Trace(outputs, kinds, frozenset(passing))
 
 
 def _module_values(path: Path) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
@@ -113,11 +121,11 @@ def _module_values(path: Path) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
     return graph, dict(sorted(there.items(), key=lambda item: (order[item[1][-1]], -len(item[0]))))
 
 
-def _trace_graph(subject: OnnxSubject, inputs: Mapping[str, Array]) -> _Trace:
-    """Run a copy of a graph that gives the values that leave its modules too."""
+def _run_graph(subject: OnnxSubject, inputs: Mapping[str, Array]) -> dict[str, list[Array]]:
+    """Run a copy of a graph and return the values that leave its modules, by module."""
     graph, modules = _module_values(subject.graph)
     own = [value.name for value in graph.graph.output]
-    modules[""] = own[:1]  # the model itself
+    modules[""] = own  # the model itself
     names = list(dict.fromkeys(name for values in modules.values() for name in values))
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
     options = onnxruntime.SessionOptions()
@@ -132,36 +140,50 @@ def _trace_graph(subject: OnnxSubject, inputs: Mapping[str, Array]) -> _Trace:
     taken = {value.name for value in session.get_inputs()}
     values = session.run(names, {name: inputs[name] for name in taken}) if names else []
     found = {name: value.astype(np.float32) for name, value in zip(names, values, strict=True)}
-    outputs = {module: [found[name] for name in values] for module, values in modules.items()}
-    return _Trace(outputs, {}, frozenset(), per_call=False)
+    return {module: [found[name] for name in values] for module, values in modules.items()}
 
 
-def _trace(subject: Subject, inputs: Mapping[str, Array], *, headless: bool) -> _Trace:
-    if isinstance(subject, OnnxSubject):
-        return _trace_graph(subject, inputs)
-    return _trace_torch(subject, inputs, headless=headless)
+def _calls_of(values: Sequence[Array], calls: int) -> list[Sequence[Array]]:
+    """Part the values that leave a module by its calls; [] if they do not divide."""
+    step, rest = divmod(len(values), calls)
+    return [] if rest else [values[at : at + step] for at in range(0, len(values), step)]
 
 
-def _calls(trace: _Trace, module: str, calls: int) -> list[Array] | None:
-    """Return one value for each of so many calls; None if they cannot be told apart."""
-    values = list(trace.outputs[module])
-    if len(values) == calls:
-        return values
-    if trace.per_call or not values or len(values) % calls:
-        return None
-    step = len(values) // calls
-    return values[step - 1 :: step]
+def _trace_graph(
+    subject: OnnxSubject, inputs: Mapping[str, Array], calls: Mapping[str, int]
+) -> _Trace:
+    """Run a graph; `calls` says how often each module is called, once where it says nothing."""
+    outputs = {
+        (module, call): left
+        for module, values in _run_graph(subject, inputs).items()
+        for call, left in enumerate(_calls_of(values, calls.get(module, 1)))
+    }
+    return _Trace(outputs, {}, frozenset())
 
 
-def _alike(trace: _Trace, other: _Trace, module: str) -> list[Array]:
-    """Return the last of one call's values that is as large as what the other side returns."""
-    values = trace.outputs[module]
-    size = other.outputs[module][-1].size if other.per_call else values[-1].size
-    return [next((value for value in reversed(values) if value.size == size), values[-1])]
+def _trace_both(
+    reference: Subject, candidate: Subject, inputs: Mapping[str, Array], *, headless: bool
+) -> tuple[_Trace, _Trace, _Trace]:
+    """Run both sides; return the one whose order counts, the reference's and the candidate's.
+
+    Hooks see calls as they end, a graph's order is one of many: a model comes first.
+    """
+    sides = (reference, candidate)
+    traces = {
+        number: _trace_torch(side, inputs, headless=headless)
+        for number, side in enumerate(sides)
+        if isinstance(side, TorchSubject)
+    }
+    clock = next(iter(traces.values()), None)
+    calls: Mapping[str, int] = {} if clock is None else clock.calls
+    for number, side in enumerate(sides):
+        if isinstance(side, OnnxSubject):
+            traces[number] = _trace_graph(side, inputs, calls)
+    return clock or traces[0], traces[0], traces[1]
 
 
 def _difference(reference: Array, candidate: Array) -> tuple[float, float]:
-    """Return the relative L2 and the largest absolute difference, infinite for a lone NaN."""
+    """Return the relative L2 and the largest difference, infinite where only one is NaN."""
     left, right = reference.astype(np.float64), candidate.astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right))
     with np.errstate(invalid="ignore"):
@@ -173,56 +195,68 @@ def _difference(reference: Array, candidate: Array) -> tuple[float, float]:
     return relative, float(apart.max(initial=0.0))
 
 
-def _compare_call(
-    module: str, kind: str, call: int, reference: Array, candidate: Array
-) -> ModuleDrift:
-    if reference.size != candidate.size:
-        reason = f"has shape {candidate.shape} on one side and {reference.shape} on the other"
-        return ModuleDrift(module, kind, call=call, reason=reason)
-    relative, largest = _difference(reference, candidate.reshape(reference.shape))
-    return ModuleDrift(module, kind, relative, largest, tuple(reference.shape), call)
+def _nearest(
+    references: Sequence[Array], candidates: Sequence[Array]
+) -> tuple[float, float, tuple[int, ...]] | None:
+    """Compare what a call returned: each tensor of the side with fewer with its nearest.
+
+    Of a graph it is known what leaves a module, not which of the tensors it returns that is: of a
+    rotary embedding the sine or the cosine, of a body its states or its pooled output.
+
+    Returns:
+        The relative L2 and the absolute difference, and the shape, of the tensor that is furthest
+        apart; None where no shapes fit.
+    """
+    pairs = [[(left, right) for right in candidates] for left in references]
+    if len(candidates) < len(references):
+        pairs = [list(column) for column in zip(*pairs, strict=True)]
+    found = [
+        min(
+            (*_difference(left, right.reshape(left.shape)), left.shape)
+            for left, right in choices
+            if left.size == right.size
+        )
+        for choices in pairs
+        if any(left.size == right.size for left, right in choices)
+    ]
+    return max(found, default=None)
 
 
-def _compare_module(module: str, ours: _Trace, theirs: _Trace) -> Iterator[ModuleDrift]:
-    """Yield one entry for each call of a module that the reference has."""
-    kind = ours.kinds.get(module) or theirs.kinds.get(module, "")
-    if module in ours.passing:
-        yield ModuleDrift(module, kind, reason=_SAME)
-        return
-    if module not in theirs.outputs:
-        yield ModuleDrift(module, kind, reason=_ABSENT)
-        return
-    precise = ours if ours.per_call else theirs
-    calls = len(precise.outputs[module]) if precise.per_call else 1
-    left, right = _calls(ours, module, calls), _calls(theirs, module, calls)
-    if calls == 1 and precise.per_call:
-        left, right = _alike(ours, theirs, module), _alike(theirs, ours, module)
-    if left is None or right is None:
-        yield ModuleDrift(module, kind, reason="is called another number of times")
-        return
-    for call, (reference, candidate) in enumerate(zip(left, right, strict=True)):
-        if reference.size != candidate.size and not (ours.per_call and theirs.per_call):
-            yield ModuleDrift(module, kind, call=call, reason=_ABSENT)  # it gives another value
-            continue
-        yield _compare_call(module, kind, call, reference, candidate)
+def _compare(call: _Call, clock: _Trace, ours: _Trace, theirs: _Trace) -> ModuleDrift:
+    module, number = call
+    kind = clock.kinds.get(module, "")
+    if module in clock.passing:
+        return ModuleDrift(module, kind, call=number, reason=_SAME)
+    if call not in ours.outputs or call not in theirs.outputs:
+        return ModuleDrift(module, kind, call=number, reason=_ABSENT)
+    found = _nearest(ours.outputs[call], theirs.outputs[call])
+    if found is None:
+        shapes = [trace.outputs[call][-1].shape for trace in (theirs, ours)]
+        reason = f"has shape {shapes[0]} on one side and {shapes[1]} on the other"
+        return ModuleDrift(module, kind, call=number, reason=reason)
+    return ModuleDrift(module, kind, *found, call=number)
+
+
+def _rows_of(batch: Batch, rows: npt.NDArray[np.int64]) -> Batch:
+    return Batch(batch.name, {name: value[rows] for name, value in batch.inputs.items()})
 
 
 def pick_batch(batches: Sequence[Batch], outputs: Sequence[OutputDifference]) -> Batch:
-    """Return the batch with the largest difference, cut to rows whose outputs can all be kept."""
+    """Return the batch with the largest difference, cut to rows whose outputs can all be kept.
+
+    The row that differs most is the first of them, and none is all padding.
+    """
     worst = max(outputs, key=lambda output: output.max_abs, default=None)
-    chosen = next(
-        (
-            batch
-            for batch in batches
-            if worst is not None
-            and (batch.name, batch.shape) == (worst.worst_batch, worst.worst_shape)
-        ),
-        batches[0],
-    )
+    number, first = (0, 0) if worst is None else (worst.worst_number, worst.worst_row)
+    chosen = batches[max(0, number)]
     rows = np.flatnonzero(~chosen.undefined_rows)
+    rows = np.roll(rows, -int(np.searchsorted(rows, max(0, first))))
     each = max(1, int(np.prod(chosen.shape[1:])))
-    rows = rows[: max(_FEWEST_ROWS, _VALUES // each)]
-    return Batch(chosen.name, {name: value[rows] for name, value in chosen.inputs.items()})
+    return _rows_of(chosen, rows[: max(1, _VALUES // each)])
+
+
+def _runs_row_by_row(subject: Subject) -> bool:
+    return isinstance(subject, TorchSubject) and subject.interface.pad_token_id is None
 
 
 def draw_drift(
@@ -243,20 +277,18 @@ def draw_drift(
         headless: Whether only the bodies are compared, as one side has no head.
 
     Returns:
-        The modules in the order in which the reference's ended; those that are not in the
-        candidate's graph are listed as such.
+        The calls of modules in the order in which they end; those that are not in a graph are
+        listed as such.
 
     Raises:
         CheckpointError: A side does not run the batch.
     """
     start = time.perf_counter()
-    ours = _trace(reference, batch.inputs, headless=headless)
-    theirs = _trace(candidate, batch.inputs, headless=headless)
-    modules = tuple(
-        drift for module in ours.outputs for drift in _compare_module(module, ours, theirs)
-    )
+    if any(map(_runs_row_by_row, (reference, candidate))):
+        batch = _rows_of(batch, np.zeros(1, dtype=np.int64))
+    clock, ours, theirs = _trace_both(reference, candidate, batch.inputs, headless=headless)
     return DriftMap(
-        modules=modules,
+        modules=tuple(_compare(call, clock, ours, theirs) for call in clock.outputs),
         tolerance=tolerance,
         batch=batch.name,
         shape=batch.shape,
