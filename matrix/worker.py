@@ -153,15 +153,17 @@ def _go(outcome: Outcome, work: Path) -> None:
         _verify(trained, collapsed, exported)
 
 
-def take_family(outcome: Outcome, out: Path) -> None:
+def take_family(outcome: Outcome, out: Path, *, memory: int | None = _MEMORY) -> None:
     """Take a family as far as it goes and write its outcome.
 
     Args:
         outcome: The family, with nothing passed yet.
         out: The folder of outcomes.
+        memory: Bytes that this process may allocate from here on; None leaves its limit alone.
     """
-    torch.set_num_threads(1)
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    if memory is not None:
+        torch.set_num_threads(1)
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="matrix-") as work:
         try:

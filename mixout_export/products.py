@@ -92,9 +92,17 @@ def neuron_product(
         active = _Active.of(mask, weight, input.numel() // max(1, input.shape[-1]))
     row = coefficients(_moved(mask, weight.device), weight.dtype, p)
     output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
-        input, weight, pretrained_weight, bias, row, active, p, input_dim
+        _flat(input), weight, pretrained_weight, bias, row, active, p, input_dim
     )
-    return output  # type: ignore[no-any-return]
+    return output.view(*input.shape[:-1], weight.shape[1 - input_dim])  # type: ignore[no-any-return]
+
+
+def _flat(input: Tensor) -> Tensor:
+    """Return (..., in) as (rows, in), so that what an autograd function returns is no view.
+
+    A view from inside one must not be changed in place, which Longformer does with its queries.
+    """
+    return input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
 
 
 def _moved(host: Tensor, device: torch.device) -> Tensor:
@@ -270,10 +278,13 @@ def element_product(
 ) -> Tensor:
     """Multiply with Φ under a fresh element mask and add the bias; see `neuron_product`."""
     input, bias = _autocast(input, bias)
+    if input.dim() == 0 or input.shape[-1] != weight.shape[input_dim]:
+        return _product(input, weight, bias, input_dim)  # which says what is wrong
     mask = PackedMask.draw(weight.shape, p)
-    return _ElementProduct.apply(  # type: ignore[no-any-return, no-untyped-call]
-        input, weight, pretrained_weight, bias, mask, input_dim
+    output = _ElementProduct.apply(  # type: ignore[no-untyped-call]
+        _flat(input), weight, pretrained_weight, bias, mask, input_dim
     )
+    return output.view(*input.shape[:-1], weight.shape[1 - input_dim])  # type: ignore[no-any-return]
 
 
 def _element_mixed(mask: PackedMask, weight: Tensor, pretrained_weight: Tensor) -> Tensor:

@@ -152,6 +152,18 @@ def test_p_outside_its_domain_is_refused(make, p: object) -> None:
         make(p=p)
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_outputs_can_be_changed_in_place(granularity: str) -> None:
+    layer, x = linear(256, 64, granularity=granularity).train(), torch.randn(2, 3, 256)
+    torch.manual_seed(1)
+    halved = layer(x)
+    halved /= 2  # as Longformer does with its queries
+    torch.manual_seed(1)
+    assert torch.equal(halved, layer(x) / 2)
+    halved.sum().backward()
+    assert layer.weight.grad.abs().max() > 0
+
+
 def test_layer_without_bias() -> None:
     layer = linear(bias=False)
     torch.manual_seed(3)

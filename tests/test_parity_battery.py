@@ -54,6 +54,27 @@ def test_padding_is_on_the_right_and_leaves_each_row_a_token() -> None:
         assert (batch["token_type_ids"][mask == 0] == 0).all()
 
 
+def test_padding_is_on_the_left_too() -> None:
+    (batch,) = named(build_battery(INTERFACE), "left padding")
+    mask = batch["attention_mask"]
+    assert (np.diff(mask, axis=1) >= 0).all()
+    assert (mask[:, -1] == 1).all()
+    assert mask.sum(axis=1).min() == 1
+    assert (batch["input_ids"][mask == 0] == 3).all()
+
+
+def test_rows_end_with_the_token_that_they_must_end_with_and_hold_no_other() -> None:
+    battery = build_battery(replace(INTERFACE, final_token_id=7))
+    seen: set[int] = set()
+    for batch in battery.batches:
+        ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
+        assert ((ids == 7).sum(axis=1) == 1).all(), batch.name
+        last = ids.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+        assert (ids[np.arange(len(ids)), last] == 7).all(), batch.name
+        seen |= set(ids[mask != 0].tolist())
+    assert seen >= set(range(1000)) - {3}
+
+
 def test_inputs_are_valid_int64_of_one_shape() -> None:
     for batch in build_battery(INTERFACE).batches:
         assert list(batch.inputs) == list(INTERFACE.inputs)

@@ -216,7 +216,7 @@ def capture(
             ) from error
     if exported is None:
         raise ExportError(f"{name}: the exporter returned no graph")
-    _optimize(exported.model, set(program.graph_signature.inputs_to_parameters.values()))
+    _optimize(exported.model, module.state_dict().keys())
     return exported.model
 
 

@@ -32,6 +32,16 @@ def _set_tail(target: Tensor, index: Any, value: Tensor) -> None:
     target.copy_(torch.cat([target[..., :1], value], dim=-1))
 
 
+def _squeeze(value: Tensor) -> Tensor:
+    """Drop the axes that are always of size one: in a graph, a batch of one would lose its axis."""
+    return value.squeeze(
+        [axis for axis, size in enumerate(value.shape) if type(size) is int and size == 1]
+    )
+
+
+_SQUEEZES = (Tensor.squeeze, torch.squeeze)
+
+
 class _TraceableOperations(TorchFunctionMode):
     def __torch_function__(
         self,
@@ -42,6 +52,8 @@ class _TraceableOperations(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.__setitem__ and _is_tail(*args[1:]):
             return _set_tail(*args)
+        if func in _SQUEEZES and len(args) == 1 and not kwargs:
+            return _squeeze(args[0])
         return func(*args, **(kwargs or {}))
 
 
