@@ -26,7 +26,7 @@ MASK = 1e30
 #: both directions long before the values do.
 _NORMALISATION = ("Pow", "ReduceMean", "ReduceSumSquare", "ReduceL2", "Sqrt", "Reciprocal")
 
-_FLOAT = onnx.TensorProto.FLOAT
+_FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
 def _magnitude(values: Array) -> float:
@@ -135,10 +135,14 @@ def to_half(
         kept |= more
     _round(model)
     names = tuple(node.name for node in model.graph.node if node.name in kept)
-    if not is_large(model):
-        return _convert(model, names), names
-    with saved(model) as path:
-        return _convert(str(path), names), names
+    original = {node.name for node in model.graph.node}
+    if is_large(model):
+        with saved(model) as path:
+            converted = _convert(str(path), names)
+    else:
+        converted = _convert(model, names)
+    _join(converted.graph, original)
+    return converted, names
 
 
 def _convert(model: onnx.ModelProto | str, kept: Sequence[str]) -> onnx.ModelProto:
@@ -149,3 +153,24 @@ def _convert(model: onnx.ModelProto | str, kept: Sequence[str]) -> onnx.ModelPro
         node_block_list=list(kept),
     )
     return converted
+
+
+def _join(graph: onnx.GraphProto, original: Set[str]) -> None:
+    """Take out the casts to fp16 and back that the library puts between nodes in fp32."""
+    added = [node for node in graph.node if node.name not in original and node.op_type == "Cast"]
+    target = {node.name: next(a.i for a in node.attribute if a.name == "to") for node in added}
+    wide = {node.output[0]: node.input[0] for node in added if target[node.name] == _HALF}
+    joined = {
+        node.output[0]: wide[node.input[0]]
+        for node in added
+        if target[node.name] == _FLOAT and node.input[0] in wide
+    }
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = joined.get(name, name)
+    outputs = {value.name for value in graph.output}
+    for casts in (joined, wide):
+        used = outputs | {name for node in graph.node for name in node.input}
+        kept = [n for n in graph.node if n.output[0] not in casts or n.output[0] in used]
+        del graph.node[:]
+        graph.node.extend(kept)

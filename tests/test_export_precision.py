@@ -1,0 +1,258 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from tiny_models import make_model, make_tokenizer
+
+import mixout_export
+from mixout_export.checkpoint.interface import ModelInterface, describe_interface
+from mixout_export.errors import ArgumentError, ExportError
+from mixout_export.export.document import Provenance, stamp_graph, write_graph
+from mixout_export.export.graph import ExportedGraph, export_graph
+from mixout_export.export.half import to_half
+from mixout_export.export.precision import PRECISIONS, Conversion, convert_graph
+from mixout_export.export.quantization import quantize_weights
+from mixout_export.tasks import TASKS
+
+IDS = np.arange(24, dtype=np.int64).reshape(2, 12)
+
+
+def captured_bert() -> tuple[ExportedGraph, ModelInterface]:
+    torch.set_num_threads(1)
+    model = make_model("bert")
+    interface = describe_interface(model, TASKS["text-classification"], make_tokenizer())
+    return export_graph(model, interface), interface
+
+
+@pytest.fixture(scope="module")
+def captured() -> tuple[ExportedGraph, ModelInterface]:
+    return captured_bert()
+
+
+def batch(interface: ModelInterface) -> dict[str, np.ndarray]:
+    made = {"input_ids": IDS, "attention_mask": np.ones_like(IDS)}
+    made["attention_mask"][1, 7:] = 0
+    return {name: made.get(name, np.zeros_like(IDS)) for name in interface.inputs}
+
+
+def write(
+    captured: tuple[ExportedGraph, ModelInterface], folder: Path, conversion: Conversion, **options
+) -> Path:
+    """Convert, stamp and write a captured graph, as the stage does."""
+    graph, interface = captured
+    inputs = [batch(interface)]
+    converted, made = convert_graph(graph, conversion, samples=inputs, **options)
+    provenance = Provenance("", (), "", {}, conversion.precision, made)
+    if converted is not graph:  # stamping is for good, and the graph is used again
+        stamp_graph(converted, provenance, captured=graph)
+    (path,) = write_graph(converted, folder)
+    return path
+
+
+def run(path: Path, interface: ModelInterface) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    return onnxruntime.InferenceSession(path, options).run(None, batch(interface))[0]
+
+
+CONVERSIONS = [
+    Conversion("fp32", optimize=True),
+    Conversion("fp16"),
+    Conversion("fp16", optimize=True),
+    Conversion("int8"),
+    Conversion("int8", optimize=True),
+    Conversion("int8", reduce_range=True),
+]
+
+
+@pytest.mark.parametrize("conversion", CONVERSIONS, ids=str)
+def test_conversions_compute_nearly_the_same(captured, conversion, tmp_path: Path) -> None:
+    reference = run(write(captured, tmp_path, Conversion()), captured[1])
+    path = write(captured, tmp_path, conversion)
+    found = run(path, captured[1])
+    assert found.dtype == np.float32
+    scale = np.abs(reference).max()
+    limit = {"fp32": 1e-6, "fp16": 5e-3, "int8": 0.1}[conversion.precision]
+    np.testing.assert_allclose(found, reference, atol=limit * scale)
+    if conversion.precision != "fp32":
+        assert np.abs(found - reference).max() > 0
+
+
+def test_statically_quantised_steps_do_not_depend_on_the_batch(captured, tmp_path: Path) -> None:
+    reference = run(write(captured, tmp_path, Conversion()), captured[1])
+    calibration = [batch(captured[1])]
+    path = write(captured, tmp_path, Conversion("int8"), calibration=calibration)
+    operators = {node.op_type for node in onnx.load(path).graph.node}
+    assert "DynamicQuantizeLinear" not in operators
+    assert "QuantizeLinear" in operators
+    np.testing.assert_allclose(
+        run(path, captured[1]), reference, atol=0.1 * np.abs(reference).max()
+    )
+
+
+def dtypes(path: Path) -> dict[str, int]:
+    """Return the bytes of weights by their dtype."""
+    found: dict[str, int] = {}
+    for tensor in onnx.load(path).graph.initializer:
+        name = TensorProto.DataType.Name(tensor.data_type)
+        found[name] = found.get(name, 0) + len(tensor.raw_data)
+    return found
+
+
+def test_weights_and_tables_are_in_the_precision_asked_for(captured, tmp_path: Path) -> None:
+    whole = dtypes(write(captured, tmp_path, Conversion()))["FLOAT"]
+    half = dtypes(write(captured, tmp_path, Conversion("fp16")))
+    assert (half["FLOAT16"], "FLOAT" in half) == (pytest.approx(whole / 2, rel=0.01), False)
+    small = dtypes(write(captured, tmp_path, Conversion("int8")))
+    matrices = sum(p.numel() for p in make_model("bert").parameters() if p.ndim == 2)
+    assert small["INT8"] + small["UINT8"] == matrices
+
+
+@pytest.mark.parametrize("conversion", CONVERSIONS, ids=str)
+def test_operators_are_the_standards_unless_extended(captured, conversion, tmp_path: Path) -> None:
+    model = onnx.load(write(captured, tmp_path, conversion))
+    domains = {opset.domain for opset in model.opset_import}
+    extended = conversion.optimize and conversion.precision != "fp16"
+    assert domains == ({"", "com.microsoft"} if extended else {""})
+    assert domains == {node.domain for node in model.graph.node}
+
+
+def test_metadata_says_how_it_was_made(captured, tmp_path: Path) -> None:
+    path = write(captured, tmp_path, Conversion("int8"), calibration=[batch(captured[1])])
+    found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert found["precision"] == "int8"
+    made = {
+        "calibration_rows": 2,
+        "method": "static",
+        "onnxruntime": onnxruntime.__version__,
+        "operators": ["Gather", "MatMul"],
+        "per_channel": True,
+        "weight_bits": 8,
+    }
+    assert onnxruntime.__version__ in found["conversion"]
+    assert (
+        convert_graph(captured[0], Conversion("int8"), calibration=[batch(captured[1])])[1] == made
+    )
+    assert "onnx.quant.pre_process" not in found
+
+
+@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "fp32"])
+def test_files_are_the_same_from_process_to_process(captured, precision, tmp_path: Path) -> None:
+    mine = write(captured, tmp_path, Conversion(precision)).read_bytes()
+    other = tmp_path / "other"
+    other.mkdir()
+    script = (
+        "import sys; from pathlib import Path; import test_export_precision as t; "
+        f"t.write(t.captured_bert(), Path(sys.argv[1]), t.Conversion({precision!r}))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(other)],
+        check=True,
+        cwd=Path(__file__).parent,
+        env={
+            "PYTHONPATH": str(Path(mixout_export.__file__).parents[1]),
+            "PYTHONHASHSEED": "7",
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    assert (other / "model.onnx").read_bytes() == mine
+
+
+def test_nothing_is_logged_on_the_way(captured, tmp_path: Path, capfd) -> None:
+    capfd.readouterr()
+    write(captured, tmp_path, Conversion("int8"), calibration=[batch(captured[1])])
+    write(captured, tmp_path, Conversion("fp16", optimize=True))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bad_conversions_are_refused() -> None:
+    with pytest.raises(ArgumentError, match="precision: got 'fp8', expected one of fp32"):
+        Conversion("fp8")
+    with pytest.raises(ArgumentError, match="reduce-range"):
+        Conversion("fp16", reduce_range=True)
+
+
+def small_graph(nodes: list, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """Return a graph from x to y, both float `(1, n)`."""
+    graph = helper.make_graph(
+        [helper.make_node(*node, name=f"{node[0]}_{i}") for i, node in enumerate(nodes)],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
+        [
+            numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in weights.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def run_small(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    return session.run(None, {"x": x.astype(np.float32)})[0]
+
+
+def test_what_leaves_fp16s_range_stays_in_fp32() -> None:
+    nodes = [
+        ("Mul", ["x", "large"], ["a"]),
+        ("Add", ["a", "a"], ["b"]),
+        ("Div", ["b", "larger"], ["c"]),
+        ("Add", ["c", "one"], ["y"]),
+    ]
+    weights = {"large": np.array(3e4), "larger": np.array(1e5), "one": np.array(1.0)}
+    model = small_graph(nodes, weights)
+    x = np.array([[5.0, -7.0]])
+    expected = run_small(model, x)
+    converted, kept = to_half(model, [{"x": x.astype(np.float32)}])
+    assert kept == ("Mul_0", "Add_1", "Div_2")
+    np.testing.assert_allclose(run_small(converted, x), expected, rtol=2e-3)
+    stored = {tensor.name: tensor.data_type for tensor in converted.graph.initializer}
+    assert stored == {"large": 1, "larger": 1, "one": TensorProto.FLOAT16}
+
+
+def test_a_masks_infinity_is_no_reason_to_stay_in_fp32() -> None:
+    nodes = [("Add", ["x", "mask"], ["a"]), ("Softmax", ["a"], ["y"])]
+    mask = np.array([[0.0, np.finfo(np.float32).min]])
+    x = np.array([[3.0, 5.0]])
+    converted, kept = to_half(small_graph(nodes, {"mask": mask}), [{"x": x.astype(np.float32)}])
+    assert kept == ()
+    np.testing.assert_array_equal(run_small(converted, x), [[1.0, 0.0]])
+
+
+def test_a_normalisation_of_small_numbers_is_not_lost() -> None:
+    nodes = [
+        ("Pow", ["x", "two"], ["square"]),
+        ("ReduceMean", ["square"], ["mean"]),
+        ("Add", ["mean", "epsilon"], ["sum"]),
+        ("Sqrt", ["sum"], ["root"]),
+        ("Div", ["x", "root"], ["y"]),
+    ]
+    weights = {"two": np.array(2.0), "epsilon": np.array(1e-12)}
+    model = small_graph(nodes, weights)
+    x = np.array([[1e-4, -2e-4]])
+    expected = run_small(model, x)
+    converted, kept = to_half(model, [{"x": x.astype(np.float32)}])
+    assert {"Pow_0", "ReduceMean_1", "Add_2", "Sqrt_3"} <= set(kept)
+    np.testing.assert_allclose(run_small(converted, x), expected, rtol=2e-3)
+
+
+def test_tiny_weights_are_rounded_as_everybody_does() -> None:
+    weight = np.array([1e-8, -1e-8, 4e-8, 1.0 / 3.0])
+    model = small_graph([("Mul", ["x", "w"], ["y"])], {"w": weight[None, :2]})
+    converted, _ = to_half(model, [{"x": np.ones((1, 2), np.float32)}])
+    (stored,) = converted.graph.initializer
+    np.testing.assert_array_equal(
+        numpy_helper.to_array(stored), weight[None, :2].astype(np.float16)
+    )
+
+
+def test_graph_without_weights_cannot_be_quantised() -> None:
+    with pytest.raises(ExportError, match="no MatMul, Gather with a weight"):
+        quantize_weights(small_graph([("Relu", ["x"], ["y"])], {}))
