@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
@@ -157,6 +158,7 @@ def _axis_names(layout: CacheLayout) -> list[dict[int, str]]:
 
 
 def _dims(names: Sequence[dict[int, str]], limit: int | None) -> list[dict[int, object]]:
+    """Return each input's dynamic axes, where no length is above a limit."""
     dims: dict[str, object] = {
         "batch": Dim("batch", min=1),
         "sequence": Dim("sequence", min=1, max=limit),
@@ -164,6 +166,26 @@ def _dims(names: Sequence[dict[int, str]], limit: int | None) -> list[dict[int, 
         "total_sequence": Dim.DYNAMIC,  # the sum of two others, which the exporter finds out
     }
     return [{axis: dims[name] for axis, name in named.items()} for named in names]
+
+
+def _capture(
+    model: PreTrainedModel,
+    layout: CacheLayout,
+    interface: ModelInterface,
+    *,
+    opset: int,
+    limit: int | None,
+) -> ir.Model:
+    dims = _dims(_axis_names(layout), limit)
+    return capture(
+        _CachedModel(model, layout).eval(),
+        _example(layout, interface),
+        (tuple(dims),),
+        name=f"{type(model).__name__} with a cache",
+        inputs=layout.inputs,
+        outputs=layout.outputs,
+        opset=opset,
+    )
 
 
 def export_cached_graph(
@@ -187,18 +209,15 @@ def export_cached_graph(
     """
     check_opset(opset)
     model.eval()  # type: ignore[no-untyped-call]
-    layout = describe_cache(model)
-    names = _axis_names(layout)
-    dims = _dims(names, interface.sequence_limit)
-    graph = capture(
-        _CachedModel(model, layout).eval(),
-        _example(layout, interface),
-        (tuple(dims),),
-        name=f"{type(model).__name__} with a cache",
-        inputs=layout.inputs,
-        outputs=layout.outputs,
-        opset=opset,
-    )
+    layout, limit = describe_cache(model), interface.sequence_limit
+    try:
+        graph = _capture(model, layout, interface, opset=opset, limit=limit)
+    except ExportError:
+        if limit is None or limit // 2 < _LENGTH:
+            raise
+        # a model that checks the sum of both lengths is captured with halves, for no range of two
+        # lengths can say so; the graph itself knows no limits
+        graph = _capture(model, layout, interface, opset=opset, limit=limit // 2)
     modules = modules_by_node(graph, dict(model.named_modules()).keys())
-    rename_values(graph, names, default="total_sequence")
+    rename_values(graph, _axis_names(layout), default="total_sequence")
     return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)
