@@ -29,9 +29,10 @@ def _describe(result: "OnnxResult") -> str:
                 f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} decisions {where} "
                 f"are PyTorch's, probabilities moved by {judged.mean_shift:.2g} in the mean"
             )
-    if parity.generation is not None:
-        how = "with and without a cache" if result.cached_graph is not None else "without a cache"
-        text += f"\n{parity.generation.tokens} tokens generated {how}, as PyTorch does"
+    for output in () if parity.generation is None else parity.generation.outputs:
+        how = output.name.removeprefix("logits ")
+        equal = output.decisions - output.flips
+        text += f"\n{equal} of {output.decisions} tokens generated {how} are PyTorch's"
     return text
 
 

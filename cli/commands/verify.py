@@ -24,10 +24,17 @@ def _describe_generation(result: "ParityResult") -> list[str]:
         equal = output.decisions - output.flips
         lines.append(
             f"generation {equal} of {output.decisions} tokens equal {how}, max diff "
-            f"{output.max_abs:.2e}"
+            f"{output.max_abs:.2e}, sequences of up to {generation.longest}"
         )
     if generation.ties:
-        lines.append(f"note       {generation.ties} tokens differ at a tie of the two likeliest")
+        lines.append(
+            f"note       {generation.ties} of the flips are ties: PyTorch's own logits of both "
+            f"tokens are at most {max(generation.tie_margins):.1e} apart"
+        )
+    if not generation.beyond_window:
+        lines.append(
+            f"note       its attention's window of {generation.window} tokens was not left behind"
+        )
     return lines
 
 
