@@ -181,6 +181,19 @@ def test_the_first_of_several_calls_that_differs_is_named(
     assert (drift.first.module, drift.first.call) == (key.removesuffix(".weight"), 0)
 
 
+def test_what_padding_on_the_left_attends_to_is_no_false_alarm(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    source = tiny.classifier("llama")
+    graph = export_onnx(source, tmp_path / "llama", verify=False).path
+    subject = torch_subject(source)
+    ids = np.array([[0, 0, 7, 8], [5, 6, 7, 8]])
+    batch = Batch("left padding", {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)})
+    drift = draw_drift(subject, onnx_subject(graph), batch)
+    assert drift.first is None
+    assert "model.layers.1.self_attn.o_proj" in {entry.module for entry in drift.compared}
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_module_that_returns_several_tensors_is_no_false_alarm(
     rows: int, graphs: dict[str, tuple[Path, Path]]

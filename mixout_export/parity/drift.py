@@ -195,8 +195,23 @@ def _difference(reference: Array, candidate: Array) -> tuple[float, float]:
     return relative, float(apart.max(initial=0.0))
 
 
+def _compare_tensors(
+    reference: Array, candidate: Array, mask: Array | None
+) -> tuple[float, float, tuple[int, ...]]:
+    """Compare two tensors of one size, without tokens that are padding.
+
+    Padding on the left of a causal model attends to nothing, and a softmax over nothing has no
+    value: each side makes something else of it.
+    """
+    candidate = candidate.reshape(reference.shape)
+    if mask is not None and reference.shape[: mask.ndim] == mask.shape:
+        real = mask != 0
+        return (*_difference(reference[real], candidate[real]), reference.shape)
+    return (*_difference(reference, candidate), reference.shape)
+
+
 def _nearest(
-    references: Sequence[Array], candidates: Sequence[Array]
+    references: Sequence[Array], candidates: Sequence[Array], mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]] | None:
     """Compare what a call returned: each tensor of the side with fewer with its nearest.
 
@@ -212,7 +227,7 @@ def _nearest(
         pairs = [list(column) for column in zip(*pairs, strict=True)]
     found = [
         min(
-            (*_difference(left, right.reshape(left.shape)), left.shape)
+            _compare_tensors(left, right, mask)
             for left, right in choices
             if left.size == right.size
         )
@@ -222,14 +237,16 @@ def _nearest(
     return max(found, default=None)
 
 
-def _compare(call: _Call, clock: _Trace, ours: _Trace, theirs: _Trace) -> ModuleDrift:
+def _compare(
+    call: _Call, clock: _Trace, ours: _Trace, theirs: _Trace, mask: Array | None
+) -> ModuleDrift:
     module, number = call
     kind = clock.kinds.get(module, "")
     if module in clock.passing:
         return ModuleDrift(module, kind, call=number, reason=_SAME)
     if call not in ours.outputs or call not in theirs.outputs:
         return ModuleDrift(module, kind, call=number, reason=_ABSENT)
-    found = _nearest(ours.outputs[call], theirs.outputs[call])
+    found = _nearest(ours.outputs[call], theirs.outputs[call], mask)
     if found is None:
         shapes = [trace.outputs[call][-1].shape for trace in (theirs, ours)]
         reason = f"has shape {shapes[0]} on one side and {shapes[1]} on the other"
@@ -287,8 +304,9 @@ def draw_drift(
     if any(map(_runs_row_by_row, (reference, candidate))):
         batch = _rows_of(batch, np.zeros(1, dtype=np.int64))
     clock, ours, theirs = _trace_both(reference, candidate, batch.inputs, headless=headless)
+    mask = batch.inputs.get("attention_mask")
     return DriftMap(
-        modules=tuple(_compare(call, clock, ours, theirs) for call in clock.outputs),
+        modules=tuple(_compare(call, clock, ours, theirs, mask) for call in clock.outputs),
         tolerance=tolerance,
         batch=batch.name,
         shape=batch.shape,
