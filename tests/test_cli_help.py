@@ -105,6 +105,7 @@ OPTIONS = {
         "provider": "CPUExecutionProvider",
         "inputs": None,
         "save-inputs": None,
+        "self-test": False,
         "report": None,
         "seed": 0,
         "min-agreement": None,

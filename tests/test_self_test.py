@@ -1,8 +1,10 @@
+import logging
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from cli_runs import content
+from cli_runs import Program, content
 from tiny_models import POSITIONS, VOCABULARY, make_model, save_checkpoint
 
 from mixout_export.checkpoint.base import BaseOptions
@@ -29,6 +31,19 @@ NAMED = {
     "dropped bias": "bert.encoder.layer.0.intermediate.dense.bias",
     "stale classifier": "classifier.bias, classifier.weight",
     "one changed number": "bert.encoder.layer.1.intermediate.dense.weight",
+}
+
+
+#: Fault → the first module that the drift map names, where outputs change.
+MODULES = {
+    "perturbed Linear": "bert.encoder.layer.1.intermediate.dense",
+    "zeroed position rows": "bert.embeddings.position_embeddings",
+    "zeroed segment row": "bert.embeddings.token_type_embeddings",
+    "zeroed vocabulary tail": "bert.embeddings.word_embeddings",
+    "swapped classes": "classifier",
+    "wrong epsilon": "bert.embeddings.LayerNorm",
+    "dropped bias": "bert.encoder.layer.0.intermediate.dense",
+    "stale classifier": "classifier",
 }
 
 
@@ -83,11 +98,13 @@ def test_each_fault_is_caught_by_the_battery_too_and_named(
     assert found.reasons() == ()
     assert found.missed_by_battery == ()
     assert {fault.fault: fault.audit for fault in found.faults} == NAMED
+    modules = {fault.fault: fault.drift for fault in found.faults if fault.changes_outputs}
+    assert modules == MODULES
     (labels,) = (fault for fault in found.faults if fault.fault == "swapped labels")
-    assert labels.description == (
+    assert labels.labels == (
         "labels: got LABEL_1, LABEL_0, LABEL_2, expected LABEL_0, LABEL_1, LABEL_2"
     )
-    assert labels.caught_by == ("description",)
+    assert labels.caught_by == ("labels",)
 
 
 def test_graph_as_reference_and_two_graphs(plain: Path, candidates: dict[str, Path]) -> None:
@@ -178,3 +195,61 @@ def test_all_are_caught_on_a_real_checkpoint(real_checkpoint: Path, tmp_path: Pa
     assert len(found.applied) == len(FAULTS)
     assert found.passed
     assert found.missed_by_battery == ()
+
+
+@pytest.fixture
+def program(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Program:
+    """The program; what it sets for its process is put back afterwards."""
+    logger = logging.getLogger("mixout_export")
+    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
+    return Program(capfd)
+
+
+def test_command_lists_what_caught_each_fault(
+    plain: Path, candidates: dict[str, Path], program: Program
+) -> None:
+    text = program("verify", plain, candidates["graph"], "--self-test").done().out
+    assert "self-test: 10 of 10 faults caught" in text
+    line = next(line for line in text.splitlines() if line.startswith("perturbed Linear"))
+    assert "audit, battery, drift" in line
+    assert "outputs alone" not in text
+    found = program("verify", plain, candidates["graph"], "--self-test", "--json").done().json
+    assert found["self_test"]["passed"] is True
+    assert len(found["self_test"]["faults"]) == 10
+    assert program("verify", plain, plain, "--json").done().json["self_test"] is None
+
+
+def test_fault_that_slips_through_is_exit_code_3(plain: Path, program: Program) -> None:
+    run = program("verify", plain, plain, "--self-test", "--atol", 1e6)
+    assert run.code == 3
+    assert "self-test: 1 of 10 faults caught" in run.out
+    assert "parity holds at atol" in run.out
+    assert "self-test: dropped bias" in run.out
+    run = program("verify", plain, plain, "--self-test", "--atol", 1e6, "--json")
+    assert run.json["holds"] is True
+    assert "perturbed Linear" in run.json["self_test"]["missed"]
+
+
+def test_inputs_that_show_little_are_told(plain: Path, tmp_path: Path, program: Program) -> None:
+    ids = np.full((2, 4), 5)
+    np.savez(
+        tmp_path / "few.npz",
+        input_ids=ids,
+        attention_mask=np.ones_like(ids),
+        token_type_ids=np.zeros_like(ids),
+    )
+    run = program("verify", plain, plain, "--self-test", "--inputs", tmp_path / "few.npz").done()
+    (unseen,) = (line for line in run.out.splitlines() if "outputs alone" in line)
+    for fault in ("zeroed position rows", "zeroed segment row", "zeroed vocabulary tail"):
+        assert fault in unseen
+    assert "swapped classes" not in unseen
+
+
+def test_faults_are_not_put_in_where_parity_does_not_hold(
+    plain: Path, tmp_path: Path, program: Program
+) -> None:
+    other = save_checkpoint(make_model("bert", seed=1), tmp_path / "other")
+    run = program("verify", plain, other, "--self-test", "--json")
+    assert run.code == 3
+    assert run.json["self_test"] is None

@@ -51,6 +51,27 @@ def _describe_drift(result: "ParityResult") -> list[str]:
     return ["", *lines]
 
 
+def _describe_self_test(result: "ParityResult") -> list[str]:
+    tested = result.self_test
+    if tested is None:
+        return []
+    rows = [
+        [
+            fault.fault,
+            "-" if fault.not_applicable else ", ".join(fault.caught_by) or "NOTHING",
+            f"not applicable: {fault.not_applicable}" if fault.not_applicable else fault.what,
+        ]
+        for fault in tested.faults
+    ]
+    caught = len(tested.applied) - len(tested.missed)
+    lines = ["", table(["fault", "caught by", "what was done to a copy"], rows), ""]
+    lines.append(f"self-test: {caught} of {len(tested.applied)} faults caught")
+    if tested.missed_by_battery:
+        unseen = ", ".join(fault.fault for fault in tested.missed_by_battery)
+        lines.append(f"  the outputs alone would not have shown: {unseen}")
+    return lines
+
+
 def _describe(result: "ParityResult") -> str:
     weights = result.weights
     how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
@@ -89,6 +110,7 @@ def _describe(result: "ParityResult") -> str:
         ]
         lines += ["", table(["metric", "reference", "candidate"], rows)]
     lines += _describe_drift(result)
+    lines += _describe_self_test(result)
     verdict = "parity holds" if result.holds else "parity does NOT hold"
     lines += [
         "",
@@ -157,6 +179,11 @@ def _describe(result: "ParityResult") -> str:
     help="Keep what is run, to run it again.  [default: do not]",
 )
 @click.option(
+    "--self-test",
+    is_flag=True,
+    help="Also put known faults into copies of CANDIDATE, each of which has to be caught.",
+)
+@click.option(
     "--report",
     type=PATH,
     metavar="FILE.html",
@@ -189,6 +216,7 @@ def verify(
     provider: str,
     inputs: Path | None,
     save_inputs: Path | None,
+    self_test: bool,
     report: Path | None,
     seed: int,
     min_agreement: float | None,
@@ -198,7 +226,7 @@ def verify(
     """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
 
     Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file. Exit code 3 if
-    they do not compute the same thing.
+    they do not compute the same thing, or if --self-test puts in a fault that nothing catches.
     """
     with quick_imports():
         from mixout_export.stages.verify import verify_checkpoints
@@ -220,8 +248,9 @@ def verify(
         seed=seed,
         min_agreement=min_agreement,
         drift=drift,
+        test_self=self_test,
         report_to=report,
         command=command_line(),
     )
     output.result(result, _describe(result))
-    return 0 if result.holds else 3
+    return 0 if result.passed else 3

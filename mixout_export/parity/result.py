@@ -9,6 +9,7 @@ from mixout_export.parity.bounds import Bounds
 from mixout_export.parity.compare import OutputDifference, Tolerance
 from mixout_export.parity.drift_map import DriftMap
 from mixout_export.parity.generation import GenerationParity
+from mixout_export.parity.self_test.outcome import SelfTest
 from mixout_export.parity.weights import WeightAudit
 
 
@@ -35,6 +36,8 @@ class ParityResult:
         seconds: Wall time of the comparison.
         metrics: The task's metrics of the reference and of the candidate, where labels were given.
         drift: How far each module is apart; None where it was not looked at.
+        self_test: What the checks made of known faults; None where it was not asked for, or where
+            parity does not hold without a fault.
     """
 
     reference: str
@@ -51,6 +54,7 @@ class ParityResult:
     generation: GenerationParity | None = None
     metrics: Mapping[str, tuple[float, float]] | None = None
     drift: DriftMap | None = None
+    self_test: SelfTest | None = None
 
     @property
     def holds(self) -> bool:
@@ -58,6 +62,11 @@ class ParityResult:
         outputs_hold = bool(self.outputs) and all(output.holds for output in self.outputs)
         generation_holds = self.generation is None or self.generation.holds
         return not self.mismatches and self.weights.holds and outputs_hold and generation_holds
+
+    @property
+    def passed(self) -> bool:
+        """Whether parity holds, and the self-test, if there was one, passed."""
+        return self.holds and (self.self_test is None or self.self_test.passed)
 
     @property
     def max_abs(self) -> float:
@@ -77,12 +86,13 @@ class ParityResult:
         return ", ".join(parts)
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why parity does not hold, as sentences; empty if it does."""
+        """Return why parity does not hold, or the self-test did not pass; empty if they do."""
         return (
             *self.mismatches,
             *self._weight_reasons(),
             *self._output_reasons(),
             *self._drift_reasons(),
+            *(() if self.self_test is None else self.self_test.reasons()),
         )
 
     def _drift_reasons(self) -> list[str]:
@@ -150,5 +160,6 @@ class ParityResult:
                 for name, (ours, theirs) in self.metrics.items()
             },
             "drift": None if self.drift is None else self.drift.to_dict(),
+            "self_test": None if self.self_test is None else self.self_test.to_dict(),
             "seconds": self.seconds,
         }

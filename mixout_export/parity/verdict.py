@@ -35,8 +35,11 @@ from mixout_export.parity.runners import Array, OnnxRunner, Runner
 from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject, unused_parameters
 from mixout_export.parity.weights import WeightAudit, audit_folders
 
-#: Is given the number of a batch and both sides' outputs by name.
-Watch = Callable[[int, Mapping[str, Array], Mapping[str, Array]], None]
+#: One side's outputs of a batch, by name.
+Outputs = Mapping[str, Array]
+
+#: Is given the number of a batch and both sides' outputs.
+Watch = Callable[[int, Outputs, Outputs], None]
 
 
 def _audit_file(folder: TorchSubject, graph: Path) -> WeightAudit:

@@ -12,8 +12,15 @@ from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
+from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
 from mixout_export.parity.subject import Subject, open_subject
-from mixout_export.parity.verdict import check_agreement, compare_subjects, make_battery
+from mixout_export.parity.verdict import (
+    Outputs,
+    Watch,
+    check_agreement,
+    compare_subjects,
+    make_battery,
+)
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
@@ -65,6 +72,17 @@ def _with_drift(
     return replace(result, drift=drift)
 
 
+def _all_of(*watches: Watch | None) -> Watch:
+    """Return one that hands each batch's outputs to all of some."""
+
+    def watch(number: int, reference: Outputs, candidate: Outputs) -> None:
+        for one in watches:
+            if one is not None:
+                one(number, reference, candidate)
+
+    return watch
+
+
 def verify_checkpoints(
     reference: Path,
     candidate: Path,
@@ -82,6 +100,7 @@ def verify_checkpoints(
     save_inputs_to: Path | None = None,
     seed: int = 0,
     drift: bool = False,
+    test_self: bool = False,
     min_agreement: float | None = None,
     report_to: Path | None = None,
     command: str | None = None,
@@ -109,6 +128,8 @@ def verify_checkpoints(
         seed: Of the battery.
         drift: Look at every module's output even where parity holds; where it does not, and for a
             report, that is done in any case.
+        test_self: Put known faults into copies of the candidate, each of which has to be caught,
+            where parity holds.
         min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
         report_to: An `.html` file to show the result in, whether or not parity holds.
         command: The command that the report names, as a shell takes it.
@@ -152,6 +173,7 @@ def verify_checkpoints(
     metrics = None
     if table is not None:
         metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
+    kept = ReferenceOutputs() if test_self else None
     result = compare_subjects(
         left,
         right,
@@ -160,12 +182,15 @@ def verify_checkpoints(
         rtol=rtol,
         min_agreement=min_agreement,
         seed=seed,
-        watch=metrics,
+        watch=_all_of(metrics, kept),
     )
     if drift or report_to is not None or not result.holds:
         result = _with_drift(result, left, right, battery)
     if metrics is not None:
         result = replace(result, metrics=metrics.result())
+    if kept is not None and result.holds:
+        tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
+        result = replace(result, self_test=tested)
     if report_to is not None:
         write_report(report_to, gather_facts(result, left, right, command=command))
     return result

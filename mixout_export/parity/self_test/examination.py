@@ -8,10 +8,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Batch, Battery
 from mixout_export.parity.compare import OutputDifference, compare_outputs
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
+from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import Array
 from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotApplicableError
@@ -19,7 +22,7 @@ from mixout_export.parity.self_test.folder_copy import FolderCopier
 from mixout_export.parity.self_test.graph_copy import GraphCopier
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.parity.subject import OnnxSubject, Subject, open_subject
-from mixout_export.parity.verdict import audit_subjects, comparisons_of, runner_of
+from mixout_export.parity.verdict import Outputs, audit_subjects, comparisons_of, runner_of
 
 #: Bytes of the reference's outputs that are kept; what is beyond is computed again.
 _KEPT_OUTPUTS = 1 << 30
@@ -106,15 +109,29 @@ class _Examiner:
         except NotApplicableError as error:
             return replace(outcome, not_applicable=str(error))
         copy = self._open(path)
-        battery, _ = self._run(copy) if fault.changes_outputs else ("", None)
+        battery, batch = self._run(copy) if fault.changes_outputs else ("", None)
         return replace(
             outcome,
             what=what,
-            description=self._describe(copy),
+            labels=self._describe(copy),
             audit=self._audit(copy),
             battery=battery,
+            drift="" if batch is None else self._drift(copy, batch),
             seconds=time.perf_counter() - start,
         )
+
+    def _drift(self, copy: Subject, batch: Batch) -> str:
+        """Return the first module that leaves the tolerance, "" if none does or none is known."""
+        if not (has_modules(self._reference) and has_modules(copy)):
+            return ""
+        first = draw_drift(
+            self._reference,
+            copy,
+            pick_batch([batch], []),
+            tolerance=DRIFT_TOLERANCES.get(self._verdict.precision, DRIFT_TOLERANCES["fp32"]),
+            headless=self._verdict.headless,
+        ).first
+        return "" if first is None else first.label
 
     def _open(self, path: Path) -> Subject:
         if isinstance(self._candidate, OnnxSubject):
@@ -137,7 +154,7 @@ class _Examiner:
         return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
 
     def _run(self, copy: Subject) -> tuple[str, Batch | None]:
-        """Run the battery until an output fails; say where, and return the batch."""
+        """Run the battery until an output fails; say where, and return the worst rows first."""
         verdict = self._verdict
         _, theirs = interfaces(self._reference, copy)
         runner = runner_of(copy, theirs.inputs, headless=verdict.headless)
@@ -149,16 +166,30 @@ class _Examiner:
         )
         for number, batch in enumerate(self._battery.batches):
             ours = self._outputs.get(number, partial(self._runner.run, batch.inputs))
-            compare_outputs(comparisons, batch, ours, runner.run(batch.inputs))
+            found_here = runner.run(batch.inputs)
+            compare_outputs(comparisons, batch, ours, found_here)
             for comparison in comparisons.values():
                 found = comparison.result()
                 if found.exceeding or found.problem:
-                    return _where(found), batch
+                    return _where(found), _worst_first(batch, ours, found_here)
         for comparison in comparisons.values():
             found = comparison.result()
             if not found.holds:
                 return f"{found.name} {found.shortfall}", None
         return "", None
+
+
+def _worst_first(batch: Batch, reference: Outputs, candidate: Outputs) -> Batch:
+    """Return a batch with the rows in front whose outputs are furthest apart."""
+    apart = np.zeros(batch.shape[0])
+    for name, ours in reference.items():
+        theirs = candidate[name]
+        if ours.shape == theirs.shape:
+            with np.errstate(invalid="ignore"):
+                difference = np.abs(theirs.astype(np.float64) - ours).reshape(len(ours), -1)
+            apart = np.maximum(apart, np.nan_to_num(difference, nan=np.inf).max(axis=1))
+    order = np.argsort(-apart, kind="stable")
+    return Batch(batch.name, {name: value[order] for name, value in batch.inputs.items()})
 
 
 def _where(output: OutputDifference) -> str:

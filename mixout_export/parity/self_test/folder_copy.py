@@ -19,6 +19,7 @@ from mixout_export.checkpoint.model import tensor_of
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.subject import TorchSubject, unused_parameters
+from mixout_export.surgery.key_names import disk_keys
 
 #: What configurations call the epsilon of their normalisations.
 _EPSILON_ENTRIES = (
@@ -42,9 +43,15 @@ class FolderCopier:
         """
         self._subject = subject
         self._model = subject.model
+        self._transposed: set[str] = set()  # keys of weights that are (in_features, out_features)
         self._entries = {
             subject.weights.canonical(key): entry for key, entry in subject.weights.tensors.items()
         }
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """What parameters are called on disk."""
+        return disk_keys(self._model)
 
     @cached_property
     def _unused(self) -> Set[str]:
@@ -56,7 +63,8 @@ class FolderCopier:
         entry = self._entry(name)
         value = tensor_of(entry)
         array = value.float().numpy()
-        if self._is_transposed(name):
+        if isinstance(self._model.get_submodule(name.rpartition(".")[0]), Conv1D):
+            self._transposed.add(entry.key)
             array = np.ascontiguousarray(array.T)
         return Part(entry.key, entry.key, array, torch.finfo(value.dtype).eps)
 
@@ -66,7 +74,8 @@ class FolderCopier:
         changed = {entries[key] for key in values}
         self._copy(out, own={entry.file.name for entry in changed})
         for entry in changed:
-            array = values[entry.key].T if self._is_transposed(entry.key) else values[entry.key]
+            array = values[entry.key]
+            array = array.T if entry.key in self._transposed else array
             dtype = tensor_of(entry).dtype
             raw = torch.from_numpy(np.ascontiguousarray(array)).to(dtype).reshape(-1)
             with (out / entry.file.name).open("r+b") as stream:
@@ -121,20 +130,15 @@ class FolderCopier:
                 link_or_copy(file, out / file.name)
 
     def _entry(self, name: str) -> TensorEntry:
-        entry = self._entries.get(self._subject.weights.canonical(name))
-        if entry is None:
-            raise NotApplicableError(f"{name} is stored under another name, or tied to another")
+        stored = self._names.get(name, name)
+        entry = self._entries.get(self._subject.weights.canonical(stored))
+        if entry is None or entry.shape != tuple(self._model.get_parameter(name).shape):
+            raise NotApplicableError(
+                f"{name} is stored as a part of another tensor, or tied to one"
+            )
         if entry.dtype not in FLOATING:
             raise NotApplicableError(f"{name} is stored as {entry.dtype}")
         return entry
-
-    def _is_transposed(self, name: str) -> bool:
-        """Tell whether a tensor is a Conv1D's weight, which is `(in_features, out_features)`."""
-        module = self._subject.weights.canonical(name).rpartition(".")[0]
-        names = (module, f"{self._model.base_model_prefix}.{module}")
-        return name.endswith("weight") and any(
-            isinstance(layer, Conv1D) and found in names for found, layer in self._layers()
-        )
 
     def _layers(self) -> Iterator[tuple[str, Any]]:
         for name, module in self._model.named_modules():

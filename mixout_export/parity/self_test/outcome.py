@@ -14,7 +14,8 @@ class FaultOutcome:
         changes_outputs: Whether it changes what the model computes, so that the battery is
             expected to see it.
         not_applicable: Why the candidate cannot have it; "" if it can.
-        description: What the comparison of labels and interfaces said; "" if nothing.
+        labels: What the comparison of labels, and of all else that both sides say of themselves,
+            said; "" if nothing.
         audit: The first tensors that the weight audit named; "" if it saw nothing.
         battery: Where the battery's outputs first left the tolerance; "" if they did not.
         drift: The first module that the drift map named; "" if none, or if it was not drawn.
@@ -25,7 +26,7 @@ class FaultOutcome:
     what: str = ""
     changes_outputs: bool = True
     not_applicable: str = ""
-    description: str = ""
+    labels: str = ""
     audit: str = ""
     battery: str = ""
     drift: str = ""
@@ -33,14 +34,14 @@ class FaultOutcome:
 
     @property
     def caught_by(self) -> tuple[str, ...]:
-        """The checks that saw it, of "description", "audit", "battery" and "drift"."""
-        checks = ("description", "audit", "battery", "drift")
+        """The checks that saw it, of "labels", "audit", "battery" and "drift"."""
+        checks = ("labels", "audit", "battery", "drift")
         return tuple(check for check in checks if getattr(self, check))
 
     @property
     def caught(self) -> bool:
         """Whether `verify` would have refused the copy: a drift alone refuses nothing."""
-        return any((self.description, self.audit, self.battery))
+        return any((self.labels, self.audit, self.battery))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
