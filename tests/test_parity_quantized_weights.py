@@ -113,7 +113,7 @@ def test_steps_so_coarse_that_anything_is_near_are_no_rounding(tmp_path: Path) -
 
 
 def test_another_weight_in_its_place_is_simply_absent(tmp_path: Path) -> None:
-    changed = quantized("table", TABLE[::-1].copy())
+    changed = quantized("table", TABLE[::-1].copy()) | quantized("other", TABLE[:, ::-1].copy())
     (problem,) = audit(tmp_path, constants(**changed)).problems
     assert problem.reason == "is not among the graph's constants"
 

@@ -35,7 +35,7 @@ _GRAPH_DTYPES = {
 
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
-#: Steps from which on a quantised constant is no damaged form of a weight, but another's.
+#: So many steps away, one of several quantised constants is another weight, not a damaged form.
 _ANOTHER_WEIGHT = 16.0
 
 #: A graph's constants of fewer elements than this are not worth listing.
@@ -236,7 +236,7 @@ def _missing(entry: TensorEntry, constants: GraphConstants, unexplained: Set[str
     distance, nearest = min(
         (constant.distance(form), constant.name) for constant in left for form in (stored, stored.T)
     )
-    if distance > _ANOTHER_WEIGHT:
+    if not math.isfinite(distance) or (len(left) > 1 and distance > _ANOTHER_WEIGHT):
         return WeightProblem(entry.key, reason)
     return WeightProblem(
         entry.key,
