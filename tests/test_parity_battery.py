@@ -54,8 +54,9 @@ def test_padding_is_on_the_right_and_leaves_each_row_a_token() -> None:
         assert (batch["token_type_ids"][mask == 0] == 0).all()
 
 
-def test_padding_is_on_the_left_too() -> None:
-    (batch,) = named(build_battery(INTERFACE), "left padding")
+def test_padding_is_on_the_left_where_the_model_takes_that() -> None:
+    assert named(build_battery(INTERFACE), "left padding") == []
+    (batch,) = named(build_battery(replace(INTERFACE, left_padding=True)), "left padding")
     mask = batch["attention_mask"]
     assert (np.diff(mask, axis=1) >= 0).all()
     assert (mask[:, -1] == 1).all()

@@ -5,8 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from mixout_export.errors import CheckpointError
 from mixout_export.tasks import Task
@@ -41,6 +45,8 @@ class ModelInterface:
         pad_token_id: Id that fills a batch's shorter rows, None where the model has none.
         final_token_id: Id that ends every row, before its padding: an encoder-decoder's classifier
             reads what stands there. None where rows may end with anything.
+        left_padding: Whether rows may be padded on the left: a decoder's classifier reads the last
+            token, another's the first, which would then be padding.
         choices: Whether inputs have a dimension of choices after the batch.
         image: (channels, height, width) of the images; None where the model takes none.
     """
@@ -53,6 +59,7 @@ class ModelInterface:
     pad_token_id: int | None = None
     choices: bool = False
     final_token_id: int | None = None
+    left_padding: bool = False
     image: tuple[int, int, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,9 +118,24 @@ def sequence_limit(model: PreTrainedModel) -> int | None:
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             offset = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - offset
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+            ids = getattr(model.get_submodule(name.rpartition(".")[0]), "position_ids", None)
+            numbered = [ids.shape[-1]] if isinstance(ids, Tensor) else []
+            return min([module.num_embeddings - offset, *numbered])
+    config = model.config.get_text_config()
+    limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
+
+
+def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Tell whether rows may be padded on the left: of a decoder, or if its tokenizer does so."""
+    if tokenizer is not None and tokenizer.padding_side == "left":
+        return True
+    kind = model.config.model_type
+    return (
+        kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+        and not getattr(model.config, "is_encoder_decoder", False)
+    )
 
 
 def _final_token(model: PreTrainedModel, task: Task | None) -> int | None:
@@ -178,6 +200,7 @@ def describe_interface(
         pad_token_id=getattr(config, "pad_token_id", None),
         choices=task is not None and task.name == "multiple-choice",
         final_token_id=_final_token(model, task),
+        left_padding=_takes_left_padding(model, tokenizer),
     )
 
 

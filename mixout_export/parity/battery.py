@@ -217,12 +217,15 @@ def _sweep_shapes(maker: _Maker) -> list[Batch]:
 def _pad_rows(maker: _Maker) -> list[Batch]:
     """Pad rows of mixed lengths, down to a single token; no row is all padding.
 
-    On the right, as most tokenizers do, and on the left, as those of decoders may.
+    On the right, as most tokenizers do, and of a decoder on the left, as its tokenizer may.
     """
     if "attention_mask" not in maker.interface.inputs and maker.pad is None:
         return []
     batches = []
-    for rows, width, left in ((2, 8, False), (6, 32, False), (4, 100, False), (4, 24, True)):
+    shapes = [(2, 8, False), (6, 32, False), (4, 100, False)]
+    if maker.interface.left_padding:
+        shapes.append((4, 24, True))
+    for rows, width, left in shapes:
         length = min(width, maker.longest)
         lengths = maker.random.integers(1, length + 1, size=rows)
         lengths[0], lengths[-1] = length, 1
