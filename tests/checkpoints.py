@@ -55,7 +55,14 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 ARCHITECTURES = tuple(_KINDS)
 
-_KINDS["mpnet"] = ("MPNet", {})  # for what only it has
+# for what only they have
+_KINDS["mpnet"] = ("MPNet", {})
+_KINDS["mistral"] = ("Mistral", {"num_key_value_heads": 2})
+_KINDS["gpt_neo"] = ("GPTNeo", {})
+_KINDS["bart"] = (
+    "Bart",
+    {"d_model": HIDDEN, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
+)
 
 
 def make_config(kind: str, **settings: Any) -> Any:

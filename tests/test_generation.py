@@ -11,6 +11,8 @@ from onnx import numpy_helper
 from mixout_export.checkpoint.interface import describe_interface
 from mixout_export.errors import ExportError
 from mixout_export.export.generation import describe_cache
+from mixout_export.parity.compare import Tolerance
+from mixout_export.parity.generation import tie_margins
 from mixout_export.parity.runners import OnnxRunner
 from mixout_export.parity.subject import torch_subject
 from mixout_export.stages.onnx_export import OnnxResult, export_onnx
@@ -115,3 +117,43 @@ def test_a_model_without_a_cache_of_its_own_is_refused() -> None:
     assert describe_interface(model, TASKS["masked-lm"]).outputs == ("logits",)
     with pytest.raises(ExportError, match="give --no-cache"):
         describe_cache(model)
+
+
+def test_the_graph_with_a_cache_can_be_verified_by_itself(
+    source: Path, exported: OnnxResult
+) -> None:
+    assert exported.cached_graph is not None
+    result = verify_checkpoints(source, exported.cached_graph)
+    assert result.holds, result.reasons()
+    assert result.generation is not None
+    assert result.generation.without_cache is None
+    assert result.generation.with_cache is not None
+    assert result.generation.with_cache.holds
+
+
+def test_a_folder_as_optimum_writes_it_can_be_verified(
+    source: Path, exported: OnnxResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "optimum"
+    folder.mkdir()
+    shutil.copy(exported.path / "config.json", folder)
+    graph = onnx.load(exported.path / "model_with_past.onnx")
+    del graph.metadata_props[:]
+    onnx.save(graph, folder / "model.onnx")
+    result = verify_checkpoints(source, folder)
+    assert result.holds, result.reasons()
+    assert result.outputs[0].elements > 0
+    assert result.generation is not None
+    assert result.generation.with_cache is not None
+    assert result.generation.with_cache.holds
+
+
+def test_a_flip_is_a_tie_only_if_the_tolerance_explains_it() -> None:
+    reference = np.array([[2.0, 1.0, 0.0], [1.0, 1.0 - 1e-5, 0.0], [1.0, 0.9, 1.0 - 1e-5]])
+    candidate = np.array([[1.0, 2.0, 0.0], [1.0, 1.0 + 1e-6, 0.0], [0.9, 1.0, 0.9]])
+    found = tie_margins(reference, candidate, Tolerance(atol=1e-5, rtol=0.0))
+    assert found == [pytest.approx(1e-5)]  # the third has a tie too, but chose another token
+    assert tie_margins(reference, candidate, Tolerance(atol=1e-6, rtol=0.0)) == []
+    assert tie_margins(reference, candidate, Tolerance(atol=0.0, rtol=1e-5)) == found
+    assert tie_margins(reference, candidate, None) == []
+    assert len(tie_margins(reference, candidate, Tolerance(atol=0.5, rtol=0.0))) == 3
