@@ -8,10 +8,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.battery import Batch, Battery
+from mixout_export.parity.battery import Battery
 from mixout_export.parity.compare import OutputDifference, compare_outputs
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
@@ -22,7 +20,7 @@ from mixout_export.parity.self_test.folder_copy import FolderCopier
 from mixout_export.parity.self_test.graph_copy import GraphCopier
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.parity.subject import OnnxSubject, Subject, open_subject
-from mixout_export.parity.verdict import Outputs, audit_subjects, comparisons_of, runner_of
+from mixout_export.parity.verdict import audit_subjects, comparisons_of, runner_of
 
 #: Bytes of the reference's outputs that are kept; what is beyond is computed again.
 _KEPT_OUTPUTS = 1 << 30
@@ -109,25 +107,25 @@ class _Examiner:
         except NotApplicableError as error:
             return replace(outcome, not_applicable=str(error))
         copy = self._open(path)
-        battery, batch = self._run(copy) if fault.changes_outputs else ("", None)
+        failed = self._run(copy) if fault.changes_outputs else None
         return replace(
             outcome,
             what=what,
             labels=self._describe(copy),
             audit=self._audit(copy),
-            battery=battery,
-            drift="" if batch is None else self._drift(copy, batch),
+            battery="" if failed is None else _where(failed),
+            drift="" if failed is None else self._drift(copy, failed),
             seconds=time.perf_counter() - start,
         )
 
-    def _drift(self, copy: Subject, batch: Batch) -> str:
+    def _drift(self, copy: Subject, failed: OutputDifference) -> str:
         """Return the first module that leaves the tolerance, "" if none does or none is known."""
         if not (has_modules(self._reference) and has_modules(copy)):
             return ""
         first = draw_drift(
             self._reference,
             copy,
-            pick_batch([batch], []),
+            pick_batch(self._battery.batches, [failed]),
             tolerance=DRIFT_TOLERANCES.get(self._verdict.precision, DRIFT_TOLERANCES["fp32"]),
             headless=self._verdict.headless,
         ).first
@@ -153,8 +151,8 @@ class _Examiner:
         keys = [problem.key for problem in audit.problems]
         return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
 
-    def _run(self, copy: Subject) -> tuple[str, Batch | None]:
-        """Run the battery until an output fails; say where, and return the worst rows first."""
+    def _run(self, copy: Subject) -> OutputDifference | None:
+        """Run the battery until an output fails, and return that; None if none does."""
         verdict = self._verdict
         _, theirs = interfaces(self._reference, copy)
         runner = runner_of(copy, theirs.inputs, headless=verdict.headless)
@@ -166,37 +164,20 @@ class _Examiner:
         )
         for number, batch in enumerate(self._battery.batches):
             ours = self._outputs.get(number, partial(self._runner.run, batch.inputs))
-            found_here = runner.run(batch.inputs)
-            compare_outputs(comparisons, batch, ours, found_here)
+            compare_outputs(comparisons, batch, ours, runner.run(batch.inputs))
             for comparison in comparisons.values():
                 found = comparison.result()
                 if found.exceeding or found.problem:
-                    return _where(found), _worst_first(batch, ours, found_here)
-        for comparison in comparisons.values():
-            found = comparison.result()
-            if not found.holds:
-                return f"{found.name} {found.shortfall}", None
-        return "", None
-
-
-def _worst_first(batch: Batch, reference: Outputs, candidate: Outputs) -> Batch:
-    """Return a batch with the rows in front whose outputs are furthest apart."""
-    apart = np.zeros(batch.shape[0])
-    for name, ours in reference.items():
-        theirs = candidate[name]
-        if ours.shape == theirs.shape:
-            with np.errstate(invalid="ignore"):
-                difference = np.abs(theirs.astype(np.float64) - ours).reshape(len(ours), -1)
-            apart = np.maximum(apart, np.nan_to_num(difference, nan=np.inf).max(axis=1))
-    order = np.argsort(-apart, kind="stable")
-    return Batch(batch.name, {name: value[order] for name, value in batch.inputs.items()})
+                    return found
+        results = (comparison.result() for comparison in comparisons.values())
+        return next((found for found in results if not found.holds), None)
 
 
 def _where(output: OutputDifference) -> str:
     """Return where an output failed, for people: "logits differs by 0.012 at a positions batch"."""
     batch = f"at a {output.worst_batch} batch of shape {output.worst_shape}"
-    if output.problem:
-        return f"{output.name} {output.problem}"
+    if output.problem or output.shortfall:
+        return f"{output.name} {output.problem or output.shortfall}"
     return f"{output.name} differs by {output.max_abs:.3g} {batch}"
 
 
