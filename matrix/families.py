@@ -64,6 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
+    "funnel": {"block_sizes": [1, 1, 1], "num_decoder_layers": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "jamba": {
         "attn_layer_period": 2,

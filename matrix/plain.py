@@ -57,8 +57,14 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def exports_unmodified(folder: Path) -> bool:
-    """Tell whether the model exports as it is: by `torch.onnx.export` alone, or by this package."""
+def exports_unmodified(folder: Path, *, ask_package: bool) -> bool:
+    """Tell whether the model exports as it is, by `torch.onnx.export` alone or by this package.
+
+    Args:
+        folder: Its checkpoint.
+        ask_package: Whether to let this package try; not where it has tried the collapsed one,
+            which is the same model with other weights.
+    """
     with quiet_libraries():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         if hasattr(model.config, "use_cache"):
@@ -78,6 +84,8 @@ def exports_unmodified(folder: Path) -> bool:
             pass
         else:
             return True
+    if not ask_package:
+        return False
     try:
         export_onnx(folder, folder.parent / "unmodified", verify=False)
     except MixoutError:

@@ -172,6 +172,8 @@ def take_family(outcome: Outcome, out: Path, *, memory: int | None = _MEMORY) ->
             if not outcome.failed:
                 raise
             if outcome.unmodified is None and outcome.failed != "build":
-                outcome.unmodified = exports_unmodified(Path(work) / "base")
+                outcome.unmodified = exports_unmodified(
+                    Path(work) / "base", ask_package=outcome.failed != "onnx"
+                )
     outcome.seconds = round(time.perf_counter() - started, 1)
     outcome.write(out)
