@@ -27,6 +27,7 @@ from mixout_export.export.graph import (
     modules_by_node,
     rename_values,
 )
+from mixout_export.export.tracing import traceable
 
 #: Shape of the example the graph is captured with: primes, so that no other size equals them.
 _BATCH, _PAST, _LENGTH = 3, 5, 7
@@ -177,15 +178,16 @@ def _capture(
     limit: int | None,
 ) -> ir.Model:
     dims = _dims(_axis_names(layout), limit)
-    return capture(
-        _CachedModel(model, layout).eval(),
-        _example(layout, interface),
-        (tuple(dims),),
-        name=f"{type(model).__name__} with a cache",
-        inputs=layout.inputs,
-        outputs=layout.outputs,
-        opset=opset,
-    )
+    with traceable(model):
+        return capture(
+            _CachedModel(model, layout).eval(),
+            _example(layout, interface),
+            (tuple(dims),),
+            name=f"{type(model).__name__} with a cache",
+            inputs=layout.inputs,
+            outputs=layout.outputs,
+            opset=opset,
+        )
 
 
 def export_cached_graph(
