@@ -2,6 +2,7 @@
 
 import ast
 import logging
+import re
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,11 @@ _PREFIX = "model."
 
 #: Operators that move a weight's values without changing them.
 _LAYOUT_CHANGES = frozenset({"Transpose", "Identity"})
+
+#: What PyTorch says where a model's code makes an axis a constant.
+_FIXED_AXIS = re.compile(
+    r"Not all values of (?P<axis>\w+) = .* guard (?P<lowest>\d+) <= .* <= (?P<highest>\d+)"
+)
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -125,6 +131,12 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip(" -.") for line in str(cause).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):
         lines = lines[1:]
+        fixed = _FIXED_AXIS.search(lines[0])
+        if fixed is not None and fixed["lowest"] == fixed["highest"]:
+            return (
+                f"its code depends on the size of {fixed['axis']}, so a graph of "
+                f"{fixed['lowest']} would hold for no other"
+            )
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
