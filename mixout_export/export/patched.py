@@ -36,7 +36,8 @@ def capture_patched(
         such exporter, or where it fails too.
     """
     try:
-        from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
+        from transformers.exporters.configs import OnnxConfig
+        from transformers.exporters.exporter_onnx import OnnxExporter
     except ImportError:
         return None
     config = OnnxConfig(
@@ -51,7 +52,8 @@ def capture_patched(
         try:
             if cached:
                 model.config.use_cache = False
-            program, _ = OnnxExporter().export_program(model, dict(inputs), config=config)
+            exporter = OnnxExporter()  # type: ignore[no-untyped-call]
+            program, _ = exporter.export_program(model, dict(inputs), config=config)
         except Exception:  # whatever it raises, the reason to give is why the plain way failed
             return None
         finally:
