@@ -126,6 +126,17 @@ def sequence_limit(model: PreTrainedModel) -> int | None:
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
+def forward_options(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what to call a model with beside its inputs: named outputs, and no cache."""
+    options: dict[str, Any] = {"return_dict": True}
+    accepted = inspect.signature(model.forward).parameters
+    # an encoder-decoder's classifier that takes none by name gives its body one itself
+    decides = "use_cache" not in accepted and getattr(model.config, "is_encoder_decoder", False)
+    if hasattr(model.config.get_text_config(), "use_cache") and not decides:
+        options["use_cache"] = False
+    return options
+
+
 def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> bool:
     """Tell whether rows may be padded on the left: of a decoder, or if its tokenizer does so."""
     if tokenizer is not None and tokenizer.padding_side == "left":

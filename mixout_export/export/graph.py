@@ -13,7 +13,7 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.interface import ModelInterface, forward_options
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import ArgumentError, ExportError
 from mixout_export.export.patched import capture_patched
@@ -75,9 +75,7 @@ class _PositionalModel(nn.Module):
         super().__init__()
         self.model = model
         self._interface = interface
-        self._options: dict[str, Any] = {"return_dict": True}
-        if hasattr(model.config.get_text_config(), "use_cache"):
-            self._options["use_cache"] = False
+        self._options = forward_options(model)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Run the model on inputs in the interface's order -> outputs in the interface's order."""

@@ -13,6 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mixout_export.checkpoint.interface import forward_options
 from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import ArgumentError, CheckpointError
 
@@ -72,9 +73,7 @@ class TorchRunner:
         self.outputs = tuple(outputs)
         self._model = (model.base_model if headless else model).eval().float()
         self._row_by_row = row_by_row
-        self._options: dict[str, Any] = {"return_dict": True}
-        if hasattr(model.config.get_text_config(), "use_cache"):
-            self._options["use_cache"] = False
+        self._options = forward_options(self._model)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs of one batch, float32.
