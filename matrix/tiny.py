@@ -101,14 +101,14 @@ def make_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
     """Build a random classifier in which no parameter has its default value."""
     with quiet_libraries():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_config(
-            make_config(model_type), dtype=torch.float32
-        )
+        build: Any = AutoModelForSequenceClassification.from_config
+        model: PreTrainedModel = build(make_config(model_type), dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.empty_like(parameter).normal_(0.0, _NOISE, generator=generator))
-    return model.eval()  # type: ignore[no-any-return]
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
 
 
 def write_checkpoint(model_type: str, folder: Path) -> PreTrainedModel:

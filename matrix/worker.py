@@ -67,7 +67,7 @@ def _step(prepared: Path, out: Path) -> None:
         if not torch.equal(layer.pretrained_weight, before[name]):
             raise MatrixError(f"the anchor of {name} moved")
     with quiet_libraries():
-        save_mixout(model.eval(), out)
+        save_mixout(model, out)
 
 
 def _collapse(base: Path, trained: Path, out: Path) -> None:

@@ -73,7 +73,7 @@ class TorchRunner:
         self.outputs = tuple(outputs)
         self._model = (model.base_model if headless else model).eval().float()
         self._row_by_row = row_by_row
-        self._options = forward_options(self._model)
+        self._options = forward_options(model)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs of one batch, float32.
