@@ -8,6 +8,7 @@ from cli_runs import Program, content
 from tiny_models import POSITIONS, VOCABULARY, make_model, save_checkpoint
 
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.export.precision import Conversion
 from mixout_export.parity.battery import Battery
 from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.result import ParityResult
@@ -105,6 +106,11 @@ def test_each_fault_is_caught_by_the_battery_too_and_named(
         "labels: got LABEL_1, LABEL_0, LABEL_2, expected LABEL_0, LABEL_1, LABEL_2"
     )
     assert labels.caught_by == ("labels",)
+    (epsilon,) = (fault for fault in found.faults if fault.fault == "wrong epsilon")
+    assert epsilon.settings.startswith(
+        "epsilon of 'bert.embeddings.LayerNorm': got 0.001, expected 1e-12 (and "
+    )
+    assert epsilon.caught_by == ("settings", "battery", "drift")
 
 
 def test_graph_as_reference_and_two_graphs(plain: Path, candidates: dict[str, Path]) -> None:
@@ -113,6 +119,18 @@ def test_graph_as_reference_and_two_graphs(plain: Path, candidates: dict[str, Pa
         assert len(found.applied) == len(FAULTS)
         assert found.passed
         assert found.missed_by_battery == ()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_graphs_of_other_precisions(precision: str, plain: Path, tmp_path: Path) -> None:
+    """Integers and halves are changed in steps that they have, and the audit sees each."""
+    conversion = Conversion(precision)
+    graph = export_onnx(plain, tmp_path / "graph", verify=False, conversion=conversion).path
+    found = examined(plain, graph, min_agreement=0.0)
+    assert len(found.applied) == len(FAULTS)
+    assert found.passed
+    for fault in found.faults:
+        assert bool(fault.audit) is (fault.fault not in ("swapped labels", "wrong epsilon")), fault
 
 
 def test_what_was_changed_is_said(plain: Path, candidates: dict[str, Path]) -> None:

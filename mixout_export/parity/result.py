@@ -17,8 +17,8 @@ from mixout_export.parity.weights import WeightAudit
 class ParityResult:
     """Whether two sides are the same model.
 
-    Parity holds if what both say of themselves agrees, every weight is accounted for, and every
-    output of the battery is within tolerance.
+    Parity holds if what both say of themselves agrees, and what their modules are set to, every
+    weight is accounted for, and every output of the battery is within tolerance.
 
     Attributes:
         reference: What the candidate should be.
@@ -36,6 +36,7 @@ class ParityResult:
         seconds: Wall time of the comparison.
         metrics: The task's metrics of the reference and of the candidate, where labels were given.
         drift: How far each module is apart; None where it was not looked at.
+        settings: What the sides' modules are set to and do not agree on, as sentences.
         self_test: What the checks made of known faults; None where it was not asked for, or where
             parity does not hold without a fault.
     """
@@ -54,6 +55,7 @@ class ParityResult:
     generation: GenerationParity | None = None
     metrics: Mapping[str, tuple[float, float]] | None = None
     drift: DriftMap | None = None
+    settings: tuple[str, ...] = ()
     self_test: SelfTest | None = None
 
     @property
@@ -61,7 +63,8 @@ class ParityResult:
         """Whether parity holds."""
         outputs_hold = bool(self.outputs) and all(output.holds for output in self.outputs)
         generation_holds = self.generation is None or self.generation.holds
-        return not self.mismatches and self.weights.holds and outputs_hold and generation_holds
+        agree = not self.mismatches and not self.settings
+        return agree and self.weights.holds and outputs_hold and generation_holds
 
     @property
     def passed(self) -> bool:
@@ -91,6 +94,7 @@ class ParityResult:
             *self.mismatches,
             *self._weight_reasons(),
             *self._output_reasons(),
+            *self.settings,
             *self._drift_reasons(),
             *(() if self.self_test is None else self.self_test.reasons()),
         )
@@ -160,6 +164,7 @@ class ParityResult:
                 for name, (ours, theirs) in self.metrics.items()
             },
             "drift": None if self.drift is None else self.drift.to_dict(),
+            "settings": list(self.settings),
             "self_test": None if self.self_test is None else self.self_test.to_dict(),
             "seconds": self.seconds,
         }

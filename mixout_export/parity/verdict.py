@@ -28,6 +28,7 @@ from mixout_export.parity.compare import (
 )
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
+from mixout_export.parity.epsilons import different_epsilons
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
@@ -310,5 +311,6 @@ def compare_subjects(
         coverage=coverage,
         headless=headless,
         generation=generation,
+        settings=() if given else different_epsilons(reference, candidate),
         seconds=time.perf_counter() - start,
     )

@@ -13,6 +13,7 @@ from mixout_export.parity.battery import Battery
 from mixout_export.parity.compare import OutputDifference, compare_outputs
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
+from mixout_export.parity.epsilons import different_epsilons
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import Array
 from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotApplicableError
@@ -112,6 +113,7 @@ class _Examiner:
             outcome,
             what=what,
             labels=self._describe(copy),
+            settings=self._settings(copy),
             audit=self._audit(copy),
             battery="" if failed is None else _where(failed),
             drift="" if failed is None else self._drift(copy, failed),
@@ -139,6 +141,11 @@ class _Examiner:
     def _describe(self, copy: Subject) -> str:
         ours, theirs = interfaces(self._reference, copy)
         return next(iter(find_mismatches(self._reference, copy, ours, theirs)), "")
+
+    def _settings(self, copy: Subject) -> str:
+        if self._verdict.precision == "given":
+            return ""
+        return next(iter(different_epsilons(self._reference, copy)), "")
 
     def _audit(self, copy: Subject) -> str:
         verdict = self._verdict

@@ -94,7 +94,7 @@ def _change_scalar(copier: Copier, out: Path, labels: Sequence[str] | None) -> t
     part = copier.part("linear")
     value = part.value.copy()
     index = np.unravel_index(np.argmax(np.abs(value)), value.shape)
-    value[index] *= np.float32(1.0 + max(1e-3, 4 * part.epsilon))
+    value[index] *= np.float32(1.0 - max(1e-3, 4 * part.epsilon))  # larger might be clipped
     where = ", ".join(str(int(i)) for i in index)
     return copier.write(out, {part.name: value}), f"{part.label}[{where}], one number"
 

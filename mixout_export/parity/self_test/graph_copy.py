@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
@@ -15,7 +16,7 @@ from mixout_export.checkpoint.folder import read_json, write_json
 from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.self_test.folder_copy import link_beside, with_labels
-from mixout_export.parity.self_test.graph_parts import GraphParts, LinearNode
+from mixout_export.parity.self_test.graph_parts import Constant, GraphParts, LinearNode
 from mixout_export.parity.subject import OnnxSubject
 
 
@@ -36,40 +37,35 @@ class GraphCopier:
         self._limit = sequence_limit
         self._folder = subject.graph.parent
         self._data_folder = self._folder
-        self._by_rows: dict[str, bool] = {}
+        self._found: dict[str, tuple[Constant, bool]] = {}  # name → constant, whether by rows
 
     def _read(self) -> onnx.ModelProto:
         return onnx.load(self._subject.graph, load_external_data=False)
 
     def part(self, role: Role) -> Part:
         """Return the tensor of a role; see `Copier`."""
-        model = self._read()
-        parts = GraphParts(model.graph)
+        parts = GraphParts(self._read().graph)
+        by_rows = True
         if role in ("linear", "classifier"):
             layer = self._middle(parts) if role == "linear" else self._head(parts)
-            self._by_rows[layer.weight] = layer.by_rows
-            name, label = layer.weight, layer.label
-        elif role == "classifier bias":
-            name = label = self._head(parts).bias
-            if not name:
-                raise NotApplicableError("its classifier has no bias")
+            constant, by_rows, label = layer.weight, layer.by_rows, layer.label
         else:
-            name = label = self._table(parts, role)
-        value = self._value(parts.tensors[name])
-        epsilon = _epsilon(value)
-        value = value.astype(np.float32)
-        by_rows = self._by_rows.get(name, True)
+            constant = (
+                self._head_bias(parts) if role == "classifier bias" else self._table(parts, role)
+            )
+            label = constant.name
+        self._found[constant.name] = constant, by_rows
+        value = self._value(parts, constant)
         value = value if by_rows else np.ascontiguousarray(value.T)
-        return Part(name, label, value, epsilon)
+        return Part(constant.name, label, value, self._precision(parts, constant))
 
     def write(self, out: Path, values: Mapping[str, Array]) -> Path:
         """Write a copy with other values; see `Copier`."""
         model = self._read()
-        for tensor in model.graph.initializer:
-            if tensor.name in values:
-                old, new = self._value(tensor), values[tensor.name]
-                new = new if self._by_rows.get(tensor.name, True) else np.ascontiguousarray(new.T)
-                _set_value(tensor, new.astype(old.dtype))
+        parts = GraphParts(model.graph)
+        for name, value in values.items():
+            constant, by_rows = self._found[name]
+            self._set_value(parts, constant, value if by_rows else value.T)
         return self._write(out, model)
 
     def write_without_bias(self, out: Path) -> tuple[Path, str]:
@@ -80,22 +76,18 @@ class GraphCopier:
         model = self._read()
         parts = GraphParts(model.graph)
         biases = [
-            (layer, self._value(parts.tensors[layer.bias]).astype(np.float64))
+            (layer, layer.bias.name, self._value(parts, layer.bias))
             for layer in parts.linears
-            if layer.bias
+            if layer.bias is not None
         ]
-        biases = [(layer, value) for layer, value in biases if value.any()]
+        biases = [(layer, name, value) for layer, name, value in biases if value.any()]
         if not biases:
             raise NotApplicableError("its linear layers have no biases other than zero")
-        layer, _ = max(biases, key=lambda bias: (bias[1].size, float(np.linalg.norm(bias[1]))))
-        if layer.addition is layer.product:
-            del layer.product.input[2:]
-        elif layer.addition is not None:
-            layer.addition.op_type = "Identity"
-            layer.addition.input[:] = [layer.product.output[0]]
-        if not GraphParts(model.graph).users(layer.bias):
-            model.graph.initializer.remove(parts.tensors[layer.bias])
-        return self._write(out, model), layer.bias
+        layer, name, _ = max(biases, key=lambda bias: (bias[2].size, np.linalg.norm(bias[2])))
+        layer.drop_bias()
+        if not GraphParts(model.graph).users(name):
+            model.graph.initializer.remove(parts.tensors[name])
+        return self._write(out, model), name
 
     def write_with_epsilon(self, out: Path, choose: Callable[[float], float]) -> tuple[Path, str]:
         """Write a copy in which every normalisation has another epsilon; see `Copier`."""
@@ -107,7 +99,7 @@ class GraphCopier:
         for place, _ in found:
             if isinstance(place, TensorProto):
                 old = numpy_helper.to_array(place)
-                _set_value(place, np.full(old.shape, choose(epsilon), old.dtype))
+                _replace(place, np.full(old.shape, choose(epsilon), old.dtype))
             else:
                 place.f = choose(epsilon)
         return self._write(out, model), f"epsilon {epsilon:g} → {choose(epsilon):g}"
@@ -148,7 +140,8 @@ class GraphCopier:
                 earlier.rename(out / name)
         self._data_folder = out
 
-    def _value(self, tensor: TensorProto) -> Array:
+    def _array(self, tensor: TensorProto) -> Array:
+        """Return an initializer's value as it is stored."""
         if uses_external_data(tensor):
             copy = TensorProto()
             copy.CopyFrom(tensor)
@@ -156,13 +149,51 @@ class GraphCopier:
             tensor = copy
         return numpy_helper.to_array(tensor)
 
+    def _steps(self, parts: GraphParts, constant: Constant, shape: tuple[int, ...]) -> list[Array]:
+        """Return the steps of integers and what stands for 0, so that they broadcast to `shape`."""
+        scale = self._array(parts.tensors[constant.scale]).astype(np.float32).reshape(-1)
+        zero = np.zeros_like(scale)
+        if constant.zero_point in parts.tensors:
+            stored = self._array(parts.tensors[constant.zero_point]).reshape(-1)
+            zero = np.broadcast_to(stored.astype(np.float32), scale.shape)
+        axes = [axis for axis, length in enumerate(shape) if length == scale.size]
+        lengths = [1] * len(shape)
+        if scale.size > 1:
+            lengths[axes[-1]] = -1
+        return [scale.reshape(lengths), zero.reshape(lengths)]
+
+    def _value(self, parts: GraphParts, constant: Constant) -> Array:
+        """Return the real numbers of a constant, float32, as they lie in the graph."""
+        stored = self._array(parts.tensors[constant.name])
+        if not constant.scale:
+            return stored.astype(np.float32)
+        scale, zero = self._steps(parts, constant, stored.shape)
+        return (stored.astype(np.float32) - zero) * scale
+
+    def _set_value(self, parts: GraphParts, constant: Constant, value: Array) -> None:
+        """Give a constant other real numbers, in the steps that it has."""
+        tensor = parts.tensors[constant.name]
+        stored = self._array(tensor)
+        if constant.scale:
+            scale, zero = self._steps(parts, constant, stored.shape)
+            limits = np.iinfo(stored.dtype)
+            value = np.clip(np.rint(value / scale + zero), limits.min, limits.max)
+        _replace(tensor, np.ascontiguousarray(value).astype(stored.dtype))
+
+    def _precision(self, parts: GraphParts, constant: Constant) -> float:
+        """Return the distance of 1 from the next number, of a tensor whose largest is near 1."""
+        kind = self._array(parts.tensors[constant.name]).dtype
+        if constant.scale:
+            return 2.0 ** (1 - 8 * kind.itemsize)
+        return 2.0**-7 if kind == ml_dtypes.bfloat16 else float(np.finfo(kind).eps)
+
     def _middle(self, parts: GraphParts) -> LinearNode:
         """Return the middle one of the body's largest linear layers."""
         head = None if self._subject.headless else self._last(parts)
         layers = [layer for layer in parts.linears if layer != head]
         if not layers:
-            raise NotApplicableError("it has no linear layers with floating-point weights")
-        sizes = [math.prod(parts.tensors[layer.weight].dims) for layer in layers]
+            raise NotApplicableError("it has no linear layers with constant weights")
+        sizes = [math.prod(parts.tensors[layer.weight.name].dims) for layer in layers]
         layers = [layer for layer, size in zip(layers, sizes, strict=True) if size == max(sizes)]
         return layers[len(layers) // 2]
 
@@ -174,28 +205,27 @@ class GraphCopier:
             raise NotApplicableError("it has no head")
         layer = self._last(parts)
         if layer is None:
-            raise NotApplicableError("its head has no floating-point weights")
+            raise NotApplicableError("its head has no constant weights")
         return layer
 
-    def _table(self, parts: GraphParts, role: Role) -> str:
+    def _head_bias(self, parts: GraphParts) -> Constant:
+        bias = self._head(parts).bias
+        if bias is None:
+            raise NotApplicableError("its classifier has no bias")
+        return bias
+
+    def _table(self, parts: GraphParts, role: Role) -> Constant:
         tables = list(parts.tables())
         chosen_by = {"vocabulary": "input_ids", "segments": "token_type_ids"}.get(role)
-        for name, source, rows in tables:
+        for table, source, rows in tables:
             others = source not in ("input_ids", "token_type_ids")
             positions = others and self._limit is not None and 0 <= rows - self._limit <= 8
             if source == chosen_by or (role == "positions" and positions):
-                return name
+                return table
         raise NotApplicableError(f"it has no table of {role}")
 
 
-def _epsilon(value: Array) -> float:
-    """Return the distance of 1 from the next number of an array's dtype."""
-    if value.dtype.itemsize == 2 and value.dtype.kind != "f":  # bfloat16, which NumPy lacks
-        return 2.0**-7
-    return float(np.finfo(value.dtype).eps)
-
-
-def _set_value(tensor: TensorProto, value: Array) -> None:
+def _replace(tensor: TensorProto, value: Array) -> None:
     """Replace a tensor's value, which is no longer in a file beside the graph."""
     tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 

@@ -7,21 +7,42 @@ from functools import cached_property
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
+from mixout_export.parity.epsilons import NORMALIZATIONS
+
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
 #: Operators that only move what they are given.
 _MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
-_NORMALIZATIONS = (
-    "LayerNormalization",
-    "RMSNormalization",
-    "SimplifiedLayerNormalization",
-    "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-)
+#: Products of activations with a matrix, and which of their inputs a bias is, if one may be.
+_BIAS_INPUT = {
+    "MatMul": None,
+    "Gemm": 2,
+    "FusedMatMul": None,
+    "MatMulInteger": None,
+    "MatMulIntegerToFloat": 6,
+    "DynamicQuantizeMatMul": 4,
+}
 
 #: Where a normalisation is spelled out, what follows the addition of its epsilon.
 _ROOTS = ("Sqrt", "Rsqrt", "Pow", "Reciprocal")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """An initializer that holds real numbers.
+
+    Attributes:
+        name: Its name.
+        transposed: Whether it is transposed before it is used.
+        scale: For integers, the initializer with their steps; "" for floating-point numbers.
+        zero_point: For integers, the initializer with what stands for 0; "" where that is 0.
+    """
+
+    name: str
+    transposed: bool = False
+    scale: str = ""
+    zero_point: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,24 +51,37 @@ class LinearNode:
 
     Attributes:
         product: The node of the product.
-        weight: Name of the matrix, an initializer.
+        output: What it gives, before a bias that another node adds.
+        weight: The matrix.
         by_rows: Whether the matrix is `(out_features, in_features)`.
-        addition: The node that adds the bias, the product itself for a Gemm; None without one.
-        bias: Name of the bias, "" if there is none.
+        addition: The node that adds the bias, or the product itself; None without one.
+        bias: The bias; None likewise.
     """
 
     product: NodeProto
-    weight: str
+    output: str
+    weight: Constant
     by_rows: bool
     addition: NodeProto | None = None
-    bias: str = ""
+    bias: Constant | None = None
 
     @property
     def label(self) -> str:
         """The weight's name; exporters that rename weights keep the name of the bias."""
-        if self.bias.endswith(".bias") and "." not in self.weight:
-            return f"{self.bias.removesuffix('bias')}weight"
-        return self.weight
+        name = self.weight.name
+        if self.bias is not None and self.bias.name.endswith(".bias") and "." not in name:
+            return f"{self.bias.name.removesuffix('bias')}weight"
+        return name
+
+    def drop_bias(self) -> None:
+        """Leave the bias and its addition out of the graph."""
+        if self.addition is None or self.bias is None:
+            return
+        if self.addition is self.product:
+            self.product.input[_BIAS_INPUT[self.product.op_type] or 0] = ""
+        else:
+            self.addition.op_type = "Identity"
+            self.addition.input[:] = [self.output]
 
 
 class GraphParts:
@@ -71,40 +105,62 @@ class GraphParts:
         """Return the nodes that take a value."""
         return self._users.get(name, [])
 
-    def _constant(self, name: str, rank: int) -> tuple[str, bool] | None:
-        """Return the floating-point initializer behind a value, and whether it is transposed."""
-        transposed = False
+    def _constant(self, name: str, rank: int) -> Constant | None:
+        """Return the initializer of real numbers behind a value."""
+        transposed, steps = False, ("", "")
         while (node := self._maker.get(name)) is not None:
-            if node.op_type not in ("Transpose", "Identity", "Cast"):
+            if node.op_type not in ("Transpose", "Identity", "Cast", "DequantizeLinear"):
                 return None
             transposed ^= node.op_type == "Transpose"
+            if node.op_type == "DequantizeLinear":
+                steps = node.input[1], node.input[2] if len(node.input) > 2 else ""
             name = node.input[0]
         tensor = self.tensors.get(name)
-        if tensor is None or tensor.data_type not in _FLOATING or len(tensor.dims) != rank:
+        if tensor is None or len(tensor.dims) != rank:
             return None
-        return name, transposed
+        if tensor.data_type not in _FLOATING:
+            steps = steps if steps[0] else self._named_steps(name)
+            if steps[0] not in self.tensors:
+                return None
+        return Constant(name, transposed, *steps)
+
+    def _named_steps(self, name: str) -> tuple[str, str]:
+        """Return the initializers that onnxruntime's quantiser names after an integer one."""
+        bases = (name.removesuffix("_quantized"), name)
+        base = next((base for base in bases if f"{base}_scale" in self.tensors), "")
+        if not base:
+            return "", ""
+        zero_point = f"{base}_zero_point"
+        return f"{base}_scale", zero_point if zero_point in self.tensors else ""
 
     def _linear(self, node: NodeProto) -> LinearNode | None:
-        if node.op_type not in ("MatMul", "Gemm"):
+        if node.op_type not in _BIAS_INPUT:
             return None
-        found = self._constant(node.input[1], 2)
-        if found is None:
+        weight = self._constant(node.input[1], 2)
+        if weight is None:
             return None
-        weight, transposed = found
-        if node.op_type == "Gemm":
-            flags = {attribute.name: attribute.i for attribute in node.attribute}
-            bias = self._constant(node.input[2], 1) if len(node.input) > 2 else None
-            by_rows = transposed ^ bool(flags.get("transB"))
-            return LinearNode(
-                node, weight, by_rows, None if bias is None else node, bias[0] if bias else ""
-            )
-        for user in self.users(node.output[0]):
+        flags = {attribute.name: attribute.i for attribute in node.attribute}
+        by_rows = weight.transposed ^ bool(flags.get("transB"))
+        output, at = self._product(node), _BIAS_INPUT[node.op_type]
+        if at is not None and len(node.input) > at:
+            bias = self._constant(node.input[at], 1)
+            return LinearNode(node, output, weight, by_rows, node if bias else None, bias)
+        for user in self.users(output):
             if user.op_type == "Add":
-                other = user.input[1] if user.input[0] == node.output[0] else user.input[0]
-                bias = self._constant(other, 1)
+                bias = self._constant(user.input[1 - list(user.input).index(output)], 1)
                 if bias is not None:
-                    return LinearNode(node, weight, transposed, user, bias[0])
-        return LinearNode(node, weight, transposed)
+                    return LinearNode(node, output, weight, by_rows, user, bias)
+        return LinearNode(node, output, weight, by_rows)
+
+    def _product(self, node: NodeProto) -> str:
+        """Return a product in real numbers: one of integers is still to be multiplied by steps."""
+        name: str = node.output[0]
+        if node.op_type == "MatMulInteger":
+            for operator in ("Cast", "Mul"):
+                users = self.users(name)
+                if len(users) == 1 and users[0].op_type == operator:
+                    name = users[0].output[0]
+        return name
 
     @cached_property
     def linears(self) -> list[LinearNode]:
@@ -114,7 +170,7 @@ class GraphParts:
 
     def linear_before(self, output: str) -> LinearNode | None:
         """Return the last linear layer before an output, which is its head."""
-        made = {layer.product.output[0]: layer for layer in self.linears}
+        made = {layer.output: layer for layer in self.linears}
         waiting, seen = [output], set[str]()
         while waiting:
             name = waiting.pop(0)
@@ -132,18 +188,19 @@ class GraphParts:
             name = node.input[0]
         return name
 
-    def tables(self) -> Iterator[tuple[str, str, int]]:
-        """Yield each embedding's initializer, what its rows are chosen by, and their number."""
+    def tables(self) -> Iterator[tuple[Constant, str, int]]:
+        """Yield each embedding's table, what its rows are chosen by, and their number."""
         for node in self._graph.node:
             if node.op_type == "Gather":
-                found = self._constant(node.input[0], 2)
-                if found is not None and not found[1]:
-                    yield found[0], self._source(node.input[1]), self.tensors[found[0]].dims[0]
+                table = self._constant(node.input[0], 2)
+                if table is not None and not table.transposed:
+                    rows = self.tensors[table.name].dims[0]
+                    yield table, self._source(node.input[1]), rows
 
     def epsilons(self) -> Iterator[tuple[onnx.AttributeProto | TensorProto, float]]:
         """Yield where each normalisation has its epsilon, an attribute or a scalar; and which."""
         for node in self._graph.node:
-            if node.op_type in _NORMALIZATIONS:
+            if node.op_type in NORMALIZATIONS:
                 for attribute in node.attribute:
                     if attribute.name == "epsilon":
                         yield attribute, attribute.f

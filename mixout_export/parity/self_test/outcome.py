@@ -16,6 +16,7 @@ class FaultOutcome:
         not_applicable: Why the candidate cannot have it; "" if it can.
         labels: What the comparison of labels, and of all else that both sides say of themselves,
             said; "" if nothing.
+        settings: What the comparison of the modules' settings said; "" likewise.
         audit: The first tensors that the weight audit named; "" if it saw nothing.
         battery: Where the battery's outputs first left the tolerance; "" if they did not.
         drift: The first module that the drift map named; "" if none, or if it was not drawn.
@@ -27,6 +28,7 @@ class FaultOutcome:
     changes_outputs: bool = True
     not_applicable: str = ""
     labels: str = ""
+    settings: str = ""
     audit: str = ""
     battery: str = ""
     drift: str = ""
@@ -34,14 +36,14 @@ class FaultOutcome:
 
     @property
     def caught_by(self) -> tuple[str, ...]:
-        """The checks that saw it, of "labels", "audit", "battery" and "drift"."""
-        checks = ("labels", "audit", "battery", "drift")
+        """The checks that saw it, of "labels", "settings", "audit", "battery", "drift"."""
+        checks = ("labels", "settings", "audit", "battery", "drift")
         return tuple(check for check in checks if getattr(self, check))
 
     @property
     def caught(self) -> bool:
         """Whether `verify` would have refused the copy: a drift alone refuses nothing."""
-        return any((self.labels, self.audit, self.battery))
+        return any((self.labels, self.settings, self.audit, self.battery))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
