@@ -78,7 +78,7 @@ def test_all_commands_from_a_base_to_a_verified_graph(
     assert run.out.startswith(f"{collapsed}: plain checkpoint, ")
     assert run.out.endswith(", bit for bit\n")
     run = program("onnx", collapsed, graph).done()
-    assert run.out.startswith(f"{graph}: opset 20, ")
+    assert run.out.startswith(f"{graph}: fp32, opset 20, ")
     assert "of PyTorch" in run.out
     for reference in (trained, collapsed):
         run = program("verify", reference, graph, "--data", way.eval_file).done()

@@ -468,13 +468,6 @@ def test_training_without_data(way: Way, program: Program, out: Path) -> None:
     program("train", way.prepared, out).failed(2, "give either --train-file or --dataset")
 
 
-def test_a_task_that_train_does_not_serve(
-    way: Way, program: Program, out: Path, tmp_path: Path
-) -> None:
-    program("prepare", way.base, tmp_path / "mlm", "--task", "masked-lm").done()
-    program(*on("train", tmp_path / "mlm", out, way)).failed(2, "masked-lm", "save_mixout")
-
-
 def test_a_loss_that_is_not_a_number(way: Way, program: Program, tmp_path: Path) -> None:
     data = ("--train-file", way.train_file, "--save-every", 1, "--batch-size", 8)
     out = tmp_path / "out"
