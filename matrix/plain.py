@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
+from mixout_export.checkpoint.interface import sequence_limit
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import MixoutError
 from mixout_export.stages.onnx_export import export_onnx
@@ -70,7 +71,8 @@ def exports_unmodified(folder: Path, *, ask_package: bool) -> bool:
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
         batch = rows_of(model.config, 3, 11, seed=0)
-        axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=64)}
+        limit = sequence_limit(model)
+        axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=limit)}
         try:
             torch.onnx.export(
                 _Logits(model),

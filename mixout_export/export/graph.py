@@ -33,10 +33,19 @@ _PREFIX = "model."
 #: Operators that move a weight's values without changing them.
 _LAYOUT_CHANGES = frozenset({"Transpose", "Identity"})
 
-#: What PyTorch says where a model's code makes an axis a constant.
-_FIXED_AXIS = re.compile(
-    r"Not all values of (?P<axis>\w+) = .* guard (?P<lowest>\d+) <= .* <= (?P<highest>\d+)"
-)
+#: What PyTorch says where a model's code makes an axis a constant, or differs for small ones, and
+#: what that means.
+_SIZE_REASONS = {
+    re.compile(
+        r"Not all values of (?P<axis>\w+) = .* guard (?P<size>\d+) <= .* and .* <= (?P=size)$"
+    ): "its code depends on the size of {axis}, so a graph of {size} would hold for no other",
+    re.compile(
+        r"Not all values of (?P<axis>\w+) = .* guard (?P<size>\d+) <= "
+    ): "its code differs for small sizes of {axis}, so a graph would hold from {size} on only",
+    re.compile(
+        r"Specializations unexpectedly required \((?P<axis>\w+)\)"
+    ): "its code depends on the size of {axis}, so a graph would hold for few of them",
+}
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
@@ -129,12 +138,10 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip(" -.") for line in str(cause).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):
         lines = lines[1:]
-        fixed = _FIXED_AXIS.search(lines[0])
-        if fixed is not None and fixed["lowest"] == fixed["highest"]:
-            return (
-                f"its code depends on the size of {fixed['axis']}, so a graph of "
-                f"{fixed['lowest']} would hold for no other"
-            )
+    for pattern, says in _SIZE_REASONS.items():
+        found = pattern.search(lines[0]) if lines else None
+        if found is not None:
+            return says.format(**found.groupdict())
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
