@@ -6,11 +6,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 import torch
-from transformers import AutoModelForSequenceClassification
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from matrix.outcome import Outcome
 from matrix.plain import exports_unmodified, rows_of
@@ -31,6 +34,10 @@ from mixout_export.surgery import mixout_layers
 #: (batch, sequence) that the graph is run at beside the battery of `verify`.
 _SHAPES = ((1, 1), (1, 9), (3, 4), (3, 16), (3, 33))
 _TOLERANCE = 1e-4
+
+#: Those that a model which pools along the sequence may refuse, whatever it is written in.
+_MAY_BE_TOO_SHORT = ((1, 1), (3, 4))
+
 _LEARNING_RATE = 0.05
 
 #: Bytes that a family may allocate: one that is not tiny must not take the machine down.
@@ -84,6 +91,16 @@ def _collapse(base: Path, trained: Path, out: Path) -> None:
         raise MatrixError(result.reasons()[0])
 
 
+def _plain_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> npt.NDArray[Any] | None:
+    """Return float32 `(batch, labels)`; None where the model does not run on such rows."""
+    try:
+        with torch.inference_mode():
+            logits: npt.NDArray[Any] = model(**batch).logits.numpy()
+    except (RuntimeError, IndexError):
+        return None
+    return logits
+
+
 def _run_independently(collapsed: Path, exported: Path) -> None:
     """Compare the plain model with the graph without any of this package's own comparison."""
     with quiet_libraries():
@@ -93,8 +110,11 @@ def _run_independently(collapsed: Path, exported: Path) -> None:
     seen = []
     for seed, shape in enumerate(_SHAPES):
         batch = rows_of(model.config, *shape, seed=seed)
-        with torch.inference_mode():
-            expected = model(**batch).logits.numpy()
+        expected = _plain_logits(model, batch)
+        if expected is None and shape in _MAY_BE_TOO_SHORT:
+            continue
+        if expected is None:
+            raise MatrixError(f"the plain model does not run at {shape}")
         known = batch | {"token_type_ids": torch.zeros_like(batch["input_ids"])}
         absent = [name for name in names if name not in known]
         if absent:

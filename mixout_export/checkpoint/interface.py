@@ -49,6 +49,8 @@ class ModelInterface:
             token, another's the first, which would then be padding.
         choices: Whether inputs have a dimension of choices after the batch.
         image: (channels, height, width) of the images; None where the model takes none.
+        shortest_sequence: Shortest sequence in tokens that it runs on: models that pool along the
+            sequence need a few.
     """
 
     inputs: tuple[str, ...]
@@ -61,6 +63,7 @@ class ModelInterface:
     final_token_id: int | None = None
     left_padding: bool = False
     image: tuple[int, int, int] | None = None
+    shortest_sequence: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""

@@ -110,8 +110,13 @@ class _Maker:
         self.random = np.random.default_rng(seed)
         self.pad = interface.pad_token_id
         self.final = interface.final_token_id
+        self.shortest = interface.shortest_sequence
         longest = interface.sequence_limit or UNBOUNDED_SEQUENCE
         self.longest = longest if longest <= LONGEST_SEQUENCE else UNBOUNDED_SEQUENCE
+
+    def length(self, wanted: int) -> int:
+        """Return the length closest to `wanted` that the model runs on."""
+        return max(self.shortest, min(wanted, self.longest))
 
     def random_ids(self, rows: int, length: int) -> Ids:
         """Draw ids of ordinary tokens, int64 `(rows, length)`: any but the padding id."""
@@ -187,7 +192,7 @@ def _vocabulary(maker: _Maker, budget: int) -> Ids:
 def _cover_vocabulary(maker: _Maker, budget: int, tokens: int) -> list[Batch]:
     """Put every vocabulary id into a row, both segments in use, nothing masked."""
     ids = _vocabulary(maker, budget)
-    length = min(VOCABULARY_ROW, maker.longest)
+    length = maker.length(VOCABULARY_ROW)
     room = length if maker.final is None else max(1, length - 1)
     missing = -len(ids) % room
     rows = np.concatenate([ids, maker.random_ids(1, missing)[0]]).reshape(-1, room)
@@ -210,7 +215,7 @@ def _cover_positions(maker: _Maker) -> list[Batch]:
 
 def _sweep_shapes(maker: _Maker) -> list[Batch]:
     """Try batch sizes and lengths, the shortest and the longest among them."""
-    shapes = dict.fromkeys((rows, min(length, maker.longest)) for rows, length in SWEEP_SHAPES)
+    shapes = dict.fromkeys((rows, maker.length(length)) for rows, length in SWEEP_SHAPES)
     return [maker.batch("shapes", maker.random_ids(*shape)) for shape in shapes]
 
 
@@ -226,7 +231,7 @@ def _pad_rows(maker: _Maker) -> list[Batch]:
     if maker.interface.left_padding:
         shapes.append((4, 24, True))
     for rows, width, left in shapes:
-        length = min(width, maker.longest)
+        length = maker.length(width)
         lengths = maker.random.integers(1, length + 1, size=rows)
         lengths[0], lengths[-1] = length, 1
         mask = (np.arange(length)[None, :] < lengths[:, None]).astype(np.int64)
@@ -241,7 +246,7 @@ def _mask_rows(maker: _Maker) -> list[Batch]:
         return []  # a row of choices would have one that is all padding in every row
     if maker.final is not None:
         return []  # a row without tokens has no end to read
-    length = min(16, maker.longest)
+    length = maker.length(16)
     mask = np.ones((3, length), dtype=np.int64)
     mask[1] = 0
     return [maker.batch("masked", maker.random_ids(3, length), mask=mask)]
@@ -268,7 +273,18 @@ def smallest_batch(interface: ModelInterface) -> Batch:
     if interface.image is not None:
         return Batch("smallest", {IMAGE_INPUT: np.zeros((1, *interface.image), dtype=np.float32)})
     maker = _Maker(interface, seed=0)
-    return maker.batch("smallest", maker.random_ids(1, min(2, maker.longest)))
+    return maker.batch("smallest", maker.random_ids(1, maker.length(2)))
+
+
+def shortest_batch(interface: ModelInterface) -> Batch:
+    """Return one row of a model of texts that is as short as it takes.
+
+    Raises:
+        ArgumentError: The model takes an input that the battery cannot make.
+    """
+    _check_inputs(interface)
+    maker = _Maker(interface, seed=0)
+    return maker.batch("shortest", maker.random_ids(1, maker.length(1)))
 
 
 def _touched(batches: Sequence[Batch], name: str) -> int:

@@ -74,6 +74,7 @@ def shared_interface(ours: ModelInterface, theirs: ModelInterface) -> ModelInter
         vocabulary_size=min(ours.vocabulary_size, theirs.vocabulary_size),
         sequence_limit=min(limits, default=None),
         segments=min(ours.segments, theirs.segments),
+        shortest_sequence=max(ours.shortest_sequence, theirs.shortest_sequence),
         pad_token_id=theirs.pad_token_id if ours.pad_token_id is None else ours.pad_token_id,
     )
 

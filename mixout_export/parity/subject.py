@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,11 +19,14 @@ from mixout_export.checkpoint.interface import (
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.battery import smallest_batch
+from mixout_export.parity.battery import shortest_batch, smallest_batch
 from mixout_export.parity.cached_graph import CachedGraph, open_graph
 from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner, TorchRunner
 from mixout_export.parity.weights import WeightSet
 from mixout_export.surgery.key_names import disk_keys
+
+#: Lengths that are tried until a model runs: those that pool need as many tokens as they pool.
+_SHORTEST_SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,19 @@ class OnnxSubject:
 Subject = TorchSubject | OnnxSubject
 
 
+def _with_shortest(subject: TorchSubject) -> TorchSubject:
+    """Find the shortest sequence a model of texts runs on, which no configuration says."""
+    interface = subject.interface
+    for length in _SHORTEST_SEQUENCES if interface.image is None else ():
+        tried = replace(interface, shortest_sequence=length)
+        try:
+            subject.runner(interface.inputs).run(shortest_batch(tried).inputs)
+        except CheckpointError:
+            continue
+        return replace(subject, interface=tried)
+    return subject  # whatever it is that does not run will be said where it matters
+
+
 def torch_subject(path: Path) -> TorchSubject:
     """Open a Hugging Face folder or a mixout checkpoint.
 
@@ -164,7 +180,7 @@ def torch_subject(path: Path) -> TorchSubject:
     tokenizer = load_tokenizer(path)
     settle_pad_token(model, tokenizer)
     interface = describe_interface(model, folder.task, tokenizer)
-    return TorchSubject(path, folder, model, tokenizer, interface)
+    return _with_shortest(TorchSubject(path, folder, model, tokenizer, interface))
 
 
 def onnx_subject(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxSubject:
