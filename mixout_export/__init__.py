@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mixout_export.config import MixoutConfig
     from mixout_export.errors import MixoutError
     from mixout_export.functional import mixout
-    from mixout_export.layers import MixoutConv1D, MixoutLinear
+    from mixout_export.layers import MixoutConv1D, MixoutEmbedding, MixoutLinear
     from mixout_export.surgery import InjectionReport, collapse_mixout, inject_mixout
     from mixout_export.version import __version__
 
@@ -20,6 +20,7 @@ __all__ = [
     "InjectionReport",
     "MixoutConfig",
     "MixoutConv1D",
+    "MixoutEmbedding",
     "MixoutError",
     "MixoutLinear",
     "__version__",
@@ -40,6 +41,7 @@ _LIGHT_HOMES = {
 _HOMES = {
     "InjectionReport": "mixout_export.surgery",
     "MixoutConv1D": "mixout_export.layers",
+    "MixoutEmbedding": "mixout_export.layers",
     "MixoutLinear": "mixout_export.layers",
     "collapse_mixout": "mixout_export.surgery",
     "inject_mixout": "mixout_export.surgery",

@@ -11,6 +11,7 @@ from tiny_models import make_model, save_checkpoint
 
 from mixout_export.errors import ArgumentError, OutputError
 from mixout_export.parity.drift_map import DriftMap, ModuleDrift
+from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.parity.subject import open_subject
 from mixout_export.parity.verdict import compare_subjects
 from mixout_export.report.facts import Facts, gather_facts
@@ -157,6 +158,21 @@ def test_metrics_are_shown_where_there_are_some(sound: Facts) -> None:
     page = Page(render_page(facts))
     assert "Metrics" in page.all("h2")
     assert "accuracy 0.7500 0.5000 -0.2500 loss 0.2500 0.2500 0" in page.text
+
+
+def test_faults_of_the_self_test_are_shown(sound: Facts) -> None:
+    tested = SelfTest(
+        faults=(
+            FaultOutcome("dropped bias", what="head.bias", audit="head.bias"),
+            FaultOutcome("stale <b>", what="head.weight"),
+            FaultOutcome("zeroed segment row", not_applicable="there is one segment"),
+        ),
+        seconds=1.0,
+    )
+    page = Page(render_page(replace(sound, result=replace(sound.result, self_test=tested))))
+    assert "1 of 2 were caught" in page.text
+    assert "dropped bias audit head.bias stale <b> nothing head.weight" in page.text
+    assert "zeroed segment row not applicable: there is one segment" in page.text
 
 
 def test_nothing_run_is_said(sound: Facts) -> None:

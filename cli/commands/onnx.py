@@ -25,6 +25,12 @@ def _describe(result: "OnnxResult") -> str:
     for output in parity.outputs:
         if result.precision != "fp32" and output.judged is not None:
             judged, where = output.judged, "on the data" if output.on_data else "that are sure"
+            if not judged.decisions:
+                text += (
+                    f"\n{output.name}: sure of none of {output.decisions} decisions; it differs by "
+                    f"{output.relative_l2:.2g} of its norm"
+                )
+                continue
             text += (
                 f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} decisions {where} "
                 f"are PyTorch's, probabilities moved by {judged.mean_shift:.2g} in the mean"

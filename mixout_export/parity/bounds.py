@@ -13,7 +13,7 @@ class Bounds:
         agreement: Least share of equal decisions, in [0, 1].
         mean_shift: Largest mean total variation distance of the decisions' probabilities.
         relative_l2: Largest ‖candidate − reference‖ / ‖reference‖ of an output that carries no
-            decisions.
+            decisions, or none that counts.
     """
 
     agreement: float | None = None
@@ -29,7 +29,7 @@ class Bounds:
             on_data: Whether those are all decisions on the user's own data; else they are the sure
                 ones of the battery.
         """
-        if judged is None:
+        if judged is None or not judged.decisions:
             if self.relative_l2 is None or relative_l2 <= self.relative_l2:
                 return ""
             return (
@@ -50,7 +50,8 @@ class Bounds:
 
 
 #: By precision. int8 weights move values by an amount that depends on the model, so what counts is
-#: what they decide; the other precisions judge every value.
+#: what they decide; the other precisions judge every value. Where nothing is decided, the norm has
+#: to do: a 22 M BERT's hidden states move by 0.2 of theirs.
 BOUNDS: dict[str, Bounds] = {
-    "int8": Bounds(agreement=0.97, mean_shift=0.05, relative_l2=0.2),
+    "int8": Bounds(agreement=0.97, mean_shift=0.05, relative_l2=0.3),
 }
