@@ -16,7 +16,8 @@ default. Each goes the whole way: `inject` (`prepare`), one training `step`, `co
 with what was trained, and its tensors with a plain checkpoint's), `onnx`, and `verify` (the weight
 audit and the whole battery; then batches of 1 and 3 rows of 1 to 33 tokens, padded, against a
 plain call of the model). "Exports" says whether the unmodified model exports at all, by
-`torch.onnx.export` alone or by `mixout-export onnx`.
+`torch.onnx.export` alone or by `mixout-export onnx`: to a graph that runs on other numbers of rows
+and tokens than those that it was made with.
 
 - **{passed} of {exporting} families whose unmodified model exports pass: {share:.1%}.**
 - {passed} of all {total} families pass: {all_share:.1%}.

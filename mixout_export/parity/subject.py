@@ -4,6 +4,7 @@ import json
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -214,17 +215,35 @@ def open_subject(path: Path, *, provider: str = CPU_PROVIDER) -> Subject:
     return torch_subject(path)
 
 
-def unused_parameters(subject: TorchSubject) -> Set[str]:
-    """Return the keys on disk of parameters that no output depends on, by differentiating once."""
+def _differentiable(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return a model's parameters and floating-point buffers by name."""
+    named = chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    return {key: value for key, value in named if value.is_floating_point()}
+
+
+def unused_tensors(subject: TorchSubject) -> Set[str]:
+    """Return the keys on disk of what no output depends on, by differentiating once.
+
+    Those are parameters, and buffers such as the decay from block to block of a model that reads
+    texts of a single block.
+    """
     model, interface = subject.model, subject.interface
     batch = smallest_batch(interface).inputs
     inputs = {name: torch.from_numpy(batch[name]) for name in interface.inputs}
-    with torch.enable_grad():
-        outputs = model(**inputs, return_dict=True)
-        total = torch.stack([outputs[name].sum() for name in interface.outputs]).sum()
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        wanted = {key: value for key, value in parameters.items() if value.requires_grad}
-        gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    wanted = _differentiable(model)
+    frozen = [value for value in wanted.values() if not value.requires_grad]
+    try:
+        for value in frozen:
+            value.requires_grad_(True)
+        with torch.enable_grad():
+            outputs = model(**inputs, return_dict=True)
+            total = torch.stack([outputs[name].sum() for name in interface.outputs]).sum()
+            gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    finally:
+        for value in frozen:
+            value.requires_grad_(False)
     unused = {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is None}
     keys = disk_keys(model)
     return {keys[key] for key in unused & keys.keys()}

@@ -33,7 +33,7 @@ from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import Array, OnnxRunner, Runner
-from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject, unused_parameters
+from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject, unused_tensors
 from mixout_export.parity.weights import WeightAudit, audit_folders
 
 #: One side's outputs of a batch, by name.
@@ -48,7 +48,7 @@ def _audit_file(folder: TorchSubject, graph: Path) -> WeightAudit:
         folder.folder.tensors,
         graph,
         parameters=folder.weights.parameters,
-        unused=lambda: unused_parameters(folder),
+        unused=lambda: unused_tensors(folder),
     )
 
 

@@ -18,7 +18,7 @@ from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import tensor_of
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
-from mixout_export.parity.subject import TorchSubject, unused_parameters
+from mixout_export.parity.subject import TorchSubject, unused_tensors
 from mixout_export.surgery.key_names import disk_keys
 
 #: What configurations call the epsilon of their normalisations.
@@ -55,7 +55,7 @@ class FolderCopier:
 
     @cached_property
     def _unused(self) -> Set[str]:
-        return unused_parameters(self._subject)
+        return unused_tensors(self._subject)
 
     def part(self, role: Role) -> Part:
         """Return the tensor of a role; see `Copier`."""
