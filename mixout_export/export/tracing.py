@@ -9,9 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-#: How experts are computed in a graph: each token's own, gathered. The default sorts tokens by
-#: expert and calls an operator that ONNX has not; looping over experts depends on their data.
-_EXPERTS = "batched_mm"
+from mixout_export.checkpoint.experts import gathered_experts
 
 
 def _is_tail(index: Any, value: Any) -> bool:
@@ -60,13 +58,5 @@ class _TraceableOperations(TorchFunctionMode):
 @contextmanager
 def traceable(model: PreTrainedModel) -> Iterator[None]:
     """Make what a model computes capturable while inside; it computes the same."""
-    experts = None
-    if getattr(model, "_can_set_experts_implementation", lambda: False)():
-        experts = model.get_experts_implementation()
-        model.set_experts_implementation(_EXPERTS)
-    try:
-        with _TraceableOperations():
-            yield
-    finally:
-        if experts is not None:
-            model.set_experts_implementation(experts)
+    with gathered_experts(model), _TraceableOperations():
+        yield

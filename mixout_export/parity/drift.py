@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 from torch import Tensor, nn
 
+from mixout_export.checkpoint.experts import gathered_experts
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import OutputDifference
@@ -97,7 +98,8 @@ def _trace_torch(subject: TorchSubject, inputs: Mapping[str, Array], *, headless
 
     hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        subject.runner(subject.interface.inputs, headless=headless).run(inputs)
+        with gathered_experts(subject.model):
+            subject.runner(subject.interface.inputs, headless=headless).run(inputs)
     finally:
         for hook in hooks:
             hook.remove()
