@@ -39,6 +39,13 @@ _MODULE_VALUES = "module_values"
 
 _SAME = "passes its input on"
 _ABSENT = "not in the graph"
+_OTHERS = "put another way, as what is around it agrees"
+
+#: A difference that is weaker by this factor in the module around is none of what goes on.
+_DILUTION = 1e-3
+
+#: Classes that return one tensor in one order: a changed bias of keys moves nothing around it.
+_STRICT = ("Linear", "Conv1D", "Embedding")
 
 #: A module, and which of its calls, from 0.
 _Call = tuple[str, int]
@@ -256,6 +263,33 @@ def _compare(
     return ModuleDrift(module, kind, *found, call=number)
 
 
+def _encloses(outer: ModuleDrift, inner: ModuleDrift) -> bool:
+    return outer.call == inner.call and (
+        not outer.module or inner.module.startswith(f"{outer.module}.")
+    )
+
+
+def _doubted(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
+    """Yield the drifts, without those that nothing around them shows.
+
+    A graph may put what a module returns another way: a router lets out others of its tensors,
+    experts see their tokens in another order. Where a module around it is a thousand times closer,
+    it is not the module that differs.
+    """
+    for at, drift in enumerate(modules):
+        if drift.relative_l2 is not None and tolerance < drift.relative_l2:
+            limit = min(tolerance, _DILUTION * drift.relative_l2)
+            agrees = any(  # modules end after those inside them
+                _encloses(outer, drift)
+                and outer.relative_l2 is not None
+                and outer.relative_l2 <= limit
+                for outer in modules[at + 1 :]
+            )
+            if agrees and drift.kind not in _STRICT:
+                drift = ModuleDrift(drift.module, drift.kind, call=drift.call, reason=_OTHERS)
+        yield drift
+
+
 def _rows_of(batch: Batch, rows: npt.NDArray[np.int64]) -> Batch:
     return Batch(batch.name, {name: value[rows] for name, value in batch.inputs.items()})
 
@@ -307,8 +341,9 @@ def draw_drift(
         batch = _rows_of(batch, np.zeros(1, dtype=np.int64))
     clock, ours, theirs = _trace_both(reference, candidate, batch.inputs, headless=headless)
     mask = batch.inputs.get("attention_mask")
+    modules = [_compare(call, clock, ours, theirs, mask) for call in clock.outputs]
     return DriftMap(
-        modules=tuple(_compare(call, clock, ours, theirs, mask) for call in clock.outputs),
+        modules=tuple(_doubted(modules, tolerance)),
         tolerance=tolerance,
         batch=batch.name,
         shape=batch.shape,
