@@ -8,6 +8,7 @@ MixoutError                 exit code 1, could not be done
 ├── DataError               a data file that cannot be read, or does not fit the task
 ├── TrainingError           training had to stop
 ├── ExportError             the graph could not be written
+├── ServerError             a server that cannot be reached, or does not keep to its protocol
 └── ParityError             exit code 3, parity or a manifest does not hold
 
 A message is one sentence: what, where, expected against got, and the remedy.
@@ -50,6 +51,10 @@ class TrainingError(MixoutError):
 
 class ExportError(MixoutError):
     """A graph cannot be exported."""
+
+
+class ServerError(MixoutError):
+    """A server cannot be reached, or does not keep to the protocol."""
 
 
 class ParityError(MixoutError):

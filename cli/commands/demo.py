@@ -22,7 +22,7 @@ def _describe(result: "DemoResult") -> str:
     hops = [
         [
             hop.name,
-            f"{hop.parity.weights.accounted}/{hop.parity.weights.total}",
+            "-" if (found := hop.parity.weights) is None else f"{found.accounted}/{found.total}",
             f"{hop.parity.max_abs:.1e}" if hop.parity.max_abs else "0",
             "holds" if hop.parity.holds else "DOES NOT HOLD",
         ]

@@ -1,7 +1,7 @@
 """`mixout-export verify`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -9,6 +9,12 @@ from mixout_export_cli.command import Command, command_line
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, seed_option
 from mixout_export_cli.output import Output, number, table
+from mixout_export_cli.serving import (
+    PathOrAddress,
+    describe_crowd,
+    describe_server,
+    server_options,
+)
 
 if TYPE_CHECKING:
     from mixout_export.parity.result import ParityResult
@@ -72,14 +78,21 @@ def _describe_self_test(result: "ParityResult") -> list[str]:
     return lines
 
 
-def _describe(result: "ParityResult") -> str:
+def _describe_weights(result: "ParityResult") -> str:
     weights = result.weights
+    if weights is None:
+        return "weights    not compared: a server shows none, its numbers are judged"
     how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
     how = f" ({how})" if how else ""
+    return f"weights    {weights.accounted} of {weights.total} accounted for{how}"
+
+
+def _describe(result: "ParityResult") -> str:
     lines = [
         f"reference  {result.reference}",
         f"candidate  {result.candidate}",
-        f"weights    {weights.accounted} of {weights.total} accounted for{how}",
+        _describe_weights(result),
+        *describe_server(result.serving),
     ]
     if result.coverage is not None:
         c = result.coverage
@@ -89,7 +102,8 @@ def _describe(result: "ParityResult") -> str:
         )
         touched = touched if c.vocabulary_size else "images"
         lines.append(f"battery    {c.examples} inputs in {c.batches} batches: {touched}")
-    lines += [f"note       {note}" for note in weights.notes]
+    if result.weights is not None:
+        lines += [f"note       {note}" for note in result.weights.notes]
     lines += _describe_generation(result)
     if result.outputs:
         rows = [
@@ -109,6 +123,7 @@ def _describe(result: "ParityResult") -> str:
             [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()
         ]
         lines += ["", table(["metric", "reference", "candidate"], rows)]
+    lines += describe_crowd(result.serving)
     lines += _describe_drift(result)
     lines += _describe_self_test(result)
     verdict = "parity holds" if result.holds else "parity does NOT hold"
@@ -121,7 +136,7 @@ def _describe(result: "ParityResult") -> str:
 
 @click.command(cls=Command)
 @click.argument("reference", type=PATH)
-@click.argument("candidate", type=PATH)
+@click.argument("candidate", type=PathOrAddress())
 @click.option(
     "--data",
     type=PATH,
@@ -200,10 +215,11 @@ def _describe(result: "ParityResult") -> str:
     is_flag=True,
     help="Look at every module's output; done anyway for a report and where parity does not hold.",
 )
+@server_options
 @output_options
 def verify(
     reference: Path,
-    candidate: Path,
+    candidate: Path | str,
     *,
     data: Path | None,
     max_examples: int | None,
@@ -221,14 +237,17 @@ def verify(
     seed: int,
     min_agreement: float | None,
     drift: bool,
+    serving: dict[str, Any],
     output: Output,
 ) -> int:
     """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
 
-    Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file. Exit code 3 if
-    they do not compute the same thing, or if --self-test puts in a fault that nothing catches.
+    Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file; CANDIDATE also a
+    model on a server, http://HOST:PORT/v2/models/NAME. Exit code 3 if they do not compute the
+    same thing, or if --self-test puts in a fault that nothing catches.
     """
     with quick_imports():
+        from mixout_export.parity.served.options import ServingOptions
         from mixout_export.stages.verify import verify_checkpoints
 
     result = verify_checkpoints(
@@ -251,6 +270,7 @@ def verify(
         test_self=self_test,
         report_to=report,
         command=command_line(),
+        serving=ServingOptions(**serving) if serving else None,
     )
     output.result(result, _describe(result))
     return 0 if result.passed else 3

@@ -287,6 +287,28 @@ def shortest_batch(interface: ModelInterface) -> Batch:
     return maker.batch("shortest", maker.random_ids(1, maker.length(1)))
 
 
+def draw_batches(
+    interface: ModelInterface, shapes: Sequence[tuple[int, int]], *, seed: int
+) -> tuple[Batch, ...]:
+    """Return batches of random rows without padding, one of each `(rows, tokens)`.
+
+    Lengths that the model does not run on are replaced by the closest; images have their own size.
+
+    Raises:
+        ArgumentError: The model takes an input that the battery cannot make.
+    """
+    _check_inputs(interface)
+    maker = _Maker(interface, seed)
+    if interface.image is not None:
+        sizes = [(rows, *interface.image) for rows, _ in shapes]
+        images = [maker.random.standard_normal(size, dtype=np.float32) for size in sizes]
+        return tuple(Batch("random", {IMAGE_INPUT: image}) for image in images)
+    return tuple(
+        maker.batch("random", maker.random_ids(rows, maker.length(tokens)))
+        for rows, tokens in shapes
+    )
+
+
 def _touched(batches: Sequence[Batch], name: str) -> int:
     """Count the values of an input that occur where nothing is masked."""
     found: set[int] = set()

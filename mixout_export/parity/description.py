@@ -6,7 +6,14 @@ from typing import Any
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject
+from mixout_export.parity.served.description import served_interface
+from mixout_export.parity.subject import (
+    Candidate,
+    OnnxSubject,
+    ServedSubject,
+    Subject,
+    TorchSubject,
+)
 
 
 def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterface:
@@ -49,7 +56,7 @@ def _borrowed_of_images(graph: OnnxSubject) -> ModelInterface:
     )
 
 
-def interfaces(reference: Subject, candidate: Subject) -> tuple[ModelInterface, ModelInterface]:
+def interfaces(reference: Subject, candidate: Candidate) -> tuple[ModelInterface, ModelInterface]:
     """Return both sides' interfaces.
 
     Raises:
@@ -58,7 +65,9 @@ def interfaces(reference: Subject, candidate: Subject) -> tuple[ModelInterface, 
     ours, theirs = reference.interface, candidate.interface
     if isinstance(reference, OnnxSubject) and ours is None:
         ours = _borrowed(reference, theirs)
-    if isinstance(candidate, OnnxSubject) and theirs is None:
+    if isinstance(candidate, ServedSubject) and ours is not None:
+        theirs = served_interface(candidate.session, ours)
+    elif isinstance(candidate, OnnxSubject) and theirs is None:
         theirs = _borrowed(candidate, ours)
     if ours is None or theirs is None:
         raise TypeError("a PyTorch side always has an interface")
@@ -84,7 +93,7 @@ def _shown(value: Any) -> str:
 
 
 def _different_facts(
-    reference: Subject, candidate: Subject, ours: ModelInterface, theirs: ModelInterface
+    reference: Subject, candidate: Candidate, ours: ModelInterface, theirs: ModelInterface
 ) -> list[str]:
     facts: list[tuple[str, Any, Any]] = [
         ("vocabulary size", ours.vocabulary_size, theirs.vocabulary_size),
@@ -128,12 +137,17 @@ def _broken_anchors(subject: Subject) -> list[str]:
 
 
 def find_mismatches(
-    reference: Subject, candidate: Subject, ours: ModelInterface, theirs: ModelInterface
+    reference: Subject, candidate: Candidate, ours: ModelInterface, theirs: ModelInterface
 ) -> tuple[str, ...]:
     """Return what the two sides say of themselves and do not agree on, as sentences.
 
     What one side does not know is no mismatch; nor is a head that one side does not have.
     """
+    if isinstance(candidate, ServedSubject):
+        # of what a server takes it shows the shapes, which are judged where they are read
+        described = replace(ours, inputs=theirs.inputs, outputs=theirs.outputs)
+        facts = _different_facts(reference, candidate, ours, described)
+        return (*facts, *_broken_anchors(reference))
     return (
         *_different_facts(reference, candidate, ours, theirs),
         *_different_names(reference, candidate, ours, theirs),

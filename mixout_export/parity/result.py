@@ -10,6 +10,7 @@ from mixout_export.parity.compare import OutputDifference, Tolerance
 from mixout_export.parity.drift_map import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.self_test.outcome import SelfTest
+from mixout_export.parity.served.serving import Serving
 from mixout_export.parity.weights import WeightAudit
 
 
@@ -24,7 +25,7 @@ class ParityResult:
         reference: What the candidate should be.
         candidate: What was compared with it.
         mismatches: What they say of themselves and do not agree on, as sentences.
-        weights: The weight audit.
+        weights: The weight audit; None where the candidate is on a server, which shows none.
         outputs: The outputs' differences; empty if they could not be compared.
         tolerance: What each value was judged by; None where only the outputs as a whole are.
         bounds: What the outputs were judged by as a whole.
@@ -39,12 +40,13 @@ class ParityResult:
         settings: What the sides' modules are set to and do not agree on, as sentences.
         self_test: What the checks made of known faults; None where it was not asked for, or where
             parity does not hold without a fault.
+        serving: How a server serves; None where the candidate is not on one.
     """
 
     reference: str
     candidate: str
     mismatches: tuple[str, ...]
-    weights: WeightAudit
+    weights: WeightAudit | None
     outputs: tuple[OutputDifference, ...]
     tolerance: Tolerance | None
     bounds: Bounds
@@ -57,14 +59,17 @@ class ParityResult:
     drift: DriftMap | None = None
     settings: tuple[str, ...] = ()
     self_test: SelfTest | None = None
+    serving: Serving | None = None
 
     @property
     def holds(self) -> bool:
         """Whether parity holds."""
         outputs_hold = bool(self.outputs) and all(output.holds for output in self.outputs)
         generation_holds = self.generation is None or self.generation.holds
-        agree = not self.mismatches and not self.settings
-        return agree and self.weights.holds and outputs_hold and generation_holds
+        weights_hold = self.weights is None or self.weights.holds
+        agree = not self.mismatches and not self.settings and weights_hold
+        serving_holds = self.serving is None or self.serving.holds
+        return agree and outputs_hold and generation_holds and serving_holds
 
     @property
     def passed(self) -> bool:
@@ -95,8 +100,22 @@ class ParityResult:
             *self._weight_reasons(),
             *self._output_reasons(),
             *self.settings,
+            *self._serving_reasons(),
             *self._drift_reasons(),
             *(() if self.self_test is None else self.self_test.reasons()),
+        )
+
+    def _serving_reasons(self) -> tuple[str, ...]:
+        if self.serving is None:
+            return ()
+        differ = self.outputs and not all(output.holds for output in self.outputs)
+        unknown = (
+            f"{self.candidate} does not show which graph it serves; it may be another version of "
+            "the model: see what was loaded into it"
+        )
+        return (
+            *((unknown,) if differ and self.serving.graph == "not shown" else ()),
+            *self.serving.reasons(),
         )
 
     def _drift_reasons(self) -> list[str]:
@@ -149,7 +168,7 @@ class ParityResult:
             "holds": self.holds,
             "reasons": list(self.reasons()),
             "mismatches": list(self.mismatches),
-            "weights": self.weights.to_dict(),
+            "weights": None if self.weights is None else self.weights.to_dict(),
             "outputs": [output.to_dict() for output in self.outputs],
             "tolerance": None if self.tolerance is None else asdict(self.tolerance),
             "bounds": asdict(self.bounds),
@@ -166,5 +185,6 @@ class ParityResult:
             "drift": None if self.drift is None else self.drift.to_dict(),
             "settings": list(self.settings),
             "self_test": None if self.self_test is None else self.self_test.to_dict(),
+            "serving": None if self.serving is None else self.serving.to_dict(),
             "seconds": self.seconds,
         }

@@ -1,4 +1,4 @@
-"""One side of a comparison: a folder or a graph, opened and ready to run."""
+"""One side of a comparison: a folder, a graph or a served model, opened and ready to run."""
 
 import json
 from collections.abc import Set
@@ -23,6 +23,9 @@ from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import shortest_batch, smallest_batch
 from mixout_export.parity.cached_graph import CachedGraph, open_graph
 from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner, TorchRunner
+from mixout_export.parity.served.address import Address
+from mixout_export.parity.served.options import ServingOptions
+from mixout_export.parity.served.session import ServedModel, open_served
 from mixout_export.parity.weights import WeightSet
 from mixout_export.surgery.key_names import disk_keys
 
@@ -150,7 +153,39 @@ class OnnxSubject:
         )
 
 
+@dataclass(frozen=True)
+class ServedSubject:
+    """A model that a running server holds, of which it shows names, types and shapes.
+
+    Attributes:
+        session: The model, ready to be asked.
+    """
+
+    session: ServedModel
+    tokenizer: None = None
+    task: None = None
+    interface: None = None
+
+    @property
+    def path(self) -> Address:
+        """Where it is served."""
+        return self.session.address
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the labels; None where the server does not show them."""
+        return self.session.facts.labels
+
+    @property
+    def headless(self) -> bool:
+        """Whether the model has no head."""
+        return self.session.outputs == HEADLESS_OUTPUTS
+
+
 Subject = TorchSubject | OnnxSubject
+
+#: What is judged may be on a server; what says what is right lies on a disk.
+Candidate = Subject | ServedSubject
 
 
 def _with_shortest(subject: TorchSubject) -> TorchSubject:
@@ -197,6 +232,25 @@ def onnx_subject(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxSubject:
     return OnnxSubject(
         path, folder, graph, open_graph(graph, provider=provider), tokenizer, provider
     )
+
+
+def served_subject(
+    address: Address, options: ServingOptions, *, reference: Subject
+) -> ServedSubject:
+    """Ask a server for a model.
+
+    Args:
+        address: Where it is served.
+        options: How to ask.
+        reference: What it will be compared with.
+
+    Raises:
+        ArgumentError: An option is outside its domain.
+        ServerError: The server cannot be reached, has no such model, or says what cannot be read.
+    """
+    named = reference.interface if isinstance(reference, TorchSubject) else reference.session
+    session = open_served(address, options, inputs=named.inputs, outputs=named.outputs)
+    return ServedSubject(session)
 
 
 def open_subject(path: Path, *, provider: str = CPU_PROVIDER) -> Subject:

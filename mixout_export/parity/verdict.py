@@ -33,7 +33,16 @@ from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import Array, OnnxRunner, Runner
-from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject, unused_tensors
+from mixout_export.parity.served.description import can_be_asked
+from mixout_export.parity.served.judgement import served_mismatches
+from mixout_export.parity.subject import (
+    Candidate,
+    OnnxSubject,
+    ServedSubject,
+    Subject,
+    TorchSubject,
+    unused_tensors,
+)
 from mixout_export.parity.weights import WeightAudit, audit_folders
 
 #: One side's outputs of a batch, by name.
@@ -85,22 +94,26 @@ def audit_subjects(
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-def _precision(audit: WeightAudit, *subjects: Subject) -> str:
-    """Name what is allowed for: what a graph says of itself, else what the weights show."""
-    recorded = [
-        subject.session.metadata.get("precision", "")
-        for subject in subjects
-        if isinstance(subject, OnnxSubject)
-    ]
-    shown = {name: any(name in how for how in audit.counts) for name in ("fp16", "bf16", "int8")}
+def _recorded_precision(subject: Candidate) -> str:
+    """Return what a graph says of itself, or a server of its model; "" if nothing."""
+    if isinstance(subject, OnnxSubject):
+        return subject.session.metadata.get("precision", "")
+    return subject.session.facts.precision if isinstance(subject, ServedSubject) else ""
+
+
+def _precision(audit: WeightAudit | None, *subjects: Candidate) -> str:
+    """Name what is allowed for: what a side says of itself, else what the weights show."""
+    recorded = [_recorded_precision(subject) for subject in subjects]
+    counts = () if audit is None else audit.counts
+    shown = {name: any(name in how for how in counts) for name in ("fp16", "bf16", "int8")}
     return next(
         (name for name in reversed(_PRECISIONS) if name in recorded or shown.get(name)), "fp32"
     )
 
 
-def runner_of(subject: Subject, inputs: tuple[str, ...], *, headless: bool = False) -> Runner:
+def runner_of(subject: Candidate, inputs: tuple[str, ...], *, headless: bool = False) -> Runner:
     """Return something that runs a side on `inputs`, or only its body."""
-    if isinstance(subject, OnnxSubject):
+    if isinstance(subject, OnnxSubject | ServedSubject):
         return subject.session
     return subject.runner(inputs, headless=headless)
 
@@ -164,7 +177,7 @@ def _bounds(precision: str, min_agreement: float | None) -> Bounds:
 
 def _generate(
     reference: Subject,
-    candidate: Subject,
+    candidate: Candidate,
     *,
     tolerance: Tolerance | None,
     bounds: Bounds,
@@ -230,9 +243,42 @@ def make_battery(
     )
 
 
+def _check_heads(reference: Subject, candidate: Candidate) -> bool:
+    """Tell whether one side alone has no head, and both are folders.
+
+    Raises:
+        CheckpointError: They are not: of a graph the body cannot be run alone.
+    """
+    if reference.headless == candidate.headless:
+        return False
+    if isinstance(reference, TorchSubject) and isinstance(candidate, TorchSubject):
+        return True
+    bare, other = (reference, candidate) if reference.headless else (candidate, reference)
+    raise CheckpointError(
+        f"{bare.path}: has no head, {other.path} has one; a graph can only be compared whole"
+    )
+
+
+def _can_compare(ours: ModelInterface, theirs: ModelInterface, candidate: Candidate) -> bool:
+    """Tell whether the outputs that both sides give can be compared."""
+    if isinstance(candidate, ServedSubject):
+        return can_be_asked(candidate.session, ours)
+    return set(ours.outputs) == set(theirs.outputs)
+
+
+def _mismatches(
+    reference: Subject, candidate: Candidate, ours: ModelInterface, theirs: ModelInterface
+) -> tuple[str, ...]:
+    found = find_mismatches(reference, candidate, ours, theirs)
+    if not isinstance(candidate, ServedSubject):
+        return found
+    runner = runner_of(reference, ours.inputs)
+    return (*found, *served_mismatches(reference, runner, candidate.session, ours))
+
+
 def compare_subjects(
     reference: Subject,
-    candidate: Subject,
+    candidate: Candidate,
     *,
     battery: Battery | None = None,
     atol: float | None = None,
@@ -260,25 +306,22 @@ def compare_subjects(
     """
     start = time.perf_counter()
     ours, theirs = interfaces(reference, candidate)
-    headless = reference.headless != candidate.headless
-    if headless and (isinstance(reference, OnnxSubject) or isinstance(candidate, OnnxSubject)):
-        bare, other = (reference, candidate) if reference.headless else (candidate, reference)
-        raise CheckpointError(
-            f"{bare.path}: has no head, {other.path} has one; a graph can only be compared whole"
-        )
+    headless = _check_heads(reference, candidate)
     given = atol is not None or rtol is not None
-    audit = audit_subjects(
-        reference,
-        candidate,
-        headless=headless,
-        tolerance=_tolerance("fp32", atol, rtol) if given else None,
-    )
+    audit = None
+    if not isinstance(candidate, ServedSubject):
+        audit = audit_subjects(
+            reference,
+            candidate,
+            headless=headless,
+            tolerance=_tolerance("fp32", atol, rtol) if given else None,
+        )
     precision = _precision(audit, reference, candidate)
     bounds = _bounds(precision, min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     coverage = generation = None
-    if headless or set(ours.outputs) == set(theirs.outputs):
+    if headless or _can_compare(ours, theirs, candidate):
         if battery is None:
             battery = make_battery(reference, shared_interface(ours, theirs), seed=seed)
         coverage = battery.coverage
@@ -302,7 +345,7 @@ def compare_subjects(
     return ParityResult(
         reference=str(reference.path),
         candidate=str(candidate.path),
-        mismatches=find_mismatches(reference, candidate, ours, theirs),
+        mismatches=_mismatches(reference, candidate, ours, theirs),
         weights=audit,
         outputs=outputs,
         tolerance=tolerance,

@@ -13,7 +13,7 @@ import transformers
 from mixout_export.errors import ParityError
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.subject import Subject
+from mixout_export.parity.subject import Candidate, Subject
 from mixout_export.report.flips import FlipFacts, FlipReader
 from mixout_export.report.sides import Side, describe_side
 from mixout_export.version import __version__
@@ -88,7 +88,7 @@ def _versions() -> dict[str, str]:
 def gather_facts(
     result: ParityResult,
     reference: Subject,
-    candidate: Subject,
+    candidate: Candidate,
     *,
     command: str | None = None,
     made: datetime | None = None,

@@ -9,7 +9,13 @@ import onnx
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject
+from mixout_export.parity.subject import (
+    Candidate,
+    OnnxSubject,
+    ServedSubject,
+    Subject,
+    TorchSubject,
+)
 
 _KINDS = {
     "mixout": "mixout checkpoint",
@@ -44,7 +50,8 @@ class Side:
         task: Name of the task; None without a head.
         labels: Names of the labels; empty where there are none.
         runs_in: What computed its outputs.
-        files: The files that decide what it computes.
+        files: The files that decide what it computes; none of a server's are known.
+        served: Whether it is on a server.
     """
 
     path: str
@@ -54,6 +61,7 @@ class Side:
     labels: tuple[str, ...]
     runs_in: str
     files: tuple[HashedFile, ...]
+    served: bool = False
 
 
 def _beside(graph: Path) -> Iterator[Path]:
@@ -93,12 +101,31 @@ def _runs_in(subject: Subject) -> str:
     return f"onnxruntime, {subject.provider}"
 
 
-def describe_side(subject: Subject) -> Side:
+def _describe_served(subject: ServedSubject) -> Side:
+    session = subject.session
+    over = "gRPC" if session.protocol == "grpc" else f"{session.address.scheme.upper()}, "
+    how = {"json": "numbers as JSON", "binary": "numbers as bytes", "grpc": ""}[session.protocol]
+    platform = f", {session.facts.platform}" if session.facts.platform else ""
+    return Side(
+        path=str(subject.path),
+        kind="model on a server",
+        architecture=None,
+        task=None,
+        labels=subject.labels or (),
+        runs_in=f"{session.server}{platform}, over {over}{how}",
+        files=(),
+        served=True,
+    )
+
+
+def describe_side(subject: Candidate) -> Side:
     """Describe a side and hash its files.
 
     Raises:
         CheckpointError: A file cannot be read.
     """
+    if isinstance(subject, ServedSubject):
+        return _describe_served(subject)
     architectures = subject.folder.config.get("architectures") or [None]
     return Side(
         path=str(subject.path),

@@ -30,10 +30,16 @@ def _why_it_holds(result: ParityResult, inputs: int) -> str:
         measured = f"{outputs} on {count(inputs)} inputs"
     else:
         measured = f"{outputs} by at most {difference(result.max_abs)} over {count(inputs)} inputs"
-    return (
-        f"All {count(result.weights.total)} weights are accounted for. {measured}; judged by "
-        f"{result.criteria()}."
-    )
+    crowd = None if result.serving is None else result.serving.crowd
+    if result.weights is not None:
+        first = f"All {count(result.weights.total)} weights are accounted for"
+    elif crowd is not None:
+        first = (
+            f"{count(crowd.own)} requests of {count(crowd.clients)} clients got their own answers"
+        )
+    else:
+        first = "A server shows no weights"
+    return f"{first}. {measured}; judged by {result.criteria()}."
 
 
 def summarise(result: ParityResult) -> Summary:

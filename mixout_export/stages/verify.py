@@ -1,4 +1,4 @@
-"""Compare two artefacts: a mixout checkpoint, a Hugging Face folder, an ONNX graph."""
+"""Compare two artefacts: a mixout checkpoint, a Hugging Face folder, an ONNX graph, a server."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +13,8 @@ from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
-from mixout_export.parity.subject import Subject, open_subject
+from mixout_export.parity.served.options import ServingOptions
+from mixout_export.parity.subject import Candidate, ServedSubject, Subject, open_subject
 from mixout_export.parity.verdict import (
     Outputs,
     Watch,
@@ -24,6 +25,7 @@ from mixout_export.parity.verdict import (
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
+from mixout_export.stages.verify_server import check_options, open_candidate, with_serving
 from mixout_export.training.columns import ColumnNames
 
 
@@ -34,7 +36,6 @@ def _check_tolerance(name: str, value: float | None) -> None:
 
 def _settle_battery(
     left: Subject,
-    right: Subject,
     interface: ModelInterface,
     *,
     examples: Sequence[Batch],
@@ -54,9 +55,11 @@ def _settle_battery(
 
 
 def _with_drift(
-    result: ParityResult, left: Subject, right: Subject, battery: Battery
+    result: ParityResult, left: Subject, right: Candidate, battery: Battery
 ) -> ParityResult:
     """Add the drift map, where both sides could be run and know their modules."""
+    if isinstance(right, ServedSubject):
+        return result
     if not result.outputs or not (has_modules(left) and has_modules(right)):
         return result
     tolerance = DRIFT_TOLERANCES.get(result.precision, DRIFT_TOLERANCES["fp32"])
@@ -85,7 +88,7 @@ def _all_of(*watches: Watch | None) -> Watch:
 
 def verify_checkpoints(
     reference: Path,
-    candidate: Path,
+    candidate: Path | str,
     *,
     data: Path | None = None,
     max_examples: int | None = None,
@@ -104,13 +107,15 @@ def verify_checkpoints(
     min_agreement: float | None = None,
     report_to: Path | None = None,
     command: str | None = None,
+    serving: ServingOptions | None = None,
 ) -> ParityResult:
     """Compare two artefacts; see `ParityResult` for what it takes for parity to hold.
 
     Args:
         reference: What the candidate should be: a mixout checkpoint, a Hugging Face folder, an
             ONNX folder or an `.onnx` file.
-        candidate: What is judged, any of the same.
+        candidate: What is judged, any of the same, or the address of a model on a server:
+            `http://host:port/v2/models/NAME`.
         data: A table that is run besides the battery. Where it has labels, the task's metrics are
             computed on both sides.
         max_examples: Most rows of `data` to run; None is all.
@@ -133,12 +138,15 @@ def verify_checkpoints(
         min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
         report_to: An `.html` file to show the result in, whether or not parity holds.
         command: The command that the report names, as a shell takes it.
+        serving: How to ask a server; None asks as `ServingOptions()` does.
 
     Raises:
         ArgumentError: An argument is outside its domain, or there is no such provider.
         CheckpointError: An artefact cannot be opened or run.
         DataError: `data` or `inputs` cannot be read, or the models do not take them.
         OutputError: `save_inputs_to` or `report_to` cannot be written.
+        ParityError: A server mixes up answers.
+        ServerError: A server cannot be asked, or does not keep to the protocol.
     """
     _check_tolerance("atol", atol)
     _check_tolerance("rtol", rtol)
@@ -152,8 +160,9 @@ def verify_checkpoints(
     if report_to is not None:
         check_report(report_to)
     check_provider(provider)
+    check_options(reference, candidate, serving=serving, drift=drift, self_test=test_self)
     left = open_subject(reference, provider=provider)
-    right = open_subject(candidate, provider=provider)
+    right = open_candidate(candidate, left, provider=provider, serving=serving)
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:
@@ -163,7 +172,6 @@ def verify_checkpoints(
         table = read_data(data, left, right, interface, columns=named, max_examples=max_examples)
     battery = _settle_battery(
         left,
-        right,
         interface,
         examples=() if table is None else data_batches(table),
         inputs=inputs,
@@ -188,7 +196,9 @@ def verify_checkpoints(
         result = _with_drift(result, left, right, battery)
     if metrics is not None:
         result = replace(result, metrics=metrics.result())
-    if kept is not None and result.holds:
+    if isinstance(right, ServedSubject):
+        result = with_serving(result, left, right, interface, seed=seed)
+    elif kept is not None and result.holds:
         tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
         result = replace(result, self_test=tested)
     if report_to is not None:

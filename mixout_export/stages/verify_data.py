@@ -12,7 +12,7 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.decisions import DATA_BATCH
-from mixout_export.parity.subject import Subject
+from mixout_export.parity.subject import Candidate, Subject
 from mixout_export.tasks import TASKS
 from mixout_export.training.columns import ColumnNames
 from mixout_export.training.datasets.evaluation import EvaluationData, evaluation_data
@@ -24,7 +24,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 def read_data(
     path: Path,
     reference: Subject,
-    candidate: Subject,
+    candidate: Candidate,
     interface: ModelInterface,
     *,
     columns: ColumnNames,

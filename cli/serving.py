@@ -1,0 +1,116 @@
+"""What `verify` takes and says of a model on a server."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import click
+
+from mixout_export_cli.options import PATH
+
+if TYPE_CHECKING:
+    from mixout_export.parity.served.serving import Serving
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class PathOrAddress(click.ParamType[Path | str]):
+    """A path on this machine, or a server's address, whose slashes a path would change."""
+
+    name = "path"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Return an address as the text it is, and anything else as a path."""
+        if isinstance(value, str) and "://" in value:
+            return value
+        path: Path = PATH.convert(value, param, ctx)
+        return path
+
+
+_OPTIONS = (
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="Of a server: the longest a request may take, with its repetitions.  [default: 30]",
+    ),
+    click.option(
+        "--concurrency",
+        type=int,
+        metavar="CLIENTS",
+        help="Of a server: clients at once, each with inputs of its own.  [default: 16]",
+    ),
+    click.option(
+        "--requests",
+        type=int,
+        metavar="COUNT",
+        help="Of a server: requests of each client; 0 is 8.  [default: 0]",
+    ),
+    click.option(
+        "--protocol",
+        type=click.Choice(["json", "binary", "grpc"]),
+        help="Of a server: how tensors are sent.  [default: the best that it offers there]",
+    ),
+)
+
+_NAMES = ("timeout", "concurrency", "requests", "protocol")
+
+
+def server_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add the options of a server, and pass those that were given as the argument `serving`."""
+
+    @wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> R:
+        given = {name: kwargs.pop(name) for name in _NAMES}
+        known = {name: value for name, value in given.items() if value is not None}
+        return function(*args, serving=known, **kwargs)
+
+    decorated: Callable[..., R] = wrapper
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    return decorated
+
+
+def describe_server(serving: "Serving | None") -> list[str]:
+    """Return the lines on who serves what; none without a server."""
+    if serving is None:
+        return []
+    version = f", version {', '.join(serving.versions)}" if serving.versions else ""
+    platform = f", {serving.platform}" if serving.platform else ""
+    shown = f"{serving.graph}, by the hash that the server shows"
+    hidden = "the server shows no hash of it, its numbers are judged"
+    return [
+        f"server     {serving.server}{platform}{version}, asked over {serving.protocol}",
+        f"model      {hidden if serving.graph == 'not shown' else shown}",
+        *(f"note       {note}" for note in serving.notes),
+    ]
+
+
+def describe_crowd(serving: "Serving | None") -> list[str]:
+    """Return the lines on clients at once; none where there were none."""
+    crowd = None if serving is None else serving.crowd
+    if crowd is None:
+        return []
+    each = crowd.requests // crowd.clients
+    lines = [
+        "",
+        f"clients    {crowd.clients} at once, {each} requests each: {crowd.own} of "
+        f"{crowd.requests} got their own answer, {crowd.mixed_up} mixed up, {crowd.lost} lost",
+    ]
+    if crowd.latency is not None:
+        it = crowd.latency
+        lines.append(
+            f"latency    p50 {it.p50:.1f} ms, p90 {it.p90:.1f} ms, p99 {it.p99:.1f} ms, "
+            f"{crowd.per_second:.1f} answers a second"
+        )
+    if crowd.retried:
+        lines.append(f"note       {crowd.retried} requests were sent again, the connection failed")
+    if crowd.too_alike:
+        lines.append(
+            f"note       {crowd.too_alike} answers are too like another's to be told from it"
+        )
+    return lines

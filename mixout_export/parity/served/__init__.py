@@ -1,0 +1,1 @@
+"""Models that a running server holds, asked over the Open Inference Protocol, version 2."""

@@ -1,0 +1,149 @@
+"""What a server says that a model takes and gives, held against what it should."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS, ModelInterface
+from mixout_export.parity.served.metadata import TensorSpec
+from mixout_export.parity.served.session import ServedModel
+from mixout_export.parity.served.tensors import DATATYPES, FLOATING, INTEGERS
+
+_MADE = {*KNOWN_INPUTS, "position_ids", IMAGE_INPUT}
+
+
+def _fixed_length(served: ServedModel, interface: ModelInterface) -> int | None:
+    """Return the one length of sequences that a server takes; None if it takes others too."""
+    if interface.image is not None:
+        return None
+    lengths = [spec.shape[-1] for spec in served.facts.inputs if len(spec.shape) > 1]
+    return next((length for length in lengths if length > 0), None)
+
+
+def served_interface(served: ServedModel, reference: ModelInterface) -> ModelInterface:
+    """Describe a served model, of which the server says names and shapes only, by the reference.
+
+    Args:
+        served: The served model.
+        reference: What the reference takes and gives.
+    """
+    length = _fixed_length(served, reference)
+    described = replace(reference, inputs=served.inputs, outputs=served.outputs)
+    if length is None:
+        return described
+    return replace(described, sequence_limit=length, shortest_sequence=length)
+
+
+def can_be_asked(served: ServedModel, reference: ModelInterface) -> bool:
+    """Tell whether inputs can be made for a served model, and it gives what the reference does."""
+    makeable = all(
+        spec.name in _MADE and spec.datatype in DATATYPES for spec in served.facts.inputs
+    )
+    return makeable and set(reference.outputs) <= set(served.outputs)
+
+
+def _rank(interface: ModelInterface) -> int:
+    if interface.image is not None:
+        return 4
+    return 3 if interface.choices else 2
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    return "[" + ", ".join("any" if size < 0 else str(size) for size in shape) + "]"
+
+
+def _input_problem(spec: TensorSpec, reference: ModelInterface) -> str | None:
+    """Return what is wrong with an input, as the end of a sentence."""
+    kinds = FLOATING if reference.image is not None else INTEGERS
+    if spec.datatype not in kinds:
+        return f"is {spec.datatype}, expected {' or '.join(kinds)}"
+    if not spec.shape:
+        return None  # the server does not say
+    if len(spec.shape) != _rank(reference):
+        return f"has shape {_shown(spec.shape)}, expected {_rank(reference)} axes, the batch first"
+    if spec.shape[0] > 0:
+        return f"takes batches of {spec.shape[0]} only, expected any number of rows"
+    if reference.image is not None:
+        differ = any(
+            s > 0 and s != size for s, size in zip(spec.shape[1:], reference.image, strict=True)
+        )
+        wanted = (-1, *reference.image)
+        return f"has shape {_shown(spec.shape)}, expected {_shown(wanted)}" if differ else None
+    if spec.shape[-1] > 0:
+        return f"takes sequences of {spec.shape[-1]} tokens only, expected any length"
+    if len(spec.shape) == 3 and spec.shape[1] > 0:
+        return f"takes {spec.shape[1]} choices only, expected any number"
+    return None
+
+
+def input_mismatches(served: ServedModel, reference: ModelInterface) -> list[str]:
+    """Return how a server's inputs differ from the reference's, as sentences."""
+    where, found = f"{served.address}", []
+    for name in reference.inputs if served.facts.inputs else ():
+        if name not in served.inputs:
+            found.append(f"input {name!r}: {where} does not take it, the reference does")
+    for spec in served.facts.inputs:
+        if spec.name not in reference.inputs:
+            if spec.name != "position_ids":
+                found.append(f"input {spec.name!r}: {where} takes it, the reference does not")
+            continue
+        problem = _input_problem(spec, reference)
+        if problem:
+            found.append(f"input {spec.name!r}: on {where} it {problem}")
+    return found
+
+
+def _output_problem(spec: TensorSpec, expected: tuple[int, ...] | None) -> str | None:
+    """Return what is wrong with an output, as the end of a sentence."""
+    if spec.datatype not in FLOATING:
+        return f"is {spec.datatype}, expected {' or '.join(FLOATING)}"
+    if expected is None or not spec.shape:
+        return None
+    if len(spec.shape) != len(expected):
+        more = len(spec.shape) == len(expected) + 1 and spec.shape[-1] == 1
+        what = "has an axis of size 1 too many at its end" if more else "has"
+        return f"{what}, shape {_shown(spec.shape)}, expected {len(expected)} axes"
+    if any(
+        size > 0 and size != right for size, right in zip(spec.shape[1:], expected[1:], strict=True)
+    ):
+        return f"has shape {_shown(spec.shape)}, expected {_shown((-1, *expected[1:]))}"
+    return None
+
+
+def output_mismatches(
+    served: ServedModel,
+    reference: ModelInterface,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> list[str]:
+    """Return how a server's outputs differ from the reference's, as sentences.
+
+    Args:
+        served: The served model.
+        reference: What the reference takes and gives.
+        shapes: Shapes of the reference's outputs of one batch, by name; empty if it was not run.
+    """
+    found = []
+    given = [spec.name for spec in served.facts.outputs]
+    if given and set(given) != set(reference.outputs):
+        found.append(
+            f"outputs: {served.address} gives {', '.join(given)}, expected "
+            f"{', '.join(reference.outputs)}"
+        )
+    for spec in served.facts.outputs:
+        if spec.name in reference.outputs:
+            problem = _output_problem(spec, shapes.get(spec.name))
+            if problem:
+                found.append(f"output {spec.name!r}: on {served.address} it {problem}")
+    return found
+
+
+def notes_on(served: ServedModel) -> tuple[str, ...]:
+    """Return what a reader should know of a server and is no fault, as sentences."""
+    notes = []
+    if not served.facts.inputs or not served.facts.outputs:
+        notes.append("the server does not say what the model takes and gives; it was tried")
+    small = sorted({spec.datatype for spec in served.facts.inputs} & {"INT32"})
+    if small:
+        notes.append("the server takes ids as INT32, and was given them so")
+    if served.most_rows is not None:
+        notes.append(f"requests have at most {served.most_rows} rows, as the server asks")
+    return tuple(notes)

@@ -1,0 +1,103 @@
+"""A served model judged: what its server says of it, and whether it is the version it should be."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.streams import file_digest
+from mixout_export.parity.battery import smallest_batch
+from mixout_export.parity.runners import Runner
+from mixout_export.parity.served.description import (
+    can_be_asked,
+    input_mismatches,
+    output_mismatches,
+)
+from mixout_export.parity.served.metadata import MODEL_HASH, SOURCE_HASH
+from mixout_export.parity.served.session import ServedModel
+from mixout_export.parity.subject import OnnxSubject, Subject
+
+#: What a hash is of, as a sentence has it.
+_GRAPH, _SOURCE = "its graph has", "it was made from weights with"
+
+
+@dataclass(frozen=True)
+class _Hashes:
+    """SHA-256 of a graph and of the weights it was made from; None where unknown."""
+
+    graph: str | None
+    source: str | None
+
+
+def _expected(reference: Subject) -> _Hashes:
+    if isinstance(reference, OnnxSubject):
+        recorded = reference.session.metadata.get("source_sha256")
+        return _Hashes(file_digest(reference.graph), recorded)
+    if reference.folder.kind == "mixout":
+        return _Hashes(None, None)  # collapse writes files of its own
+    return _Hashes(None, reference.folder.weights_sha256())
+
+
+@dataclass(frozen=True)
+class Version:
+    """Which version of a model a server holds, by the hashes that it shows.
+
+    Attributes:
+        reference: What it should be.
+        served: What is on the server.
+    """
+
+    reference: Subject
+    served: ServedModel
+
+    @cached_property
+    def _pairs(self) -> list[tuple[str, str, str]]:
+        """What is hashed, the hash that is shown and the one expected, where both are known."""
+        expected, parameters = _expected(self.reference), self.served.facts.parameters
+        pairs = (
+            (_GRAPH, parameters.get(MODEL_HASH), expected.graph),
+            (_SOURCE, parameters.get(SOURCE_HASH), expected.source),
+        )
+        return [(what, shown, right) for what, shown, right in pairs if shown and right]
+
+    @property
+    def found(self) -> str:
+        """What the hashes say, as `Serving.graph` has it."""
+        equal = {what: shown.lower() == right for what, shown, right in self._pairs}
+        same_graph, same_source = equal.get(_GRAPH), equal.get(_SOURCE)
+        if same_graph:
+            return "this graph"
+        if same_source:
+            return "these weights" if same_graph is None else "another graph of these weights"
+        return "not shown" if not equal else "another version"
+
+    def reasons(self) -> list[str]:
+        """Return a sentence if the server holds another version."""
+        if self.found != "another version":
+            return []
+        what, shown, right = next(pair for pair in self._pairs if pair[1].lower() != pair[2])
+        return [
+            f"{self.served.address}: serves another version of the model ({what} SHA-256 "
+            f"{shown}, expected {right}); load the new one into the server"
+        ]
+
+
+def served_mismatches(
+    reference: Subject, runner: Runner, served: ServedModel, interface: ModelInterface
+) -> tuple[str, ...]:
+    """Return what a server says of a model that should not be so, as sentences.
+
+    Args:
+        reference: What the model should be.
+        runner: Runs the reference.
+        served: The served model.
+        interface: What the reference takes and gives.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    if can_be_asked(served, interface):
+        outputs = runner.run(smallest_batch(interface).inputs)
+        shapes = {name: value.shape for name, value in outputs.items()}
+    return (
+        *input_mismatches(served, interface),
+        *output_mismatches(served, interface, shapes),
+        *Version(reference, served).reasons(),
+    )

@@ -1,0 +1,110 @@
+"""Tensors as the protocol names and writes them."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from mixout_export.errors import ServerError
+
+Array = npt.NDArray[Any]
+
+#: The protocol's names of numeric types. Texts, which it calls BYTES, are read in `labels` alone.
+DATATYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+#: Types of logits.
+FLOATING = ("FP16", "BF16", "FP32", "FP64")
+
+#: Types of ids and masks.
+INTEGERS = ("INT32", "INT64")
+
+
+def datatype_of(array: Array) -> str:
+    """Return the protocol's name of an array's type."""
+    return next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
+
+
+def numeric(datatype: object, where: str) -> np.dtype[Any]:
+    """Return the NumPy type of a datatype.
+
+    Raises:
+        ServerError: It is no number's; `where` begins the sentence.
+    """
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
+        raise ServerError(
+            f"{where} has datatype {datatype!r}, expected one of {', '.join(FLOATING)}"
+        )
+    return DATATYPES[datatype]
+
+
+def sizes(shape: object, where: str) -> tuple[int, ...]:
+    """Return the shape of an answer's tensor.
+
+    Raises:
+        ServerError: It is none; `where` begins the sentence.
+    """
+    proper = isinstance(shape, Sequence) and not isinstance(shape, str)
+    if not proper or not all(type(size) is int and size >= 0 for size in shape):  # type: ignore[attr-defined]
+        raise ServerError(f"{where} has shape {shape!r}, expected a list of sizes")
+    return tuple(shape)  # type: ignore[arg-type]
+
+
+def from_bytes(raw: memoryview, datatype: object, shape: object, where: str) -> Array:
+    """Return the tensor that little-endian bytes hold.
+
+    Raises:
+        ServerError: There are more bytes, or fewer, than its shape needs.
+    """
+    dtype, wanted = numeric(datatype, where), sizes(shape, where)
+    expected = math.prod(wanted) * dtype.itemsize
+    if len(raw) != expected:
+        raise ServerError(
+            f"{where} came in {len(raw)} bytes, expected {expected} for {datatype} of shape "
+            f"{list(wanted)}"
+        )
+    little = dtype.newbyteorder("<") if dtype.kind != "V" else dtype
+    return np.frombuffer(raw, dtype=little).reshape(wanted).astype(dtype)
+
+
+def from_numbers(data: object, datatype: object, shape: object, where: str) -> Array:
+    """Return the tensor that a JSON list holds, flat or nested.
+
+    Raises:
+        ServerError: It holds something else than numbers, or too many, or too few.
+    """
+    dtype, wanted = numeric(datatype, where), sizes(shape, where)
+    try:
+        values = np.asarray(data, dtype=np.float64 if dtype.kind in "fV" else dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ServerError(f"{where} does not hold numbers of type {datatype} ({error})") from error
+    if values.size != math.prod(wanted):
+        raise ServerError(
+            f"{where} came with {values.size} values, expected {math.prod(wanted)} for shape "
+            f"{list(wanted)}"
+        )
+    return values.reshape(wanted).astype(dtype)
+
+
+def to_bytes(array: Array) -> bytes:
+    """Return a tensor as little-endian bytes."""
+    dtype = array.dtype
+    return np.ascontiguousarray(
+        array, dtype.newbyteorder("<") if dtype.kind != "V" else dtype
+    ).tobytes()

@@ -1,0 +1,115 @@
+"""A server in a comparison: which options it takes, and how it serves."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.errors import ArgumentError
+from mixout_export.parity.result import ParityResult
+from mixout_export.parity.served.address import is_address, parse_address
+from mixout_export.parity.served.crowd import ask_at_once
+from mixout_export.parity.served.description import notes_on
+from mixout_export.parity.served.judgement import Version
+from mixout_export.parity.served.options import ServingOptions
+from mixout_export.parity.served.serving import Serving
+from mixout_export.parity.subject import (
+    Candidate,
+    ServedSubject,
+    Subject,
+    open_subject,
+    served_subject,
+)
+
+#: What else looks into a model, and what to do where a server holds it.
+_NOT_SHOWN = {
+    "drift": "looks at every module, and a server shows none",
+    "self-test": "puts faults into copies of the candidate, and a server's cannot be copied",
+}
+
+
+def check_options(
+    reference: Path | str,
+    candidate: Path | str,
+    *,
+    serving: ServingOptions | None,
+    **asked: bool,
+) -> None:
+    """Check, before anything is opened, that what is asked for fits what is compared.
+
+    Args:
+        reference: What the candidate should be.
+        candidate: What is judged.
+        serving: How to ask a server; None if nobody said.
+        asked: Whether the options that look into a model are given, "_" for "-".
+
+    Raises:
+        ArgumentError: It does not.
+    """
+    if is_address(str(reference)):
+        raise ArgumentError(
+            f"{reference}: a server can only be the CANDIDATE; give the folder that says what is "
+            "right as the REFERENCE"
+        )
+    if not is_address(str(candidate)):
+        if serving is not None:
+            raise ArgumentError(
+                f"{candidate}: is not a server's address, and --timeout, --concurrency, "
+                "--requests and --protocol are for http://HOST:PORT/v2/models/NAME; leave them out"
+            )
+        return
+    (serving or ServingOptions()).check(parse_address(str(candidate)))
+    for name, why in _NOT_SHOWN.items():
+        if asked[name.replace("-", "_")]:
+            raise ArgumentError(f"{name}: {why}; compare the folder that it was given instead")
+
+
+def open_candidate(
+    candidate: Path | str, reference: Subject, *, provider: str, serving: ServingOptions | None
+) -> Candidate:
+    """Open what is judged: a path, or a server's model.
+
+    Raises:
+        ArgumentError: An option is outside its domain, or there is no such provider.
+        CheckpointError: A path cannot be opened.
+        ServerError: A server cannot be asked.
+    """
+    if not is_address(str(candidate)):
+        return open_subject(Path(candidate), provider=provider)
+    address = parse_address(str(candidate))
+    return served_subject(address, serving or ServingOptions(), reference=reference)
+
+
+def with_serving(
+    result: ParityResult,
+    reference: Subject,
+    candidate: ServedSubject,
+    interface: ModelInterface,
+    *,
+    seed: int,
+) -> ParityResult:
+    """Add how a server serves, whether or not parity holds.
+
+    Args:
+        result: The comparison.
+        reference: What the candidate should be.
+        candidate: The model on the server.
+        interface: What both take.
+        seed: Of the clients' inputs.
+
+    Raises:
+        ServerError: The server stopped answering.
+    """
+    served = candidate.session
+    crowd = None
+    if result.outputs:
+        crowd = ask_at_once(served, interface, tolerance=result.tolerance, seed=seed)
+    serving = Serving(
+        server=str(served.server),
+        platform=served.facts.platform,
+        protocol=served.protocol,
+        versions=tuple(sorted(served.answered_by)),
+        graph=Version(reference, served).found,
+        crowd=crowd,
+        notes=notes_on(served),
+    )
+    return replace(result, serving=serving)
