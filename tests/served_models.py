@@ -17,7 +17,6 @@ import onnxruntime
 
 HEADER = "Inference-Header-Content-Length"
 TYPES = {"INT64": np.int64, "INT32": np.int32, "FP32": np.float32, "FP16": np.float16}
-TYPES["FP64"] = np.float64
 NAMES = {"tensor(int64)": "INT64", "tensor(float)": "FP32", "tensor(float16)": "FP16"}
 
 Arrays = dict[str, Any]
@@ -58,6 +57,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: "OipServer"
+    body = b""
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
@@ -93,6 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.body = body
         self.server.requests.append((self.path, dict(self.headers)))
         if self.server.behaviour.respond(self):
             return

@@ -135,7 +135,7 @@ def _describe(result: "ParityResult") -> str:
 
 
 @click.command(cls=Command)
-@click.argument("reference", type=PATH)
+@click.argument("reference", type=PathOrAddress())
 @click.argument("candidate", type=PathOrAddress())
 @click.option(
     "--data",
@@ -218,7 +218,7 @@ def _describe(result: "ParityResult") -> str:
 @server_options
 @output_options
 def verify(
-    reference: Path,
+    reference: Path | str,
     candidate: Path | str,
     *,
     data: Path | None,

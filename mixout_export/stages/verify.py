@@ -87,7 +87,7 @@ def _all_of(*watches: Watch | None) -> Watch:
 
 
 def verify_checkpoints(
-    reference: Path,
+    reference: Path | str,
     candidate: Path | str,
     *,
     data: Path | None = None,
@@ -161,7 +161,7 @@ def verify_checkpoints(
         check_report(report_to)
     check_provider(provider)
     check_options(reference, candidate, serving=serving, drift=drift, self_test=test_self)
-    left = open_subject(reference, provider=provider)
+    left = open_subject(Path(reference), provider=provider)
     right = open_candidate(candidate, left, provider=provider, serving=serving)
     interface = shared_interface(*interfaces(left, right))
     table = None

@@ -27,7 +27,8 @@ def served_interface(served: ServedModel, reference: ModelInterface) -> ModelInt
         reference: What the reference takes and gives.
     """
     length = _fixed_length(served, reference)
-    described = replace(reference, inputs=served.inputs, outputs=served.outputs)
+    known = tuple(name for name in served.inputs if name in _MADE)
+    described = replace(reference, inputs=known, outputs=served.outputs)
     if length is None:
         return described
     return replace(described, sequence_limit=length, shortest_sequence=length)

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
+from google.protobuf.message import DecodeError
+
 from mixout_export.errors import ServerError
 from mixout_export.parity.served.address import Address
 from mixout_export.parity.served.grpc_messages import MESSAGES, SERVICE
@@ -126,7 +128,7 @@ class GrpcClient:
             "outputs": [_described(tensor) for tensor in said.outputs],
             "platform": said.platform,
             "versions": list(said.versions),
-            "parameters": {name: value.string_param for name, value in said.parameters.items()},
+            "parameters": {name: _text(value) for name, value in said.parameters.items()},
         }
         return await self._with_configuration(read_model(content, str(self._address)))
 
@@ -167,6 +169,9 @@ class GrpcClient:
         check_identity(question, answer, str(self._address))
         return answer
 
+    async def labels(self, question: Question, output: str, count: int) -> None:
+        """Return None: over gRPC no file of labels is read."""
+
     def _outputs(self, said: Any, question: Question) -> Mapping[str, Array]:
         raw = list(said.raw_output_contents)
         if raw and len(raw) != len(said.outputs):
@@ -192,6 +197,15 @@ class GrpcClient:
                 f"{self._address}: the answer lacks output {missing[0]!r}, it has {names}"
             )
         return found
+
+
+def _text(value: bytes) -> str:
+    """Return a parameter's text, which some servers wrap in a message and some do not."""
+    try:
+        wrapped: str = MESSAGES["InferParameter"].FromString(value).string_param
+    except DecodeError:
+        wrapped = ""
+    return wrapped or value.decode("utf-8", "replace")
 
 
 def _described(tensor: Any) -> dict[str, Any]:

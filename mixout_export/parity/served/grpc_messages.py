@@ -15,7 +15,7 @@ SERVICE = f"{_PACKAGE}.GRPCInferenceService"
 _TYPES = descriptor_pb2.FieldDescriptorProto
 
 #: Message → field → (number, type, whether it is repeated). A type with a capital is a message; a
-#: map is written "map " and the type of its values, its keys being texts.
+#: map is written "map " and the type of its values; its keys are texts.
 _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ServerReadyRequest": {},
     "ServerMetadataRequest": {},
@@ -43,7 +43,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "platform": (3, "string", False),
         "inputs": (4, "TensorMetadata", True),
         "outputs": (5, "TensorMetadata", True),
-        "parameters": (6, "map InferParameter", True),
+        "parameters": (6, "map bytes", True),  # messages or texts, by the server
     },
     "ModelParameter": {"string_value": (1, "string", False)},
     "ModelConfig": {
@@ -92,13 +92,7 @@ def _entry(message: Any, field: str, kind: str) -> str:
     nested = message.nested_type.add(name=name)
     nested.options.map_entry = True
     nested.field.add(name="key", number=1, type=_TYPES.TYPE_STRING, label=_TYPES.LABEL_OPTIONAL)
-    nested.field.add(
-        name="value",
-        number=2,
-        type=_TYPES.TYPE_MESSAGE,
-        type_name=f".{_PACKAGE}.{kind}",
-        label=_TYPES.LABEL_OPTIONAL,
-    )
+    _add_field(nested, "value", 2, kind, repeated=False)
     return f".{_PACKAGE}.{message.name}.{name}"
 
 

@@ -6,11 +6,13 @@ from functools import cached_property
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.parity.battery import smallest_batch
+from mixout_export.parity.description import shared_interface
 from mixout_export.parity.runners import Runner
 from mixout_export.parity.served.description import (
     can_be_asked,
     input_mismatches,
     output_mismatches,
+    served_interface,
 )
 from mixout_export.parity.served.metadata import MODEL_HASH, SOURCE_HASH
 from mixout_export.parity.served.session import ServedModel
@@ -81,6 +83,24 @@ class Version:
         ]
 
 
+def _label_mismatches(
+    reference: Subject, served: ServedModel, interface: ModelInterface
+) -> list[str]:
+    """Compare the labels of a server's own file with the reference's, where it has one."""
+    expected, output = reference.labels, interface.outputs[0]
+    if not expected or output not in served.facts.label_files:
+        return []
+    described = served_interface(served, interface)
+    asked = smallest_batch(shared_interface(interface, described)).inputs
+    found = served.labels(asked, output, len(expected))
+    if found is None or found == expected:
+        return []
+    return [
+        f"labels: the file of {served.address} has {', '.join(found)}, expected "
+        f"{', '.join(expected)}"
+    ]
+
+
 def served_mismatches(
     reference: Subject, runner: Runner, served: ServedModel, interface: ModelInterface
 ) -> tuple[str, ...]:
@@ -93,10 +113,13 @@ def served_mismatches(
         interface: What the reference takes and gives.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    labels: list[str] = []
     if can_be_asked(served, interface):
         outputs = runner.run(smallest_batch(interface).inputs)
         shapes = {name: value.shape for name, value in outputs.items()}
+        labels = _label_mismatches(reference, served, interface)
     return (
+        *labels,
         *input_mismatches(served, interface),
         *output_mismatches(served, interface, shapes),
         *Version(reference, served).reasons(),

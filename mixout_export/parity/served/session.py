@@ -12,12 +12,12 @@ import anyio
 import numpy as np
 import numpy.typing as npt
 
-from mixout_export.errors import ArgumentError, MixoutError
+from mixout_export.errors import ArgumentError, MixoutError, ServerError
 from mixout_export.parity.served.address import Address
 from mixout_export.parity.served.http_client import HttpClient
 from mixout_export.parity.served.metadata import ModelFacts, ServerFacts
 from mixout_export.parity.served.options import ServingOptions
-from mixout_export.parity.served.tensors import DATATYPES
+from mixout_export.parity.served.tensors import DATATYPES, FLOATING, datatype_of
 from mixout_export.parity.served.transport import Transport
 from mixout_export.parity.served.wire import Answer, Question
 
@@ -46,6 +46,9 @@ class Client(Protocol):
 
     async def ask(self, question: Question) -> Answer:
         """Return the model's answer."""
+
+    async def labels(self, question: Question, output: str, count: int) -> tuple[str, ...] | None:
+        """Return the names that the server gives to an output's classes; None if unknown."""
 
 
 def connect(address: Address, options: ServingOptions, protocol: str) -> Client:
@@ -133,6 +136,28 @@ class ServedModel:
         """Return a client of its own connections."""
         return connect(self.address, self.options, self.protocol)
 
+    def labels(
+        self, inputs: Mapping[str, Array], output: str, count: int
+    ) -> tuple[str, ...] | None:
+        """Ask for the names of an output's classes, which a server may hold in a file of its own.
+
+        Args:
+            inputs: A batch that it can be asked with.
+            output: The output.
+            count: How many classes it has.
+
+        Raises:
+            ServerError: The server does not answer.
+        """
+        if self.facts.labels is not None or output not in self.facts.label_files:
+            return self.facts.labels
+
+        async def ask() -> tuple[str, ...] | None:
+            async with self.connect() as client:
+                return await client.labels(self.question(self._filled(inputs)), output, count)
+
+        return complete(ask)
+
     def question(self, inputs: Mapping[str, Array]) -> Question:
         """Return a request for the outputs of some rows.
 
@@ -170,10 +195,22 @@ class ServedModel:
         questions = [self.question(self._filled(part)) for part in parts]
         answers = complete(lambda: self._ask_all(questions))
         self.answered_by |= {answer.version for answer in answers} - {""}
+        self._check_types(answers[0])
         return {
             name: np.concatenate([answer.outputs[name] for answer in answers])[:rows]
             for name in self.outputs
         }
+
+    def _check_types(self, answer: Answer) -> None:
+        """Check that outputs come in the types that the metadata says, where it may say so."""
+        specs = (spec for spec in self.facts.outputs if spec.datatype in FLOATING)
+        said = {spec.name: spec.datatype for spec in specs}
+        for name, value in answer.outputs.items():
+            if said.get(name, datatype_of(value)) != datatype_of(value):
+                raise ServerError(
+                    f"{self.address}: output {name!r} came as {datatype_of(value)}, and its "
+                    f"metadata says {said[name]}"
+                )
 
     def _filled(self, part: Mapping[str, Array]) -> Mapping[str, Array]:
         """Repeat the last row, where the server takes batches of one size only."""
