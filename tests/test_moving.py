@@ -58,7 +58,7 @@ def test_the_same_files_as_save_pretrained(
     plan = plan_of(base, model, fresh, ours)
     assert plan is not None
     anchored = [key for key in plan.tensors if key not in fresh]
-    sha256 = plan.write(ours, anchored)
+    sha256 = plan.write(ours, anchored).anchors_sha256
     one, two = (read_tensors(folder / "model.safetensors") for folder in (theirs, ours))
     assert list(one) == list(two)
     assert all(entry.same_bytes(two[key]) for key, entry in one.items())
@@ -84,7 +84,7 @@ def test_shards(shards_of_base: bool, tiny: TinyCheckpoints, tmp_path: Path) -> 
     plan = plan_of(base, model, fresh, ours, shard_size="40KB")
     assert plan is not None
     anchored = [key for key in plan.tensors if key not in fresh]
-    sha256 = plan.write(ours, anchored, limit=30_000)
+    sha256 = plan.write(ours, anchored, limit=30_000).anchors_sha256
     names = {path.name for path in theirs.glob("model*")}
     assert len(names) > 3
     assert {path.name for path in ours.glob("model*")} == names
@@ -186,7 +186,7 @@ def test_copies_are_written_on_the_way(tmp_path: Path) -> None:
     ]
     whole = TensorFile(tmp_path / "whole.safetensors", tuple(order))
     digests = write_twice([whole], copies, {"small", "empty", "big"})
-    assert digests == {f.path.name: digest_files([f.path]) for f in copies}
+    assert digests == {f.path.name: digest_files([f.path]) for f in (whole, *copies)}
     assert load_file(whole.path).keys() == entries.keys()
     assert torch.equal(load_file(whole.path)["big"], big)
     assert torch.equal(load_file(copies[0].path)["s"], small)

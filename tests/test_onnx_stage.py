@@ -76,6 +76,7 @@ def test_folder_holds_graph_configuration_and_tokenizer(bert: Path, exported: On
     assert {file.name for file in exported.path.iterdir()} == {
         "model.onnx",
         "config.json",
+        "manifest.json",
         "tokenizer.json",
         "tokenizer_config.json",
     }

@@ -116,6 +116,7 @@ def test_the_folder_holds_just_what_the_contract_lists(
     result = prepare(tiny.base(), out, task="text-classification", labels=["no", "yes"])
     assert {path.name for path in out.iterdir()} == {
         "config.json",
+        "manifest.json",
         "mixout_config.json",
         "model.safetensors",
         "pretrained.safetensors",
@@ -218,6 +219,7 @@ def test_preparing_twice_gives_the_same_bytes(tiny: TinyCheckpoints, tmp_path: P
     )
     assert one == two
     assert {name for name in one if one[name] != three[name]} == {
+        "manifest.json",
         "model.safetensors",
         "mixout_config.json",
     }

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from mixout_export.checkpoint.streams import (
     PIECE,
     Background,
-    BackgroundDigest,
+    BackgroundHashing,
     Buffers,
     OutputFile,
     file_digest,
@@ -48,15 +48,16 @@ def test_a_files_digest(piece: int, tmp_path: Path) -> None:
 def test_buffers_are_used_again_only_after_they_were_hashed() -> None:
     """More pieces than buffers: one that came back too early would be overwritten."""
     buffers = Buffers()
-    digest, expected = BackgroundDigest(buffers), hashlib.sha256()
+    hashing, digest, expected = BackgroundHashing(buffers), hashlib.sha256(), hashlib.sha256()
     for number in range(200):
         buffer = buffers.take()
         buffer[:] = bytes([number]) * len(buffer)
-        digest.update(buffer[: number + 1])
+        hashing.update(buffer[: number + 1], digest)
         expected.update(bytes([number]) * (number + 1))
-        digest.update(b"header")
+        hashing.update(b"header", digest)
         expected.update(b"header")
-    assert digest.finish() == expected.hexdigest()
+    hashing.finish()
+    assert digest.hexdigest() == expected.hexdigest()
 
 
 SIZES = [0, 1, 4096, 8 * PIECE - 1, 8 * PIECE, 8 * PIECE + 1, 17 * PIECE + 4097]

@@ -135,7 +135,8 @@ def test_killed_before_each_change_of_its_appearing(
     out = tmp_path / "out"
     with pytest.MonkeyPatch.context() as patch:
         finish_without_appearing(ground, prepared, out, patch)
-    for change in (1, 2, 3, 4):  # the folder, its mark, the rename to OUT, the end of the mark
+    # the folder, its mark, the manifest, the rename to OUT, the end of the mark
+    for change in (1, 2, 3, 4, 5):
         assert not out.exists()
         process = killed_runs.start(prepared, out, ground.data(), OPTIONS, change=change)
         process.join(120)

@@ -45,6 +45,25 @@ def _facts(inspection: "Inspection") -> list[str]:
     return lines
 
 
+def _chain(inspection: "Inspection") -> list[str]:
+    """Say how the folder came about, a line a step."""
+    if not inspection.chain:
+        return []
+    rows = [
+        [
+            link.step,
+            link.weights_sha256[:_SHOWN_DIGEST] + "…",
+            link.name or ", ".join(f"{data.role} {data.name}" for data in link.data),
+        ]
+        for link in inspection.chain
+    ]
+    lines = ["", table(["step", "weights", "of"], rows)]
+    lines += [f"not in the manifest: {name}" for name in inspection.unlisted]
+    if not inspection.broken:
+        lines.append("every file is as the manifest says, and each step read what the last wrote")
+    return lines
+
+
 def _inline(value: object) -> str:
     """Return a value on one line, "" for nothing; `--json` has digests whole."""
     if value is None:
@@ -76,6 +95,7 @@ def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
 
     Exit code 3 if its manifest does not match its files.
     """
+    from mixout_export.errors import ParityError
     from mixout_export.stages.inspection import inspect_path, plot_distances
 
     inspection = inspect_path(path)
@@ -89,4 +109,8 @@ def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
         ]
         lines += ["", table(["mixed layer", "shape", "|w-u|/|u|"], rows)]
         lines.append(f"over all mixed layers |w-u| = {inspection.distance:.4f}")
+    lines += _chain(inspection)
     output.result(inspection, "\n".join(lines))
+    if inspection.broken:
+        more = len(inspection.broken) - 1
+        raise ParityError(inspection.broken[0] + (f" (and {more} more)" if more else ""))

@@ -24,6 +24,8 @@ class Layout:
     metrics: str = "metrics.jsonl"
     curves: str = "curves.png"
     training: str = "training.json"
+    record: str = "manifest.json"
+    signature: str = "model.sig"
     partial_suffix: str = ".partial"
     previous_suffix: str = ".previous"
     pretrained_prefix: str = "pretrained_"

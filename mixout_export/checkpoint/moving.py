@@ -44,6 +44,24 @@ _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 
 @dataclass(frozen=True)
+class WrittenWeights:
+    """What became of a plan.
+
+    Attributes:
+        sha256: File name → SHA-256 of each weight file and each file of anchors.
+        anchors: Names of the anchors' files.
+    """
+
+    sha256: Mapping[str, str]
+    anchors: tuple[str, ...]
+
+    @property
+    def anchors_sha256(self) -> str:
+        """The SHA-256 that identifies the anchors."""
+        return joint_digest({name: self.sha256[name] for name in self.anchors})
+
+
+@dataclass(frozen=True)
 class SavePlan:
     """What `save_pretrained` would write, with each tensor where it lies now.
 
@@ -64,7 +82,7 @@ class SavePlan:
         *,
         limit: int = ANCHOR_SHARD,
         also: Hash | None = None,
-    ) -> str:
+    ) -> WrittenWeights:
         """Write the weights, and the present values of some as anchors.
 
         Args:
@@ -74,7 +92,7 @@ class SavePlan:
             also: A second hash, which takes in the bytes of the anchors' files.
 
         Returns:
-            The anchors' SHA-256.
+            The SHA-256 of every file.
         """
         values = [self.tensors[key].renamed(anchor_key(key)) for key in anchored]
         anchors = shards_of(directory, LAYOUT.pretrained, values, limit=limit)
@@ -84,7 +102,7 @@ class SavePlan:
         write_shard_index(directory / LAYOUT.pretrained_index, anchors)
         for file in anchors:
             file.path.chmod(0o444)
-        return joint_digest(digests)
+        return WrittenWeights(digests, tuple(file.path.name for file in anchors))
 
 
 def plan_saving(

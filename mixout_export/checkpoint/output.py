@@ -13,7 +13,8 @@ from typing import IO
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError, OutputError
 
-_MARKER = ".mixout-export.lock"
+#: The mark of work in progress.
+LOCK = ".mixout-export.lock"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,10 +55,10 @@ class OutputFolder:
         previous = _with_suffix(self.out, LAYOUT.previous_suffix)
         replace = self.out.exists() and not _is_empty(self.out)
         if replace:
-            (self.out / _MARKER).touch()
+            (self.out / LOCK).touch()
             os.rename(self.out, previous)
         os.rename(self.partial, self.out)
-        (self.out / _MARKER).unlink(missing_ok=True)
+        (self.out / LOCK).unlink(missing_ok=True)
         if replace:
             shutil.rmtree(previous)
 
@@ -71,7 +72,7 @@ class OutputFolder:
         Raises:
             OutputError: Another process is writing the same folder.
         """
-        self._lock = (self.partial / _MARKER).open("w")
+        self._lock = (self.partial / LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -134,7 +135,7 @@ def _recover(out: Path) -> None:
     previous = _with_suffix(out, LAYOUT.previous_suffix)
     if not os.path.lexists(previous):
         return
-    if not (previous / _MARKER).exists():
+    if not (previous / LOCK).exists():
         if out.exists() and not _is_empty(out):
             raise OutputError(f"{previous}: is in the way; move it elsewhere")
         return
@@ -142,24 +143,24 @@ def _recover(out: Path) -> None:
         shutil.rmtree(previous)
     else:  # died between its two renames
         os.rename(previous, out)
-        (out / _MARKER).unlink()
+        (out / LOCK).unlink()
 
 
 def _prepare_partial(partial: Path, *, resume: bool) -> bool:
     """Create `partial`, or take over an unfinished run's; return whether there is one to resume."""
     if partial.exists():
-        ours = partial.is_dir() and ((partial / _MARKER).exists() or _is_empty(partial))
+        ours = partial.is_dir() and ((partial / LOCK).exists() or _is_empty(partial))
         if not ours:
             raise OutputError(
                 f"{partial}: is in the way and was not made by this tool; move it elsewhere"
             )
     partial.mkdir(parents=True, exist_ok=True)
-    return resume and any(path.name != _MARKER for path in partial.iterdir())
+    return resume and any(path.name != LOCK for path in partial.iterdir())
 
 
 def _clear(partial: Path) -> None:
     for path in partial.iterdir():
-        if path.name == _MARKER:
+        if path.name == LOCK:
             continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

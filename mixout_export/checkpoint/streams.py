@@ -109,43 +109,39 @@ class Buffers:
             self._free.put(memoryview(piece.obj))
 
 
-class BackgroundDigest:
-    """SHA-256 of pieces, computed in a second thread, for hashlib releases the interpreter's lock.
+class BackgroundHashing:
+    """Hashes of pieces, computed in a second thread, for hashlib releases the interpreter's lock.
 
     At most sixteen pieces wait, so that memory stays bounded; buffers go back once hashed.
 
     Args:
         buffers: Where the pieces' buffers come from.
-        also: A second hash that takes the same pieces in.
     """
 
-    def __init__(self, buffers: Buffers, also: Hash | None = None) -> None:
+    def __init__(self, buffers: Buffers) -> None:
         self._buffers = buffers
-        self._digest = hashlib.sha256()
-        self._also = also
-        self._pieces: SimpleQueue[Piece | None] = SimpleQueue()
+        self._pieces: SimpleQueue[tuple[Piece, tuple[Hash, ...]] | None] = SimpleQueue()
         self._places = Semaphore(_WAITING)
         self._thread = Thread(target=self._work, daemon=True)
         self._thread.start()
 
     def _work(self) -> None:
-        while (piece := self._pieces.get()) is not None:
-            self._digest.update(piece)
-            if self._also is not None:
-                self._also.update(piece)
+        while (job := self._pieces.get()) is not None:
+            piece, hashes = job
+            for each in hashes:
+                each.update(piece)
             self._buffers.give(piece)
             self._places.release()
 
-    def update(self, piece: Piece) -> None:
-        """Add a piece, waiting while too many are still to be hashed."""
+    def update(self, piece: Piece, *hashes: Hash) -> None:
+        """Add a piece to some hashes, waiting while too many are still to be hashed."""
         self._places.acquire()
-        self._pieces.put(piece)
+        self._pieces.put((piece, hashes))
 
-    def finish(self) -> str:
-        """Return the digest of all pieces, and end the thread."""
+    def finish(self) -> None:
+        """Wait until every piece is in its hashes, and end the thread."""
         self._pieces.put(None)
         self._thread.join()
-        return self._digest.hexdigest()
 
 
 class OutputFile:

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 
 from mixout_export.checkpoint.streams import (
     PIECE,
-    BackgroundDigest,
+    BackgroundHashing,
     Buffers,
     Piece,
     file_digest,
@@ -301,16 +301,16 @@ def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
     Raises:
         OSError: The disk is full, say.
     """
-    buffers = Buffers()
-    digest = BackgroundDigest(buffers)
+    buffers, digest = Buffers(), hashlib.sha256()
+    hashing = BackgroundHashing(buffers)
     try:
         with output_file(path) as file:
             for piece in chain([header_of(tensors)], *(pieces(t, buffers) for t in tensors)):
                 file.write(piece)
-                digest.update(piece)
+                hashing.update(piece, digest)
     finally:
-        sha256 = digest.finish()
-    return sha256
+        hashing.finish()
+    return digest.hexdigest()
 
 
 def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> None:

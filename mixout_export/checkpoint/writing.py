@@ -1,5 +1,6 @@
 """Several safetensors files at once: shards, and files that hold the same tensors again."""
 
+import hashlib
 from collections.abc import Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mixout_export.checkpoint.streams import BackgroundDigest, Buffers, Hash, Piece, output_file
+from mixout_export.checkpoint.streams import BackgroundHashing, Buffers, Hash, Piece, output_file
 from mixout_export.checkpoint.tensors import (
     TensorSource,
     header_of,
@@ -34,18 +35,18 @@ class TensorFile:
     tensors: tuple[TensorSource, ...]
 
 
-class _HashedFiles:
+class _Copies:
     """Files that are written one after another, front to back, and hashed on the way."""
 
     def __init__(
-        self, files: Sequence[TensorFile], buffers: Buffers, also: Hash | None = None
+        self, files: Sequence[TensorFile], hashing: BackgroundHashing, also: Hash | None = None
     ) -> None:
         self._files = list(files)
-        self._buffers = buffers
-        self._also = also
+        self._hashing = hashing
+        self._also = () if also is None else (also,)
         self._open = ExitStack()
         self._left = 0
-        self.digests: dict[str, str] = {}
+        self.hashes: dict[str, Hash] = {}
 
     def __enter__(self) -> Self:
         self._begin()
@@ -57,37 +58,34 @@ class _HashedFiles:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None:
-            self._end()
-        else:
-            self._open.__exit__(kind, error, trace)
-            self._digest.finish()
+        self._open.__exit__(kind, error, trace)
 
     def _begin(self) -> None:
-        self._current = self._files.pop(0)
-        self._left = sum(tensor.nbytes for tensor in self._current.tensors)
-        self._output = self._open.enter_context(output_file(self._current.path))
-        self._digest = BackgroundDigest(self._buffers, self._also)
-        self._write(header_of(self._current.tensors))
+        current = self._files.pop(0)
+        self._left = sum(tensor.nbytes for tensor in current.tensors)
+        self._output = self._open.enter_context(output_file(current.path))
+        self._hash = self.hashes[current.path.name] = hashlib.sha256()
+        self._write(header_of(current.tensors))
 
-    def _end(self) -> None:
-        self._open.close()
-        self.digests[self._current.path.name] = self._digest.finish()
-
-    def _write(self, piece: Piece) -> None:
+    def _write(self, piece: Piece, *hashes: Hash) -> None:
         self._output.write(piece)
-        self._digest.update(piece)
+        self._hashing.update(piece, self._hash, *self._also, *hashes)
 
-    def append(self, piece: Piece) -> None:
-        """Write the next bytes, which are no part of two tensors, into the file they belong to."""
+    def append(self, piece: Piece, *hashes: Hash) -> None:
+        """Write the next bytes, which are no part of two tensors, into the file they belong to.
+
+        Args:
+            piece: The bytes.
+            hashes: Others that take them in too.
+        """
         if not len(piece):
-            self._buffers.give(piece)
+            self._hashing.update(piece)
             return
         while not self._left:
-            self._end()
+            self._open.close()
             self._begin()
         self._left -= len(piece)
-        self._write(piece)
+        self._write(piece, *hashes)
 
 
 def write_twice(
@@ -106,22 +104,30 @@ def write_twice(
         also: A second hash, which takes in the bytes of all copies one after the other.
 
     Returns:
-        File name → SHA-256 of each copy, computed on the way.
+        File name → SHA-256 of each file and each copy, computed on the way.
 
     Raises:
         OSError: The disk is full, say.
     """
     buffers = Buffers()
-    with _HashedFiles(copies, buffers, also) as copy:
-        for file in files:
-            with output_file(file.path) as output:
-                output.write(header_of(file.tensors))
-                for tensor in file.tensors:
-                    take_over = copy.append if tensor.key in copied else buffers.give
-                    for piece in pieces(tensor, buffers):
-                        output.write(piece)
-                        take_over(piece)
-    return copy.digests
+    hashing = BackgroundHashing(buffers)
+    hashes: dict[str, Hash] = {}
+    try:
+        with _Copies(copies, hashing, also) as copy:
+            for file in files:
+                whole = hashes[file.path.name] = hashlib.sha256()
+                with output_file(file.path) as output:
+                    header = header_of(file.tensors)
+                    output.write(header)
+                    hashing.update(header, whole)
+                    for tensor in file.tensors:
+                        pass_on = copy.append if tensor.key in copied else hashing.update
+                        for piece in pieces(tensor, buffers):
+                            output.write(piece)
+                            pass_on(piece, whole)
+    finally:
+        hashing.finish()
+    return {name: each.hexdigest() for name, each in (hashes | copy.hashes).items()}
 
 
 def write_sharded(

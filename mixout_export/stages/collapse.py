@@ -24,6 +24,7 @@ from mixout_export.checkpoint.tensors import (
     write_tensors,
 )
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.provenance.record import write_record
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ def collapse_checkpoint(
     folder = _open_mixout(source)
     pretrained = _pretrained_entries(folder, interpolate)
     with output_folder(out, [source], overwrite=overwrite) as target:
+        read = Background(folder.weights_sha256)
         check = Background(partial(folder.check_anchors, quickly=interpolate == 1.0))
         digests: dict[str, str] = {}
         weight_map: dict[str, str] = {}
@@ -170,6 +172,15 @@ def collapse_checkpoint(
         write_json(target.partial / LAYOUT.config, config)
         copy_companions(folder.path, target.partial, card=True)
         check.result()  # a damaged checkpoint is not passed on as a sound one
+        write_record(
+            target.partial,
+            step="collapse",
+            source=folder.path,
+            input_sha256=read.result(),
+            weights=tuple(digests),
+            options={"interpolate": interpolate, "dtype": dtype},
+            known=digests,
+        )
     return CollapseResult(
         out=out,
         interpolate=interpolate,

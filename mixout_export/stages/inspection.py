@@ -1,7 +1,7 @@
 """`inspect`: what a folder is, where it comes from, and how far its layers have moved."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ import numpy as np
 from mixout_export.checkpoint.arithmetic import as_array
 from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
-from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
+from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.provenance.links import Link
+from mixout_export.provenance.record import check_record
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Inspection:
         provenance: The manifest's entries but the modules, or the graph's metadata.
         layers: The mixed layers' distances, empty unless `kind` is "mixout".
         distance: ‖w - u‖ over all mixed layers, None unless `kind` is "mixout".
+        chain: The steps that led to the folder, from the base on; empty without a manifest.
+        broken: What does not match the manifest, as sentences; empty if all does.
+        unlisted: Files that the manifest does not know, which is no fault.
     """
 
     path: Path
@@ -61,6 +66,9 @@ class Inspection:
     provenance: dict[str, Any]
     layers: tuple[LayerDistance, ...]
     distance: float | None
+    chain: tuple[Link, ...] = ()
+    broken: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
 
 
 def _squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]:
@@ -109,6 +117,19 @@ def _files(path: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in files}
 
 
+def _with_chain(inspection: Inspection) -> Inspection:
+    """Add what the folder's manifest says, and what of it does not match."""
+    if not inspection.path.is_dir():
+        return inspection
+    found = check_record(inspection.path)
+    return replace(
+        inspection,
+        chain=() if found.record is None else found.record.whole_chain,
+        broken=(*inspection.broken, *found.problems),
+        unlisted=found.unlisted,
+    )
+
+
 def _inspect_graph(folder: Folder) -> Inspection:
     from mixout_export.export.graph_facts import read_graph_facts  # onnx only where it is needed
 
@@ -132,7 +153,7 @@ def _inspect_graph(folder: Folder) -> Inspection:
 
 
 def inspect_path(path: Path) -> Inspection:
-    """Find out what a path holds.
+    """Find out what a path holds, and whether its manifest matches it.
 
     Args:
         path: A mixout checkpoint, a Hugging Face folder, an ONNX folder or an `.onnx` file.
@@ -142,18 +163,22 @@ def inspect_path(path: Path) -> Inspection:
 
     Raises:
         CheckpointError: The path holds nothing that can be read.
-        ParityError: A mixout checkpoint's anchors do not match its manifest.
     """
     folder = open_folder(path)
-    if folder.kind == "onnx":
-        return _inspect_graph(folder)
+    return _with_chain(_inspect_graph(folder) if folder.kind == "onnx" else _inspect_folder(folder))
+
+
+def _broken_anchors(folder: Folder) -> tuple[str, ...]:
+    try:
+        folder.check_anchors()
+    except CheckpointError as error:
+        return (str(error),)
+    return ()
+
+
+def _inspect_folder(folder: Folder) -> Inspection:
     require_weights(folder)
     entries = folder.tensors.values()
-    if folder.manifest is not None:
-        try:
-            folder.check_anchors()
-        except CheckpointError as error:
-            raise ParityError(str(error)) from error
     layers, distance = _distances(folder)
     provenance: dict[str, Any] = {}
     if folder.manifest is not None:
@@ -162,7 +187,7 @@ def inspect_path(path: Path) -> Inspection:
     dtypes = [entry.dtype for entry in entries]
     architectures = folder.config.get("architectures") or [None]
     return Inspection(
-        path=path,
+        path=folder.path,
         kind=folder.kind,
         architecture=architectures[0],
         task=None if folder.task is None else folder.task.name,
@@ -170,10 +195,11 @@ def inspect_path(path: Path) -> Inspection:
         tensors=len(dtypes),
         parameters=sum(math.prod(entry.shape) for entry in entries),
         dtypes={name: dtypes.count(name) for name in sorted(set(dtypes))},
-        files=_files(path),
+        files=_files(folder.path),
         provenance=provenance,
         layers=layers,
         distance=distance,
+        broken=_broken_anchors(folder),
     )
 
 

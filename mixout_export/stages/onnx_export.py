@@ -8,6 +8,8 @@ from typing import Any
 from mixout_export.checkpoint import copy_companions, output_folder
 from mixout_export.checkpoint.folder import write_json
 from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.output import OutputFolder
+from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
 from mixout_export.errors import ArgumentError, ExportError, ParityError
 from mixout_export.export.document import Provenance, stamp_graph, write_graph
@@ -18,6 +20,8 @@ from mixout_export.parity.battery import Batch, Battery
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
 from mixout_export.parity.verdict import check_agreement, compare_subjects, make_battery
+from mixout_export.provenance.links import DataFile
+from mixout_export.provenance.record import write_record
 from mixout_export.stages.verify_data import data_batches, read_data
 from mixout_export.training.columns import ColumnNames
 
@@ -206,6 +210,30 @@ class _Export:
         )
 
 
+def _record(
+    target: OutputFolder,
+    source: TorchSubject,
+    conversion: Conversion,
+    data: ExportData,
+    *,
+    opset: int,
+    verified: bool,
+) -> None:
+    """Write the manifest, once everything else is in the folder."""
+    tables = [("verify", data.data), ("calibration", data.calibration)]
+    write_record(
+        target.partial,
+        step="onnx",
+        source=source.path,
+        input_sha256=source.folder.weights_sha256(),
+        weights=sorted(
+            name for name in (LAYOUT.onnx, LAYOUT.onnx_cached) if (target.partial / name).is_file()
+        ),
+        options={**vars(conversion), "opset": opset, "verified": verified},
+        data=[DataFile(role, file.name, file_digest(file)) for role, file in tables if file],
+    )
+
+
 def _prepare(source: Path, data: ExportData, *, opset: int, cache: bool) -> _Export:
     """Open the source, read the tables, capture the graphs."""
     subject = torch_subject(source)
@@ -282,6 +310,7 @@ def export_onnx(
                 f"{source}: the exported graph is not the same model, {parity.reasons()[0]}; "
                 "nothing was written"
             )
+        _record(folder, export.source, conversion, data, opset=opset, verified=verify)
     cached = out / LAYOUT.onnx_cached
     return OnnxResult(
         path=out,

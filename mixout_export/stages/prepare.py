@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.companions import copy_companions
-from mixout_export.checkpoint.folder import BaseDigest, read_json, write_json
+from mixout_export.checkpoint.folder import BaseDigest, open_folder, read_json, write_json
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.manifest import ConfigChange, Head, Manifest
 from mixout_export.checkpoint.model import (
@@ -25,6 +25,8 @@ from mixout_export.checkpoint.streams import quick_hash
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import is_mixable
+from mixout_export.provenance.links import Link, plain_options
+from mixout_export.provenance.record import write_record
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
 from mixout_export.surgery.key_names import disk_keys, merged_keys
 from mixout_export.surgery.selection import select_targets, tied_weights
@@ -83,6 +85,23 @@ class PrepareResult:
     unused: tuple[str, ...]
     config_changes: dict[str, tuple[Any, Any]]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """Weights and anchors on disk.
+
+    Attributes:
+        keys: The weights' keys.
+        anchors_sha256: What identifies the anchors.
+        anchors_xxh3: Their quick hash; None where it was not computed on the way.
+        sha256: File name → SHA-256 of the files that were hashed on the way.
+    """
+
+    keys: Collection[str]
+    anchors_sha256: str
+    anchors_xxh3: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 def _check_options(options: PrepareOptions) -> None:
@@ -238,16 +257,16 @@ def _write(
     options: PrepareOptions,
 ) -> Manifest:
     keys = _keys_of(loaded.model, names)
-    entries, sha256, xxh3 = _write_tensors(loaded, directory, keys, names)
+    written = _write_tensors(loaded, directory, keys, names)
     modules = dict(loaded.model.named_modules())
     manifest = Manifest(
         config=options.mixout,
         modules=mixed_modules(
-            {name: type(modules[name]).__name__ for name in names}, keys, entries
+            {name: type(modules[name]).__name__ for name in names}, keys, written.keys
         ),
         base=loaded.base,
-        pretrained_sha256=sha256,
-        pretrained_xxh3=xxh3,
+        pretrained_sha256=written.anchors_sha256,
+        pretrained_xxh3=written.anchors_xxh3,
         task=loaded.task.name,
         labels=loaded.labels,
         head=Head(options.head, _head_dropout(options), loaded.fresh_keys),
@@ -260,7 +279,30 @@ def _write(
     if config.pop("_name_or_path", None) is not None:  # a path of this machine
         write_json(directory / LAYOUT.config, config)
     copy_companions(loaded.path, directory)
+    write_record(
+        directory,
+        step="prepare",
+        source=loaded.path,
+        input_sha256=loaded.base.sha256 or "",
+        weights=[path.name for path in open_folder(directory).weight_paths],
+        options=_record_options(options),
+        base=Link(
+            "base",
+            loaded.base.sha256 or "",
+            loaded.base.name or loaded.path.name,
+            options=plain_options({"revision": loaded.base.revision}),
+        ),
+        known=written.sha256,
+    )
     return manifest
+
+
+def _record_options(options: PrepareOptions) -> dict[str, Any]:
+    """Return the options that decide what is written, by the command's names for them."""
+    flat = {**vars(options), **vars(options.base), **vars(options.mixout)}
+    return {
+        name: value for name, value in flat.items() if name not in ("base", "mixout", "revision")
+    }
 
 
 def _keys_of(model: PreTrainedModel, mixed: Sequence[str]) -> dict[str, str]:
@@ -272,13 +314,15 @@ def _keys_of(model: PreTrainedModel, mixed: Sequence[str]) -> dict[str, str]:
 
 def _write_tensors(
     loaded: LoadedBase, directory: Path, keys: Mapping[str, str], names: Sequence[str]
-) -> tuple[Collection[str], str, str | None]:
-    """Write weights and anchors; return the weights' keys and the anchors' two digests."""
+) -> _Written:
+    """Write weights and anchors."""
     plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
     if plan is not None:
         anchored, quick = _anchored_keys(loaded, keys, plan.tensors, names), quick_hash()
-        sha256 = plan.write(directory, anchored, also=quick)
-        return plan.tensors.keys(), sha256, quick.hexdigest()
+        written = plan.write(directory, anchored, also=quick)
+        return _Written(
+            plan.tensors.keys(), written.anchors_sha256, quick.hexdigest(), written.sha256
+        )
     entries = write_weights(loaded.model, directory)
     anchors = anchors_of_weights(entries, _anchored_keys(loaded, keys, entries, names))
-    return entries.keys(), write_anchors(directory, anchors), None
+    return _Written(entries.keys(), write_anchors(directory, anchors))

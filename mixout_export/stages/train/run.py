@@ -29,7 +29,10 @@ from mixout_export.checkpoint.output import (
     output_folder,
     partial_path,
 )
+from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.provenance.links import DataFile
+from mixout_export.provenance.record import write_record
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.settings import check_agreement, check_settings, run_settings
 from mixout_export.surgery import mixout_layers
@@ -199,9 +202,37 @@ def train_checkpoint(
             run = _Run(target.partial, folder, model, pretrained, encoded, metric, options)
             result = run.train(accelerator, observer or Silent(), started=started)
             accelerator.end_training()  # before the tracker's files move to OUT
+            if accelerator.is_main_process:
+                _record(target, folder, data, encoded, options)
         return result
     finally:
         release_accelerator()
+
+
+def _record(
+    target: OutputFolder,
+    folder: Folder,
+    data: DataOptions,
+    encoded: TrainingData,
+    options: TrainOptions,
+) -> None:
+    """Write the manifest, once everything else is in the folder."""
+    files = [("train", data.train_file, encoded.rows), ("eval", data.eval_file, None)]
+    tables = [
+        DataFile(role, file.name, file_digest(file), rows) for role, file, rows in files if file
+    ]
+    if data.dataset is not None:
+        tables.append(DataFile("train", data.dataset, "", encoded.rows))
+    settings = {name: value for name, value in options.to_dict().items() if name != "device"}
+    write_record(
+        target.partial,
+        step="train",
+        source=folder.path,
+        input_sha256=folder.weights_sha256(),
+        weights=[path.name for path in open_folder(target.partial).weight_paths],
+        options=settings | {k: v for k, v in vars(data).items() if k.endswith("_column")},
+        data=tables,
+    )
 
 
 @dataclass(frozen=True)

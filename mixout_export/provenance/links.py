@@ -1,0 +1,98 @@
+"""The chain of steps from a base model to a folder, one link a step."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any
+
+from mixout_export.errors import CheckpointError
+
+#: Characters of a hash that people are shown.
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A table that a step read.
+
+    Attributes:
+        role: What for, "train" or "eval" say.
+        name: Its file name, without folders.
+        sha256: Of the file's bytes; "" of a data set of the hub, which has no one file.
+        rows: Rows that were used; None where that was not counted.
+    """
+
+    role: str
+    name: str
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Link:
+    """One step of a chain.
+
+    Attributes:
+        step: "base", "prepare", "train", "collapse", "onnx" or "bundle"; "source" is a folder that
+            has no manifest.
+        weights_sha256: Identifies the weights that it wrote; see `joint_digest`.
+        name: Of the base, or of the source; a step's folder may be called anything.
+        input_sha256: Identifies the weights that it read; "" of the first link.
+        options: What it was told, as plain JSON values; a path is its last name.
+        versions: Library → version.
+        data: The tables that it read.
+        manifest_sha256: Of the manifest in the folder that it wrote; "" where there is none.
+    """
+
+    step: str
+    weights_sha256: str
+    name: str = ""
+    input_sha256: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    data: tuple[DataFile, ...] = ()
+    manifest_sha256: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values; what is empty is left out."""
+        return {name: value for name, value in asdict(self).items() if value not in ("", {}, ())}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Link":
+        """Build it from `to_dict`'s result.
+
+        Raises:
+            CheckpointError: A field is missing or unknown.
+        """
+        try:
+            data = tuple(DataFile(**entry) for entry in fields.get("data", ()))
+            return cls(**{**fields, "data": data})
+        except TypeError as error:
+            raise CheckpointError(f"a link of the chain cannot be read ({error})") from error
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as JSON has them, without a machine's paths: a path becomes its last name."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, PurePath):
+            return value.name
+        if isinstance(value, Mapping):
+            return plain_options(value)
+        if isinstance(value, tuple | list):
+            return [plain(each) for each in value]
+        return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+    return {name: plain(value) for name, value in options.items() if value is not None}
+
+
+def broken_links(chain: Sequence[Link]) -> Iterator[str]:
+    """Yield, as a sentence, each link that did not read what the one before it wrote."""
+    for before, link in pairwise(chain):
+        if link.input_sha256 and link.input_sha256 != before.weights_sha256:
+            yield (
+                f"the chain is broken between {before.step} and {link.step}: {link.step} read "
+                f"weights {link.input_sha256[:_SHOWN]}…, {before.step} wrote "
+                f"{before.weights_sha256[:_SHOWN]}…"
+            )

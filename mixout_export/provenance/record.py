@@ -1,0 +1,255 @@
+"""`manifest.json`: what a folder holds and where that comes from, with a hash for each file.
+
+The record guards itself too: it holds the SHA-256 of its own text without that line, and its text
+is the only one that its content may have, so a change of any byte shows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.output import LOCK
+from mixout_export.checkpoint.streams import file_digest
+from mixout_export.checkpoint.tensors import joint_digest
+from mixout_export.errors import CheckpointError
+from mixout_export.provenance.links import DataFile, Link, broken_links, plain_options
+from mixout_export.version import __version__
+
+FORMAT = 1
+
+#: Libraries whose versions may matter for what a step writes.
+_LIBRARIES = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+#: Files that no manifest lists: itself, a signature of the whole, and the mark of work in progress.
+_UNLISTED = (LAYOUT.record, LAYOUT.signature, LOCK)
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """A file's identity.
+
+    Attributes:
+        sha256: Of its bytes.
+        bytes: Their number.
+    """
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a manifest says.
+
+    Attributes:
+        link: The step that wrote the folder.
+        chain: The steps before it, from the base on.
+        files: Path in the folder, with slashes → the file.
+    """
+
+    link: Link
+    chain: tuple[Link, ...]
+    files: Mapping[str, ListedFile]
+
+    @property
+    def whole_chain(self) -> tuple[Link, ...]:
+        """All steps, the last one included."""
+        return (*self.chain, self.link)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "tool": f"mixout-export {self.link.versions.get('mixout-export', '')}".strip(),
+            **self.link.to_dict(),
+            "chain": [link.to_dict() for link in self.chain],
+            "files": {name: vars(file) for name, file in sorted(self.files.items())},
+        }
+
+    def to_text(self) -> str:
+        """Return the manifest's text, the same for the same content."""
+        content = self._content()
+        guard = hashlib.sha256(_text(content).encode()).hexdigest()
+        return _text({**content, "manifest_guard": guard})
+
+
+@dataclass(frozen=True)
+class RecordCheck:
+    """What became of comparing a folder with its manifest.
+
+    Attributes:
+        record: What the manifest says; None where there is none, or it cannot be read.
+        problems: What does not match, as sentences; empty if all does.
+        unlisted: Files that the manifest does not know, which is no problem.
+    """
+
+    record: Record | None
+    problems: tuple[str, ...] = ()
+    unlisted: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing contradicts the manifest, or there is none."""
+        return not self.problems
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _files_of(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in _UNLISTED:
+            yield path
+
+
+def _digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Hash several files at once: hashing releases the interpreter's lock."""
+    paths = list(paths)
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(paths, pool.map(file_digest, paths), strict=True))
+
+
+def versions_used() -> dict[str, str]:
+    """Return the versions of this tool and of the libraries that are installed."""
+    found = {"mixout-export": __version__}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _links_before(source: Path, input_sha256: str, base: Link | None) -> tuple[Link, ...]:
+    """Return the steps that led to what is read."""
+    path = source / LAYOUT.record
+    if path.is_file():
+        record = read_record(source)
+        last = replace(record.link, manifest_sha256=file_digest(path))
+        return (*record.chain, last)
+    return (base or Link("source", input_sha256, source.resolve().name),)
+
+
+def write_record(
+    folder: Path,
+    *,
+    step: str,
+    source: Path,
+    input_sha256: str,
+    weights: Sequence[str],
+    options: Mapping[str, Any],
+    data: Sequence[DataFile] = (),
+    base: Link | None = None,
+    known: Mapping[str, str] | None = None,
+) -> Record:
+    """Write a folder's manifest, once all of its other files are there.
+
+    Args:
+        folder: The folder; it may still have another name.
+        step: What wrote it, "collapse" say.
+        source: The folder that was read, whose own manifest gives the steps before this one.
+        input_sha256: Identifies the weights that were read, as they were read.
+        weights: The files, by their paths in the folder, that hold the weights.
+        options: What the step was told; paths are reduced to their last names.
+        data: The tables that were read.
+        base: The first link where the source has no manifest; None makes one of the source.
+        known: Path in the folder → SHA-256, of files that were hashed as they were written.
+
+    Raises:
+        CheckpointError: The source has a manifest that cannot be read.
+        OSError: A file cannot be read, or the manifest not be written.
+    """
+    known = dict(known or {})
+    present = {path.relative_to(folder).as_posix(): path for path in _files_of(folder)}
+    fresh = _digests(path for key, path in present.items() if key not in known)
+    hashes = {key: known.get(key) or fresh[path] for key, path in present.items()}
+    record = Record(
+        link=Link(
+            step=step,
+            weights_sha256=joint_digest({Path(key).name: hashes[key] for key in weights}),
+            input_sha256=input_sha256,
+            options=plain_options(options),
+            versions=versions_used(),
+            data=tuple(data),
+        ),
+        chain=_links_before(source, input_sha256, base),
+        files={key: ListedFile(hashes[key], path.stat().st_size) for key, path in present.items()},
+    )
+    (folder / LAYOUT.record).write_text(record.to_text(), encoding="utf-8", newline="\n")
+    return record
+
+
+def read_record(folder: Path) -> Record:
+    """Read a folder's manifest.
+
+    Raises:
+        CheckpointError: It is missing, or is not one, or was written in a format that is unknown.
+    """
+    path = folder / LAYOUT.record
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{path}: is a manifest of format {found!r}, expected {FORMAT}; a newer mixout-export "
+            "may have written it"
+        )
+    own = {"format", "tool", "chain", "files", "manifest_guard"}
+    try:
+        return Record(
+            link=Link.from_dict({k: v for k, v in content.items() if k not in own}),
+            chain=tuple(Link.from_dict(link) for link in content["chain"]),
+            files={name: ListedFile(**file) for name, file in content["files"].items()},
+        )
+    except (AttributeError, KeyError, TypeError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: is not a manifest of this tool ({error})") from error
+
+
+def _changed_files(folder: Path, record: Record) -> Iterator[str]:
+    step = record.link.step
+    there = {name: folder / name for name in record.files if (folder / name).is_file()}
+    digests = _digests(there.values())
+    for name, file in record.files.items():
+        path = there.get(name)
+        if path is None:
+            yield f"{folder / name}: is missing, {step} wrote it"
+        elif digests[path] != file.sha256:
+            yield (
+                f"{path}: was changed after {step} wrote it: its SHA-256 is "
+                f"{digests[path][:12]}…, expected {file.sha256[:12]}…"
+            )
+
+
+def check_record(folder: Path) -> RecordCheck:
+    """Compare a folder with its manifest.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        What does not match. A folder without a manifest has nothing to match.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    path = folder / LAYOUT.record
+    if not path.is_file():
+        return RecordCheck(None)
+    try:
+        record = read_record(folder)
+    except CheckpointError as error:
+        return RecordCheck(None, (str(error),))
+    problems = list(_changed_files(folder, record))
+    if path.read_bytes() != record.to_text().encode():
+        problems.append(f"{path}: was changed itself after {record.link.step} wrote it")
+    problems += [f"{folder}: {problem}" for problem in broken_links(record.whole_chain)]
+    unlisted = {p.relative_to(folder).as_posix() for p in _files_of(folder)} - record.files.keys()
+    return RecordCheck(record, tuple(problems), tuple(sorted(unlisted)))

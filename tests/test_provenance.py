@@ -1,0 +1,191 @@
+"""Every folder says what it holds and where that comes from, and shows when that is not so."""
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from checkpoints import TinyCheckpoints
+from cli_runs import Program
+from safetensors.torch import load_file, save_file
+
+from mixout_export.checkpoint.streams import file_digest
+from mixout_export.errors import CheckpointError
+from mixout_export.provenance.links import Link, broken_links, plain_options
+from mixout_export.provenance.record import check_record, read_record, write_record
+from mixout_export.stages.collapse import collapse_checkpoint
+from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.prepare import prepare_checkpoint
+from mixout_export.stages.train.data import DataOptions
+from mixout_export.stages.train.run import train_checkpoint
+from mixout_export.training.options import TrainOptions
+
+STEPS = ("prepared", "trained", "collapsed", "graph")
+
+
+@pytest.fixture(scope="module")
+def way(tiny: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One checkpoint's way, each step in a folder of its own."""
+    root = tmp_path_factory.mktemp("way")
+    base = shutil.copytree(tiny.classifier("bert"), root / "base")
+    (root / "secret folder").mkdir()
+    table = root / "secret folder" / "train.tsv"
+    table.write_text("sentence\tlabel\n" + "a b\t0\nb c\t1\n" * 8)
+    prepare_checkpoint(str(base), root / "prepared")
+    train_checkpoint(
+        root / "prepared", root / "trained", DataOptions(table), TrainOptions(max_steps=1)
+    )
+    collapse_checkpoint(root / "trained", root / "collapsed")
+    export_onnx(root / "collapsed", root / "graph", verify=False)
+    return root
+
+
+@pytest.fixture
+def program(capfd: pytest.CaptureFixture[str]) -> Program:
+    return Program(capfd)
+
+
+@pytest.fixture
+def copy(way: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(way, tmp_path / "way")
+
+
+def test_the_chain_leads_from_the_base_to_the_graph(way: Path) -> None:
+    record = read_record(way / "graph")
+    chain = record.whole_chain
+    assert [link.step for link in chain] == ["base", "prepare", "train", "collapse", "onnx"]
+    assert chain[0].name == "base"
+    assert chain[0].weights_sha256 == file_digest(way / "base" / "model.safetensors")
+    for link, folder in zip(chain[1:], STEPS, strict=True):
+        file = "model.onnx" if folder == "graph" else "model.safetensors"
+        assert link.weights_sha256 == file_digest(way / folder / file)
+        assert link.versions["mixout-export"]
+    for before, link in pairwise(chain):
+        assert link.input_sha256 == before.weights_sha256
+    for link, folder in zip(chain[1:-1], STEPS, strict=False):
+        assert link.manifest_sha256 == file_digest(way / folder / "manifest.json")
+    train = chain[2]
+    assert train.options["max_steps"] == 1
+    assert [(data.role, data.name, data.rows) for data in train.data] == [
+        ("train", "train.tsv", 16)
+    ]
+    assert train.data[0].sha256 == file_digest(way / "secret folder" / "train.tsv")
+
+
+@pytest.mark.parametrize("folder", STEPS)
+def test_every_file_is_listed_and_no_path_of_the_machine(folder: str, way: Path) -> None:
+    found = check_record(way / folder)
+    assert found.holds
+    assert found.unlisted == ()
+    assert found.record is not None
+    there = {path.name for path in (way / folder).iterdir()}
+    assert there == found.record.files.keys() | {"manifest.json"}
+    text = (way / folder / "manifest.json").read_text()
+    assert "secret folder" not in text
+    assert str(way) not in text
+
+
+@pytest.mark.parametrize("folder", STEPS)
+def test_one_flipped_byte_of_any_file_is_found(folder: str, copy: Path) -> None:
+    for path in sorted((copy / folder).iterdir()):
+        path.chmod(0o644)
+        whole = path.read_bytes()
+        for place in {0, len(whole) // 2, len(whole) - 1}:
+            changed = bytearray(whole)
+            changed[place] ^= 1
+            path.write_bytes(changed)
+            problems = check_record(copy / folder).problems
+            assert problems, f"{path} at {place}"
+            assert path.name in problems[0]
+        path.write_bytes(whole)
+    assert check_record(copy / folder).holds
+
+
+def test_every_byte_of_the_manifest_itself_counts(copy: Path) -> None:
+    path = copy / "collapsed" / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        changed = bytearray(whole)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        assert not check_record(copy / "collapsed").holds, f"byte {place}"
+
+
+def test_a_missing_and_an_added_file(copy: Path) -> None:
+    (copy / "graph" / "config.json").unlink()
+    (copy / "graph" / "notes.txt").write_text("mine")
+    found = check_record(copy / "graph")
+    assert [problem.endswith("is missing, onnx wrote it") for problem in found.problems] == [True]
+    assert found.unlisted == ("notes.txt",)
+
+
+def test_a_step_that_read_other_weights_breaks_the_chain(copy: Path) -> None:
+    path = copy / "trained" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.bias"] += 1
+    save_file(tensors, path, metadata={"format": "pt"})
+    shutil.rmtree(copy / "collapsed")
+    collapse_checkpoint(copy / "trained", copy / "collapsed")
+    problems = check_record(copy / "collapsed").problems
+    assert len(problems) == 1
+    assert "the chain is broken between train and collapse" in problems[0]
+
+
+def test_a_folder_without_a_manifest_starts_the_chain(copy: Path, tmp_path: Path) -> None:
+    assert check_record(copy / "base").record is None
+    export_onnx(copy / "base", tmp_path / "graph", verify=False)
+    chain = read_record(tmp_path / "graph").whole_chain
+    assert [(link.step, link.name) for link in chain] == [("source", "base"), ("onnx", "")]
+
+
+def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    for text, said in (("{", "cannot be read"), ("[]", "list"), ('{"format": 9}', "format 9")):
+        path.write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            read_record(tmp_path)
+        assert not check_record(tmp_path).holds
+
+
+def test_known_hashes_are_taken_and_folders_are_walked(tmp_path: Path) -> None:
+    (tmp_path / "out" / "1").mkdir(parents=True)
+    (tmp_path / "out" / "1" / "model.onnx").write_bytes(b"graph")
+    record = write_record(
+        tmp_path / "out",
+        step="bundle",
+        source=tmp_path,
+        input_sha256="0" * 64,
+        weights=["1/model.onnx"],
+        options={"server": "triton", "name": None, "data": tmp_path / "a.tsv"},
+        known={"1/model.onnx": "f" * 64},
+    )
+    assert record.link.weights_sha256 == "f" * 64
+    assert record.link.options == {"server": "triton", "data": "a.tsv"}
+    assert read_record(tmp_path / "out") == record
+    assert "was changed" in check_record(tmp_path / "out").problems[0]
+
+
+def test_options_are_plain_values() -> None:
+    given = {"a": Path("/home/me/x.tsv"), "b": (1, 2.5), "c": None, "d": {"e": Path("f")}}
+    assert plain_options(given) == {"a": "x.tsv", "b": [1, 2.5], "d": {"e": "f"}}
+
+
+def test_links_that_fit_are_whole() -> None:
+    chain = [Link("base", "1"), Link("prepare", "2", input_sha256="1")]
+    assert list(broken_links(chain)) == []
+    assert len(list(broken_links([*chain, Link("train", "3", input_sha256="1")]))) == 1
+
+
+def test_inspect_shows_the_chain_and_what_is_broken(copy: Path, program: Program) -> None:
+    run = program("inspect", copy / "graph").done()
+    for step in ("base", "prepare", "train", "collapse", "onnx"):
+        assert f"\n{step} " in run.out
+    assert "train train.tsv" in run.out
+    (copy / "graph" / "config.json").write_text("{}")
+    run = program("inspect", copy / "graph")
+    assert run.code == 3
+    assert "config.json: was changed after onnx wrote it" in run.err
+    run = program("inspect", copy / "graph", "--json")
+    assert run.code == 3
+    assert len(json.loads(run.out)["broken"]) == 1
