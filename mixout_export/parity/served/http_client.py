@@ -127,7 +127,7 @@ class HttpClient:
         where = str(self._address)
         if response.status != 200:
             shape = list(next(iter(question.inputs.values())).shape)
-            raise refused(response, f"{where}: asked with inputs of shape {shape}, it")
+            raise refused(response, where, f" to inputs of shape {shape}")
         answer = decode(response.body, response.headers.get(HEADER_LENGTH), question.outputs, where)
         check_identity(question, answer, where)
         return answer

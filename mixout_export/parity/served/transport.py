@@ -5,6 +5,7 @@ between two bytes from running out. Proxies, passwords and certificates of the e
 not looked at, and no redirect is followed, so that nothing is asked but the address given.
 """
 
+import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,8 +48,18 @@ class Response:
     @property
     def said(self) -> str:
         """What the body says, short enough for a sentence; "" if it is empty."""
-        text = " ".join(self.body[:4096].decode("utf-8", "replace").split())
+        text = " ".join(_message(self.body[:4096]).split())
         return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _message(body: bytes) -> str:
+    """Return a body's text, of a JSON object its error."""
+    text = body.decode("utf-8", "replace")
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return str(content["error"]) if isinstance(content, dict) and content.get("error") else text
 
 
 class Transport:
@@ -179,7 +190,7 @@ def _why(error: httpx2.TransportError) -> str:
     return str(error) or kind.get(type(error), type(error).__name__)
 
 
-def refused(response: Response, where: str) -> ServerError:
-    """Return the error of an answer that is not 200."""
+def refused(response: Response, where: str, asked: str = "") -> ServerError:
+    """Return the error of an answer that is not 200, `asked` saying to what."""
     said = f" ({response.said})" if response.said else ""
-    return ServerError(f"{where}: answered HTTP {response.status}{said}")
+    return ServerError(f"{where}: answered HTTP {response.status}{asked}{said}")
