@@ -242,7 +242,7 @@ def test_fault_that_slips_through_is_exit_code_3(plain: Path, program: Program) 
     run = program("verify", plain, plain, "--self-test", "--atol", 1e6)
     assert run.code == 3
     assert "self-test: 1 of 10 faults caught" in run.out
-    assert "parity holds at atol" in run.out
+    assert "parity holds (given: atol" in run.out
     assert "self-test: dropped bias" in run.out
     run = program("verify", plain, plain, "--self-test", "--atol", 1e6, "--json")
     assert run.json["holds"] is True

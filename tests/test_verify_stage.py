@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from checkpoints import TinyCheckpoints
 from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 from tiny_models import POSITIONS, VOCABULARY, edit_config, make_model, save_checkpoint
@@ -468,3 +469,41 @@ def test_without_labels_there_are_no_metrics(classifier: tuple[Path, Path], tmp_
     result = verify_checkpoints(*classifier, data=path)
     assert result.holds
     assert result.metrics is None
+
+
+def test_a_folder_without_a_tokenizer_takes_what_the_other_side_takes(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    """A tokenizer that makes no segments says less than a forward that takes them."""
+    plain = shutil.copytree(tiny.classifier("bert"), tmp_path / "plain")
+    settings = plain / "tokenizer_config.json"
+    names = {"model_input_names": ["input_ids", "attention_mask"]}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **names}))
+    bare = shutil.copytree(plain, tmp_path / "bare", ignore=shutil.ignore_patterns("token*"))
+    assert verify_checkpoints(plain, bare).holds
+    assert verify_checkpoints(bare, plain).holds
+
+
+def test_a_side_that_does_not_match_its_manifest_is_compared_all_the_same(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    plain = tiny.classifier("bert")
+    graph = export_onnx(plain, tmp_path / "graph", verify=False).path
+    assert verify_checkpoints(plain, graph).passed
+    (graph / "config.json").write_text((graph / "config.json").read_text() + "\n")
+    result = verify_checkpoints(plain, graph)
+    assert result.holds
+    assert not result.passed
+    assert "config.json: was changed after onnx wrote it" in result.reasons()[0]
+
+
+def test_why_there_is_no_drift_map_is_said(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    graph = export_onnx(tiny.classifier("bert"), tmp_path / "graph", verify=False).graph
+    model = onnx.load(graph)
+    kept = [entry for entry in model.metadata_props if entry.key != "module_values"]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    onnx.save(model, tmp_path / "other.onnx")
+    result = verify_checkpoints(tiny.classifier("bert"), tmp_path / "other.onnx", drift=True)
+    assert result.drift is None
+    assert "other.onnx does not record its modules" in result.no_drift

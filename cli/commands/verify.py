@@ -47,7 +47,7 @@ def _describe_generation(result: "ParityResult") -> list[str]:
 def _describe_drift(result: "ParityResult") -> list[str]:
     drift = result.drift
     if drift is None:
-        return []
+        return ["", f"modules    not compared: {result.no_drift}"] if result.no_drift else []
     first, worst = drift.first, drift.worst
     lines = [f"{len(drift.compared)} of {len(drift.modules)} module outputs compared"]
     if worst is not None:
@@ -129,7 +129,7 @@ def _describe(result: "ParityResult") -> str:
     verdict = "parity holds" if result.holds else "parity does NOT hold"
     lines += [
         "",
-        f"{verdict} at {result.criteria()} ({result.precision}), {result.seconds:.1f} s",
+        f"{verdict} ({result.precision}: {result.criteria()}), {result.seconds:.1f} s",
     ]
     return "\n".join([*lines, *(f"  {reason}" for reason in result.reasons())])
 

@@ -1,5 +1,6 @@
 """What two sides say of themselves: what they take and give, their task, their labels."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,21 @@ def _borrowed_of_images(graph: OnnxSubject) -> ModelInterface:
     )
 
 
+def _same_inputs(
+    reference: Subject, candidate: Candidate, ours: ModelInterface, theirs: ModelInterface
+) -> tuple[ModelInterface, ModelInterface]:
+    """Let two PyTorch sides take the same inputs, those of either that both forwards take.
+
+    What a folder's inputs are is read from its tokenizer, which one of the two may lack.
+    """
+    if not isinstance(reference, TorchSubject) or not isinstance(candidate, TorchSubject):
+        return ours, theirs
+    accepted = [inspect.signature(side.model.forward).parameters for side in (reference, candidate)]
+    wanted = shared_interface(ours, theirs).inputs
+    inputs = tuple(name for name in wanted if all(name in names for names in accepted))
+    return replace(ours, inputs=inputs), replace(theirs, inputs=inputs)
+
+
 def interfaces(reference: Subject, candidate: Candidate) -> tuple[ModelInterface, ModelInterface]:
     """Return both sides' interfaces.
 
@@ -71,7 +87,7 @@ def interfaces(reference: Subject, candidate: Candidate) -> tuple[ModelInterface
         theirs = _borrowed(candidate, ours)
     if ours is None or theirs is None:
         raise TypeError("a PyTorch side always has an interface")
-    return ours, theirs
+    return _same_inputs(reference, candidate, ours, theirs)
 
 
 def shared_interface(ours: ModelInterface, theirs: ModelInterface) -> ModelInterface:

@@ -41,6 +41,9 @@ class ParityResult:
         self_test: What the checks made of known faults; None where it was not asked for, or where
             parity does not hold without a fault.
         serving: How a server serves; None where the candidate is not on one.
+        manifests: What does not match the manifests of the sides' folders, as sentences; what is
+            compared is what lies there now.
+        no_drift: Why there is no drift map where one was wanted; "" otherwise.
     """
 
     reference: str
@@ -60,6 +63,8 @@ class ParityResult:
     settings: tuple[str, ...] = ()
     self_test: SelfTest | None = None
     serving: Serving | None = None
+    manifests: tuple[str, ...] = ()
+    no_drift: str = ""
 
     @property
     def holds(self) -> bool:
@@ -73,8 +78,9 @@ class ParityResult:
 
     @property
     def passed(self) -> bool:
-        """Whether parity holds, and the self-test, if there was one, passed."""
-        return self.holds and (self.self_test is None or self.self_test.passed)
+        """Whether parity holds, folders match their manifests, and a self-test passed."""
+        tested = self.self_test is None or self.self_test.passed
+        return self.holds and tested and not self.manifests
 
     @property
     def max_abs(self) -> float:
@@ -94,7 +100,7 @@ class ParityResult:
         return ", ".join(parts)
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why parity does not hold, or the self-test did not pass; empty if they do."""
+        """Return why `passed` is not so, as sentences; empty if it is."""
         return (
             *self.mismatches,
             *self._weight_reasons(),
@@ -102,6 +108,7 @@ class ParityResult:
             *self.settings,
             *self._serving_reasons(),
             *self._drift_reasons(),
+            *self.manifests,
             *(() if self.self_test is None else self.self_test.reasons()),
         )
 
@@ -186,5 +193,7 @@ class ParityResult:
             "settings": list(self.settings),
             "self_test": None if self.self_test is None else self.self_test.to_dict(),
             "serving": None if self.serving is None else self.serving.to_dict(),
+            "manifests": list(self.manifests),
+            "no_drift": self.no_drift,
             "seconds": self.seconds,
         }

@@ -59,7 +59,7 @@ class Facts:
     @property
     def exit_code(self) -> int:
         """What the command exits with."""
-        return 0 if self.result.holds else ParityError.exit_code
+        return 0 if self.result.passed else ParityError.exit_code
 
     @property
     def modules_beyond(self) -> int:

@@ -81,7 +81,7 @@ def render_page(facts: Facts) -> str:
     scripts and requests besides.
     """
     style = files("mixout_export.report").joinpath("page.css").read_text(encoding="utf-8")
-    holds = facts.result.holds
+    holds = facts.result.passed
     return (
         _environment()
         .get_template("page.html.jinja")

@@ -46,7 +46,11 @@ def summarise(result: ParityResult) -> Summary:
     """Return the verdict and why."""
     inputs = 0 if result.coverage is None else result.coverage.examples
     if result.holds:
-        return Summary("Parity holds", _why_it_holds(result, inputs), (), inputs)
+        missed = result.self_test is not None and not result.self_test.passed
+        but = ", but a manifest does not" if result.manifests else ""
+        but = but or (", but the self-test did not pass" if missed else "")
+        why = tuple(sentence(reason) for reason in result.reasons())
+        return Summary(f"Parity holds{but}", _why_it_holds(result, inputs), why, inputs)
     first, *others = result.reasons() or ("no output could be compared",)
     return Summary(
         "Parity does not hold", sentence(first), tuple(sentence(r) for r in others), inputs

@@ -22,6 +22,7 @@ from mixout_export.parity.verdict import (
     compare_subjects,
     make_battery,
 )
+from mixout_export.provenance.record import check_record
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
@@ -60,8 +61,12 @@ def _with_drift(
     """Add the drift map, where both sides could be run and know their modules."""
     if isinstance(right, ServedSubject):
         return result
-    if not result.outputs or not (has_modules(left) and has_modules(right)):
+    if not result.outputs:
         return result
+    for side in (left, right):
+        if not has_modules(side):
+            why = f"{side.path} does not record its modules; export it again with this version"
+            return replace(result, no_drift=why)
     tolerance = DRIFT_TOLERANCES.get(result.precision, DRIFT_TOLERANCES["fp32"])
     if result.precision == "given" and result.tolerance is not None:
         tolerance = max(tolerance, result.tolerance.rtol)
@@ -73,6 +78,14 @@ def _with_drift(
         headless=result.headless,
     )
     return replace(result, drift=drift)
+
+
+def _manifest_problems(*sides: Candidate) -> tuple[str, ...]:
+    """Return what does not match the manifests of the sides' folders, as sentences."""
+    folders = dict.fromkeys(
+        side.path for side in sides if not isinstance(side, ServedSubject) and side.path.is_dir()
+    )
+    return tuple(problem for folder in folders for problem in check_record(folder).problems)
 
 
 def _all_of(*watches: Watch | None) -> Watch:
@@ -196,6 +209,7 @@ def verify_checkpoints(
         result = _with_drift(result, left, right, battery)
     if metrics is not None:
         result = replace(result, metrics=metrics.result())
+    result = replace(result, manifests=_manifest_problems(left, right))
     if isinstance(right, ServedSubject):
         result = with_serving(result, left, right, interface, seed=seed)
     elif kept is not None and result.holds:
