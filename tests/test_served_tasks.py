@@ -1,0 +1,63 @@
+"""Models of every kind are compared through a server: their inputs and outputs differ."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from checkpoints import TinyCheckpoints
+from served_models import served
+from test_vision import vit
+
+from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.errors import CheckpointError
+from mixout_export.parity.served.options import ServingOptions
+from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.verify import verify_checkpoints
+
+FEW = ServingOptions(concurrency=3, requests=2)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("vit") / "vit"
+    with quiet_libraries():
+        vit().save_pretrained(path)
+    return path
+
+
+def folder_of(kind: str, head: str, tiny: TinyCheckpoints, images: Path) -> Path:
+    return images if kind == "vit" else tiny.folder(kind, head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "binary"),
+    [
+        ("bert", "ForQuestionAnswering", False),
+        ("bert", "ForTokenClassification", True),
+        ("bert", "ForMultipleChoice", False),
+        ("gpt2", "LMHeadModel", True),
+        ("bert", "Model", True),
+        ("vit", "ForImageClassification", False),
+    ],
+)
+def test_every_kind_of_model_is_at_parity_with_its_graph_on_a_server(
+    tiny: TinyCheckpoints, images: Path, tmp_path: Path, kind: str, head: str, binary: bool
+) -> None:
+    folder = folder_of(kind, head, tiny, images)
+    graph = export_onnx(folder, tmp_path / "onnx", verify=False).path / "model.onnx"
+    with served(graph, binary=binary) as server:
+        result = verify_checkpoints(folder, server.address, serving=FEW)
+    assert result.holds, result.reasons()
+    names = {tensor.name for tensor in onnxruntime.InferenceSession(graph).get_outputs()}
+    assert {output.name for output in result.outputs} == names
+    assert result.serving is not None
+    assert result.serving.crowd is not None
+    assert (result.serving.crowd.own, result.serving.crowd.too_alike) == (6, 0)
+
+
+def test_a_body_on_a_server_is_not_compared_with_a_classifier(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    graph = export_onnx(tiny.base(), tmp_path / "onnx", verify=False).path / "model.onnx"
+    with served(graph) as server, pytest.raises(CheckpointError, match="has no head"):
+        verify_checkpoints(tiny.classifier(), server.address, serving=FEW)
