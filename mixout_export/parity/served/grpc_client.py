@@ -18,6 +18,7 @@ from mixout_export.parity.served.tensors import (
     from_numbers,
     to_bytes,
 )
+from mixout_export.parity.served.texts import shown
 from mixout_export.parity.served.transport import LARGEST_ANSWER
 from mixout_export.parity.served.wire import Answer, Question
 
@@ -89,7 +90,7 @@ class GrpcClient:
                     f"{self._address}: did not answer within {self._timeout:g} s; is it the gRPC "
                     "port of a server that is well? Give it longer with --timeout"
                 ) from error
-            said = " ".join((error.details() or "").split())[:300]
+            said = shown(error.details() or "")
             raise ServerError(f"{self._address}: answered gRPC {code.name} ({said})") from error
 
     def _named(self, message: str) -> Any:
@@ -194,7 +195,7 @@ class GrpcClient:
         if missing:
             names = ", ".join(tensor.name for tensor in said.outputs) or "none"
             raise ServerError(
-                f"{self._address}: the answer lacks output {missing[0]!r}, it has {names}"
+                f"{self._address}: the answer lacks output {missing[0]!r}, it has {shown(names)}"
             )
         return found
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixout_export.errors import ServerError
+from mixout_export.parity.served.texts import natural, shown
 
 #: Parameters by which a server shows what it serves.
 MODEL_HASH = "model_sha256"
@@ -98,30 +99,32 @@ def read_server(content: Mapping[str, Any]) -> ServerFacts:
     """Read a server's metadata; what is not there is unknown."""
     extensions = content.get("extensions")
     return ServerFacts(
-        name=str(content.get("name") or ""),
-        version=str(content.get("version") or ""),
+        name=shown(content.get("name") or ""),
+        version=shown(content.get("version") or ""),
         extensions=tuple(map(str, extensions)) if isinstance(extensions, list) else (),
     )
 
 
 def _spec(tensor: object, where: str) -> TensorSpec:
     if not isinstance(tensor, dict):
-        raise ServerError(f"{where}: the metadata describes a tensor by {tensor!r}")
+        raise ServerError(f"{where}: the metadata describes a tensor by {shown(tensor)}")
     name, datatype, shape = (tensor.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(name, str) or not isinstance(datatype, str):
         raise ServerError(
-            f"{where}: the metadata describes a tensor without its name or datatype: {tensor!r}"
+            f"{where}: the metadata has a tensor without its name or datatype: {shown(tensor)}"
         )
     # numbers as texts come from servers that print 64-bit integers so
     if not isinstance(shape, list) or not all(isinstance(size, int | str) for size in shape):
         raise ServerError(
-            f"{where}: the metadata says that {name!r} has shape {shape!r}, expected sizes"
+            f"{where}: the metadata says that {name!r} has shape {shown(repr(shape))}, expected "
+            "sizes"
         )
     try:
         return TensorSpec(name, datatype, tuple(int(size) for size in shape))
     except ValueError as error:
         raise ServerError(
-            f"{where}: the metadata says that {name!r} has shape {shape!r}, expected sizes"
+            f"{where}: the metadata says that {name!r} has shape {shown(repr(shape))}, expected "
+            "sizes"
         ) from error
 
 
@@ -129,7 +132,9 @@ def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:
     if tensors is None:
         return ()
     if not isinstance(tensors, list):
-        raise ServerError(f"{where}: the metadata's tensors are {tensors!r}, expected a list")
+        raise ServerError(
+            f"{where}: the metadata's tensors are {shown(repr(tensors))}, expected a list"
+        )
     return tuple(_spec(tensor, where) for tensor in tensors)
 
 
@@ -145,8 +150,7 @@ def read_parameters(content: object) -> dict[str, str]:
 
 
 def _limit(parameters: Mapping[str, str]) -> int | None:
-    given = parameters.get("max_batch_size", "")
-    return int(given) if given.isascii() and given.isdigit() and int(given) > 0 else None
+    return natural(parameters.get("max_batch_size", "")) or None
 
 
 def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
@@ -159,8 +163,8 @@ def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
     return ModelFacts(
         inputs=_specs(content.get("inputs"), where),
         outputs=_specs(content.get("outputs"), where),
-        platform=str(content.get("platform") or ""),
-        versions=tuple(map(str, versions)) if isinstance(versions, list) else (),
+        platform=shown(content.get("platform") or ""),
+        versions=tuple(map(shown, versions)) if isinstance(versions, list) else (),
         parameters=parameters,
         batch_limit=_limit(parameters),
     )

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.errors import ServerError
+from mixout_export.parity.served.texts import shown
 
 Array = npt.NDArray[Any]
 
@@ -49,7 +50,7 @@ def numeric(datatype: object, where: str) -> np.dtype[Any]:
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise ServerError(
-            f"{where} has datatype {datatype!r}, expected one of {', '.join(FLOATING)}"
+            f"{where} has datatype {shown(repr(datatype))}, expected one of {', '.join(FLOATING)}"
         )
     return DATATYPES[datatype]
 
@@ -62,7 +63,7 @@ def sizes(shape: object, where: str) -> tuple[int, ...]:
     """
     proper = isinstance(shape, Sequence) and not isinstance(shape, str)
     if not proper or not all(type(size) is int and size >= 0 for size in shape):  # type: ignore[attr-defined]
-        raise ServerError(f"{where} has shape {shape!r}, expected a list of sizes")
+        raise ServerError(f"{where} has shape {shown(repr(shape))}, expected a list of sizes")
     return tuple(shape)  # type: ignore[arg-type]
 
 
@@ -99,7 +100,8 @@ def from_numbers(data: object, datatype: object, shape: object, where: str) -> A
             f"{where} came with {values.size} values, expected {math.prod(wanted)} for shape "
             f"{list(wanted)}"
         )
-    return values.reshape(wanted).astype(dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is infinite
+        return values.reshape(wanted).astype(dtype)
 
 
 def to_bytes(array: Array) -> bytes:

@@ -16,6 +16,7 @@ import httpx2
 
 from mixout_export.errors import ServerError
 from mixout_export.parity.served.address import Address
+from mixout_export.parity.served.texts import shown
 
 #: How often a request is sent at most, and how long it waits before the second time, in seconds;
 #: each further wait is twice as long.
@@ -27,8 +28,6 @@ CONNECT_TIMEOUT = 5.0
 
 #: Bytes of an answer at most.
 LARGEST_ANSWER = 1 << 30
-
-_SHOWN = 300
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Response:
     @property
     def said(self) -> str:
         """What the body says, short enough for a sentence; "" if it is empty."""
-        text = " ".join(_message(self.body[:4096]).split())
-        return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+        return shown(_message(self.body[:4096]))
 
 
 def _message(body: bytes) -> str:
@@ -161,7 +159,7 @@ class Transport:
         ) as response:
             if response.has_redirect_location:
                 raise ServerError(
-                    f"{where}: redirects to {response.headers['location'][:_SHOWN]}, which is not "
+                    f"{where}: redirects to {shown(response.headers['location'])}, which is not "
                     "followed; give that address if it is the one that is meant"
                 )
             return Response(

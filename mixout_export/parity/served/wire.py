@@ -17,6 +17,7 @@ from mixout_export.parity.served.tensors import (
     from_numbers,
     to_bytes,
 )
+from mixout_export.parity.served.texts import natural, shown
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -115,12 +116,13 @@ def read_json(body: bytes | memoryview, where: str) -> dict[str, Any]:
 def _head_length(given: str | None, body: bytes, where: str) -> int:
     if given is None:
         return len(body)
-    if not (given.isascii() and given.isdigit()) or int(given) > len(body):
+    length = natural(given)
+    if length is None or length > len(body):
         raise ServerError(
             f"{where}: the answer's {HEADER_LENGTH} is {given!r}, and the answer has {len(body)} "
             "bytes; it was cut off"
         )
-    return int(given)
+    return length
 
 
 class _Bytes:
@@ -132,8 +134,8 @@ class _Bytes:
     def take(self, size: object, where: str) -> memoryview:
         if type(size) is not int or not 0 <= size <= len(self._rest):
             raise ServerError(
-                f"{where} is said to take {size!r} bytes, and {len(self._rest)} are left; the "
-                "answer was cut off"
+                f"{where} is said to take {shown(repr(size))} bytes, and {len(self._rest)} are "
+                "left; the answer was cut off"
             )
         piece, self._rest = self._rest[:size], self._rest[size:]
         return piece
@@ -186,15 +188,15 @@ def decode(body: bytes, header_length: str | None, wanted: Sequence[str], where:
     content = read_json(memoryview(body)[:length], where)
     outputs = content.get("outputs")
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
-        said = f" ({content['error']})" if content.get("error") else ""
+        said = f" ({shown(content['error'])})" if content.get("error") else ""
         raise ServerError(f"{where}: the answer has no list of outputs{said}")
     found = _tensors(outputs, _Bytes(memoryview(body)[length:]), wanted, where)
     missing = [name for name in wanted if name not in found]
     if missing:
         names = ", ".join(str(output.get("name")) for output in outputs) or "none"
-        raise ServerError(f"{where}: the answer lacks output {missing[0]!r}, it has {names}")
+        raise ServerError(f"{where}: the answer lacks output {missing[0]!r}, it has {shown(names)}")
     return Answer(
-        identity=str(content.get("id") or ""),
-        version=str(content.get("model_version") or ""),
+        identity=shown(content.get("id") or ""),
+        version=shown(content.get("model_version") or ""),
         outputs={name: found[name] for name in wanted},
     )

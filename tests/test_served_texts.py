@@ -1,0 +1,18 @@
+import pytest
+
+from mixout_export.parity.served.texts import natural, shown
+
+
+def test_texts_of_a_server_fit_into_a_sentence() -> None:
+    assert shown("two\nlines\t here") == "two lines here"
+    assert shown("\x1b[31mred\x1b[0m \u202eevil") == "�[31mred�[0m �evil"
+    assert len(shown("x" * 10_000)) == 301
+    assert shown({"a": 1}) == "{'a': 1}"
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("0", 0), ("42", 42), ("", None), ("-1", None), ("²", None), ("1.0", None), ("9" * 99, None)],
+)
+def test_a_number_is_of_few_plain_digits(text: str, number: int | None) -> None:
+    assert natural(text) == number
