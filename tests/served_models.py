@@ -189,8 +189,8 @@ class OipServer(ThreadingHTTPServer):
     def compute(self, inputs: Arrays) -> Arrays:
         names = [output.name for output in self._session.get_outputs()]
         fed = self.behaviour.feed(inputs)
-        whole = {name: value.dtype.kind in "iu" for name, value in fed.items()}
-        given = {n: v.astype(np.int64) if whole[n] else v for n, v in fed.items()}
+        kinds = {tensor.name: TYPES[NAMES[tensor.type]] for tensor in self._session.get_inputs()}
+        given = {name: value.astype(kinds[name]) for name, value in fed.items()}
         return self.behaviour.answer(dict(zip(names, self._session.run(names, given), strict=True)))
 
     def asked(self) -> int:

@@ -285,6 +285,7 @@ def test_a_missing_input_is_named(graph: Path, model: Path) -> None:
         ({"inputs": tensors(NAMES, "INT64", [-1])}, ("has shape [any], expected 2 axes",)),
         ({"inputs": tensors(("INPUT__0",), "INT64", [-1, -1])}, ("'input_ids'", "not take it")),
         ({"parameters": {"labels": '["a", "b", "c"]'}}, ("labels: got a, b, c, expected LABEL_0",)),
+        ({"parameters": {"labels": ["a", "b"]}}, ("labels: got a, b, expected LABEL_0",)),
     ],
 )
 def test_names_types_and_shapes_are_compared(

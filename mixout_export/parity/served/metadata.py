@@ -139,11 +139,13 @@ def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:
 
 
 def read_parameters(content: object) -> dict[str, str]:
-    """Read parameters: texts, or what Triton and gRPC wrap them in."""
+    """Read parameters: texts, lists as JSON, or what Triton and gRPC wrap them in."""
     found = {}
     for name, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict):
             value = value.get("string_value", value.get("stringParam"))
+        if isinstance(value, list):
+            value = json.dumps(value)
         if isinstance(value, str | int | float):
             found[str(name)] = str(value)
     return found
