@@ -18,6 +18,7 @@ _COMMANDS = {
     "train": "Finetune a prepared checkpoint.",
     "collapse": "Turn a mixout checkpoint into a plain one.",
     "onnx": "Export a checkpoint to ONNX.",
+    "bundle": "Lay an ONNX folder out for a server.",
     "verify": "Prove that two artefacts are the same model.",
     "inspect": "Say what a folder is, and how far it has moved.",
     "demo": "Go the whole way on a real checkpoint.",
@@ -49,7 +50,7 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 def cli() -> None:
     """Finetune with Mixout, collapse to a plain model, export it, and prove it stayed the same.
 
-    A checkpoint's way: prepare, train, collapse, onnx.
+    A checkpoint's way: prepare, train, collapse, onnx, bundle.
 
     Exit codes: 0 done; 1 could not be done; 2 wrong usage; 3 parity, or a manifest, does not hold.
     """

@@ -19,7 +19,7 @@ ORDER = (
     ("surgery",),
     ("checkpoint",),
     ("provenance",),
-    ("training", "export", "parity"),
+    ("training", "export", "parity", "bundling"),
     ("report",),
     ("stages",),
 )

@@ -16,6 +16,7 @@ _KINDS = {
     "huggingface": "plain Hugging Face checkpoint",
     "mixout": "mixout checkpoint",
     "onnx": "ONNX graph",
+    "bundle": "bundle for a server",
 }
 
 
@@ -26,12 +27,13 @@ _SHOWN_DIGEST = 16
 
 def _facts(inspection: "Inspection") -> list[str]:
     dtypes = ", ".join(f"{count} {name}" for name, count in inspection.dtypes.items())
-    facts = [
+    model = [
         ("architecture", inspection.architecture or "unknown"),
         ("task", inspection.task or "none, it has no head"),
         ("labels", ", ".join(inspection.labels or ())),
         ("weights", f"{inspection.parameters:,} in {dtypes} tensors"),
     ]
+    facts = [] if inspection.kind == "bundle" else model
     for key, value in inspection.provenance.items():
         if key not in _SAID:
             facts.append((key.replace("_", " "), _inline(value)))

@@ -172,7 +172,7 @@ def write_record(
     record = Record(
         link=Link(
             step=step,
-            weights_sha256=joint_digest({Path(key).name: hashes[key] for key in weights}),
+            weights_sha256=joint_digest({key: hashes[key] for key in weights}),
             input_sha256=input_sha256,
             options=plain_options(options),
             versions=versions_used(),

@@ -9,10 +9,11 @@ import numpy as np
 
 from mixout_export.checkpoint.arithmetic import as_array
 from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
+from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.provenance.links import Link
-from mixout_export.provenance.record import check_record
+from mixout_export.provenance.record import check_record, read_record
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Inspection:
 
     Attributes:
         path: The path.
-        kind: "huggingface", "mixout" or "onnx".
+        kind: "huggingface", "mixout", "onnx" or "bundle".
         architecture: Class name of the model, None if unknown.
         task: Name of the task, None for a headless model.
         labels: Label names, None where the task has none.
@@ -164,8 +165,38 @@ def inspect_path(path: Path) -> Inspection:
     Raises:
         CheckpointError: The path holds nothing that can be read.
     """
+    if _is_bundle(path):
+        return _with_chain(_inspect_bundle(path))
     folder = open_folder(path)
     return _with_chain(_inspect_graph(folder) if folder.kind == "onnx" else _inspect_folder(folder))
+
+
+def _is_bundle(path: Path) -> bool:
+    if not (path / LAYOUT.record).is_file():
+        return False
+    try:
+        return read_record(path).link.step == "bundle"
+    except CheckpointError:
+        return False  # whatever else the folder is, it is said that its manifest is none
+
+
+def _inspect_bundle(path: Path) -> Inspection:
+    """Say what a bundle holds, which is for others to open: its files, and how it was made."""
+    record = read_record(path)
+    return Inspection(
+        path=path,
+        kind="bundle",
+        architecture=None,
+        task=None,
+        labels=None,
+        tensors=0,
+        parameters=0,
+        dtypes={},
+        files={name: file.bytes for name, file in record.files.items()},
+        provenance=dict(record.link.options),
+        layers=(),
+        distance=None,
+    )
 
 
 def _broken_anchors(folder: Folder) -> tuple[str, ...]:

@@ -1,0 +1,90 @@
+"""`mixout-export bundle`."""
+
+import re
+from pathlib import Path
+
+import click
+
+from mixout_export_cli.command import Command
+from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.output import Output, human_size
+
+_SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
+
+
+def _name_of(folder: Path) -> str:
+    """Make a model's name of a folder's: what cannot be in an address becomes an underscore."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "_", folder.resolve().name)
+    return name.lstrip("_.-") or "model"
+
+
+@click.command(cls=Command)
+@click.argument("onnx", type=PATH)
+@click.argument("out", type=PATH)
+@click.option("--server", type=click.Choice(_SERVERS), required=True, help="What OUT is for.")
+@click.option("--name", help="What the model is called there.  [default: ONNX's name]")
+@click.option(
+    "--also",
+    type=PATH,
+    multiple=True,
+    metavar="ONNX",
+    help="The same checkpoint in another precision, beside the first; may be given again.",
+)
+@click.option(
+    "--model-version",
+    type=int,
+    default=1,
+    show_default=True,
+    help="Its version, where the server has versions.",
+)
+@click.option(
+    "--max-batch-size",
+    type=int,
+    default=64,
+    show_default=True,
+    help="Most rows of a batch, where the server has a limit.",
+)
+@click.option("--bom", is_flag=True, help="Also write a CycloneDX bill of materials.")
+@click.option(
+    "--sign",
+    type=PATH,
+    metavar="KEY",
+    help="Sign OUT with this private key, a PEM file.  [default: not signed]",
+)
+@overwrite_option
+@output_options
+def bundle(
+    onnx: Path,
+    out: Path,
+    *,
+    server: str,
+    name: str | None,
+    also: tuple[Path, ...],
+    model_version: int,
+    max_batch_size: int,
+    bom: bool,
+    sign: Path | None,
+    overwrite: bool,
+    output: Output,
+) -> None:
+    """Turn ONNX, a folder that `onnx` wrote, into OUT, which a server or a runtime reads as it is.
+
+    OUT's README.md says how to start it, what to ask it, and how to check it.
+    """
+    from mixout_export.bundling.plan import BundleOptions
+    from mixout_export.stages.bundle import bundle_onnx
+
+    options = BundleOptions(
+        server=server,
+        # transformers.js finds a model by the name of its folder
+        name=name or _name_of(out if server == "transformers-js" else onnx),
+        version=model_version,
+        max_batch_size=max_batch_size,
+    )
+    result = bundle_onnx(onnx, out, options, also=also, overwrite=overwrite, bom=bom, sign=sign)
+    lines = [f"{out}: for {server}, {human_size(result.bytes)}"]
+    lines += [f"  {m['name']:<20} {m['precision']}, {m['path']}" for m in result.models]
+    if result.tokenizer_texts:
+        lines.append(f"  tokenizer            as the original on {result.tokenizer_texts} texts")
+    lines.append(f"  how to start it      {out / 'README.md'}")
+    output.result(result, "\n".join(lines))

@@ -1,0 +1,1 @@
+"""Folders as inference servers and other runtimes expect them."""

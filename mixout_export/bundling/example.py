@@ -1,0 +1,103 @@
+"""One request with its answer, for a bundle's page: made with its own tokenizer and graph."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from mixout_export.bundling.source import Graph, OnnxFolder
+from mixout_export.checkpoint.model import load_tokenizer
+
+SENTENCE = "The film was a delight from the first scene to the last."
+
+#: Most numbers of an answer that a page shows.
+_SHOWN = 8
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A request to the graph, and what it gives.
+
+    Attributes:
+        text: What was tokenised; "" where there is no tokenizer.
+        inputs: Input → array, the batch first.
+        outputs: Output → array.
+        label: The label that the answer decides for; "" where it decides for none.
+        score: Its probability, in [0, 1]; 0 without a label.
+    """
+
+    text: str
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+    label: str = ""
+    score: float = 0.0
+
+    def request(self) -> dict[str, Any]:
+        """Return the request's body in the Open Inference Protocol, version 2."""
+        names = {np.dtype(np.int64): "INT64", np.dtype(np.float32): "FP32"}
+        return {
+            "inputs": [
+                {
+                    "name": name,
+                    "datatype": names[value.dtype],
+                    "shape": list(value.shape),
+                    "data": value.reshape(-1).tolist(),
+                }
+                for name, value in self.inputs.items()
+            ]
+        }
+
+    def answer(self) -> dict[str, list[float]]:
+        """Return the first numbers of each output."""
+        return {
+            name: [round(float(number), 5) for number in value.reshape(-1)[:_SHOWN]]
+            for name, value in self.outputs.items()
+        }
+
+
+def _inputs_of(folder: OnnxFolder, graph: Graph) -> tuple[str, dict[str, Array]] | None:
+    """Return a text and the graph's inputs for it; None where something else is needed."""
+    names = [value.name for value in graph.inputs]
+    if not set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
+        return None
+    if any(value.datatype != "INT64" or len(value.shape) != 2 for value in graph.inputs):
+        return None
+    tokenizer = load_tokenizer(folder.path)
+    if tokenizer is None:
+        ids = np.array([[1, 2, 3, 4]], dtype=np.int64)
+        made = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        made["token_type_ids"] = np.zeros_like(ids)
+        return "", {name: made[name] for name in names}
+    encoded = tokenizer(SENTENCE, return_tensors="np")
+    if not set(names) <= encoded.keys():
+        return None
+    return SENTENCE, {name: encoded[name].astype(np.int64) for name in names}
+
+
+def _decision(folder: OnnxFolder, outputs: dict[str, Array]) -> tuple[str, float]:
+    logits = outputs.get("logits")
+    if logits is None or folder.task != "text-classification" or logits.ndim != 2:
+        return "", 0.0
+    if not folder.labels:
+        return "", 0.0
+    powers = np.exp(logits[0].astype(np.float64) - logits[0].max())
+    best = int(powers.argmax())
+    return folder.labels[best], float(powers[best] / powers.sum())
+
+
+def make_example(folder: OnnxFolder, graph: Graph) -> Example | None:
+    """Run a graph on one text; None for a graph that takes something else than texts."""
+    found = _inputs_of(folder, graph)
+    if found is None:
+        return None
+    text, inputs = found
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    outputs = dict(zip(names, session.run(names, inputs), strict=True))
+    return Example(text, inputs, outputs, *_decision(folder, outputs))

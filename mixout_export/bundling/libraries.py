@@ -1,0 +1,55 @@
+"""Folders that transformers.js and Optimum load: one model, its precisions side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from mixout_export.bundling.plan import BundleOptions, Model, Plan
+from mixout_export.bundling.source import OnnxFolder
+from mixout_export.checkpoint.layout import LAYOUT
+
+#: What both libraries append to a graph's name for a precision.
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
+
+
+def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePosixPath) -> Plan:
+    """Lay out one model; of a causal language model, the graph with a cache is the one they read.
+
+    That graph takes a cache of any length, none included, as both expect.
+    """
+    plan = Plan()
+    for folder in folders:
+        graph = folder.cached or folder.graph
+        path = graphs / f"model{SUFFIXES[folder.precision]}.onnx"
+        plan.add_graph(Model(options.name, folder, graph, path))
+    first = folders[0]
+    root = PurePosixPath()
+    for file in first.companions:
+        plan.copies[root / file.name] = file
+    config = dict(first.config)
+    if first.cached is not None and not config.get("use_cache", False):
+        config["use_cache"] = True
+    plan.copies.pop(root / LAYOUT.config, None)
+    plan.texts[root / LAYOUT.config] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    plan.tokenizers[root] = first
+    return plan
+
+
+def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
+    """Lay out a folder for transformers.js, in Node and in the browser: graphs under `onnx/`.
+
+    Args:
+        folders: The precisions, the first of which gives configuration and tokenizer.
+        options: The model's name.
+    """
+    return _plan(folders, options, PurePosixPath("onnx"))
+
+
+def plan_optimum(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
+    """Lay out a flat folder for Optimum's ORTModel classes.
+
+    Args:
+        folders: The precisions, the first of which gives configuration and tokenizer.
+        options: The model's name.
+    """
+    return _plan(folders, options, PurePosixPath())

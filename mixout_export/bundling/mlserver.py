@@ -1,0 +1,64 @@
+"""MLServer's folder: settings, and a runtime class for each model, as it has none for ONNX."""
+
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import PurePosixPath
+from typing import Any
+
+from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
+from mixout_export.bundling.source import OnnxFolder, Value
+
+_RUNTIME = "graph_runtime.py"
+
+
+def _tensors(values: Sequence[Value]) -> list[dict[str, Any]]:
+    return [
+        {"name": value.name, "datatype": value.datatype, "shape": list(value.shape)}
+        for value in values
+    ]
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _settings(model: Model, options: BundleOptions) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "implementation": "graph_runtime.GraphRuntime",
+        "platform": "onnxruntime_onnx",
+        "inputs": _tensors(model.graph.inputs),
+        "outputs": _tensors(model.graph.outputs),
+        "parameters": {
+            "uri": f"./{model.path.name}",
+            "version": str(options.version),
+            "extra": {
+                **{key: value for key, value in model.identity.items() if value},
+                "labels": json.dumps(model.folder.labels, ensure_ascii=False),
+                "max_batch_size": options.max_batch_size,
+            },
+        },
+    }
+
+
+def plan_mlserver(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
+    """Lay out a folder for `mlserver start`: a folder a model.
+
+    Args:
+        folders: The precisions, the one with the bare name first.
+        options: Names, version and batch size.
+    """
+    plan = Plan()
+    runtime = files("mixout_export.bundling").joinpath("files", _RUNTIME).read_text("utf-8")
+    plan.texts[PurePosixPath("settings.json")] = _json(
+        {"host": "127.0.0.1", "http_port": 8080, "grpc_port": 8081, "parallel_workers": 0}
+    )
+    for name, (folder, graph) in served_graphs(folders, options).items():
+        root = PurePosixPath(name)
+        model = Model(name, folder, graph, root / "model.onnx")
+        plan.add_graph(model)
+        plan.texts[root / "model-settings.json"] = _json(_settings(model, options))
+        plan.texts[root / _RUNTIME] = runtime
+        plan.add_tokenizer(root / "tokenizer", folder)
+    return plan

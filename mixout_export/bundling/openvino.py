@@ -1,0 +1,39 @@
+"""OpenVINO Model Server's layout: a folder a model, a folder a version in it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
+from mixout_export.bundling.source import OnnxFolder
+from mixout_export.errors import ArgumentError
+
+#: Where the model server's image sees the bundle.
+MOUNTED = "/models"
+
+
+def plan_openvino(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
+    """Lay out a folder for OpenVINO Model Server.
+
+    Args:
+        folders: The precisions, the one with the bare name first.
+        options: Names and version.
+
+    Raises:
+        ArgumentError: A graph has operators that only onnxruntime has.
+    """
+    plan, models = Plan(), []
+    for name, (folder, graph) in served_graphs(folders, options).items():
+        if not graph.standard:
+            raise ArgumentError(
+                f"{graph.path}: has operators of onnxruntime's own, which OpenVINO does not know; "
+                "export it without --optimize"
+            )
+        root = PurePosixPath(name)
+        plan.add_graph(Model(name, folder, graph, root / str(options.version) / "model.onnx"))
+        plan.add_tokenizer(root / "tokenizer", folder)
+        models.append({"config": {"name": name, "base_path": f"{MOUNTED}/{name}"}})
+    plan.texts[PurePosixPath("config.json")] = (
+        json.dumps({"model_config_list": models}, indent=2) + "\n"
+    )
+    return plan

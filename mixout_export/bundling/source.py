@@ -1,0 +1,185 @@
+"""The ONNX folder that is bundled, and what its graphs say of themselves."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+
+from mixout_export.checkpoint.folder import open_folder, read_json
+from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
+from mixout_export.checkpoint.streams import file_digest
+from mixout_export.errors import CheckpointError
+
+#: onnxruntime's name of a type → that of the Open Inference Protocol; Triton's is `TYPE_` of it,
+#: but for BYTES.
+DATATYPES = {
+    "tensor(int64)": "INT64",
+    "tensor(int32)": "INT32",
+    "tensor(bool)": "BOOL",
+    "tensor(float)": "FP32",
+    "tensor(float16)": "FP16",
+    "tensor(double)": "FP64",
+}
+
+_STANDARD_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass(frozen=True)
+class Value:
+    """An input or output of a graph.
+
+    Attributes:
+        name: Its name.
+        datatype: Its type in the Open Inference Protocol, "INT64" say.
+        shape: Its axes, the batch first; -1 where any size goes.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An ONNX file.
+
+    Attributes:
+        path: The file.
+        inputs: What it takes.
+        outputs: What it gives.
+        metadata: What it records.
+        sha256: Of the file.
+        standard: Whether all operators are of the standard.
+    """
+
+    path: Path
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    metadata: Mapping[str, str]
+    sha256: str
+    standard: bool
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and its external data if there is some."""
+        data = self.path.with_name(f"{self.path.name}.data")
+        return (self.path, data) if data.is_file() else (self.path,)
+
+
+def _value(argument: Any, graph: Path) -> Value:
+    if argument.type not in DATATYPES:
+        raise CheckpointError(
+            f"{graph}: {argument.name!r} is a {argument.type}, which no server here takes; "
+            f"expected one of {', '.join(DATATYPES)}"
+        )
+    shape = tuple(size if isinstance(size, int) else -1 for size in argument.shape)
+    return Value(argument.name, DATATYPES[argument.type], shape)
+
+
+def read_graph(path: Path) -> Graph:
+    """Read what an ONNX file takes and gives, by loading it as a server does.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or takes a type that servers do not know.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # onnxruntime's and protobuf's errors have no common class
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: cannot be loaded ({reason}); export it again") from error
+    return Graph(
+        path=path,
+        inputs=tuple(_value(argument, path) for argument in session.get_inputs()),
+        outputs=tuple(_value(argument, path) for argument in session.get_outputs()),
+        metadata=dict(session.get_modelmeta().custom_metadata_map),
+        sha256=file_digest(path),
+        standard=all(node.domain in _STANDARD_DOMAINS for node in model.graph.node)
+        and all(opset.domain in _STANDARD_DOMAINS for opset in model.opset_import),
+    )
+
+
+@dataclass(frozen=True)
+class OnnxFolder:
+    """A folder that `onnx` wrote, or one like it.
+
+    Attributes:
+        path: The folder.
+        graph: Its graph.
+        cached: The graph with a key/value cache; None if there is none.
+        config: The model's configuration.
+    """
+
+    path: Path
+    graph: Graph
+    cached: Graph | None
+    config: Mapping[str, Any]
+
+    @property
+    def precision(self) -> str:
+        """The weights' precision: "fp32", "fp16" or "int8"."""
+        return self.graph.metadata.get("precision", "fp32")
+
+    @property
+    def source_sha256(self) -> str:
+        """Identifies the weights that were exported; "" if unknown."""
+        return self.graph.metadata.get("source_sha256", "")
+
+    @property
+    def task(self) -> str:
+        """Name of the task; "" if unknown."""
+        return self.graph.metadata.get("task", "")
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels; empty where the task has none."""
+        return tuple(json.loads(self.graph.metadata.get("labels") or "[]"))
+
+    @property
+    def limit(self) -> int | None:
+        """Longest sequence in tokens; None if unknown."""
+        limit = json.loads(self.graph.metadata.get("interface") or "{}").get("sequence_limit")
+        return int(limit) if limit else None
+
+    @cached_property
+    def tokenizer_files(self) -> tuple[Path, ...]:
+        """The tokenizer's files, and those of a processor of images."""
+        return tuple(
+            path
+            for path in sorted(self.path.iterdir())
+            if path.is_file() and (is_tokenizer_file(path.name) or path.name in PROCESSOR_FILES)
+        )
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Files that a Python or JavaScript library reads beside the graph."""
+        names = (LAYOUT.config, LAYOUT.generation_config)
+        configs = [self.path / name for name in names if (self.path / name).is_file()]
+        return (*configs, *self.tokenizer_files)
+
+
+def open_onnx_folder(path: Path) -> OnnxFolder:
+    """Open a folder to bundle.
+
+    Raises:
+        CheckpointError: It is no ONNX folder, or its graph cannot be loaded.
+    """
+    if open_folder(path).kind != "onnx" or not path.is_dir():
+        raise CheckpointError(
+            f"{path}: is no ONNX folder; make one with: mixout-export onnx {path} ONNX"
+        )
+    cached = path / LAYOUT.onnx_cached
+    config = path / LAYOUT.config
+    return OnnxFolder(
+        path=path,
+        graph=read_graph(path / LAYOUT.onnx),
+        cached=read_graph(cached) if cached.is_file() else None,
+        config=read_json(config) if config.is_file() else {},
+    )

@@ -1,0 +1,107 @@
+"""See that a tokenizer cuts texts the same where Python is not there to help.
+
+Clients of servers, JavaScript and Rust read `tokenizer.json` as it is; Python classes override some
+of it. Real text in many scripts goes through both, one by one and as a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from mixout_export.checkpoint.model import load_tokenizer
+from mixout_export.errors import ParityError
+
+_FILE = "tokenizer.json"
+_REPEATS = 120
+
+
+@dataclass(frozen=True)
+class TokenizerCheck:
+    """What was compared.
+
+    Attributes:
+        texts: Number of texts; 0 where there is no `tokenizer.json` to compare.
+        tokens: Number of tokens that they make.
+    """
+
+    texts: int
+    tokens: int
+
+
+def check_texts() -> tuple[str, ...]:
+    """Return texts of many kinds: scripts, signs, spaces, none at all, and one that is long."""
+    text = files("mixout_export.bundling").joinpath("files", "sentences.txt").read_text("utf-8")
+    lines = text.removesuffix("\n").split("\n")
+    return (*lines, "", " ".join(lines[:8] * _REPEATS))
+
+
+def _fields(encoding: Encoding) -> dict[str, list[int]]:
+    return {
+        "input_ids": encoding.ids,
+        "attention_mask": encoding.attention_mask,
+        "token_type_ids": encoding.type_ids,
+    }
+
+
+def _expected(
+    original: PreTrainedTokenizerBase, bare: Tokenizer, texts: Sequence[str], *, batch: bool
+) -> dict[str, Any]:
+    """Tokenise texts the way of Python's class, with the limits that the bare one has."""
+    limit = bare.truncation["max_length"] if bare.truncation else None
+    return dict(
+        original(
+            list(texts),
+            truncation=limit is not None,
+            max_length=limit,
+            padding="longest" if batch and bare.padding else False,
+        )
+    )
+
+
+def _compare(
+    folder: Path,
+    expected: dict[str, Any],
+    found: Sequence[Encoding],
+    texts: Sequence[str],
+    names: Sequence[str],
+) -> None:
+    for row, (text, encoding) in enumerate(zip(texts, found, strict=True)):
+        fields = _fields(encoding)
+        for name in names:
+            if fields[name] != expected[name][row]:
+                shown = text if len(text) <= 60 else text[:57] + "..."
+                raise ParityError(
+                    f"{folder / _FILE}: makes other {name} of {shown!r} than the original "
+                    f"tokenizer: {fields[name][:8]} … ({len(fields[name])}), expected "
+                    f"{expected[name][row][:8]} … ({len(expected[name][row])})"
+                )
+
+
+def check_tokenizer(folder: Path, original: Path) -> TokenizerCheck:
+    """Compare a folder's `tokenizer.json`, read by itself, with the original tokenizer.
+
+    Args:
+        folder: Where the file to check lies.
+        original: The folder whose tokenizer is the reference.
+
+    Raises:
+        CheckpointError: The original tokenizer cannot be loaded.
+        ParityError: A text becomes other ids, another mask or other segments.
+    """
+    path = folder / _FILE
+    reference = load_tokenizer(original)
+    if not path.is_file() or reference is None:
+        return TokenizerCheck(0, 0)
+    bare = Tokenizer.from_file(str(path))
+    texts = check_texts()
+    names = [name for name in reference.model_input_names if name in _fields(bare.encode(""))]
+    single = [bare.encode(text) for text in texts]
+    _compare(folder, _expected(reference, bare, texts, batch=False), single, texts, names)
+    batch = bare.encode_batch(list(texts))
+    _compare(folder, _expected(reference, bare, texts, batch=True), batch, texts, names)
+    return TokenizerCheck(len(texts), sum(len(encoding.ids) for encoding in single))

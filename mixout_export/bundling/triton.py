@@ -1,0 +1,72 @@
+"""NVIDIA Triton's model repository."""
+
+from collections.abc import Sequence
+from pathlib import PurePosixPath
+
+from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
+from mixout_export.bundling.source import OnnxFolder, Value
+
+_LABELS = "labels.txt"
+
+#: How long a request waits for others to share its batch.
+_QUEUE_DELAY_MICROSECONDS = 1000
+
+#: Tasks whose labels belong to the last axis of an output without tokens.
+_CLASSIFIES = ("text-classification", "image-classification")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _tensor(kind: str, value: Value, labels: str) -> str:
+    sizes = ", ".join(map(str, value.shape[1:]))
+    lines = [
+        f"  name: {_quoted(value.name)}",
+        f"  data_type: TYPE_{value.datatype}",
+        f"  dims: [ {sizes} ]",
+        *([f"  label_filename: {_quoted(labels)}"] if labels else []),
+    ]
+    return f"{kind} {{\n" + "\n".join(lines) + "\n}"
+
+
+def _config(model: Model, options: BundleOptions, labels: str) -> str:
+    """Return `config.pbtxt`: every size is that of one row, as the batch is Triton's own."""
+    parameters = [
+        f"parameters {{\n  key: {_quoted(key)}\n  value: {{ string_value: {_quoted(value)} }}\n}}"
+        for key, value in model.identity.items()
+        if value
+    ]
+    parts = [
+        f"name: {_quoted(model.name)}",
+        'backend: "onnxruntime"',
+        f"max_batch_size: {options.max_batch_size}",
+        *(_tensor("input", value, "") for value in model.graph.inputs),
+        *(_tensor("output", value, labels) for value in model.graph.outputs),
+        f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_DELAY_MICROSECONDS} }}",
+        "version_policy { latest { num_versions: 1 } }",
+        *parameters,
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def plan_triton(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
+    """Lay out a model repository: a folder a model, a folder a version in it.
+
+    Args:
+        folders: The precisions, the one with the bare name first.
+        options: Names, version and batch size.
+    """
+    plan = Plan()
+    for name, (folder, graph) in served_graphs(folders, options).items():
+        root = PurePosixPath(name)
+        # Triton's onnxruntime backend looks for the graph under this name
+        model = Model(name, folder, graph, root / str(options.version) / "model.onnx")
+        plan.add_graph(model)
+        labels = _LABELS if folder.labels and folder.task in _CLASSIFIES else ""
+        if labels:
+            plan.texts[root / labels] = "".join(f"{label}\n" for label in folder.labels)
+        plan.texts[root / "config.pbtxt"] = _config(model, options, labels)
+        plan.add_tokenizer(root / "tokenizer", folder)
+    return plan

@@ -1,0 +1,190 @@
+"""`bundle`: an ONNX folder becomes what an inference server, or another runtime, expects."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixout_export.bundling.example import make_example
+from mixout_export.bundling.guide import write_guide
+from mixout_export.bundling.libraries import plan_optimum, plan_transformers_js
+from mixout_export.bundling.mlserver import plan_mlserver
+from mixout_export.bundling.openvino import plan_openvino
+from mixout_export.bundling.plan import BundleOptions, Model, Plan
+from mixout_export.bundling.source import OnnxFolder, open_onnx_folder
+from mixout_export.bundling.tokenizer_check import check_tokenizer
+from mixout_export.bundling.triton import plan_triton
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.output import OutputFolder, check_destination, output_folder
+from mixout_export.checkpoint.streams import file_digest
+from mixout_export.checkpoint.tensors import joint_digest
+from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
+from mixout_export.errors import ArgumentError, OutputError, ParityError
+from mixout_export.provenance.record import check_record, write_record
+
+_PLANNERS: Mapping[str, Callable[[Sequence[OnnxFolder], BundleOptions], Plan]] = {
+    "triton": plan_triton,
+    "mlserver": plan_mlserver,
+    "openvino": plan_openvino,
+    "transformers-js": plan_transformers_js,
+    "optimum": plan_optimum,
+}
+
+
+@dataclass(frozen=True)
+class BundleResult:
+    """What was bundled.
+
+    Attributes:
+        out: The bundle.
+        server: What it is for.
+        models: Name, precision, path in the bundle and SHA-256 of each graph.
+        bytes: Size of all files.
+        tokenizer_texts: Texts that the tokenizer was compared on; 0 where it was not.
+        signed: Whether the bundle bears a signature.
+    """
+
+    out: Path
+    server: str
+    models: tuple[dict[str, str], ...]
+    bytes: int
+    tokenizer_texts: int
+    signed: bool
+
+
+def _check_manifest(folder: OnnxFolder) -> None:
+    """Refuse to ship what was changed after it was verified.
+
+    Raises:
+        ParityError: The folder does not match its manifest.
+    """
+    problems = check_record(folder.path).problems
+    if problems:
+        raise ParityError(f"{problems[0]}; export it again, as nobody has verified this")
+
+
+def _open(sources: Sequence[Path]) -> list[OnnxFolder]:
+    """Open the precisions of one model.
+
+    Raises:
+        ArgumentError: They are of several models, or one precision comes twice.
+    """
+    folders = [open_onnx_folder(path) for path in sources]
+    first, precisions = folders[0], set()
+    for folder in folders:
+        _check_manifest(folder)
+        if folder.precision in precisions:
+            raise ArgumentError(
+                f"{folder.path}: is {folder.precision}, as another one is; give each precision once"
+            )
+        precisions.add(folder.precision)
+        if folder.source_sha256 != first.source_sha256 or folder.labels != first.labels:
+            raise ArgumentError(
+                f"{folder.path}: was exported from other weights than {first.path}; bundle "
+                "precisions of the same checkpoint"
+            )
+    return folders
+
+
+def _check_copies(models: Sequence[Model], folder: Path) -> None:
+    for model in models:
+        if file_digest(folder / model.path) != model.graph.sha256:
+            raise OutputError(
+                f"{folder / model.path}: is not what {model.graph.path} was; bundle it again"
+            )
+
+
+def _check_tokenizers(plan: Plan, folder: Path) -> int:
+    """Normalise each tokenizer, and see that it still does what the original does."""
+    texts = 0
+    for directory, source in plan.tokenizers.items():
+        normalize_tokenizer(folder / directory, source.limit)
+        texts = check_tokenizer(folder / directory, source.path).texts
+    return texts
+
+
+def _input_sha256(folder: OnnxFolder) -> str:
+    graphs = [folder.graph, *([folder.cached] if folder.cached else [])]
+    return joint_digest({graph.path.name: graph.sha256 for graph in graphs})
+
+
+def bundle_onnx(
+    source: Path,
+    out: Path,
+    options: BundleOptions,
+    *,
+    also: Sequence[Path] = (),
+    overwrite: bool = False,
+    bom: bool = False,
+    sign: Path | None = None,
+) -> BundleResult:
+    """Write what a server expects, ready to start.
+
+    Args:
+        source: An ONNX folder.
+        out: The bundle, which appears complete or not at all.
+        options: The server, names, version and batch size.
+        also: ONNX folders of the same checkpoint in other precisions.
+        overwrite: Whether a non-empty `out` may be replaced.
+        bom: Whether to write a bill of materials too.
+        sign: A private key to sign the bundle with; None leaves it unsigned.
+
+    Raises:
+        ArgumentError: An option is outside its domain, or the folders do not belong together.
+        CheckpointError: A folder is no ONNX folder, or its graph cannot be loaded.
+        OutputError: `out` cannot be written.
+        ParityError: A folder does not match its manifest, or its tokenizer works otherwise where
+            Python is not there.
+    """
+    sources = [source, *also]
+    check_destination(out, sources, overwrite=overwrite)
+    folders = _open(sources)
+    plan = _PLANNERS[options.server](folders, options)
+    with output_folder(out, sources, overwrite=overwrite) as target:
+        plan.write(target.partial)
+        _check_copies(plan.models, target.partial)
+        texts = _check_tokenizers(plan, target.partial)
+        example = make_example(plan.models[0].folder, plan.models[0].graph)
+        guide = target.partial / LAYOUT.card
+        guide.write_text(write_guide(plan, options, example), encoding="utf-8", newline="\n")
+        _record(target, plan, options, bom=bom)
+        if sign is not None:
+            from mixout_export.provenance.signature import sign_folder  # an optional extra
+
+            sign_folder(target.partial, sign)
+    return BundleResult(
+        out=out,
+        server=options.server,
+        models=tuple(_model_facts(model) for model in plan.models),
+        bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
+        tokenizer_texts=texts,
+        signed=sign is not None,
+    )
+
+
+def _model_facts(model: Model) -> dict[str, str]:
+    return {"name": model.name, "path": str(model.path), **model.identity}
+
+
+def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bool) -> None:
+    """Write the manifest, once everything else is in the folder."""
+    first = plan.models[0].folder
+    told: dict[str, Any] = {
+        "server": options.server,
+        "name": options.name,
+        "model_version": options.version,
+        "max_batch_size": options.max_batch_size,
+    }
+    if bom:
+        from mixout_export.provenance.ml_bom import write_bom  # an optional extra
+
+        write_bom(target.partial, first.path)
+    write_record(
+        target.partial,
+        step="bundle",
+        source=first.path,
+        input_sha256=_input_sha256(first),
+        weights=[str(model.path) for model in plan.models],
+        options=told,
+        known={str(model.path): model.graph.sha256 for model in plan.models},
+    )
