@@ -81,11 +81,13 @@ def describe_server(serving: "Serving | None") -> list[str]:
         return []
     version = f", version {', '.join(serving.versions)}" if serving.versions else ""
     platform = f", {serving.platform}" if serving.platform else ""
-    shown = f"{serving.graph}, by the hash that the server shows"
-    hidden = "the server shows no hash of it, its numbers are judged"
+    model = {
+        "not shown": "the server shows no hash of it, its numbers are judged",
+        "not comparable": "the reference has no hash to compare the server's with",
+    }.get(serving.graph, f"{serving.graph}, by the hash that the server shows")
     return [
         f"server     {serving.server}{platform}{version}, asked over {serving.protocol}",
-        f"model      {hidden if serving.graph == 'not shown' else shown}",
+        f"model      {model}",
         *(f"note       {note}" for note in serving.notes),
     ]
 

@@ -20,6 +20,7 @@ from mixout_export.errors import ArgumentError, ParityError, ServerError
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.verify import verify_checkpoints
 
 #: Ids of `input_ids` and its like as metadata has them.
@@ -258,6 +259,26 @@ def test_without_a_hash_numbers_tell_and_the_sentence_says_so(
         result = verify(graph, server)
     reasons(result, "output 'logits' differs by")
     reasons(result, "does not show which graph it serves; it may be another version")
+
+
+def test_a_server_that_shows_the_right_hash_and_computes_another_graph_is_named(
+    graph: Path, model: Path, tmp_path: Path
+) -> None:
+    old = older(model, tmp_path / "old.onnx", 0.01)
+    with served(old, parameters={"model_sha256": sha256(model)}) as server:
+        result = verify(graph, server)
+    reasons(result, "shows the hash of the right graph and computes something else")
+
+
+def test_a_mixout_checkpoint_has_no_hash_that_a_server_could_show(
+    folder: Path, model: Path, tmp_path: Path
+) -> None:
+    prepare_checkpoint(str(folder), tmp_path / "prepared")
+    with served(model, parameters={"source_sha256": "1" * 64}) as server:
+        result = verify(tmp_path / "prepared", server)
+    assert result.holds, result.reasons()
+    assert result.serving is not None
+    assert result.serving.graph == "not comparable"
 
 
 def test_a_missing_input_is_named(graph: Path, model: Path) -> None:

@@ -116,14 +116,14 @@ class ParityResult:
         if self.serving is None:
             return ()
         differ = self.outputs and not all(output.holds for output in self.outputs)
-        unknown = (
-            f"{self.candidate} does not show which graph it serves; it may be another version of "
-            "the model: see what was loaded into it"
-        )
-        return (
-            *((unknown,) if differ and self.serving.graph == "not shown" else ()),
-            *self.serving.reasons(),
-        )
+        why = {
+            "not shown": "does not show which graph it serves; it may be another version of the "
+            "model: see what was loaded into it",
+            "this graph": "shows the hash of the right graph and computes something else: it was "
+            "loaded with another, or its configuration is of another version; load both again",
+        }.get(self.serving.graph)
+        guess = (f"{self.candidate} {why}",) if differ and why else ()
+        return (*guess, *self.serving.reasons())
 
     def _drift_reasons(self) -> list[str]:
         first = None if self.drift is None else self.drift.first

@@ -16,10 +16,14 @@ from mixout_export.parity.served.description import (
 )
 from mixout_export.parity.served.metadata import MODEL_HASH, SOURCE_HASH
 from mixout_export.parity.served.session import ServedModel
+from mixout_export.parity.served.texts import shown
 from mixout_export.parity.subject import OnnxSubject, Subject
 
 #: What a hash is of, as a sentence has it.
 _GRAPH, _SOURCE = "its graph has", "it was made from weights with"
+
+
+_HASHES = (MODEL_HASH, SOURCE_HASH)
 
 
 @dataclass(frozen=True)
@@ -51,35 +55,45 @@ class Version:
     reference: Subject
     served: ServedModel
 
+    @property
+    def _shown(self) -> dict[str, str]:
+        """The hashes that the server shows."""
+        parameters = self.served.facts.parameters
+        return {name: shown(parameters[name]) for name in _HASHES if parameters.get(name)}
+
     @cached_property
     def _pairs(self) -> list[tuple[str, str, str]]:
         """What is hashed, the hash that is shown and the one expected, where both are known."""
-        expected, parameters = _expected(self.reference), self.served.facts.parameters
+        if not self._shown:
+            return []
+        expected = _expected(self.reference)
         pairs = (
-            (_GRAPH, parameters.get(MODEL_HASH), expected.graph),
-            (_SOURCE, parameters.get(SOURCE_HASH), expected.source),
+            (_GRAPH, self._shown.get(MODEL_HASH), expected.graph),
+            (_SOURCE, self._shown.get(SOURCE_HASH), expected.source),
         )
-        return [(what, shown, right) for what, shown, right in pairs if shown and right]
+        return [(what, found, right) for what, found, right in pairs if found and right]
 
     @property
     def found(self) -> str:
         """What the hashes say, as `Serving.graph` has it."""
-        equal = {what: shown.lower() == right for what, shown, right in self._pairs}
+        equal = {what: found.lower() == right for what, found, right in self._pairs}
         same_graph, same_source = equal.get(_GRAPH), equal.get(_SOURCE)
         if same_graph:
             return "this graph"
         if same_source:
             return "these weights" if same_graph is None else "another graph of these weights"
-        return "not shown" if not equal else "another version"
+        if equal:
+            return "another version"
+        return "not comparable" if self._shown else "not shown"
 
     def reasons(self) -> list[str]:
         """Return a sentence if the server holds another version."""
         if self.found != "another version":
             return []
-        what, shown, right = next(pair for pair in self._pairs if pair[1].lower() != pair[2])
+        what, found, right = next(pair for pair in self._pairs if pair[1].lower() != pair[2])
         return [
             f"{self.served.address}: serves another version of the model ({what} SHA-256 "
-            f"{shown}, expected {right}); load the new one into the server"
+            f"{found}, expected {right}); load the new one into the server"
         ]
 
 

@@ -79,7 +79,8 @@ class Serving:
         protocol: How tensors were sent: "json", "binary" or "grpc".
         versions: Versions of the model that answered, where the server says which.
         graph: What the served graph's hash says: "this graph", "another graph of these weights",
-            "these weights", "another version" or "not shown".
+            "these weights", "another version", "not shown", or "not comparable" where it is shown
+            and the reference has none of the kind.
         crowd: What several clients at once were answered; None where nothing could be asked.
         notes: What a reader should know and is no fault, as sentences.
     """
