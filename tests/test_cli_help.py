@@ -13,7 +13,7 @@ from mixout_export.training.options import SCHEDULERS, TrainOptions
 from mixout_export.version import __version__
 from mixout_export_cli.main import cli, main
 
-COMMANDS = ("prepare", "train", "collapse", "onnx", "verify", "inspect", "demo")
+COMMANDS = ("prepare", "train", "collapse", "onnx", "bundle", "verify", "inspect", "demo")
 README = Path(__file__).parents[1] / "README.md"
 
 #: The contract's options with their defaults; None where the default is not a value.
@@ -92,6 +92,16 @@ OPTIONS = {
         "min-agreement": None,
         "no-verify": False,
     },
+    "bundle": {
+        **WRITES,
+        "server": "triton",  # has no default, and has to be given
+        "name": None,
+        "also": (),
+        "model-version": 1,
+        "max-batch-size": 64,
+        "bom": False,
+        "sign": None,
+    },
     "verify": {
         **EVERYWHERE,
         "data": None,
@@ -123,6 +133,7 @@ ARGUMENTS = {
     "train": ["PREPARED", "OUT"],
     "collapse": ["TRAINED", "OUT"],
     "onnx": ["SOURCE", "OUT"],
+    "bundle": ["ONNX", "OUT"],
     "verify": ["REFERENCE", "CANDIDATE"],
     "inspect": ["PATH"],
     "demo": ["[OUT]"],
@@ -135,7 +146,7 @@ def options_of(name: str) -> dict[str, click.Option]:
 
 
 def defaults_of(name: str) -> dict[str, object]:
-    given = ["x"] * len(ARGUMENTS[name])
+    given = ["x"] * len(ARGUMENTS[name]) + (["--server", "triton"] if name == "bundle" else [])
     values = cli.commands[name].make_context(name, given).params
     return {option: values[parameter.name] for option, parameter in options_of(name).items()}
 

@@ -1,0 +1,277 @@
+"""What `bundle` writes is what each server expects, whole, and provably the model it came from."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from checkpoints import TinyCheckpoints
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+
+from mixout_export.bundling.plan import SERVERS, BundleOptions
+from mixout_export.bundling.source import open_onnx_folder
+from mixout_export.bundling.tokenizer_check import check_texts, check_tokenizer
+from mixout_export.checkpoint.streams import file_digest
+from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
+from mixout_export.export.precision import Conversion
+from mixout_export.provenance.record import check_record, read_record
+from mixout_export.stages.bundle import bundle_onnx
+from mixout_export.stages.onnx_export import export_onnx
+
+ROOT_FILES = {"README.md", "manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A classifier in three precisions, and a causal language model with a cache."""
+    root = tmp_path_factory.mktemp("graphs")
+    made = {}
+    for precision in ("fp32", "fp16", "int8"):
+        made[precision] = export_onnx(
+            tiny.classifier("bert"),
+            root / precision,
+            conversion=Conversion(precision),
+            verify=False,
+        ).path
+    return made
+
+
+def files_of(out: Path) -> set[str]:
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
+def bundle(
+    source: Path, out: Path, server: str, *, also: tuple[Path, ...] = (), **options: int
+) -> Path:
+    return bundle_onnx(source, out, BundleOptions(server, "tiny", **options), also=also).out
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        ("triton", {"tiny/config.pbtxt", "tiny/labels.txt", "tiny/1/model.onnx"}),
+        (
+            "mlserver",
+            {
+                "settings.json",
+                "tiny/model-settings.json",
+                "tiny/graph_runtime.py",
+                "tiny/model.onnx",
+            },
+        ),
+        ("openvino", {"config.json", "tiny/1/model.onnx"}),
+        ("transformers-js", {"config.json", "onnx/model.onnx", *TOKENIZER}),
+        ("optimum", {"config.json", "model.onnx", *TOKENIZER}),
+    ],
+)
+def test_each_server_gets_its_layout(
+    server: str, expected: set[str], graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", server)
+    beside = {f"tiny/tokenizer/{name}" for name in TOKENIZER} if server in SERVERS[:3] else set()
+    assert files_of(out) == expected | beside | ROOT_FILES
+    graph = next(out.rglob("model.onnx"))
+    assert graph.read_bytes() == (graphs["fp32"] / "model.onnx").read_bytes()
+    found = check_record(out)
+    assert found.holds
+    assert found.unlisted == ()
+    assert [link.step for link in read_record(out).whole_chain][-2:] == ["onnx", "bundle"]
+
+
+@pytest.mark.parametrize(
+    ("server", "expected"),
+    [
+        ("triton", {"tiny/3/model.onnx", "tiny_fp16/3/model.onnx", "tiny_int8/3/model.onnx"}),
+        ("mlserver", {"tiny/model.onnx", "tiny_fp16/model.onnx", "tiny_int8/model.onnx"}),
+        ("transformers-js", {f"onnx/model{s}.onnx" for s in ("", "_fp16", "_quantized")}),
+        ("optimum", {f"model{s}.onnx" for s in ("", "_fp16", "_quantized")}),
+    ],
+)
+def test_precisions_lie_side_by_side(
+    server: str, expected: set[str], graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    also = (graphs["fp16"], graphs["int8"])
+    out = bundle(graphs["fp32"], tmp_path / "out", server, also=also, version=3)
+    assert {name for name in files_of(out) if name.endswith(".onnx")} == expected
+
+
+def test_tritons_configuration_says_what_the_graph_takes(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton", max_batch_size=7)
+    config = (out / "tiny" / "config.pbtxt").read_text()
+    session = onnxruntime.InferenceSession(graphs["fp32"] / "model.onnx")
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        assert f'name: "{value.name}"' in config
+    assert "max_batch_size: 7" in config
+    assert config.count("dims: [ -1 ]") == len(session.get_inputs())  # without the batch
+    assert 'label_filename: "labels.txt"' in config
+    assert file_digest(graphs["fp32"] / "model.onnx") in config
+    labels = (out / "tiny" / "labels.txt").read_text().splitlines()
+    assert tuple(labels) == open_onnx_folder(graphs["fp32"]).labels
+
+
+def test_mlservers_settings_say_what_the_graph_takes(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "mlserver")
+    settings = json.loads((out / "tiny" / "model-settings.json").read_text())
+    assert settings["parameters"]["extra"]["model_sha256"] == file_digest(
+        graphs["fp32"] / "model.onnx"
+    )
+    assert {tensor["shape"][0] for tensor in settings["inputs"]} == {-1}
+    assert json.loads((out / "settings.json").read_text())["host"] == "127.0.0.1"
+    compile((out / "tiny" / "graph_runtime.py").read_text(), "graph_runtime.py", "exec")
+
+
+def test_the_page_has_a_request_whose_answer_is_the_graphs(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton")
+    page = (out / "README.md").read_text()
+    body = json.loads(page.split("-d '", 1)[1].split("'\n", 1)[0])
+    inputs = {
+        tensor["name"]: np.array(tensor["data"], np.int64).reshape(tensor["shape"])
+        for tensor in body["inputs"]
+    }
+    session = onnxruntime.InferenceSession(out / "tiny" / "1" / "model.onnx")
+    logits = session.run(["logits"], inputs)[0][0]
+    assert str([round(float(number), 5) for number in logits]) in page
+    assert "verify ONNX http://127.0.0.1:8000/v2/models/tiny" in page
+
+
+def test_one_flipped_byte_of_any_file_is_found(graphs: dict[str, Path], tmp_path: Path) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "mlserver")
+    for name in files_of(out):
+        path = out / name
+        whole = path.read_bytes()
+        changed = bytearray(whole)
+        changed[len(whole) // 2] ^= 1
+        path.write_bytes(changed)
+        problems = check_record(out).problems
+        assert problems, name
+        assert Path(name).name in problems[0]
+        path.write_bytes(whole)
+    assert check_record(out).holds
+
+
+def test_a_causal_language_model_is_bundled_with_its_cache(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    source = export_onnx(tiny.folder("gpt2", "LMHeadModel"), tmp_path / "graph", verify=False)
+    assert source.cached_graph is not None
+    out = bundle(source.path, tmp_path / "js", "transformers-js")
+    assert file_digest(out / "onnx" / "model.onnx") == file_digest(source.cached_graph)
+    assert json.loads((out / "config.json").read_text())["use_cache"] is True
+    out = bundle(source.path, tmp_path / "triton", "triton")
+    assert {"tiny/1/model.onnx", "tiny_with_past/1/model.onnx"} <= files_of(out)
+    assert 'name: "past_key_values.0.key"' in (out / "tiny_with_past" / "config.pbtxt").read_text()
+
+
+# The tokenizer
+
+
+def test_a_fixed_padding_is_taken_out(graphs: dict[str, Path], tmp_path: Path) -> None:
+    source = shutil.copytree(graphs["fp32"], tmp_path / "source")
+    (source / "manifest.json").unlink()
+    path = source / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["padding"] = {
+        "strategy": {"Fixed": 40},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    }
+    path.write_text(json.dumps(content))
+    assert len(Tokenizer.from_file(str(path)).encode("a").ids) == 40
+    out = bundle(source, tmp_path / "out", "transformers-js")
+    assert len(Tokenizer.from_file(str(out / "tokenizer.json")).encode("a").ids) < 10
+
+
+def test_texts_are_of_many_kinds() -> None:
+    texts = check_texts()
+    assert len(texts) > 30
+    assert "" in texts
+    assert max(map(len, texts)) > 10_000
+    assert sum(not text.isascii() for text in texts) > 12
+
+
+def test_a_tokenizer_that_works_otherwise_is_refused(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    changed = shutil.copytree(graphs["fp32"], tmp_path / "changed")
+    tokenizer = Tokenizer.from_file(str(changed / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="$A $A", pair="$A $B")
+    tokenizer.save(str(changed / "tokenizer.json"))
+    assert check_tokenizer(graphs["fp32"], graphs["fp32"]).texts > 30
+    with pytest.raises(ParityError, match="makes other input_ids of 'The film was"):
+        check_tokenizer(changed, graphs["fp32"])
+
+
+# What is refused
+
+
+def test_precisions_of_other_weights_are_refused(
+    tiny: TinyCheckpoints, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = shutil.copytree(tiny.classifier("roberta"), tmp_path / "plain")
+    other = export_onnx(plain, tmp_path / "other", conversion=Conversion("fp16"), verify=False)
+    with pytest.raises(ArgumentError, match="was exported from other weights"):
+        bundle(graphs["fp32"], tmp_path / "out", "optimum", also=(other.path,))
+    with pytest.raises(ArgumentError, match="give each precision once"):
+        bundle(graphs["fp32"], tmp_path / "out", "optimum", also=(graphs["fp32"],))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_changed_after_it_was_verified_is_not_shipped(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    source = shutil.copytree(graphs["fp32"], tmp_path / "source")
+    (source / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(ParityError, match="was changed after onnx wrote it"):
+        bundle(source, tmp_path / "out", "triton")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_onnx_folder_is_refused(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is no ONNX folder; make one with"):
+        bundle(tiny.classifier("bert"), tmp_path / "out", "triton")
+
+
+def test_out_is_kept_unless_overwritten(graphs: dict[str, Path], tmp_path: Path) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton")
+    with pytest.raises(OutputError, match="is not empty"):
+        bundle(graphs["fp32"], out, "mlserver")
+    assert (out / "tiny" / "config.pbtxt").is_file()
+    options = BundleOptions("mlserver", "tiny")
+    bundle_onnx(graphs["fp32"], out, options, overwrite=True)
+    assert not (out / "tiny" / "config.pbtxt").exists()
+
+
+def test_bundling_twice_gives_the_same_bytes(graphs: dict[str, Path], tmp_path: Path) -> None:
+    one, two = (bundle(graphs["fp32"], tmp_path / name, "triton") for name in "12")
+    assert {name: (one / name).read_bytes() for name in files_of(one)} == {
+        name: (two / name).read_bytes() for name in files_of(two)
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"server": "tomcat"}, "server: got 'tomcat', expected one of triton"),
+        ({"name": "a b"}, "name: got 'a b'"),
+        ({"version": 0}, "model-version: got 0"),
+        ({"max_batch_size": 0}, "max-batch-size: got 0"),
+    ],
+)
+def test_options_outside_their_domain(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        BundleOptions(**{"server": "triton", "name": "a", **options})
