@@ -21,8 +21,16 @@ def _name_of(folder: Path) -> str:
 @click.command(cls=Command)
 @click.argument("onnx", type=PATH)
 @click.argument("out", type=PATH)
-@click.option("--server", type=click.Choice(_SERVERS), required=True, help="What OUT is for.")
-@click.option("--name", help="What the model is called there.  [default: ONNX's name]")
+@click.option(
+    "--server",
+    type=click.Choice(_SERVERS),
+    required=True,
+    metavar="SERVER",
+    help=f"What OUT is for: {', '.join(_SERVERS[:-1])} or {_SERVERS[-1]}.",
+)
+@click.option(
+    "--name", metavar="NAME", help="What the model is called there.  [default: ONNX's name]"
+)
 @click.option(
     "--also",
     type=PATH,
