@@ -36,7 +36,8 @@ def _name_of(folder: Path) -> str:
     type=PATH,
     multiple=True,
     metavar="ONNX",
-    help="The same checkpoint in another precision, beside the first; may be given again.",
+    help="The same checkpoint in another precision, beside the first; may be given again.  "
+    "[default: none]",
 )
 @click.option(
     "--model-version",
