@@ -5,7 +5,7 @@ import asyncio
 import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
-from mlserver.errors import InvalidInput
+from mlserver.errors import InferenceError
 from mlserver.types import (
     InferenceRequest,
     InferenceResponse,
@@ -41,7 +41,7 @@ class GraphRuntime(MLModel):
         try:
             values = await asyncio.to_thread(self._session.run, wanted, given)
         except Exception as error:  # onnxruntime's errors have no common class
-            raise InvalidInput(f"{self.name}: {error}") from error
+            raise InferenceError(f"{self.name}: {error}") from error
         return InferenceResponse(
             id=payload.id,
             model_name=self.name,
@@ -59,11 +59,11 @@ class GraphRuntime(MLModel):
 
     def _check(self, given: dict) -> None:
         if set(given) != set(self._inputs):
-            raise InvalidInput(
+            raise InferenceError(
                 f"{self.name}: got inputs {', '.join(sorted(given))}, expected "
                 f"{', '.join(self._inputs)}"
             )
         limit = self._extra.get("max_batch_size")
         rows = max((value.shape[0] for value in given.values() if value.ndim), default=0)
         if limit and rows > limit:
-            raise InvalidInput(f"{self.name}: got {rows} rows, expected at most {limit}")
+            raise InferenceError(f"{self.name}: got {rows} rows, expected at most {limit}")
