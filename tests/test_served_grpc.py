@@ -164,6 +164,15 @@ def test_tritons_configuration_limits_batches_and_shows_the_hash(graph: Path) ->
     assert any("made from weights with SHA-256 1111" in text for text in result.reasons())
 
 
+def test_a_number_among_the_parameters_is_read(graph: Path) -> None:
+    model = Model(graph / "model.onnx")
+    limit = MESSAGES["InferParameter"](int64_param=2)
+    model.parameters = {"max_batch_size": limit.SerializeToString()}
+    with served(model) as address:
+        assert verify(graph, address).holds
+    assert model.largest == 2
+
+
 def test_what_goes_wrong_is_said_in_a_sentence(graph: Path) -> None:
     model = Model(graph / "model.onnx")
     model.wait = threading.Event()

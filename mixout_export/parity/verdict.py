@@ -273,7 +273,7 @@ def _mismatches(
     if not isinstance(candidate, ServedSubject):
         return found
     runner = runner_of(reference, ours.inputs)
-    return (*found, *served_mismatches(reference, runner, candidate.session, ours))
+    return (*served_mismatches(reference, runner, candidate.session, ours), *found)
 
 
 def compare_subjects(

@@ -203,10 +203,11 @@ class GrpcClient:
 def _text(value: bytes) -> str:
     """Return a parameter's text, which some servers wrap in a message and some do not."""
     try:
-        wrapped: str = MESSAGES["InferParameter"].FromString(value).string_param
+        wrapped = MESSAGES["InferParameter"].FromString(value)
     except DecodeError:
-        wrapped = ""
-    return wrapped or value.decode("utf-8", "replace")
+        return value.decode("utf-8", "replace")
+    number = str(wrapped.int64_param) if wrapped.int64_param else ""
+    return wrapped.string_param or number or value.decode("utf-8", "replace")
 
 
 def _described(tensor: Any) -> dict[str, Any]:

@@ -133,8 +133,8 @@ def served_mismatches(
         shapes = {name: value.shape for name, value in outputs.items()}
         labels = _label_mismatches(reference, served, interface)
     return (
-        *labels,
+        *Version(reference, served).reasons(),  # first, as it may explain the rest
         *input_mismatches(served, interface),
         *output_mismatches(served, interface, shapes),
-        *Version(reference, served).reasons(),
+        *labels,
     )
