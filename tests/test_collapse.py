@@ -117,6 +117,7 @@ def test_the_folder_is_what_a_plain_way_gives(
         k: (v.shape, v.dtype) for k, v in theirs.items()
     }
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
+        "README.md",
         "manifest.json",
         *(f.name for f in (tmp_path / "plain").iterdir()),
     }

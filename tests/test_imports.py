@@ -18,7 +18,7 @@ ORDER = (
     ("layers",),
     ("surgery",),
     ("checkpoint",),
-    ("provenance",),
+    ("card", "provenance"),
     ("training", "export", "parity", "bundling"),
     ("report",),
     ("stages",),

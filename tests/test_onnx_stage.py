@@ -74,6 +74,7 @@ def metadata(graph: Path) -> dict[str, str]:
 
 def test_folder_holds_graph_configuration_and_tokenizer(bert: Path, exported: OnnxResult) -> None:
     assert {file.name for file in exported.path.iterdir()} == {
+        "README.md",
         "model.onnx",
         "config.json",
         "manifest.json",

@@ -115,6 +115,7 @@ def test_the_folder_holds_just_what_the_contract_lists(
     out = tmp_path / "out"
     result = prepare(tiny.base(), out, task="text-classification", labels=["no", "yes"])
     assert {path.name for path in out.iterdir()} == {
+        "README.md",
         "config.json",
         "manifest.json",
         "mixout_config.json",

@@ -97,7 +97,7 @@ def test_one_flipped_byte_of_any_file_is_found(folder: str, copy: Path) -> None:
             path.write_bytes(changed)
             problems = check_record(copy / folder).problems
             assert problems, f"{path} at {place}"
-            assert path.name in problems[0]
+            assert any(path.name in problem for problem in problems)
         path.write_bytes(whole)
     assert check_record(copy / folder).holds
 

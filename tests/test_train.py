@@ -446,7 +446,7 @@ def test_the_result_is_a_mixout_checkpoint_like_the_prepared_one(
     prepared = ground.prepared()
     ground.run(tmp_path / "out", prepared=prepared, epochs=1)
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    added = {"README.md", "metrics.jsonl", "curves.png", "training.json"}
+    added = {"metrics.jsonl", "curves.png", "training.json"}
     assert names == {path.name for path in prepared.iterdir()} | added
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     ours = json.loads((tmp_path / "out" / "mixout_config.json").read_text())

@@ -88,7 +88,7 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
         raise CheckpointError(f"{base}: is a file, expected a checkpoint folder or a hub id")
     if not _HUB_ID.fullmatch(base):
         raise CheckpointError(f"{base}: no such folder; check the path")
-    patterns = ["*.json", "*.safetensors", "*.py", "*.bin", *TOKENIZER_PATTERNS]
+    patterns = ["*.json", "*.safetensors", "*.py", "*.bin", LAYOUT.card, *TOKENIZER_PATTERNS]
     try:
         with quiet_libraries():
             local = snapshot_download(base, revision=revision, allow_patterns=patterns)

@@ -7,19 +7,18 @@ from pathlib import Path
 from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 
 
-def copy_companions(source: Path, destination: Path, *, card: bool = False) -> tuple[str, ...]:
+def copy_companions(source: Path, destination: Path) -> tuple[str, ...]:
     """Copy tokenizer and processor files, and the generation configuration.
 
     Args:
         source: Folder to copy from.
         destination: Folder to copy to; files it has already are left alone.
-        card: Whether the model card is copied too.
 
     Returns:
         The names of the copied files.
     """
     copied = []
-    extra = {LAYOUT.generation_config, *PROCESSOR_FILES} | ({LAYOUT.card} if card else set())
+    extra = {LAYOUT.generation_config, *PROCESSOR_FILES}
     for path in sorted(source.iterdir()):
         wanted = is_tokenizer_file(path.name) or path.name in extra
         target = destination / path.name

@@ -4,6 +4,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from mixout_export.card.document import read_card, write_card
+from mixout_export.card.facts import CollapseFacts
+from mixout_export.card.steps import collapsed_card
 from mixout_export.checkpoint.companions import copy_companions
 from mixout_export.checkpoint.folder import (
     Folder,
@@ -170,7 +173,12 @@ def collapse_checkpoint(
             config.pop("torch_dtype", None)
             config["dtype"] = dtype
         write_json(target.partial / LAYOUT.config, config)
-        copy_companions(folder.path, target.partial, card=True)
+        copy_companions(folder.path, target.partial)
+        facts = CollapseFacts(
+            len(weight_map), len(set(pretrained) & set(weight_map)), interpolate, dtype
+        )
+        card = collapsed_card(require_manifest(folder), facts, read_card(folder.path / LAYOUT.card))
+        write_card(card, target.partial / LAYOUT.card)
         check.result()  # a damaged checkpoint is not passed on as a sound one
         write_record(
             target.partial,
@@ -186,7 +194,7 @@ def collapse_checkpoint(
         interpolate=interpolate,
         dtype=dtype,
         tensors=len(weight_map),
-        interpolated=len(set(pretrained) & set(weight_map)),
+        interpolated=facts.interpolated,
         bytes=total,
         sha256=digests,
     )

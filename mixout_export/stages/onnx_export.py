@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mixout_export.card.document import read_card, write_card
+from mixout_export.card.steps import exported_card
 from mixout_export.checkpoint import copy_companions, output_folder
 from mixout_export.checkpoint.folder import write_json
 from mixout_export.checkpoint.layout import LAYOUT
@@ -22,6 +24,7 @@ from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subje
 from mixout_export.parity.verdict import check_agreement, compare_subjects, make_battery
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.record import write_record
+from mixout_export.stages.export_facts import export_facts
 from mixout_export.stages.verify_data import data_batches, read_data
 from mixout_export.training.columns import ColumnNames
 
@@ -310,6 +313,9 @@ def export_onnx(
                 f"{source}: the exported graph is not the same model, {parity.reasons()[0]}; "
                 "nothing was written"
             )
+        facts = export_facts(export.source, conversion.precision, opset, parity)
+        card = exported_card(facts, read_card(source / LAYOUT.card))
+        write_card(card, folder.partial / LAYOUT.card)
         _record(folder, export.source, conversion, data, opset=opset, verified=verify)
     cached = out / LAYOUT.onnx_cached
     return OnnxResult(

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from mixout_export.card.document import read_card, write_card
+from mixout_export.card.steps import prepared_card
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.companions import copy_companions
 from mixout_export.checkpoint.folder import BaseDigest, open_folder, read_json, write_json
@@ -279,6 +281,9 @@ def _write(
     if config.pop("_name_or_path", None) is not None:  # a path of this machine
         write_json(directory / LAYOUT.config, config)
     copy_companions(loaded.path, directory)
+    write_card(
+        prepared_card(manifest, read_card(loaded.path / LAYOUT.card)), directory / LAYOUT.card
+    )
     write_record(
         directory,
         step="prepare",

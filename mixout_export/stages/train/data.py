@@ -65,6 +65,7 @@ class TrainingData:
         evaluation: Evaluation examples, None without.
         rows: Rows of the training data, of which a long one may make several examples.
         name: What to call the data.
+        evaluated_on: Where the evaluation examples come from; "" without.
         identity: What tells them from other data: a SHA-256 of each part, and the columns read.
     """
 
@@ -73,6 +74,7 @@ class TrainingData:
     rows: int
     name: str
     identity: dict[str, str | None]
+    evaluated_on: str = ""
 
 
 def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
@@ -212,4 +214,5 @@ def load_training_data(
         train.rows,
         name,
         _identity(train, evaluation, columns),
+        "" if evaluation is None else evaluation.name,
     )

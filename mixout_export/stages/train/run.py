@@ -34,10 +34,10 @@ from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.record import write_record
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
+from mixout_export.stages.train.describe import RunDescription
 from mixout_export.stages.train.settings import check_agreement, check_settings, run_settings
 from mixout_export.surgery import mixout_layers
 from mixout_export.surgery.key_names import disk_keys
-from mixout_export.training.card import CardFacts, write_card
 from mixout_export.training.curves import write_curves
 from mixout_export.training.device import make_accelerator, release_accelerator, start_tracker
 from mixout_export.training.loop import Finetuning, Outcome
@@ -199,7 +199,7 @@ def train_checkpoint(
         )
         with writing as target:
             start_tracker(accelerator, options, project=out)
-            run = _Run(target.partial, folder, model, pretrained, encoded, metric, options)
+            run = _Run(target.partial, folder, model, pretrained, data, encoded, metric, options)
             result = run.train(accelerator, observer or Silent(), started=started)
             accelerator.end_training()  # before the tracker's files move to OUT
             if accelerator.is_main_process:
@@ -243,6 +243,7 @@ class _Run:
     folder: Folder
     model: PreTrainedModel
     pretrained: dict[str, Tensor]
+    sources: DataOptions
     data: TrainingData
     metric: str
     options: TrainOptions
@@ -325,19 +326,9 @@ class _Run:
             metric=result.metric,
             chosen_step=outcome.chosen_step,
         )
-        facts = CardFacts(
-            name=result.out.name,
-            manifest=require_manifest(open_folder(self.partial)),
-            options=self.options,
-            dataset=self.data.name,
-            metrics=outcome.metrics,
-            metrics_before=outcome.metrics_before,
-            train_examples=self.data.rows,
-            steps=outcome.steps,
-            chosen_step=outcome.chosen_step,
-            curves=LAYOUT.curves,
-        )
-        write_card(facts, self.partial / LAYOUT.card)
+        manifest = require_manifest(open_folder(self.partial))
+        described = RunDescription(manifest, self.options, self.sources, self.data, outcome)
+        described.write_card(self.folder.path, self.partial)
         shown = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}
         record = {"settings": settings, "result": shown, "tool_version": __version__}
         write_json(self.record_path, record)

@@ -1,0 +1,69 @@
+"""What goes from one card's header to the next one's, and what a step adds."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mixout_export.checkpoint.manifest import Base
+from mixout_export.tasks import Task
+
+#: The hub's names of tasks, where they are others.
+_PIPELINES = {
+    "regression": "text-classification",
+    "multi-label": "text-classification",
+    "masked-lm": "fill-mask",
+    "causal-lm": "text-generation",
+}
+
+#: What a model has from the one it was made from.
+_INHERITED = ("license", "license_name", "license_link", "language")
+
+#: What is said of the training data and of the results on them.
+RESULTS = ("metrics", "model-index")
+
+
+def pipeline_tag(task: Task | None) -> str | None:
+    """Return the hub's name of a task; None without one."""
+    return None if task is None else _PIPELINES.get(task.name, task.name)
+
+
+def hub_id(base: Base) -> str | None:
+    """Return the base's name on the hub; None for a folder, whose name means nothing there."""
+    return base.name if base.revision is not None else None
+
+
+def _languages(value: Any) -> Any:
+    """Return languages as text: YAML takes Norwegian's code, "no", for False."""
+    if isinstance(value, list):
+        return [_languages(each) for each in value]
+    return "no" if value is False else value
+
+
+def inherited(header: Mapping[str, Any], base: Base | None = None) -> dict[str, Any]:
+    """Return what a model made from another has from its card: licence and language.
+
+    Args:
+        header: The other's header.
+        base: Where that lies on the hub, for a licence that is a file beside it. Elsewhere such a
+            file is not, so the link to it is left out.
+    """
+    kept = {key: header[key] for key in _INHERITED if header.get(key) is not None}
+    if "language" in kept:
+        kept["language"] = _languages(kept["language"])
+    link = str(kept.get("license_link", "https://"))
+    if not link.startswith(("http://", "https://")):
+        home = hub_id(base) if base is not None else None
+        if home is None:
+            del kept["license_link"]
+        else:
+            kept["license_link"] = f"https://huggingface.co/{home}/blob/{_revision(base)}/{link}"
+    return kept
+
+
+def _revision(base: Base | None) -> str:
+    return (base.revision if base is not None else None) or "main"
+
+
+def tags(header: Mapping[str, Any], *added: str) -> list[str]:
+    """Return a header's tags with others added, each once."""
+    found = header.get("tags")
+    return list(dict.fromkeys([*(map(str, found) if isinstance(found, list) else ()), *added]))

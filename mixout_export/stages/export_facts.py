@@ -1,0 +1,61 @@
+"""What an export tells its model card."""
+
+from collections.abc import Iterator
+
+from mixout_export.card.facts import ExportFacts, OutputParity, ParityFacts
+from mixout_export.parity.battery import Coverage
+from mixout_export.parity.compare import OutputDifference
+from mixout_export.parity.result import ParityResult
+from mixout_export.parity.subject import TorchSubject
+
+
+def export_facts(
+    source: TorchSubject, precision: str, opset: int, parity: ParityResult | None
+) -> ExportFacts:
+    """Return what a card says of a graph.
+
+    Args:
+        source: The model it was captured from.
+        precision: "fp32", "fp16" or "int8".
+        opset: ONNX operator set version.
+        parity: The comparison with PyTorch; None where there was none.
+    """
+    return ExportFacts(
+        task=source.folder.task,
+        architecture=type(source.model).__name__,
+        precision=precision,
+        opset=opset,
+        inputs=source.interface.inputs,
+        parity=None if parity is None else _parity_facts(parity),
+    )
+
+
+def _parity_facts(parity: ParityResult) -> ParityFacts:
+    generated = () if parity.generation is None else parity.generation.outputs
+    weights = parity.weights
+    covered = {} if parity.coverage is None else dict(_covered(parity.coverage))
+    if parity.generation is not None:
+        covered["generated tokens"] = str(parity.generation.tokens)
+    return ParityFacts(
+        outputs=[
+            *(_output(output) for output in parity.outputs),
+            *(_output(output, " while generating") for output in generated),
+        ],
+        criteria=parity.criteria(),
+        weights=None if weights is None else (weights.accounted, weights.total),
+        covered=covered,
+    )
+
+
+def _output(output: OutputDifference, note: str = "") -> OutputParity:
+    agreement = 1.0 - output.flips / output.decisions if output.decisions else None
+    return OutputParity(f"{output.name}{note}", output.max_abs, output.mean_abs, agreement)
+
+
+def _covered(coverage: Coverage) -> Iterator[tuple[str, str]]:
+    yield "inputs", f"{coverage.examples} rows in {coverage.batches} batches"
+    if coverage.vocabulary_size:
+        yield "vocabulary ids", f"{coverage.vocabulary} of {coverage.vocabulary_size}"
+        limit = "" if coverage.position_limit is None else f" of {coverage.position_limit}"
+        yield "positions", f"{coverage.positions}{limit}"
+        yield "segments", str(coverage.segments)
