@@ -1,5 +1,6 @@
 """`verify` against a server, which computes with onnxruntime and can be told to misbehave."""
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -18,6 +19,7 @@ from served_models import Handler, OipServer, served
 
 from mixout_export.errors import ArgumentError, ParityError, ServerError
 from mixout_export.parity.result import ParityResult
+from mixout_export.parity.served import transport
 from mixout_export.parity.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint
@@ -452,6 +454,38 @@ def test_answers_that_are_lost_in_a_crowd_are_counted(graph: Path, model: Path) 
     assert "too many" in sentence
 
 
+def test_a_server_that_dies_in_a_crowd_is_given_up_soon(
+    graph: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport, "FIRST_WAIT", 0.001)
+    dead = threading.Event()
+
+    def respond(handler: Handler) -> bool:
+        if dead.is_set():
+            handler.close_connection = True
+            handler.connection.close()
+        return dead.is_set()
+
+    def answer(outputs: dict[str, Any]) -> dict[str, Any]:
+        if dead_after is not None and server.asked() >= dead_after:
+            dead.set()
+        return outputs
+
+    dead_after = None
+    with served(model, respond=respond, answer=answer) as server:
+        verify(graph, server)
+        dead_after = 2 * server.asked() - 6  # within the second run's crowd, of 12
+        result = verify(graph, server, options={"requests": 1000})
+        asked = server.asked()
+    assert result.serving is not None
+    crowd = result.serving.crowd
+    assert crowd is not None
+    assert 0 < crowd.own < 20
+    assert crowd.own + crowd.lost == 4000
+    assert asked < 2 * dead_after
+    assert "cannot be reached" in reasons(result, "of 4000 requests by 4 clients at once got no")
+
+
 def test_a_server_that_changes_its_version_meanwhile_is_named(graph: Path, model: Path) -> None:
     with served(model) as server:
 
@@ -619,6 +653,16 @@ def test_a_servers_options_are_refused_without_one(graph: Path, program: Program
 def test_a_server_is_no_reference(graph: Path, model: Path) -> None:
     with pytest.raises(ArgumentError, match="can only be the CANDIDATE"):
         verify_checkpoints("http://127.0.0.1:1/v2/models/m", graph)
+
+
+def test_a_server_is_compared_in_a_notebook_too(graph: Path, model: Path) -> None:
+    """There an event loop is running already."""
+
+    async def cell() -> ParityResult:
+        return verify(graph, server)
+
+    with served(model) as server:
+        assert asyncio.run(cell()).holds
 
 
 def test_nothing_is_written_into_the_reference(graph: Path, model: Path) -> None:
