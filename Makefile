@@ -8,11 +8,12 @@ DEMO_OUT ?= mixout-demo
 BENCH ?=
 MATRIX ?=
 
-.PHONY: help demo test bench matrix lint format clean
+.PHONY: help demo test test-servers bench matrix lint format clean
 
 help:
 	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
 	@echo "make test   run all tests"
+	@echo "make test-servers  serve bundles with real servers, each in an environment of its own"
 	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
 	@echo "make matrix take every architecture family the whole way; writes docs/architectures.md"
 	@echo "make lint   ruff and mypy"
@@ -40,6 +41,27 @@ demo:
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+SERVERS := build/servers
+
+# one environment a server, as their pins exclude one another's and ours
+$(SERVERS)/%/.installed: tests/servers/requirements-%.txt
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	@touch $@
+
+# onnxruntime-node would fetch binaries for GPUs
+$(SERVERS)/node/.installed: tests/servers/package.json
+	rm -rf $(@D)
+	mkdir -p $(@D)
+	cp $< $(@D)
+	cd $(@D) && ONNXRUNTIME_NODE_INSTALL=skip npm install --no-audit --no-fund --loglevel=error
+	@touch $@
+
+test-servers: $(VENV)/.dev $(SERVERS)/triton/.installed $(SERVERS)/mlserver/.installed \
+		$(SERVERS)/openvino/.installed $(SERVERS)/node/.installed
+	$(BIN)/python -m pytest -m servers tests/servers
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH)
