@@ -100,7 +100,7 @@ def describe_crowd(serving: "Serving | None") -> list[str]:
     each = crowd.requests // crowd.clients
     lines = [
         "",
-        f"clients    {crowd.clients} at once, {each} requests each: {crowd.own} of "
+        f"clients    {crowd.clients} at once, {each} request{'s' if each > 1 else ''} each: {crowd.own} of "
         f"{crowd.requests} got their own answer, {crowd.mixed_up} mixed up, {crowd.lost} lost",
     ]
     if crowd.latency is not None:
