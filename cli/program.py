@@ -21,6 +21,7 @@ _COMMANDS = {
     "bundle": "Lay an ONNX folder out for a server.",
     "verify": "Prove that two artefacts are the same model.",
     "inspect": "Say what a folder is, and how far it has moved.",
+    "push": "Send a folder to the hub.",
     "demo": "Go the whole way on a real checkpoint.",
 }
 

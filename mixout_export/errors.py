@@ -9,6 +9,7 @@ MixoutError                 exit code 1, could not be done
 ├── TrainingError           training had to stop
 ├── ExportError             the graph could not be written
 ├── ServerError             a server that cannot be reached, or does not keep to its protocol
+├── HubError                the hub cannot be reached, or refuses
 └── ParityError             exit code 3, parity or a manifest does not hold
 
 A message is one sentence: what, where, expected against got, and the remedy.
@@ -55,6 +56,10 @@ class ExportError(MixoutError):
 
 class ServerError(MixoutError):
     """A server cannot be reached, or does not keep to the protocol."""
+
+
+class HubError(MixoutError):
+    """The hub cannot be reached, or refuses what it is asked."""
 
 
 class ParityError(MixoutError):

@@ -13,7 +13,7 @@ from mixout_export.training.options import SCHEDULERS, TrainOptions
 from mixout_export.version import __version__
 from mixout_export_cli.main import cli, main
 
-COMMANDS = ("prepare", "train", "collapse", "onnx", "bundle", "verify", "inspect", "demo")
+COMMANDS = ("prepare", "train", "collapse", "onnx", "bundle", "verify", "inspect", "push", "demo")
 README = Path(__file__).parents[1] / "README.md"
 
 #: The contract's options with their defaults; None where the default is not a value.
@@ -126,6 +126,14 @@ OPTIONS = {
         "protocol": None,
     },
     "inspect": {**EVERYWHERE, "plot": None},
+    "push": {
+        **EVERYWHERE,
+        "private": False,
+        "revision": None,
+        "message": None,
+        "dry-run": False,
+        "yes": False,
+    },
     "demo": WRITES,
 }
 ARGUMENTS = {
@@ -136,6 +144,7 @@ ARGUMENTS = {
     "bundle": ["ONNX", "OUT"],
     "verify": ["REFERENCE", "CANDIDATE"],
     "inspect": ["PATH"],
+    "push": ["FOLDER", "REPO"],
     "demo": ["[OUT]"],
 }
 

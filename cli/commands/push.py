@@ -1,0 +1,76 @@
+"""`mixout-export push`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mixout_export_cli.command import Command
+from mixout_export_cli.options import PATH, output_options
+from mixout_export_cli.output import Output, count_of, human_size
+
+if TYPE_CHECKING:
+    from mixout_export.stages.push import PushPlan
+
+
+def _shown(plan: "PushPlan") -> str:
+    lines = [
+        f"  {file.path}  {human_size(file.bytes)}{'' if file.listed else '  (not in the manifest)'}"
+        for file in plan.files
+    ]
+    branch = f", branch {plan.revision}" if plan.revision else ""
+    private = ", private" if plan.private else ""
+    where = f"to {plan.repo} at {plan.endpoint}{branch}{private}"
+    vouched = "" if plan.has_manifest else "; the folder has no manifest to be held to"
+    what = f"{count_of(len(plan.files), 'file')}, {human_size(plan.bytes)}"
+    return "\n".join([f"{plan.folder} ({plan.kind}) {where}:", *lines, f"{what}{vouched}"])
+
+
+def _confirm(plan: "PushPlan") -> None:
+    if not sys.stdin.isatty():
+        raise click.UsageError(
+            "push sends files to the hub, and there is no terminal to ask on; give --yes to send "
+            "them, or --dry-run to see which."
+        )
+    click.echo(_shown(plan), err=True)
+    if not click.confirm("Send them?", err=True):
+        raise click.ClickException("nothing was sent")
+
+
+@click.command(cls=Command)
+@click.argument("folder", type=PATH)
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Make it private, or refuse one that is public.")
+@click.option("--revision", metavar="BRANCH", help="Branch to send to.  [default: the main one]")
+@click.option("--message", metavar="TEXT", help="The commit's message.  [default: what it is]")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent and send nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask before sending.")
+@output_options
+def push(
+    folder: Path,
+    repo: str,
+    *,
+    private: bool,
+    revision: str | None,
+    message: str | None,
+    dry_run: bool,
+    yes: bool,
+    output: Output,
+) -> None:
+    """Send FOLDER to REPO (OWNER/NAME) on the Hugging Face hub.
+
+    The only command that sends anything anywhere. It shows the files and asks first, refuses a
+    folder that was changed since it was written, and leaves hidden files out. Log in with
+    `hf auth login`, or set HF_TOKEN.
+    """
+    from mixout_export.stages.push import plan_push, push_folder
+
+    plan = plan_push(folder, repo, revision=revision, private=private)
+    if dry_run:
+        output.result(plan, f"{_shown(plan)}\nnothing was sent")
+        return
+    if not yes:
+        _confirm(plan)
+    result = push_folder(plan, message=message)
+    output.result(result, f"{result.url}: {count_of(result.files, 'file')} sent")

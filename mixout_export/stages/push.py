@@ -1,0 +1,229 @@
+"""`push`: a folder goes to the hub, exactly the files that were shown before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils._paths import filter_repo_objects
+from huggingface_hub.utils._validators import validate_repo_id
+
+from mixout_export.checkpoint.folder import open_folder
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.output import LOCK
+from mixout_export.errors import ArgumentError, CheckpointError, HubError, ParityError
+from mixout_export.provenance.record import Record, check_record
+from mixout_export.version import __version__
+
+#: Hidden files are of this machine (".git", ".env"), never of a model.
+_HIDDEN = (".*", "*/.*")
+
+_REFUSALS = {
+    401: "it does not know who you are; log in with `hf auth login`, or set HF_TOKEN",
+    403: "you may not write there; check the name, and that the token may write",
+    404: "it knows no such repository or branch, or does not show it to you",
+    409: "something else is changing it; try again",
+    413: "it takes no files of that size",
+    429: "it was asked too often; wait a while",
+}
+
+
+@dataclass(frozen=True)
+class PushFile:
+    """A file to send.
+
+    Attributes:
+        path: Its path in the folder and in the repository.
+        bytes: Its size.
+        listed: Whether the folder's manifest vouches for it.
+    """
+
+    path: str
+    bytes: int
+    listed: bool
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What would be sent, and where to.
+
+    Attributes:
+        folder: The folder.
+        kind: What it is: "huggingface" (plain), "mixout", "onnx" or "bundle".
+        repo: The repository's name on the hub.
+        endpoint: The hub's address.
+        revision: The branch; None is the main one.
+        private: Whether the repository has to be private; where it does not and is new, the
+            account's default decides.
+        files: The files.
+        has_manifest: Whether the folder has one, which then holds.
+    """
+
+    folder: Path
+    kind: str
+    repo: str
+    endpoint: str
+    revision: str | None
+    private: bool
+    files: tuple[PushFile, ...]
+    has_manifest: bool
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(file.bytes for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {**asdict(self), "folder": str(self.folder), "bytes": self.bytes}
+
+
+@dataclass(frozen=True)
+class PushResult:
+    """What was sent.
+
+    Attributes:
+        repo: The repository.
+        url: Its address.
+        commit: The commit that holds the files.
+        files: Number of files.
+        bytes: Their size.
+    """
+
+    repo: str
+    url: str
+    commit: str
+    files: int
+    bytes: int
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _check_repo(repo: str) -> None:
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ArgumentError(
+            f"repo: got {repo!r}, expected NAME or OWNER/NAME of at most 96 letters, digits, "
+            "'-', '_' and '.'"
+        ) from error
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; check the path")
+    suffix = LAYOUT.partial_suffix
+    unfinished = [folder] if folder.resolve().name.endswith(suffix) else []
+    unfinished += [p for p in folder.rglob("*") if p.name == LOCK or p.name.endswith(suffix)]
+    if unfinished:
+        raise CheckpointError(
+            f"{unfinished[0]}: is work in progress; let the command that writes it end first"
+        )
+
+
+def _kind(folder: Path, record: Record | None) -> str:
+    if record is not None and record.link.step == "bundle":
+        return "bundle"
+    return str(open_folder(folder).kind)
+
+
+def _files(folder: Path, unlisted: set[str]) -> tuple[PushFile, ...]:
+    paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    wanted = filter_repo_objects(sorted(paths), ignore_patterns=list(_HIDDEN))
+    return tuple(PushFile(p, paths[p].stat().st_size, p not in unlisted) for p in wanted)
+
+
+def plan_push(
+    folder: Path, repo: str, *, revision: str | None = None, private: bool = False
+) -> PushPlan:
+    """Check a folder and say what would be sent; nothing is asked of the network.
+
+    Args:
+        folder: A collapsed, ONNX or mixout folder, or a bundle.
+        repo: NAME or OWNER/NAME on the hub.
+        revision: Branch to send it to, made if it is missing; None is the main one.
+        private: Whether the repository has to be private.
+
+    Raises:
+        ArgumentError: `repo` is no name of a repository.
+        CheckpointError: The folder is none of ours, or is still being written.
+        ParityError: It does not match its manifest.
+    """
+    _check_repo(repo)
+    _refuse_unfinished(folder)
+    check = check_record(folder)
+    if check.problems:
+        raise ParityError(f"{check.problems[0]}; nothing was sent")
+    has_manifest = check.record is not None
+    return PushPlan(
+        folder=folder,
+        kind=_kind(folder, check.record),
+        repo=repo,
+        endpoint=constants.ENDPOINT,
+        revision=revision,
+        private=private,
+        files=_files(folder, set(check.unlisted) if has_manifest else set()),
+        has_manifest=has_manifest,
+    )
+
+
+@contextmanager
+def _one_sentence(plan: PushPlan) -> Iterator[None]:
+    """Turn whatever the hub's client raises into one sentence."""
+    where = f"{plan.repo} at {plan.endpoint}"
+    try:
+        yield
+    except HubError:
+        raise
+    except OfflineModeIsEnabled as error:
+        raise HubError(f"{where}: HF_HUB_OFFLINE forbids it; unset that") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        said = (error.server_message or _first_line(error)).rstrip(".")
+        reason = _REFUSALS.get(status, "try again later")
+        raise HubError(f"{where}: the hub answered {status} ({said}); {reason}") from error
+    except Exception as error:  # the hub client's errors share no base class with the network's
+        raise HubError(
+            f"{where}: cannot be sent there ({_first_line(error)}); check the network"
+        ) from error
+
+
+def _refuse_public(api: HfApi, plan: PushPlan) -> None:
+    """Refuse to publish what should be private: an existing repository stays what it is."""
+    if plan.private and not api.repo_info(plan.repo).private:
+        raise HubError(
+            f"{plan.repo} at {plan.endpoint}: exists and is public, --private asks for a private "
+            "one; choose another name, or change it on the hub"
+        )
+
+
+def push_folder(plan: PushPlan, *, message: str | None = None) -> PushResult:
+    """Send what was planned.
+
+    Args:
+        plan: What to send, and where to.
+        message: The commit's message; None says what the folder is.
+
+    Raises:
+        HubError: The hub cannot be reached, or refuses.
+    """
+    api = HfApi(library_name="mixout-export", library_version=__version__)
+    with _one_sentence(plan):
+        url = api.create_repo(plan.repo, private=plan.private or None, exist_ok=True)
+        repo = url.repo_id
+        _refuse_public(api, plan)
+        if plan.revision is not None:
+            api.create_branch(repo, branch=plan.revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo,
+            folder_path=plan.folder,
+            revision=plan.revision,
+            commit_message=message or f"Upload {plan.kind} folder with mixout-export {__version__}",
+            ignore_patterns=list(_HIDDEN),
+        )
+    return PushResult(repo, str(url), commit.oid, len(plan.files), plan.bytes)
