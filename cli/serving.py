@@ -100,8 +100,9 @@ def describe_crowd(serving: "Serving | None") -> list[str]:
     each = crowd.requests // crowd.clients
     lines = [
         "",
-        f"clients    {crowd.clients} at once, {each} request{'s' if each > 1 else ''} each: {crowd.own} of "
-        f"{crowd.requests} got their own answer, {crowd.mixed_up} mixed up, {crowd.lost} lost",
+        f"clients    {crowd.clients} at once, {each} request{'s' if each > 1 else ''} each: "
+        f"{crowd.own} of {crowd.requests} got their own answer, {crowd.mixed_up} mixed up, "
+        f"{crowd.lost} lost",
     ]
     if crowd.latency is not None:
         it = crowd.latency
