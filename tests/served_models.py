@@ -4,6 +4,7 @@ It computes with onnxruntime, so what a client gets is what a graph says.
 """
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -158,6 +159,11 @@ class OipServer(ThreadingHTTPServer):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(graph, options)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Pass over clients that have gone, as those that ran out of time."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
     @property
     def host(self) -> str:
