@@ -12,6 +12,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 #: Seconds that a server may take to be ready, on a busy machine.
 PATIENCE = 180
 
@@ -34,6 +36,12 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def needs(environment: Path) -> None:
+    """Skip the test where a server is not installed."""
+    if not (environment / ".installed").is_file():
+        pytest.skip(f"{environment} is absent; make test-servers installs it")
 
 
 def _answers(url: str) -> bool:

@@ -1,0 +1,93 @@
+"""Triton and MLServer serve what `bundle` writes, and `verify` sees whether they do."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import mlserver_server
+import pytest
+import triton_server
+from processes import Served, needs
+from stations import NAME, Stations
+
+from mixout_export.parity.result import ParityResult
+from mixout_export.parity.served.options import Protocol, ServingOptions
+from mixout_export.stages.verify import verify_checkpoints
+
+pytestmark = [pytest.mark.servers, pytest.mark.real]
+
+Start = Callable[[Path, Path], AbstractContextManager[Served]]
+
+SERVERS: dict[str, tuple[Start, Path]] = {
+    "triton": (triton_server.triton, triton_server.ENVIRONMENT),
+    "mlserver": (mlserver_server.mlserver, mlserver_server.ENVIRONMENT),
+}
+
+
+def check(
+    reference: Path, address: str, protocol: Protocol | None = None, requests: int = 8
+) -> ParityResult:
+    options = ServingOptions(protocol=protocol, requests=requests)
+    return verify_checkpoints(reference, f"{address}/v2/models/{NAME}", serving=options)
+
+
+@pytest.fixture(scope="module", params=SERVERS)
+def kind(request: pytest.FixtureRequest) -> str:
+    needs(SERVERS[request.param][1])
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def server(
+    kind: str, stations: Stations, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    start, _ = SERVERS[kind]
+    with start(stations.bundle(kind), tmp_path_factory.mktemp(kind)) as served:
+        yield served
+
+
+def test_the_trained_model_is_what_is_served(server: Served, stations: Stations) -> None:
+    result = check(stations.collapsed, server.http)
+    assert result.passed, result.reasons()
+    assert result.max_abs <= 1e-5
+    assert result.serving is not None
+    assert result.serving.graph == "these weights"
+    assert result.serving.versions == ("1",)
+
+
+def test_the_graph_is_told_by_its_hash(server: Served, stations: Stations) -> None:
+    result = check(stations.graph(), server.http)
+    assert result.passed, result.reasons()
+    assert result.serving is not None
+    assert result.serving.graph == "this graph"
+
+
+@pytest.mark.parametrize("protocol", ["json", "grpc"])
+def test_each_protocol_gives_the_same_numbers(
+    protocol: Protocol, server: Served, stations: Stations
+) -> None:
+    result = check(stations.collapsed, getattr(server, protocol, server.http), protocol)
+    assert result.passed, result.reasons()
+    assert result.max_abs <= 1e-5
+    assert result.serving is not None
+    assert result.serving.protocol == protocol
+
+
+def test_16_clients_get_their_own_answers(server: Served, stations: Stations) -> None:
+    result = check(stations.graph(), server.http, requests=200)
+    assert result.serving is not None
+    crowd = result.serving.crowd
+    assert crowd is not None
+    assert (crowd.clients, crowd.requests) == (16, 3200)
+    assert (crowd.own, crowd.mixed_up, crowd.changed, crowd.lost) == (3200, 0, 0, 0)
+    assert crowd.too_alike == 0
+
+
+def test_an_older_version_is_named(kind: str, stations: Stations, tmp_path: Path) -> None:
+    start, _ = SERVERS[kind]
+    with start(stations.bundle(kind, older=True), tmp_path) as served:
+        result = check(stations.collapsed, served.http)
+    assert not result.passed
+    assert result.serving is not None
+    assert result.serving.graph == "another version"
+    assert "version" in " ".join(result.reasons())
