@@ -55,9 +55,9 @@ class Browser:
         self.requests()
 
     def open(
-        self, page: Path, *, width: int = 1200, height: int = 900, scheme: str = "light"
+        self, page: Path | str, *, width: int = 1200, height: int = 900, scheme: str = "light"
     ) -> None:
-        """Open a page in a window of a size, with the user's preference for light or dark."""
+        """Open a file or an address in a window of a size, for who prefers light or dark."""
         self.devtools(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -67,7 +67,7 @@ class Browser:
         )
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.devtools("Emulation.setEmulatedMedia", media="", features=features)
-        self._post("url", url=page.resolve().as_uri())
+        self._post("url", url=page if isinstance(page, str) else page.resolve().as_uri())
 
     def evaluate(self, expression: str) -> Any:
         """Return what an expression of JavaScript is on the page."""

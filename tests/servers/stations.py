@@ -1,5 +1,6 @@
 """A real checkpoint of 22 M parameters on its way to the servers, each station made once."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,27 +16,33 @@ from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.export.precision import Conversion
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.collapse import collapse_checkpoint
-from mixout_export.stages.demo import demo_data
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 from mixout_export.stages.train import DataOptions, train_checkpoint
 from mixout_export.training.options import TrainOptions
 
 #: What the model is called on every server.
-NAME = "acceptability"
+NAME = "reviews"
 
-LABELS = ("unacceptable", "acceptable")
+LABELS = ("negative", "positive")
+
+_WORDS = (
+    ("awful", "dreadful", "terrible", "boring", "horrible", "poor", "disappointing", "bad"),
+    ("wonderful", "delightful", "brilliant", "superb", "charming", "lovely", "excellent", "great"),
+)
+
+_THINGS = ("film", "book", "meal", "hotel", "phone", "concert", "teacher", "journey")
 
 SENTENCES = (
-    "The cat sat on the mat.",
-    "Cat the mat on sat the.",
-    "Who did you say that left?",
+    "The film was a delight from the first scene to the last.",
+    "I would not recommend this phone: its battery is terrible!",
+    "It was neither good nor bad.",
     "naïve café — crème brûlée, 3.75 % & “quotes” 😀",
     "  leading and\ttrailing   space  ",
     "[SEP] is a special token, [MASK] too",
     "素早い茶色の狐がのろまな犬を飛び越える。",
     "pneumonoultramicroscopicsilicovolcanoconiosis " * 3,
-    "It is a long sentence that goes on and on and never stops. " * 60,
+    "It is a long sentence that goes on and on and never stops. " * 30,
     "",
 )
 
@@ -55,6 +62,11 @@ def _answers(logits: Any) -> list[Answer]:
     return [Answer(LABELS[row.argmax()], float(row.max())) for row in scores]
 
 
+def _rows() -> Iterator[str]:
+    for label, words in zip(LABELS, _WORDS, strict=True):
+        yield from (f"The {thing} was {word}.\t{label}\n" for thing in _THINGS for word in words)
+
+
 @dataclass(frozen=True)
 class Stations:
     """Folders that tests must not change."""
@@ -64,12 +76,14 @@ class Stations:
 
     @cached_property
     def trained(self) -> Path:
-        """A few updates are enough for its decisions to be its own."""
+        """A few updates are enough to tell praise from blame."""
         options = PrepareOptions(base=BaseOptions(task="text-classification", labels=LABELS))
         prepare_checkpoint(str(self.base), self.root / "prepared", options)
-        settings = TrainOptions(max_steps=24, lr=1e-3, head_weight_decay=0.0, max_length=32)
+        table = self.root / "train.tsv"
+        table.write_text("sentence\tlabel\n" + "".join(_rows()), encoding="utf-8")
+        settings = TrainOptions(max_steps=24, lr=5e-4, max_length=16)
         out = self.root / "trained"
-        train_checkpoint(self.root / "prepared", out, DataOptions(*demo_data()), settings)
+        train_checkpoint(self.root / "prepared", out, DataOptions(table), settings)
         return out
 
     @cached_property
