@@ -120,6 +120,7 @@ OPTIONS = {
         "seed": 0,
         "min-agreement": None,
         "drift": False,
+        "signature": None,
         "timeout": None,
         "concurrency": None,
         "requests": None,

@@ -215,6 +215,12 @@ def _describe(result: "ParityResult") -> str:
     is_flag=True,
     help="Look at every module's output; done anyway for a report and where parity does not hold.",
 )
+@click.option(
+    "--signature",
+    type=PATH,
+    metavar="KEY",
+    help="CANDIDATE has to be signed, by whom this public key says.  [default: not checked]",
+)
 @server_options
 @output_options
 def verify(
@@ -237,14 +243,16 @@ def verify(
     seed: int,
     min_agreement: float | None,
     drift: bool,
+    signature: Path | None,
     serving: dict[str, Any],
     output: Output,
 ) -> int:
     """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
 
-    Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file; CANDIDATE also a
-    model on a server, http://HOST:PORT/v2/models/NAME. Exit code 3 if they do not compute the
-    same thing, or if --self-test puts in a fault that nothing catches.
+    Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file, a bundle; CANDIDATE
+    also a model on a server, http://HOST:PORT/v2/models/NAME. Exit code 3 if they do not compute
+    the same thing, if a manifest or a signature does not hold, or if --self-test puts in a fault
+    that nothing catches.
     """
     with quick_imports():
         from mixout_export.parity.served.options import ServingOptions
@@ -271,6 +279,7 @@ def verify(
         report_to=report,
         command=command_line(),
         serving=ServingOptions(**serving) if serving else None,
+        signature=signature,
     )
     output.result(result, _describe(result))
     return 0 if result.passed else 3

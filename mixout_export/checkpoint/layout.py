@@ -26,6 +26,7 @@ class Layout:
     training: str = "training.json"
     record: str = "manifest.json"
     signature: str = "model.sig"
+    bom: str = "bom.cdx.json"
     partial_suffix: str = ".partial"
     previous_suffix: str = ".previous"
     pretrained_prefix: str = "pretrained_"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import metadata_load
+
 from mixout_export.bundling.example import make_example
 from mixout_export.bundling.guide import write_guide
 from mixout_export.bundling.libraries import plan_optimum, plan_transformers_js
@@ -20,7 +22,10 @@ from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tensors import joint_digest
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
 from mixout_export.errors import ArgumentError, OutputError, ParityError
+from mixout_export.provenance.links import Link
+from mixout_export.provenance.ml_bom import check_bom_library, write_bom
 from mixout_export.provenance.record import check_record, write_record
+from mixout_export.provenance.signature import check_signing_key, sign_folder
 
 _PLANNERS: Mapping[str, Callable[[Sequence[OnnxFolder], BundleOptions], Plan]] = {
     "triton": plan_triton,
@@ -130,12 +135,17 @@ def bundle_onnx(
         sign: A private key to sign the bundle with; None leaves it unsigned.
 
     Raises:
-        ArgumentError: An option is outside its domain, or the folders do not belong together.
+        ArgumentError: An option is outside its domain, the key is none, or the folders do not
+            belong together.
         CheckpointError: A folder is no ONNX folder, or its graph cannot be loaded.
         OutputError: `out` cannot be written.
         ParityError: A folder does not match its manifest, or its tokenizer works otherwise where
             Python is not there.
     """
+    if sign is not None:
+        check_signing_key(sign)
+    if bom:
+        check_bom_library()
     sources = [source, *also]
     check_destination(out, sources, overwrite=overwrite)
     folders = _open(sources)
@@ -149,8 +159,6 @@ def bundle_onnx(
         guide.write_text(write_guide(plan, options, example), encoding="utf-8", newline="\n")
         _record(target, plan, options, bom=bom)
         if sign is not None:
-            from mixout_export.provenance.signature import sign_folder  # an optional extra
-
             sign_folder(target.partial, sign)
     return BundleResult(
         out=out,
@@ -166,6 +174,20 @@ def _model_facts(model: Model) -> dict[str, str]:
     return {"name": model.name, "path": str(model.path), **model.identity}
 
 
+def _chain(folder: OnnxFolder) -> tuple[Link, ...]:
+    """Return the steps that led to a folder; none where it has no manifest."""
+    record = check_record(folder.path).record
+    return () if record is None else record.whole_chain
+
+
+def _licence(folder: OnnxFolder) -> str:
+    """Return the licence that a folder's card names; "" where there is none."""
+    card = folder.path / LAYOUT.card
+    found = metadata_load(card) if card.is_file() else None
+    licence = (found or {}).get("license", "")
+    return licence if isinstance(licence, str) else ", ".join(map(str, licence))
+
+
 def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bool) -> None:
     """Write the manifest, once everything else is in the folder."""
     first = plan.models[0].folder
@@ -174,11 +196,17 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
         "name": options.name,
         "model_version": options.version,
         "max_batch_size": options.max_batch_size,
+        "graphs": [str(model.path) for model in plan.models],
     }
     if bom:
-        from mixout_export.provenance.ml_bom import write_bom  # an optional extra
-
-        write_bom(target.partial, first.path)
+        write_bom(
+            target.partial,
+            name=options.name,
+            graphs={str(model.path): model.graph.sha256 for model in plan.models},
+            chain=_chain(first),
+            task=first.task,
+            licence=_licence(first),
+        )
     write_record(
         target.partial,
         step="bundle",

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.errors import ArgumentError
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.parity.battery import Batch, Battery, measure_coverage
 from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
@@ -13,6 +14,7 @@ from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
+from mixout_export.parity.served.address import is_address
 from mixout_export.parity.served.options import ServingOptions
 from mixout_export.parity.subject import Candidate, ServedSubject, Subject, open_subject
 from mixout_export.parity.verdict import (
@@ -22,7 +24,8 @@ from mixout_export.parity.verdict import (
     compare_subjects,
     make_battery,
 )
-from mixout_export.provenance.record import check_record
+from mixout_export.provenance.record import check_record, read_record
+from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
@@ -80,12 +83,36 @@ def _with_drift(
     return replace(result, drift=drift)
 
 
-def _manifest_problems(*sides: Candidate) -> tuple[str, ...]:
+def _manifest_problems(*sides: Path | str) -> tuple[str, ...]:
     """Return what does not match the manifests of the sides' folders, as sentences."""
-    folders = dict.fromkeys(
-        side.path for side in sides if not isinstance(side, ServedSubject) and side.path.is_dir()
+    paths = dict.fromkeys(Path(side) for side in sides if not is_address(str(side)))
+    return tuple(
+        problem for path in paths if path.is_dir() for problem in check_record(path).problems
     )
-    return tuple(problem for folder in folders for problem in check_record(folder).problems)
+
+
+def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, ...]:
+    """Return what is wrong with the candidate's signature, as a sentence, if one is asked for."""
+    if key is None:
+        return ()
+    if is_address(str(candidate)):
+        raise ArgumentError(
+            f"signature: is for a folder, and {candidate} is a server; check the bundle it serves"
+        )
+    problem = check_signature(Path(candidate), key)
+    return (problem,) if problem else ()
+
+
+def _graph_of(path: Path) -> Path:
+    """Return the first graph of a bundle; any other path is what is opened itself."""
+    if not (path / LAYOUT.record).is_file():
+        return path
+    try:
+        link = read_record(path).link
+    except CheckpointError:
+        return path  # its manifest is judged later
+    graphs = link.options.get("graphs") if link.step == "bundle" else None
+    return path / graphs[0] if graphs else path
 
 
 def _all_of(*watches: Watch | None) -> Watch:
@@ -121,12 +148,13 @@ def verify_checkpoints(
     report_to: Path | None = None,
     command: str | None = None,
     serving: ServingOptions | None = None,
+    signature: Path | None = None,
 ) -> ParityResult:
     """Compare two artefacts; see `ParityResult` for what it takes for parity to hold.
 
     Args:
         reference: What the candidate should be: a mixout checkpoint, a Hugging Face folder, an
-            ONNX folder or an `.onnx` file.
+            ONNX folder, a bundle or an `.onnx` file.
         candidate: What is judged, any of the same, or the address of a model on a server:
             `http://host:port/v2/models/NAME`.
         data: A table that is run besides the battery. Where it has labels, the task's metrics are
@@ -152,6 +180,7 @@ def verify_checkpoints(
         report_to: An `.html` file to show the result in, whether or not parity holds.
         command: The command that the report names, as a shell takes it.
         serving: How to ask a server; None asks as `ServingOptions()` does.
+        signature: A public key that the candidate's folder has to be signed for.
 
     Raises:
         ArgumentError: An argument is outside its domain, or there is no such provider.
@@ -174,8 +203,10 @@ def verify_checkpoints(
         check_report(report_to)
     check_provider(provider)
     check_options(reference, candidate, serving=serving, drift=drift, self_test=test_self)
-    left = open_subject(Path(reference), provider=provider)
-    right = open_candidate(candidate, left, provider=provider, serving=serving)
+    unsigned = _signature_problems(candidate, signature)
+    left = open_subject(_graph_of(Path(reference)), provider=provider)
+    judged = candidate if is_address(str(candidate)) else _graph_of(Path(candidate))
+    right = open_candidate(judged, left, provider=provider, serving=serving)
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:
@@ -209,7 +240,8 @@ def verify_checkpoints(
         result = _with_drift(result, left, right, battery)
     if metrics is not None:
         result = replace(result, metrics=metrics.result())
-    result = replace(result, manifests=_manifest_problems(left, right))
+    problems = _manifest_problems(reference, candidate)
+    result = replace(result, manifests=(*problems, *unsigned))
     if isinstance(right, ServedSubject):
         result = with_serving(result, left, right, interface, seed=seed)
     elif kept is not None and result.holds:

@@ -1,0 +1,152 @@
+"""A bill of materials of a model, as CycloneDX: what it is made of, and where that comes from."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import MixoutError
+from mixout_export.provenance.links import Link
+from mixout_export.version import __version__
+
+_SHA256 = 64
+
+
+def check_bom_library() -> None:
+    """Check, before anything is written, that a bill of materials can be.
+
+    Raises:
+        MixoutError: The library is not installed.
+    """
+    try:
+        import cyclonedx.output.json  # noqa: F401
+    except ImportError as error:
+        raise MixoutError(
+            "bom: needs the library cyclonedx-python-lib; pip install 'mixout-export[bom]'"
+        ) from error
+
+
+def _component(kind: str, name: str, sha256: str = "", **options: Any) -> Any:
+    from cyclonedx.model import HashAlgorithm, HashType
+    from cyclonedx.model.component import Component, ComponentType
+
+    hashes = [HashType(alg=HashAlgorithm.SHA_256, content=sha256)] if sha256 else []
+    return Component(type=ComponentType(kind), name=name, hashes=hashes, **options)
+
+
+def _ancestors(chain: Sequence[Link]) -> list[Any]:
+    """Return the models that led here, each with the options of its step."""
+    from cyclonedx.model import Property
+
+    return [
+        _component(
+            "machine-learning-model",
+            link.name or link.step,
+            link.weights_sha256,
+            description=link.step,
+            properties=[
+                Property(name=f"mixout-export:{name}", value=str(value))
+                for name, value in link.options.items()
+            ],
+        )
+        for link in chain
+        if len(link.weights_sha256) == _SHA256
+    ]
+
+
+def _materials(chain: Sequence[Link]) -> list[Any]:
+    """Return the data sets of all steps, and the libraries of the last one."""
+    data = dict.fromkeys(entry for link in chain for entry in link.data)
+    versions = chain[-1].versions if chain else {}
+    return [
+        *(
+            _component(
+                "data", entry.name, entry.sha256, bom_ref=f"data-{at}", description=entry.role
+            )
+            for at, entry in enumerate(data)
+        ),
+        *(
+            _component("library", name, version=version, bom_ref=f"library-{name}")
+            for name, version in versions.items()
+            if name != "mixout-export"
+        ),
+    ]
+
+
+def _finished(text: str, chain: Sequence[Link], task: str) -> str:
+    """Put in what the library does not know, and take out what differs from run to run."""
+    content = json.loads(text)
+    content["metadata"].pop("timestamp", None)
+    model = content["metadata"]["component"]
+    ancestors = model.get("pedigree", {}).get("ancestors", [])
+    order = [link.step for link in chain]
+    ancestors.sort(key=lambda ancestor: order.index(ancestor["description"]))
+    data = [c["bom-ref"] for c in content.get("components", []) if c["type"] == "data"]
+    model["modelCard"] = {
+        "modelParameters": {
+            **({"task": task} if task else {}),
+            **({"datasets": [{"ref": ref} for ref in data]} if data else {}),
+        }
+    }
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_bom(
+    folder: Path,
+    *,
+    name: str,
+    graphs: Mapping[str, str],
+    chain: Sequence[Link],
+    task: str = "",
+    licence: str = "",
+) -> Path:
+    """Write the bill of materials of a bundle.
+
+    The model is a component of the type `machine-learning-model` whose pedigree names the steps
+    before it, the base first; its graphs are files inside it. Data sets and the libraries of the
+    last step are what it depends on. The same bundle gives the same bytes.
+
+    Args:
+        folder: Where to write.
+        name: The model's name.
+        graphs: Path in the folder → SHA-256 of each graph.
+        chain: The steps that led to the graphs, from the base on.
+        task: What the model does, for its card; "" if unknown.
+        licence: The model's licence, an SPDX identifier or a name; "" if unknown.
+
+    Returns:
+        The file, CycloneDX 1.6 as JSON.
+
+    Raises:
+        MixoutError: The library is not installed.
+    """
+    check_bom_library()
+    from cyclonedx.factory.license import LicenseFactory
+    from cyclonedx.model.bom import Bom
+    from cyclonedx.model.component import Pedigree
+    from cyclonedx.output.json import JsonV1Dot6
+
+    ancestors, materials = _ancestors(chain), _materials(chain)
+    model = _component(
+        "machine-learning-model",
+        name,
+        bom_ref="model",
+        licenses=[LicenseFactory().make_from_string(licence)] if licence else [],
+        pedigree=Pedigree(ancestors=ancestors) if ancestors else None,
+        components=[
+            _component("file", path, digest, bom_ref=f"file-{path}")
+            for path, digest in graphs.items()
+        ],
+    )
+    bom = Bom(serial_number=uuid5(NAMESPACE_URL, "".join(graphs.values())), components=materials)
+    bom.metadata.component = model
+    bom.metadata.tools.components.add(
+        _component("application", "mixout-export", version=__version__)
+    )
+    bom.register_dependency(model, materials)
+    path = folder / LAYOUT.bom
+    text = _finished(JsonV1Dot6(bom).output_as_string(), chain, task)
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
