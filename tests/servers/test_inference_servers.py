@@ -1,5 +1,6 @@
 """Triton and MLServer serve what `bundle` writes, and `verify` sees whether they do."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -8,13 +9,15 @@ import mlserver_server
 import pytest
 import triton_server
 from processes import Served, needs
-from stations import NAME, Stations
+from stations import NAME, SENTENCES, Stations
 
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.served.options import Protocol, ServingOptions
 from mixout_export.stages.verify import verify_checkpoints
 
 pytestmark = [pytest.mark.servers, pytest.mark.real]
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 Start = Callable[[Path, Path], AbstractContextManager[Served]]
 
@@ -91,3 +94,23 @@ def test_an_older_version_is_named(kind: str, stations: Stations, tmp_path: Path
     assert result.serving is not None
     assert result.serving.graph == "another version"
     assert "version" in " ".join(result.reasons())
+
+
+def test_the_example_asks_triton(stations: Stations, tmp_path: Path) -> None:
+    needs(triton_server.ENVIRONMENT)
+    repository = stations.bundle("triton")
+    with triton_server.triton(repository, tmp_path) as served:
+        command = [
+            triton_server.ENVIRONMENT / "bin" / "python",
+            EXAMPLES / "serve_with_triton.py",
+            repository / NAME,
+            f"--url={served.http.removeprefix('http://')}",
+            *SENTENCES[:3],
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for line, answer in zip(done.stdout.splitlines(), stations.answers(), strict=False):
+        label, score, _ = line.split("  ", 2)
+        assert label == answer.label
+        assert float(score) == pytest.approx(answer.score, abs=1e-5)
+    assert done.stdout.count("\n") == 3
