@@ -589,11 +589,14 @@ def test_ctrl_c_is_130_and_one_sentence(
         "onnx_export.export_onnx",
         "verify.verify_checkpoints",
         "inspection.inspect_path",
+        "bundle.bundle_onnx",
+        "push.plan_push",
         "demo.run_demo",
     ):
         monkeypatch.setattr(f"{stages}.{name}", interrupt)
     arguments = ("x",) if command == "inspect" else ("x", "y")
-    run = program(command, *arguments[: 1 if command == "demo" else 2])
+    options = ("--server", "triton") if command == "bundle" else ()
+    run = program(command, *arguments[: 1 if command == "demo" else 2], *options)
     assert (run.code, run.out) == (130, "")
     assert run.err.strip().startswith("mixout-export: interrupted; ")
     assert ("--resume" in run.err) == (command == "train")
