@@ -174,6 +174,7 @@ def test_code_of_the_checkpoint_is_never_run_unasked(
     config = json.loads((foreign / "config.json").read_text())
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (foreign / "config.json").write_text(json.dumps(config))
+    (foreign / "manifest.json").unlink(missing_ok=True)  # else inspect would say it was changed
     (foreign / "own.py").write_text(f"import os\nos.mkdir({str(trace)!r})\nclass OwnConfig: pass\n")
     run = program(*on(command, foreign, out, way))
     assert not trace.exists()
@@ -203,9 +204,13 @@ def test_damaged_anchors(
         run = program("verify", way.prepared, damaged, "--json")
         assert (run.code, run.json["holds"], run.json["outputs"][0]["max_abs"]) == (3, False, 0.0)
         assert "pretrained.safetensors: has SHA-256" in run.json["reasons"][0]
+    elif command == "inspect":  # it shows what there is, and says so
+        assert run.code == 3
+        assert "damaged: mixout checkpoint" in run.out
+        assert "damaged/pretrained.safetensors: has SHA-256 " in run.err
+        assert run.err.endswith("(and 1 more)\n")  # the manifest has another hash, too
     else:
-        code = 3 if command == "inspect" else 1
-        run.failed(code, "damaged/pretrained.safetensors: has SHA-256 ", "run prepare again")
+        run.failed(1, "damaged/pretrained.safetensors: has SHA-256 ", "run prepare again")
 
 
 @pytest.mark.parametrize("command", ["train", "collapse", "onnx", "verify", "inspect"])
