@@ -95,7 +95,11 @@ def test_one_flipped_byte_of_any_file_is_found(folder: str, copy: Path) -> None:
             changed = bytearray(whole)
             changed[place] ^= 1
             path.write_bytes(changed)
-            problems = check_record(copy / folder).problems
+            found = check_record(copy / folder)
+            if path.name == "README.md":  # a card is there to be written on
+                assert (found.problems, found.unlisted) == ((), ("README.md",))
+                continue
+            problems = found.problems
             assert problems, f"{path} at {place}"
             assert any(path.name in problem for problem in problems)
         path.write_bytes(whole)

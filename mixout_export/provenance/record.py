@@ -85,7 +85,8 @@ class RecordCheck:
     Attributes:
         record: What the manifest says; None where there is none, or it cannot be read.
         problems: What does not match, as sentences; empty if all does.
-        unlisted: Files that the manifest does not know, which is no problem.
+        unlisted: Files that the manifest does not know as they are, which is no problem: those that
+            were added, and a model card that somebody wrote on.
     """
 
     record: Record | None
@@ -213,12 +214,19 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{path}: is not a manifest of this tool ({error})") from error
 
 
+def _is_for_people(name: str, record: Record) -> bool:
+    """Tell whether a file is a model card, there to be written on; a bundle's is a guide."""
+    return name == LAYOUT.card and record.link.step != "bundle"
+
+
 def _changed_files(folder: Path, record: Record) -> Iterator[str]:
     step = record.link.step
     there = {name: folder / name for name in record.files if (folder / name).is_file()}
     digests = _digests(there.values())
     for name, file in record.files.items():
         path = there.get(name)
+        if _is_for_people(name, record):
+            continue
         if path is None:
             yield f"{folder / name}: is missing, {step} wrote it"
         elif digests[path] != file.sha256:
@@ -251,5 +259,11 @@ def check_record(folder: Path) -> RecordCheck:
     if path.read_bytes() != record.to_text().encode():
         problems.append(f"{path}: was changed itself after {record.link.step} wrote it")
     problems += [f"{folder}: {problem}" for problem in broken_links(record.whole_chain)]
-    unlisted = {p.relative_to(folder).as_posix() for p in _files_of(folder)} - record.files.keys()
+    there = {found.relative_to(folder).as_posix(): found for found in _files_of(folder)}
+    unlisted = {
+        name
+        for name, found in there.items()
+        if name not in record.files
+        or (_is_for_people(name, record) and file_digest(found) != record.files[name].sha256)
+    }
     return RecordCheck(record, tuple(problems), tuple(sorted(unlisted)))
