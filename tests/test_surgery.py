@@ -474,6 +474,7 @@ _DDP = """
     gradients = [torch.empty(4, 4) for _ in range(2)]
     dist.all_gather(gradients, model[0].weight.grad)
     assert torch.equal(*gradients), "gradients were not reduced"
+    print("all holds", flush=True)
     dist.barrier()
     dist.destroy_process_group()
 """
@@ -486,14 +487,16 @@ def test_ddp_does_not_broadcast_anchors(tmp_path) -> None:
     ranks = [
         subprocess.Popen(
             [sys.executable, str(script), str(rank), str(tmp_path / "store")],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
         )
         for rank in range(2)
     ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    said = [rank.communicate(timeout=120) for rank in ranks]
+    # not by the exit code: gloo's threads now and then abort a process that has come to its end
+    assert [out for out, _ in said] == ["all holds\n"] * 2, "\n".join(err for _, err in said)
 
 
 def test_a_tied_output_embedding_is_reported() -> None:
