@@ -4,6 +4,7 @@ It computes with onnxruntime, so what a client gets is what a graph says.
 """
 
 import json
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -152,8 +153,14 @@ class OipServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, graph: Path, behaviour: Behaviour) -> None:
+    def __init__(
+        self, graph: Path, behaviour: Behaviour, secured: ssl.SSLContext | None = None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.scheme = "http"
+        if secured is not None:
+            self.scheme = "https"
+            self.socket = secured.wrap_socket(self.socket, server_side=True)
         self.behaviour = behaviour
         self.requests: list[tuple[str, dict[str, str]]] = []
         options = onnxruntime.SessionOptions()
@@ -167,7 +174,7 @@ class OipServer(ThreadingHTTPServer):
 
     @property
     def host(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     @property
     def address(self) -> str:
@@ -216,9 +223,11 @@ def _described(tensors: Any) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def served(graph: Path, **behaviour: Any) -> Iterator[OipServer]:
-    """Serve a graph while the block runs."""
-    server = OipServer(graph, Behaviour(**behaviour))
+def served(
+    graph: Path, *, secured: ssl.SSLContext | None = None, **behaviour: Any
+) -> Iterator[OipServer]:
+    """Serve a graph while the block runs, over TLS where there is a context for it."""
+    server = OipServer(graph, Behaviour(**behaviour), secured)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

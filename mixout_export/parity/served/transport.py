@@ -1,8 +1,8 @@
 """HTTP to the one server that was named: nothing follows, retries or waits longer than it says.
 
 A deadline covers all of a request: a server that sends a byte now and then keeps any timeout
-between two bytes from running out. Proxies, passwords and certificates of the environment are
-not looked at, and no redirect is followed, so that nothing is asked but the address given.
+between two bytes from running out. Proxies and passwords of the environment are not looked at,
+and no redirect is followed, so that nothing is asked but the address given.
 """
 
 import json
@@ -53,7 +53,7 @@ class Response:
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Return the certificates that this machine trusts; reading them takes 20 ms."""
+    """Return the certificates that this machine trusts, with SSL_CERT_FILE's; takes 20 ms."""
     return ssl.create_default_context()
 
 
@@ -149,6 +149,12 @@ class Transport:
             try:
                 return await self._once(method, where, body, headers)
             except httpx2.TransportError as error:
+                if (doubt := _distrust(error)) is not None:
+                    raise ServerError(
+                        f"{where}: shows a certificate that is not trusted here ({doubt}); give "
+                        "the host as the certificate names it, and a file with the certificate, "
+                        "or its issuer's, in the environment variable SSL_CERT_FILE"
+                    ) from error
                 if attempt + 1 == ATTEMPTS:
                     raise ServerError(
                         f"{where}: cannot be reached, {ATTEMPTS} times in a row "
@@ -184,6 +190,13 @@ class Transport:
                 raise ServerError(f"{where}: answers with more than {self._largest} bytes")
             pieces.append(piece)
         return b"".join(pieces)
+
+
+def _distrust(error: BaseException | None) -> str | None:
+    """Return what is wrong with a server's certificate; None where something else failed."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return None if error is None else error.verify_message.rstrip(".")
 
 
 def _why(error: httpx2.TransportError) -> str:
