@@ -7,7 +7,9 @@ import json
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -39,6 +41,7 @@ class Behaviour:
         respond: Handles a request in place of the server, and returns True if it did.
         body: Changes the header length and the body of each answer to a question.
         version: Of the model.
+        joins: Whether requests of one shape that come at the same time are run as one batch.
     """
 
     name: str = "tiny"
@@ -52,6 +55,7 @@ class Behaviour:
     respond: Callable[["Handler"], bool] = lambda handler: False
     body: Callable[[str | None, bytes], tuple[str | None, bytes]] = lambda *both: both
     version: str = "1"
+    joins: bool = False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -143,6 +147,40 @@ def _written(outputs: Arrays, binary: bool) -> tuple[dict[str, Any], list[bytes]
     return {"outputs": tensors}, pieces
 
 
+class _Joiner:
+    """Runs what several threads ask for within a moment as one batch, as Triton does."""
+
+    def __init__(self, run: Callable[[Arrays], Arrays]) -> None:
+        self._run = run
+        self._lock = threading.Lock()
+        self._waiting: dict[object, list[tuple[Arrays, Future[Arrays]]]] = {}
+
+    def __call__(self, inputs: Arrays) -> Arrays:
+        key = tuple(value.shape[1:] for value in inputs.values())
+        answer: Future[Arrays] = Future()
+        with self._lock:
+            queue = self._waiting.setdefault(key, [])
+            queue.append((inputs, answer))
+            is_first = len(queue) == 1
+        if is_first:
+            time.sleep(0.02)
+            self._answer(key)
+        return answer.result()
+
+    def _answer(self, key: object) -> None:
+        with self._lock:
+            queue = self._waiting.pop(key)
+        together = {
+            name: np.concatenate([given[name] for given, _ in queue]) for name in queue[0][0]
+        }
+        outputs = self._run(together)
+        first = 0
+        for given, answer in queue:
+            last = first + len(next(iter(given.values())))
+            answer.set_result({name: value[first:last] for name, value in outputs.items()})
+            first = last
+
+
 class OipServer(ThreadingHTTPServer):
     """Serves one graph on a free port of this machine.
 
@@ -166,6 +204,7 @@ class OipServer(ThreadingHTTPServer):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(graph, options)
+        self._run = _Joiner(self._run_graph) if behaviour.joins else self._run_graph
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Pass over clients that have gone, as those that ran out of time."""
@@ -200,11 +239,14 @@ class OipServer(ThreadingHTTPServer):
         }
 
     def compute(self, inputs: Arrays) -> Arrays:
-        names = [output.name for output in self._session.get_outputs()]
         fed = self.behaviour.feed(inputs)
         kinds = {tensor.name: TYPES[NAMES[tensor.type]] for tensor in self._session.get_inputs()}
         given = {name: value.astype(kinds[name]) for name, value in fed.items()}
-        return self.behaviour.answer(dict(zip(names, self._session.run(names, given), strict=True)))
+        return self.behaviour.answer(self._run(given))
+
+    def _run_graph(self, inputs: Arrays) -> Arrays:
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, inputs), strict=True))
 
     def asked(self) -> int:
         """Count the questions."""

@@ -117,6 +117,17 @@ def test_tritons_configuration_says_what_the_graph_takes(
     assert tuple(labels) == open_onnx_folder(graphs["fp32"]).labels
 
 
+def test_triton_joins_requests_unless_their_rows_share_a_scale(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton", also=(graphs["int8"],))
+    joins = {
+        name: "\ndynamic_batching {" in (out / name / "config.pbtxt").read_text()
+        for name in ("tiny", "tiny_int8")
+    }
+    assert joins == {"tiny": True, "tiny_int8": False}
+
+
 def test_mlservers_settings_say_what_the_graph_takes(
     graphs: dict[str, Path], tmp_path: Path
 ) -> None:

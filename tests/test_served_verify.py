@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -15,9 +16,11 @@ import pytest
 from checkpoints import TinyCheckpoints
 from cli_runs import Program, content
 from onnx import numpy_helper
+from safetensors.torch import load_file, save_file
 from served_models import Handler, OipServer, served
 
 from mixout_export.errors import ArgumentError, ParityError, ServerError
+from mixout_export.export.precision import Conversion
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.served import transport
 from mixout_export.parity.served.options import ServingOptions
@@ -77,6 +80,35 @@ def older(model: Path, out: Path, change: float = 1e-3) -> Path:
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(document, out)
     return out
+
+
+class Crowded:
+    """Tells whether requests of several clients are in work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy = 0
+
+    def __call__(self) -> bool:
+        with self._lock:
+            self._busy += 1
+        time.sleep(0.02)  # long enough for another client to come
+        with self._lock:
+            self._busy -= 1
+            return self._busy > 0
+
+
+def answers_before() -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what gives each of several clients at once the answer to the question before."""
+    crowded, lock, last = Crowded(), threading.Lock(), {}
+
+    def answer(outputs: dict[str, Any]) -> dict[str, Any]:
+        is_crowded = crowded()
+        with lock:
+            before, last["it"] = last.get("it", outputs), outputs
+        return before if is_crowded else outputs
+
+    return answer
 
 
 def sha256(path: Path) -> str:
@@ -380,20 +412,7 @@ def test_wrong_numbers_and_shapes_are_no_parity(
 
 
 def test_answers_that_are_mixed_up_between_clients_are_caught(graph: Path, model: Path) -> None:
-    """Each answer is that to the question before, once several come at the same time."""
-    lock, busy, last = threading.Lock(), 0, {}
-
-    def answer(outputs: dict[str, Any]) -> dict[str, Any]:
-        nonlocal busy
-        with lock:
-            busy += 1
-        time.sleep(0.02)  # long enough for another client to come
-        with lock:
-            crowded, busy = busy > 1, busy - 1
-            before, last["it"] = last.get("it", outputs), outputs
-        return before if crowded else outputs
-
-    with served(model, answer=answer) as server:
+    with served(model, answer=answers_before()) as server:
         result = verify(graph, server, options={"requests": 6})
     assert result.serving is not None
     assert result.serving.crowd is not None
@@ -414,16 +433,10 @@ def test_an_answer_with_anothers_identity_is_caught(graph: Path, model: Path) ->
 
 
 def test_answers_that_are_off_only_in_a_crowd_are_caught(graph: Path, model: Path) -> None:
-    lock, busy = threading.Lock(), 0
+    crowded = Crowded()
 
     def answer(outputs: dict[str, Any]) -> dict[str, Any]:
-        nonlocal busy
-        with lock:
-            busy += 1
-        time.sleep(0.02)
-        with lock:
-            crowded, busy = busy > 1, busy - 1
-        off = np.float32(2e-3 if crowded else 0)
+        off = np.float32(2e-3 if crowded() else 0)
         return {name: value + off for name, value in outputs.items()}
 
     with served(model, answer=answer) as server:
@@ -431,21 +444,43 @@ def test_answers_that_are_off_only_in_a_crowd_are_caught(graph: Path, model: Pat
     reasons(result, "got another answer than the same inputs alone")
 
 
+@pytest.fixture(scope="module")
+def int8(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("graph") / "int8"
+    return export_onnx(folder, out, conversion=Conversion("int8"), verify=False).path
+
+
+def test_int8_requests_that_a_server_joins_are_no_fault(folder: Path, tmp_path: Path) -> None:
+    """The rows of a batch share a scale, which moves answers that lie close together."""
+    alike = Path(shutil.copytree(folder, tmp_path / "alike"))
+    tensors = load_file(alike / "model.safetensors")
+    tensors["bert.embeddings.word_embeddings.weight"] *= 0.02
+    save_file(tensors, alike / "model.safetensors", metadata={"format": "pt"})
+    conversion = Conversion("int8")
+    graph = export_onnx(alike, tmp_path / "onnx", conversion=conversion, verify=False).path
+    with served(graph / "model.onnx", joins=True) as server:
+        result = verify(graph, server, options={"concurrency": 16, "requests": 8})
+    assert result.holds, result.reasons()
+    assert result.serving is not None
+    assert result.serving.crowd is not None
+    assert result.serving.crowd.own == 128
+    assert result.serving.crowd.too_alike > 0
+
+
+def test_answers_of_int8_that_are_mixed_up_are_caught(int8: Path) -> None:
+    with served(int8 / "model.onnx", answer=answers_before()) as server:
+        result = verify(int8, server, options={"concurrency": 16, "requests": 8})
+    reasons(result, "got an answer to other inputs")
+
+
 def test_answers_that_are_lost_in_a_crowd_are_counted(graph: Path, model: Path) -> None:
-    lock, busy = threading.Lock(), 0
+    crowded = Crowded()
 
     def respond(handler: Handler) -> bool:
-        nonlocal busy
-        if handler.command == "GET":
-            return False
-        with lock:
-            busy += 1
-        time.sleep(0.02)
-        with lock:
-            crowded, busy = busy > 1, busy - 1
-        if crowded:
+        is_refused = handler.command == "POST" and crowded()
+        if is_refused:
             handler.send(503, {"error": "too many"})
-        return crowded
+        return is_refused
 
     with served(model, respond=respond) as server:
         result = verify(graph, server)

@@ -28,6 +28,9 @@ DATATYPES = {
 
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
+#: Measures the largest activation of a whole batch and rounds all of its rows accordingly.
+_BATCH_SCALE = "DynamicQuantizeLinear"
+
 
 @dataclass(frozen=True)
 class Value:
@@ -55,6 +58,8 @@ class Graph:
         metadata: What it records.
         sha256: Of the file.
         standard: Whether all operators are of the standard.
+        shares_scale: Whether the rows of a batch share a scale, as with int8, so that an answer
+            depends on the rows beside it.
     """
 
     path: Path
@@ -63,6 +68,7 @@ class Graph:
     metadata: Mapping[str, str]
     sha256: str
     standard: bool
+    shares_scale: bool
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -103,6 +109,7 @@ def read_graph(path: Path) -> Graph:
         sha256=file_digest(path),
         standard=all(node.domain in _STANDARD_DOMAINS for node in model.graph.node)
         and all(opset.domain in _STANDARD_DOMAINS for opset in model.opset_import),
+        shares_scale=any(node.op_type == _BATCH_SCALE for node in model.graph.node),
     )
 
 

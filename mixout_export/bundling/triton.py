@@ -31,6 +31,16 @@ def _tensor(kind: str, value: Value, labels: str) -> str:
     return f"{kind} {{\n" + "\n".join(lines) + "\n}"
 
 
+def _batching(model: Model) -> str:
+    """Return whether Triton joins requests to batches of its own making."""
+    if model.graph.shares_scale:
+        return (
+            "# no dynamic_batching: the rows of an int8 batch share a scale, so each client's\n"
+            "# answer would depend a little on who else is asking"
+        )
+    return f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_DELAY_MICROSECONDS} }}"
+
+
 def _config(model: Model, options: BundleOptions, labels: str) -> str:
     """Return `config.pbtxt`: every size is that of one row, as the batch is Triton's own."""
     parameters = [
@@ -44,7 +54,7 @@ def _config(model: Model, options: BundleOptions, labels: str) -> str:
         f"max_batch_size: {options.max_batch_size}",
         *(_tensor("input", value, "") for value in model.graph.inputs),
         *(_tensor("output", value, labels) for value in model.graph.outputs),
-        f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_DELAY_MICROSECONDS} }}",
+        _batching(model),
         "version_policy { latest { num_versions: 1 } }",
         *parameters,
     ]
