@@ -127,7 +127,8 @@ def _read(request: dict[str, Any], rest: bytes) -> Arrays:
         if size is None:
             values = np.array(tensor["data"], dtype=dtype)
         else:
-            values, rest = np.frombuffer(rest[:size], dtype=dtype), rest[size:]
+            values = np.frombuffer(rest[:size], dtype=dtype) if size else np.zeros(0, dtype=dtype)
+            rest = rest[size:]
         inputs[tensor["name"]] = values.reshape(tensor["shape"])
     assert rest == b""
     return inputs

@@ -1,6 +1,7 @@
 """Models of every kind are compared through a server: their inputs and outputs differ."""
 
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 import pytest
@@ -9,6 +10,7 @@ from served_models import served
 from test_vision import vit
 
 from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
@@ -53,6 +55,58 @@ def test_every_kind_of_model_is_at_parity_with_its_graph_on_a_server(
     assert result.serving is not None
     assert result.serving.crowd is not None
     assert (result.serving.crowd.own, result.serving.crowd.too_alike) == (6, 0)
+
+
+@pytest.fixture(scope="module")
+def generator(tiny: TinyCheckpoints) -> Path:
+    return tiny.folder("gpt2", "LMHeadModel")
+
+
+@pytest.fixture(scope="module")
+def cached(generator: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("generator") / "onnx"
+    graph = export_onnx(generator, out, verify=False).cached_graph
+    assert graph is not None
+    return graph
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_model_generates_through_its_cache_on_a_server(
+    generator: Path, cached: Path, binary: bool
+) -> None:
+    with served(cached, binary=binary) as server:
+        result = verify_checkpoints(generator, server.address, serving=FEW)
+    assert result.holds, result.reasons()
+    assert result.generation is not None
+    assert result.generation.without_cache is None
+    assert result.generation.with_cache is not None
+    assert (result.generation.with_cache.flips, result.generation.tokens) == (0, 5 * 16 + 4)
+    assert result.serving is not None
+    assert not any("cache" in note for note in result.serving.notes)
+
+
+def test_a_cache_that_comes_back_changed_is_found(generator: Path, cached: Path) -> None:
+    def answer(outputs: dict[str, Any]) -> dict[str, Any]:
+        first, second = "present.0.key", "present.1.key"
+        return {**outputs, first: outputs[second], second: outputs[first]}
+
+    with served(cached, answer=answer) as server:
+        result = verify_checkpoints(generator, server.address, serving=FEW)
+    assert all(output.holds for output in result.outputs)
+    assert any("with a cache" in reason for reason in result.reasons())
+    assert not result.holds
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_graph_with_a_cache_is_told_by_its_hash(cached: Path, whole: bool) -> None:
+    """A folder holds the graph beside the one without a cache."""
+    shown = {"model_sha256": file_digest(cached)}
+    with served(cached, parameters=shown) as server:
+        result = verify_checkpoints(cached.parent if whole else cached, server.address, serving=FEW)
+    assert result.holds, result.reasons()
+    assert result.serving is not None
+    assert result.serving.graph == "this graph"
+    assert any("cache was read empty only" in note for note in result.serving.notes)
 
 
 def test_a_body_on_a_server_is_not_compared_with_a_classifier(

@@ -16,7 +16,7 @@ from mixout_export.checkpoint.model import first_line
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import UNBOUNDED_SEQUENCE, Batch
-from mixout_export.parity.cached_graph import CachedGraph
+from mixout_export.parity.cache import CachedRunner
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.runners import OnnxRunner
 
@@ -195,7 +195,7 @@ def continue_prompts(model: PreTrainedModel, prompts: Prompts, *, pad: int) -> C
     )
 
 
-def read_with_cache(graph: CachedGraph, text: Continued) -> Array:
+def read_with_cache(graph: CachedRunner, text: Continued) -> Array:
     """Read the prompts, then one token after the other: float32 `(batch, new, vocabulary)`.
 
     Raises:

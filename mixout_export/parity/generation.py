@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.bounds import Bounds
-from mixout_export.parity.cached_graph import CachedGraph
+from mixout_export.parity.cache import CachedRunner
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.parity.decoding import (
     Continued,
@@ -122,13 +122,13 @@ def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None)
 class _Side:
     """A graph that generates, and what was gathered of it."""
 
-    graph: OnnxRunner | CachedGraph
+    graph: OnnxRunner | CachedRunner
     comparison: OutputComparison
     padded: bool
     ties: list[float] = field(default_factory=list)
 
     def add(self, text: Continued, tolerance: Tolerance | None) -> None:
-        if isinstance(self.graph, CachedGraph):
+        if isinstance(self.graph, CachedRunner):
             logits = read_with_cache(self.graph, text)
         else:
             logits = read_without_cache(self.graph, text, padded=self.padded)
@@ -138,7 +138,7 @@ class _Side:
 
 
 def _sides(
-    graphs: Mapping[str, OnnxRunner | CachedGraph | None],
+    graphs: Mapping[str, OnnxRunner | CachedRunner | None],
     *,
     tolerance: Tolerance | None,
     bounds: Bounds | None,
@@ -172,7 +172,7 @@ def compare_generation(
     interface: ModelInterface,
     *,
     plain: OnnxRunner | None,
-    cached: CachedGraph | None,
+    cached: CachedRunner | None,
     tolerance: Tolerance | None,
     bounds: Bounds | None = None,
     examples: Sequence[Batch] = (),

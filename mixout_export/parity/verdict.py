@@ -16,7 +16,8 @@ from mixout_export.parity.battery import (
     build_battery,
 )
 from mixout_export.parity.bounds import BOUNDS, Bounds
-from mixout_export.parity.cached_graph import CachedGraph, open_graph
+from mixout_export.parity.cache import CachedRunner
+from mixout_export.parity.cached_graph import open_graph
 from mixout_export.parity.compare import (
     TOLERANCES,
     OutputComparison,
@@ -175,6 +176,23 @@ def _bounds(precision: str, min_agreement: float | None) -> Bounds:
     return default if min_agreement is None else replace(default, agreement=min_agreement)
 
 
+def _generators(candidate: Candidate) -> tuple[OnnxRunner | None, CachedRunner | None]:
+    """Return what generates without a cache and what does with one, where there is either.
+
+    A server without a cache is left out: all that it does is read, as it does in the battery.
+    """
+    if isinstance(candidate, ServedSubject):
+        return None, candidate.session.cached
+    if not isinstance(candidate, OnnxSubject):
+        return None, None
+    graphs = [candidate.session]
+    if candidate.cached_graph is not None:
+        graphs.append(open_graph(candidate.cached_graph, provider=candidate.provider))
+    plain = next((graph for graph in graphs if isinstance(graph, OnnxRunner)), None)
+    cached = next((graph for graph in graphs if isinstance(graph, CachedRunner)), None)
+    return plain, cached
+
+
 def _generate(
     reference: Subject,
     candidate: Candidate,
@@ -187,22 +205,20 @@ def _generate(
     """Let a causal language model generate against its graphs; None for anything else."""
     if reference.task != "causal-lm" or not isinstance(reference, TorchSubject):
         return None
-    if not isinstance(candidate, OnnxSubject):
+    plain, cached = _generators(candidate)
+    if plain is None and cached is None:
         return None
-    graphs = [candidate.session]
-    path = candidate.cached_graph
-    if path is not None:
-        graphs.append(open_graph(path, provider=candidate.provider))
     found = compare_generation(
         reference.model,
         reference.interface,
-        plain=next((graph for graph in graphs if isinstance(graph, OnnxRunner)), None),
-        cached=next((graph for graph in graphs if isinstance(graph, CachedGraph)), None),
+        plain=plain,
+        cached=cached,
         tolerance=tolerance,
         bounds=bounds,
         examples=examples,
         seed=seed,
     )
+    path = candidate.cached_graph if isinstance(candidate, OnnxSubject) else None
     return found if path is None else replace(found, weights=_audit_file(reference, path))
 
 

@@ -110,6 +110,6 @@ def with_serving(
         versions=tuple(sorted(served.answered_by)),
         graph=Version(reference, served).found,
         crowd=crowd,
-        notes=notes_on(served),
+        notes=notes_on(served, generated=result.generation is not None),
     )
     return replace(result, serving=serving)

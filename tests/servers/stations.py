@@ -105,12 +105,12 @@ class Stations:
             export_onnx(self.collapsed, out, conversion=conversion, verify=False)
         return out
 
-    def bundle(self, server: str, *, older: bool = False, precisions: bool = False) -> Path:
-        """Return a bundle for a server, of the newest model unless told otherwise."""
+    def bundle(self, server: str, *, older: bool = False) -> Path:
+        """Return a bundle for a server: the newest model in all precisions, or an older one."""
         out = self.root / f"{server}{'-older' if older else ''}" / NAME
         if not out.is_dir():
             out.parent.mkdir()
-            also = [self.graph(name) for name in ("fp16", "int8")] if precisions else []
+            also = [] if older else [self.graph(name) for name in ("fp16", "int8")]
             source = self.older if older else self.graph()
             bundle_onnx(source, out, BundleOptions(server, NAME), also=also)
         return out

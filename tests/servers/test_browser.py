@@ -38,7 +38,7 @@ def address(stations: Stations, tmp_path_factory: pytest.TempPathFactory) -> Ite
         shutil.copy(PAGE / name, root)
     (root / "node_modules").symlink_to(ENVIRONMENTS / "node" / "node_modules")
     (root / "models").mkdir()
-    (root / "models" / "classifier").symlink_to(stations.bundle("transformers-js", precisions=True))
+    (root / "models" / "classifier").symlink_to(stations.bundle("transformers-js"))
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", port]
     url = f"http://127.0.0.1:{port}/"

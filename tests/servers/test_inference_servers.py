@@ -8,11 +8,15 @@ from pathlib import Path
 import mlserver_server
 import pytest
 import triton_server
+from checkpoints import TinyCheckpoints
 from processes import Served, needs
 from stations import NAME, SENTENCES, Stations
 
+from mixout_export.bundling.plan import BundleOptions
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.served.options import Protocol, ServingOptions
+from mixout_export.stages.bundle import bundle_onnx
+from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 
 pytestmark = [pytest.mark.servers, pytest.mark.real]
@@ -28,10 +32,15 @@ SERVERS: dict[str, tuple[Start, Path]] = {
 
 
 def check(
-    reference: Path, address: str, protocol: Protocol | None = None, requests: int = 8
+    reference: Path,
+    address: str,
+    protocol: Protocol | None = None,
+    *,
+    requests: int = 8,
+    name: str = NAME,
 ) -> ParityResult:
     options = ServingOptions(protocol=protocol, requests=requests)
-    return verify_checkpoints(reference, f"{address}/v2/models/{NAME}", serving=options)
+    return verify_checkpoints(reference, f"{address}/v2/models/{name}", serving=options)
 
 
 @pytest.fixture(scope="module", params=SERVERS)
@@ -45,8 +54,22 @@ def server(
     kind: str, stations: Stations, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     start, _ = SERVERS[kind]
-    with start(stations.bundle(kind), tmp_path_factory.mktemp(kind)) as served:
+    bundle = stations.bundle(kind)
+    with start(bundle, tmp_path_factory.mktemp(kind)) as served:
         yield served
+
+
+@pytest.fixture(scope="module")
+def generator(
+    kind: str, tiny: TinyCheckpoints, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, Served]]:
+    """A language model on a server, with the folder that it comes from."""
+    work = tmp_path_factory.mktemp(f"{kind}-generator")
+    folder = tiny.folder("gpt2", "LMHeadModel")
+    export_onnx(folder, work / "onnx", verify=False)
+    bundle_onnx(work / "onnx", work / NAME, BundleOptions(kind, NAME))
+    with SERVERS[kind][0](work / NAME, work) as served:
+        yield folder, served
 
 
 def test_the_trained_model_is_what_is_served(server: Served, stations: Stations) -> None:
@@ -84,6 +107,33 @@ def test_16_clients_get_their_own_answers(server: Served, stations: Stations) ->
     assert (crowd.clients, crowd.requests) == (16, 3200)
     assert (crowd.own, crowd.mixed_up, crowd.changed, crowd.lost) == (3200, 0, 0, 0)
     assert crowd.too_alike == 0
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_precisions_are_served_side_by_side(
+    precision: str, server: Served, stations: Stations
+) -> None:
+    for reference in (stations.collapsed, stations.graph(precision)):
+        result = check(reference, server.http, name=f"{NAME}_{precision}", requests=50)
+        assert result.passed, result.reasons()
+        assert result.precision == precision
+    assert result.max_abs == 0.0  # the very graph
+
+
+@pytest.mark.parametrize("protocol", [None, "json", "grpc"])
+def test_a_language_model_generates_through_its_cache(
+    protocol: Protocol | None,
+    generator: tuple[Path, Served],
+) -> None:
+    reference, served = generator
+    address = served.grpc if protocol == "grpc" else served.http
+    for name in (NAME, f"{NAME}_with_past"):
+        result = check(reference, address, protocol, name=name)
+        assert result.passed, result.reasons()
+        assert result.max_abs <= 1e-5
+    assert result.generation is not None
+    assert result.generation.with_cache is not None
+    assert result.generation.with_cache.flips == 0
 
 
 def test_an_older_version_is_named(kind: str, stations: Stations, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def bundle(stations: Stations) -> Path:
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     needs(ENVIRONMENT)
-    return stations.bundle("transformers-js", precisions=True)
+    return stations.bundle("transformers-js")
 
 
 def same(found: list[dict[str, Any]], expected: list[Answer]) -> None:

@@ -137,14 +137,24 @@ def output_mismatches(
     return found
 
 
-def notes_on(served: ServedModel) -> tuple[str, ...]:
-    """Return what a reader should know of a server and is no fault, as sentences."""
+def notes_on(served: ServedModel, *, generated: bool) -> tuple[str, ...]:
+    """Return what a reader should know of a server and is no fault, as sentences.
+
+    Args:
+        served: The served model.
+        generated: Whether it was compared while it generates.
+    """
     notes = []
     if not served.facts.inputs or not served.facts.outputs:
         notes.append("the server does not say what the model takes and gives; it was tried")
     small = sorted({spec.datatype for spec in served.facts.inputs} & {"INT32"})
     if small:
         notes.append("the server takes ids as INT32, and was given them so")
+    if served.empty and not generated:
+        notes.append(
+            "its key/value cache was read empty only; to have it generate, give the Hugging Face "
+            "folder as REFERENCE"
+        )
     if served.most_rows is not None:
         notes.append(f"requests have at most {served.most_rows} rows, as the server asks")
     return tuple(notes)

@@ -34,10 +34,11 @@ class _Hashes:
     source: str | None
 
 
-def _expected(reference: Subject) -> _Hashes:
+def _expected(reference: Subject, *, with_cache: bool) -> _Hashes:
     if isinstance(reference, OnnxSubject):
         recorded = reference.session.metadata.get("source_sha256")
-        return _Hashes(file_digest(reference.graph), recorded)
+        cached = reference.cached_graph if with_cache else None
+        return _Hashes(file_digest(cached or reference.graph), recorded)
     if reference.folder.kind == "mixout":
         return _Hashes(None, None)  # collapse writes files of its own
     return _Hashes(None, reference.folder.weights_sha256())
@@ -66,7 +67,7 @@ class Version:
         """What is hashed, the hash that is shown and the one expected, where both are known."""
         if not self._shown:
             return []
-        expected = _expected(self.reference)
+        expected = _expected(self.reference, with_cache=bool(self.served.empty))
         pairs = (
             (_GRAPH, self._shown.get(MODEL_HASH), expected.graph),
             (_SOURCE, self._shown.get(SOURCE_HASH), expected.source),

@@ -4,7 +4,7 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any, Protocol, Self, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.errors import ArgumentError, MixoutError, ServerError
+from mixout_export.parity.cache import CachedRunner, cache_outputs
 from mixout_export.parity.served.address import Address
 from mixout_export.parity.served.http_client import HttpClient
 from mixout_export.parity.served.metadata import ModelFacts, ServerFacts
@@ -75,19 +76,47 @@ def complete(work: Callable[[], Awaitable[T]]) -> T:
         return elsewhere.submit(anyio.run, work).result()
 
 
+def _split_cache(facts: ModelFacts) -> tuple[ModelFacts, dict[str, Array], tuple[str, ...]]:
+    """Take a key/value cache out of what a server says of a model.
+
+    Returns:
+        The rest; a row's cache of no tokens by input name; the names of the cache's outputs.
+    """
+    names = [[spec.name for spec in specs] for specs in (facts.inputs, facts.outputs)]
+    pairs = cache_outputs(*names)
+    grown = set(pairs.values())
+    empty = {
+        spec.name: np.zeros(
+            [1, *(max(size, 0) for size in spec.shape[1:])],
+            dtype=DATATYPES.get(spec.datatype, np.dtype(np.float32)),
+        )
+        for spec in facts.inputs
+        if spec.name in pairs
+    }
+    rest = replace(
+        facts,
+        inputs=tuple(spec for spec in facts.inputs if spec.name not in pairs),
+        outputs=tuple(spec for spec in facts.outputs if spec.name not in grown),
+    )
+    return rest, empty, tuple(pairs.values())
+
+
 class ServedModel:
     """A served model, asked as a graph would be run: a `Runner`.
 
-    Batches with more rows than the server takes at once are sent in parts, several at a time.
+    Batches with more rows than the server takes at once are sent in parts, several at a time. A
+    model with a key/value cache reads each batch with an empty one; `cached` reads on.
 
     Attributes:
         address: Where it is served.
         options: How it is asked.
         server: What its server says of itself.
-        facts: What its server says of it.
+        facts: What its server says of it, but for the cache.
         protocol: How tensors are sent: "json", "binary" or "grpc".
         inputs: Names of what it is given.
         outputs: Names of what it is asked for.
+        empty: A row's cache of no tokens by input name; empty itself where there is no cache.
+        grown: Names of the outputs that give the cache back.
         answered_by: Versions that have answered so far, where the server says which.
     """
 
@@ -110,15 +139,15 @@ class ServedModel:
         self.address = address
         self.options = options
         self.server = server
-        self.facts = facts
+        self.facts, self.empty, self.grown = _split_cache(facts)
         self.protocol = protocol
-        takes = [spec.name for spec in facts.inputs] or inputs
-        gives = [spec.name for spec in facts.outputs] or outputs
+        takes = [spec.name for spec in self.facts.inputs] or inputs
+        gives = [spec.name for spec in self.facts.outputs] or outputs
         known = [name for name in inputs if name in takes]
         self.inputs = (*known, *(name for name in takes if name not in inputs))
         self.outputs = tuple(name for name in outputs if name in gives) or tuple(gives)
         self.answered_by: set[str] = set()
-        self._types = {spec.name: spec.datatype for spec in facts.inputs}
+        self._types = {spec.name: spec.datatype for spec in self.facts.inputs}
         self._identity = (f"{secrets.token_hex(4)}-{number}" for number in count())
 
     @property
@@ -131,6 +160,11 @@ class ServedModel:
     def most_rows(self) -> int | None:
         """Most rows of a request; None without a limit."""
         return self.fixed_rows or self.facts.batch_limit
+
+    @property
+    def cached(self) -> CachedRunner | None:
+        """The model with its cache; None where it has none."""
+        return CachedRunner(_WithCache(self), self.empty) if self.empty else None
 
     def connect(self) -> Client:
         """Return a client of its own connections."""
@@ -158,8 +192,8 @@ class ServedModel:
 
         return complete(ask)
 
-    def question(self, inputs: Mapping[str, Array]) -> Question:
-        """Return a request for the outputs of some rows.
+    def question(self, inputs: Mapping[str, Array], *, with_cache: bool = False) -> Question:
+        """Return a request for the outputs of some rows, the grown cache's too if asked for.
 
         Raises:
             ArgumentError: An input is missing.
@@ -171,15 +205,19 @@ class ServedModel:
                 f"it has {', '.join(inputs)}"
             )
         cast = {name: self._cast(name, inputs[name]) for name in self.inputs}
-        return Question(next(self._identity), cast, self.outputs)
+        rows = len(next(iter(inputs.values())))
+        for name, value in self.empty.items():
+            cast[name] = inputs.get(name, np.repeat(value, rows, axis=0))
+        outputs = (*self.outputs, *self.grown) if with_cache else self.outputs
+        return Question(next(self._identity), cast, outputs)
 
     def _cast(self, name: str, array: Array) -> Array:
         """Return an input in the type that the server takes; ids fit into either."""
         dtype = DATATYPES.get(self._types.get(name, ""))
         return array if dtype is None else array.astype(dtype)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Ask for the outputs of one batch.
+    def run(self, inputs: Mapping[str, Array], *, with_cache: bool = False) -> dict[str, Array]:
+        """Ask for the outputs of one batch, the grown cache's too if asked for.
 
         Raises:
             ArgumentError: An input is missing.
@@ -192,13 +230,13 @@ class ServedModel:
             {name: value[first : first + step] for name, value in inputs.items()}
             for first in range(0, rows, step)
         ]
-        questions = [self.question(self._filled(part)) for part in parts]
+        questions = [self.question(self._filled(part), with_cache=with_cache) for part in parts]
         answers = complete(lambda: self._ask_all(questions))
         self.answered_by |= {answer.version for answer in answers} - {""}
         self._check_types(answers[0])
         return {
             name: np.concatenate([answer.outputs[name] for answer in answers])[:rows]
-            for name in self.outputs
+            for name in questions[0].outputs
         }
 
     def _check_types(self, answer: Answer) -> None:
@@ -242,6 +280,24 @@ class ServedModel:
         if failures:
             raise failures[0]
         return [answers[number] for number in range(len(questions))]
+
+
+@dataclass(frozen=True)
+class _WithCache:
+    """A served model with all of its inputs and outputs: a `Runner`."""
+
+    model: ServedModel
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (*self.model.inputs, *self.model.empty)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (*self.model.outputs, *self.model.grown)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        return self.model.run(inputs, with_cache=True)
 
 
 @dataclass(frozen=True)
