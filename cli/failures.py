@@ -8,13 +8,14 @@ from typing import NoReturn
 import click
 
 from mixout_export.errors import MixoutError
+from mixout_export.printable import printable
 from mixout_export_cli.output import InterruptionError, abandon_broken_streams
 
 
 def _fail(message: str, code: int) -> NoReturn:
     """Leave with one sentence on stderr."""
     try:
-        click.echo(f"mixout-export: {' '.join(message.split())}", err=True)
+        click.echo(printable(f"mixout-export: {' '.join(message.split())}"), err=True)
     except OSError:
         abandon_broken_streams()
     sys.exit(code)

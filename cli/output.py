@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from mixout_export.printable import printable
+
 
 class InterruptionError(Exception):
     """Ctrl-C, with a sentence that says how to go on."""
@@ -70,7 +72,8 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return lines with aligned columns; numbers to the right, text to the left."""
-    cells = [list(header), *(list(row) for row in rows)]
+    rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
+    cells = [list(header), *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     right = [all(_looks_numeric(row[i]) for row in rows) for i in range(len(header))]
     lines = []
@@ -88,9 +91,12 @@ def _looks_numeric(cell: str) -> bool:
 
 
 def _encodable(text: str) -> str:
-    """Return text that stdout can take, whatever the locale and whatever bytes a path holds."""
+    """Return text that stdout can take, whatever the locale and whatever bytes a path holds.
+
+    Names and labels come from files that anybody may have written: what cannot be seen is named.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _is_main_process() -> bool:
@@ -137,7 +143,7 @@ class Output:
         if self.quiet or not _is_main_process():
             return
         try:
-            click.echo(text, err=True)
+            click.echo(printable(text), err=True)
         except OSError:
             self.quiet = True  # whoever read it left, which is no reason to stop the work
 

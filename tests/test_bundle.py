@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from checkpoints import TinyCheckpoints
@@ -183,6 +184,60 @@ def test_a_causal_language_model_is_bundled_with_its_cache(
     out = bundle(source.path, tmp_path / "triton", "triton")
     assert {"tiny/1/model.onnx", "tiny_with_past/1/model.onnx"} <= files_of(out)
     assert 'name: "past_key_values.0.key"' in (out / "tiny_with_past" / "config.pbtxt").read_text()
+
+
+# Folders that somebody else made
+
+
+def recording(source: Path, out: Path, **metadata: str) -> Path:
+    """Copy an ONNX folder, let its graph record something else, and leave the manifest out."""
+    shutil.copytree(source, out, ignore=shutil.ignore_patterns("manifest.json"))
+    document = onnx.load(out / "model.onnx")
+    kept = [entry for entry in document.metadata_props if entry.key not in metadata]
+    del document.metadata_props[:]
+    document.metadata_props.extend(kept)
+    onnx.helper.set_model_props(
+        document, {**{entry.key: entry.value for entry in kept}, **metadata}
+    )
+    onnx.save(document, out / "model.onnx")
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("precision", "x/../../../escaped", "expected one of fp32, fp16, int8"),
+        ("precision", "bf16", "expected one of fp32, fp16, int8"),
+        ("labels", "{bad", "labels cannot be read"),
+        ("labels", "5", "expected a list of texts"),
+        ("labels", "[1, 2]", "expected a list of texts"),
+        ("labels", '["a\\nb", "c"]', "has a line break"),
+        ("interface", "{bad", "interface cannot be read"),
+        ("interface", "[1]", "expected an object"),
+    ],
+)
+def test_what_a_graph_records_is_not_trusted(
+    name: str, value: str, said: str, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    source = recording(graphs["fp32"], tmp_path / "source", **{name: value})
+    with pytest.raises(CheckpointError, match=said):
+        bundle(source, tmp_path / "out", "triton")
+    assert {path.name for path in tmp_path.iterdir()} == {"source"}
+
+
+def test_weights_beside_a_graph_come_along(graphs: dict[str, Path], tmp_path: Path) -> None:
+    source = recording(graphs["fp32"], tmp_path / "source")
+    document = onnx.load(source / "model.onnx")
+    onnx.save_model(
+        document,
+        source / "model.onnx",
+        save_as_external_data=True,
+        location="weights.bin",
+        size_threshold=1024,
+    )
+    out = bundle(source, tmp_path / "out", "triton")
+    assert (out / "tiny" / "1" / "weights.bin").is_file()
+    assert onnxruntime.InferenceSession(out / "tiny" / "1" / "model.onnx").get_inputs()
 
 
 # The tokenizer

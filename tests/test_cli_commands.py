@@ -638,5 +638,5 @@ def test_text_that_the_terminal_cannot_show_is_spelled_out(
     way: Way, program: Program, tmp_path: Path
 ) -> None:
     strange = a_copy(way.collapsed, tmp_path / "m\udcff\N{SNOWMAN}")
-    assert "m\\udcff\N{SNOWMAN}: plain" in program("inspect", strange).done().out
+    assert "m⟨U+DCFF⟩\N{SNOWMAN}: plain" in program("inspect", strange).done().out
     assert program("inspect", strange, "--json").done().json["path"] == str(strange)

@@ -32,7 +32,7 @@ parts = ("mixout_export.", "mixout_export_cli.c")
 print(sorted(name for name in sys.modules if name.startswith(parts)))
 """
     assert run(script).stdout.splitlines()[-1] == (
-        "['mixout_export.errors', 'mixout_export_cli.command']"
+        "['mixout_export.errors', 'mixout_export.printable', 'mixout_export_cli.command']"
     )
 
 

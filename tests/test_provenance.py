@@ -2,8 +2,10 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import TinyCheckpoints
@@ -136,6 +138,19 @@ def test_a_step_that_read_other_weights_breaks_the_chain(copy: Path) -> None:
     assert "the chain is broken between train and collapse" in problems[0]
 
 
+def test_a_step_that_reads_changed_weights_says_so(
+    copy: Path, tmp_path: Path, program: Program
+) -> None:
+    path = copy / "collapsed" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.bias"] += 1.0
+    save_file(tensors, path, metadata={"format": "pt"})
+    run = program("onnx", copy / "collapsed", tmp_path / "changed", "--no-verify")
+    assert run.code == 0
+    assert "warning: " in run.err
+    assert "the chain is broken between collapse and onnx" in run.err
+
+
 def test_a_folder_without_a_manifest_starts_the_chain(copy: Path, tmp_path: Path) -> None:
     assert check_record(copy / "base").record is None
     export_onnx(copy / "base", tmp_path / "graph", verify=False)
@@ -150,6 +165,42 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=said):
             read_record(tmp_path)
         assert not check_record(tmp_path).holds
+
+
+FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
+    "outside": lambda m: m["files"].update({"../config.json": {"sha256": "0" * 64, "bytes": 1}}),
+    "elsewhere": lambda m: m["files"].update({"/etc/hostname": {"sha256": "0" * 64, "bytes": 1}}),
+    "no path": lambda m: m["files"].update({"a\0b": {"sha256": "0" * 64, "bytes": 1}}),
+    "no hash": lambda m: m["files"]["config.json"].update(sha256=5),
+    "no text": lambda m: m["files"]["config.json"].update(sha256="\ud800"),
+    "no step": lambda m: m.update(step="\x1b[31mtrain\n"),
+    "no weights": lambda m: m.update(weights_sha256=5),
+    "no options": lambda m: m.update(options=[1]),
+    "no versions": lambda m: m["chain"][0].update(versions=5),
+    "no data": lambda m: m.update(data=[{"role": "train", "name": 5, "sha256": "", "rows": 1}]),
+    "no rows": lambda m: m.update(data=[{"role": "a", "name": "b", "sha256": "", "rows": "x"}]),
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_forged_manifest_is_a_problem_and_nothing_worse(
+    forged: str, copy: Path, program: Program
+) -> None:
+    folder = copy / "collapsed"
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    FORGED[forged](content)
+    path.write_text(json.dumps(content))
+    assert "is not a manifest" in check_record(folder).problems[0] or forged == "no text"
+    run = program("inspect", str(folder))
+    assert run.code == 3
+    assert "\x1b" not in run.out + run.err
+
+
+def test_a_manifest_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_record(tmp_path)
 
 
 def test_known_hashes_are_taken_and_folders_are_walked(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 import pytest
 
-from mixout_export.parity.served.texts import natural, shown
+from mixout_export.parity.served.texts import natural
+from mixout_export.printable import shown
 
 
 def test_texts_of_a_server_fit_into_a_sentence() -> None:
     assert shown("two\nlines\t here") == "two lines here"
-    assert shown("\x1b[31mred\x1b[0m \u202eevil") == "�[31mred�[0m �evil"
+    assert shown("\x1b[31mred\x1b[0m \u202eevil") == "⟨U+001B⟩[31mred⟨U+001B⟩[0m ⟨U+202E⟩evil"
     assert len(shown("x" * 10_000)) == 301
     assert shown({"a": 1}) == "{'a': 1}"
 

@@ -38,6 +38,12 @@ _CLASSES = {
 }
 
 
+def _code(text: str) -> str:
+    """Return a text as Markdown shows it as it is: on one line, within backticks."""
+    line = " ".join(text.split()).replace("`", "'")
+    return f"`{line}`"
+
+
 def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> str:
     """Return the page.
 
@@ -54,6 +60,7 @@ def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> 
         keep_trailing_newline=True,
         autoescape=False,  # Markdown, not HTML
     )
+    environment.filters["code"] = _code
     task = plan.models[0].folder.task
     return environment.get_template("guide.md.jinja").render(
         title=_TITLES[options.server],

@@ -1,16 +1,21 @@
 """The ONNX folder that is bundled, and what its graphs say of themselves."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import onnx
 import onnxruntime
+from onnx.external_data_helper import uses_external_data
 
 from mixout_export.checkpoint.folder import open_folder, read_json
+from mixout_export.checkpoint.graph_metadata import (
+    recorded_labels,
+    recorded_object,
+    recorded_precision,
+)
 from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import CheckpointError
@@ -57,6 +62,7 @@ class Graph:
         outputs: What it gives.
         metadata: What it records.
         sha256: Of the file.
+        external: Files beside it that hold its larger tensors.
         standard: Whether all operators are of the standard.
         shares_scale: Whether the rows of a batch share a scale, as with int8, so that an answer
             depends on the rows beside it.
@@ -67,14 +73,14 @@ class Graph:
     outputs: tuple[Value, ...]
     metadata: Mapping[str, str]
     sha256: str
+    external: tuple[Path, ...]
     standard: bool
     shares_scale: bool
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file, and its external data if there is some."""
-        data = self.path.with_name(f"{self.path.name}.data")
-        return (self.path, data) if data.is_file() else (self.path,)
+        """The file, and those that it needs beside it."""
+        return (self.path, *self.external)
 
 
 def _value(argument: Any, graph: Path) -> Value:
@@ -85,6 +91,27 @@ def _value(argument: Any, graph: Path) -> Value:
         )
     shape = tuple(size if isinstance(size, int) else -1 for size in argument.shape)
     return Value(argument.name, DATATYPES[argument.type], shape)
+
+
+def _external(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
+    """Return the files that hold a graph's larger tensors.
+
+    Raises:
+        CheckpointError: One does not lie beside the graph.
+    """
+    names = {
+        entry.value
+        for tensor in model.graph.initializer
+        if uses_external_data(tensor)
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    for name in names:
+        if PurePath(name).name != name:
+            raise CheckpointError(
+                f"{path}: keeps weights in {name!r}, expected a file beside it; export it again"
+            )
+    return tuple(path.with_name(name) for name in sorted(names))
 
 
 def read_graph(path: Path) -> Graph:
@@ -107,6 +134,7 @@ def read_graph(path: Path) -> Graph:
         outputs=tuple(_value(argument, path) for argument in session.get_outputs()),
         metadata=dict(session.get_modelmeta().custom_metadata_map),
         sha256=file_digest(path),
+        external=_external(model, path),
         standard=all(node.domain in _STANDARD_DOMAINS for node in model.graph.node)
         and all(opset.domain in _STANDARD_DOMAINS for opset in model.opset_import),
         shares_scale=any(node.op_type == _BATCH_SCALE for node in model.graph.node),
@@ -132,7 +160,7 @@ class OnnxFolder:
     @property
     def precision(self) -> str:
         """The weights' precision: "fp32", "fp16" or "int8"."""
-        return self.graph.metadata.get("precision", "fp32")
+        return recorded_precision(self.graph.metadata, self.graph.path)
 
     @property
     def source_sha256(self) -> str:
@@ -147,13 +175,14 @@ class OnnxFolder:
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Names of the labels; empty where the task has none."""
-        return tuple(json.loads(self.graph.metadata.get("labels") or "[]"))
+        return recorded_labels(self.graph.metadata, self.graph.path) or ()
 
     @property
     def limit(self) -> int | None:
         """Longest sequence in tokens; None if unknown."""
-        limit = json.loads(self.graph.metadata.get("interface") or "{}").get("sequence_limit")
-        return int(limit) if limit else None
+        interface = recorded_object(self.graph.metadata, "interface", self.graph.path) or {}
+        limit = interface.get("sequence_limit")
+        return limit if isinstance(limit, int) and limit > 0 else None
 
     @cached_property
     def tokenizer_files(self) -> tuple[Path, ...]:

@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 
 from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
 from mixout_export.bundling.source import OnnxFolder, Value
+from mixout_export.errors import CheckpointError
 
 _LABELS = "labels.txt"
 
@@ -61,12 +62,32 @@ def _config(model: Model, options: BundleOptions, labels: str) -> str:
     return "\n".join(parts) + "\n"
 
 
+def _labels_file(folder: OnnxFolder) -> str:
+    """Return one label a line; "" where the model has no classes.
+
+    Raises:
+        CheckpointError: A label has several lines.
+    """
+    if folder.task not in _CLASSIFIES:
+        return ""
+    for label in folder.labels:
+        if len(label.splitlines()) > 1:
+            raise CheckpointError(
+                f"{folder.path}: the label {label[:60]!r} has a line break, and Triton reads one "
+                "label a line; rename it"
+            )
+    return "".join(f"{label}\n" for label in folder.labels)
+
+
 def plan_triton(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
     """Lay out a model repository: a folder a model, a folder a version in it.
 
     Args:
         folders: The precisions, the one with the bare name first.
         options: Names, version and batch size.
+
+    Raises:
+        CheckpointError: Triton cannot read a label.
     """
     plan = Plan()
     for name, (folder, graph) in served_graphs(folders, options).items():
@@ -74,9 +95,9 @@ def plan_triton(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
         # Triton's onnxruntime backend looks for the graph under this name
         model = Model(name, folder, graph, root / str(options.version) / "model.onnx")
         plan.add_graph(model)
-        labels = _LABELS if folder.labels and folder.task in _CLASSIFIES else ""
+        labels = _labels_file(folder)
         if labels:
-            plan.texts[root / labels] = "".join(f"{label}\n" for label in folder.labels)
-        plan.texts[root / "config.pbtxt"] = _config(model, options, labels)
+            plan.texts[root / _LABELS] = labels
+        plan.texts[root / "config.pbtxt"] = _config(model, options, _LABELS if labels else "")
         plan.add_tokenizer(root / "tokenizer", folder)
     return plan

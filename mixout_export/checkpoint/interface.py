@@ -79,6 +79,12 @@ class ModelInterface:
         Raises:
             CheckpointError: A field is missing or unknown.
         """
+        for name in ("vocabulary_size", "segments", "shortest_sequence"):
+            if not isinstance(fields.get(name, 1), int):
+                raise CheckpointError(
+                    f"the recorded interface cannot be read: {name} is {fields[name]!r}, expected "
+                    "a number"
+                )
         try:
             lists = {"inputs": fields["inputs"], "outputs": fields["outputs"]}
             lists |= {name: v for name, v in fields.items() if isinstance(v, list)}

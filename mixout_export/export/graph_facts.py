@@ -1,6 +1,5 @@
 """What an ONNX file says of itself."""
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from mixout_export.checkpoint.graph_metadata import recorded_labels
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import CheckpointError
 
@@ -17,6 +17,7 @@ class GraphFacts:
     """What an ONNX file says of itself.
 
     Attributes:
+        path: The file.
         opset: Version of the standard operators.
         inputs: Names of the inputs.
         outputs: Names of the outputs.
@@ -26,6 +27,7 @@ class GraphFacts:
         metadata: The file's metadata.
     """
 
+    path: Path
     opset: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -37,7 +39,7 @@ class GraphFacts:
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Label names from the metadata, None where there are none."""
-        return tuple(json.loads(self.metadata.get("labels", "[]"))) or None
+        return recorded_labels(self.metadata, self.path) or None
 
 
 def read_graph_facts(path: Path) -> GraphFacts:
@@ -57,6 +59,7 @@ def read_graph_facts(path: Path) -> GraphFacts:
     names = [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer]
     opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     return GraphFacts(
+        path=file,
         opset=max(opsets, default=0),
         inputs=tuple(value.name for value in graph.input),
         outputs=tuple(value.name for value in graph.output),

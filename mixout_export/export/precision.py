@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
+from mixout_export.checkpoint.graph_metadata import PRECISIONS
 from mixout_export.errors import ArgumentError
 from mixout_export.export.graph import ExportedGraph
 from mixout_export.export.half import to_half
@@ -17,9 +18,6 @@ from mixout_export.export.optimization import optimize
 from mixout_export.export.quantization import OPERATORS, quantize_weights
 
 Batches = Sequence[Mapping[str, npt.NDArray[Any]]]
-
-#: Precisions that a graph can be written in.
-PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True)

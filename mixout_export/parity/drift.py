@@ -5,7 +5,6 @@ leave each module become outputs of a copy in memory, so that one session gives 
 itself is judged untouched, by the battery: outputs that are added may keep a runtime from fusing.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import onnxruntime
 from torch import Tensor, nn
 
 from mixout_export.checkpoint.experts import gathered_experts
-from mixout_export.errors import CheckpointError
+from mixout_export.checkpoint.graph_metadata import recorded_lists
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.drift_map import DriftMap, ModuleDrift
@@ -116,13 +115,8 @@ def _trace_torch(subject: TorchSubject, inputs: Mapping[str, Array], *, headless
 def _module_values(path: Path) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
     """Read a graph and which of its values leave which module, in the graph's order."""
     graph = onnx.load(path, load_external_data=False)
-    recorded = {entry.key: entry.value for entry in graph.metadata_props}.get(_MODULE_VALUES)
-    try:
-        modules: dict[str, list[str]] = json.loads(recorded or "{}")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: the recorded modules are not JSON ({error}); export it again"
-        ) from error
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    modules = recorded_lists(metadata, _MODULE_VALUES, path) or {}
     order = {name: at for at, node in enumerate(graph.graph.node) for name in node.output}
     there = {
         module: names for module, names in modules.items() if names and order.keys() >= set(names)

@@ -1,12 +1,13 @@
 """The epsilons of normalisations: a wrong one changes outputs, though often by very little."""
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from torch import nn
 
+from mixout_export.checkpoint.graph_metadata import recorded_lists
 from mixout_export.parity.subject import Candidate, ServedSubject, Subject, TorchSubject
 
 #: Operators that normalise, with their epsilon as an attribute.
@@ -33,7 +34,7 @@ def _of_model(model: nn.Module) -> dict[str, float]:
     return found
 
 
-def _of_graph(path: Path, recorded: str) -> dict[str, float]:
+def _of_graph(path: Path, values_of: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """Return the epsilon of each normalisation that is one node, by the module's name."""
     nodes = {
         node.output[0]: {attribute.name: attribute.f for attribute in node.attribute}
@@ -41,7 +42,7 @@ def _of_graph(path: Path, recorded: str) -> dict[str, float]:
         if node.op_type in NORMALIZATIONS
     }
     made: dict[str, str] = {}  # value → the innermost of the modules that return it
-    for module, values in json.loads(recorded).items():
+    for module, values in values_of.items():
         if values and "epsilon" in nodes.get(values[-1], {}):
             made[values[-1]] = max(made.get(values[-1], ""), module, key=len)
     return {module: nodes[value]["epsilon"] for value, module in made.items()}
@@ -50,7 +51,7 @@ def _of_graph(path: Path, recorded: str) -> dict[str, float]:
 def _epsilons(subject: Subject, *, headless: bool) -> dict[str, float]:
     if isinstance(subject, TorchSubject):
         return _of_model(subject.model.base_model if headless else subject.model)
-    recorded = subject.session.metadata.get("module_values")
+    recorded = recorded_lists(subject.session.metadata, "module_values", subject.graph)
     return {} if recorded is None else _of_graph(subject.graph, recorded)
 
 

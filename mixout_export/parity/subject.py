@@ -1,6 +1,5 @@
 """One side of a comparison: a folder, a graph or a served model, opened and ready to run."""
 
-import json
 from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.folder import Folder, open_folder
+from mixout_export.checkpoint.graph_metadata import recorded_labels, recorded_object
 from mixout_export.checkpoint.interface import (
     HEADLESS_OUTPUTS,
     ModelInterface,
@@ -121,15 +121,8 @@ class OnnxSubject:
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Names of the labels; None where unknown, or where the task has none."""
-        recorded = self.session.metadata.get("labels")
-        if recorded is None:
-            return self.folder.labels
-        try:
-            return tuple(json.loads(recorded)) or None
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self.graph}: the recorded labels are not JSON ({error}); export it again"
-            ) from error
+        recorded = recorded_labels(self.session.metadata, self.graph)
+        return self.folder.labels if recorded is None else recorded or None
 
     @property
     def headless(self) -> bool:
@@ -139,15 +132,9 @@ class OnnxSubject:
     @cached_property
     def interface(self) -> ModelInterface | None:
         """What the graph takes and gives, as recorded in it; None if it records nothing."""
-        recorded = self.session.metadata.get("interface")
-        if recorded is None:
+        fields = recorded_object(self.session.metadata, "interface", self.graph)
+        if fields is None:
             return None
-        try:
-            fields = json.loads(recorded)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self.graph}: the recorded interface is not JSON ({error}); export it again"
-            ) from error
         return ModelInterface.from_dict(
             {**fields, "inputs": self.session.inputs, "outputs": self.session.outputs}
         )

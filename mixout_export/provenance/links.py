@@ -11,6 +11,15 @@ from mixout_export.errors import CheckpointError
 #: Characters of a hash that people are shown.
 _SHOWN = 12
 
+#: What there is to read in a link; the rest are texts.
+_STEPS = ("base", "source", "prepare", "train", "collapse", "onnx", "bundle")
+_OBJECTS = ("options", "versions")
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise CheckpointError(f"{name} is {value!r:.60}, expected a text")
+
 
 @dataclass(frozen=True)
 class DataFile:
@@ -63,13 +72,32 @@ class Link:
         """Build it from `to_dict`'s result.
 
         Raises:
-            CheckpointError: A field is missing or unknown.
+            CheckpointError: A field is missing or unknown, or is not of its kind.
         """
         try:
             data = tuple(DataFile(**entry) for entry in fields.get("data", ()))
-            return cls(**{**fields, "data": data})
+            link = cls(**{**fields, "data": data})
         except TypeError as error:
             raise CheckpointError(f"a link of the chain cannot be read ({error})") from error
+        link._check()
+        return link
+
+    def _check(self) -> None:
+        if self.step not in _STEPS:
+            raise CheckpointError(
+                f"a step is {self.step!r:.60}, expected one of {', '.join(_STEPS)}"
+            )
+        for name, value in vars(self).items():
+            if name in _OBJECTS:
+                if not isinstance(value, dict):
+                    raise CheckpointError(f"{name} of {self.step} are no object")
+            elif name != "data":
+                _check_text(name, value)
+        for file in self.data:
+            for name in ("role", "name", "sha256"):
+                _check_text(name, getattr(file, name))
+            if not isinstance(file.rows, int | None):
+                raise CheckpointError(f"rows of {file.name} are {file.rows!r:.60}")
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ is the only one that its content may have, so a change of any byte shows.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mixout_export.checkpoint.layout import LAYOUT
@@ -20,6 +21,8 @@ from mixout_export.checkpoint.tensors import joint_digest
 from mixout_export.errors import CheckpointError
 from mixout_export.provenance.links import DataFile, Link, broken_links, plain_options
 from mixout_export.version import __version__
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -99,7 +102,7 @@ class RecordCheck:
         return not self.problems
 
 
-def _text(content: Mapping[str, Any]) -> str:
+def _text(content: object) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -183,6 +186,8 @@ def write_record(
         files={key: ListedFile(hashes[key], path.stat().st_size) for key, path in present.items()},
     )
     (folder / LAYOUT.record).write_text(record.to_text(), encoding="utf-8", newline="\n")
+    for problem in broken_links(record.whole_chain):
+        logger.warning("%s: %s; the weights were changed in between", source, problem)
     return record
 
 
@@ -195,7 +200,8 @@ def read_record(folder: Path) -> Record:
     path = folder / LAYOUT.record
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        _text(content).encode()  # half a surrogate pair is JSON, and no text
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
@@ -208,10 +214,25 @@ def read_record(folder: Path) -> Record:
         return Record(
             link=Link.from_dict({k: v for k, v in content.items() if k not in own}),
             chain=tuple(Link.from_dict(link) for link in content["chain"]),
-            files={name: ListedFile(**file) for name, file in content["files"].items()},
+            files={name: _listed(name, file) for name, file in content["files"].items()},
         )
     except (AttributeError, KeyError, TypeError, CheckpointError) as error:
         raise CheckpointError(f"{path}: is not a manifest of this tool ({error})") from error
+
+
+def _listed(name: str, fields: Mapping[str, Any]) -> ListedFile:
+    """Read an entry of a file, which has to lie in the folder.
+
+    Raises:
+        CheckpointError: It is none.
+    """
+    file = ListedFile(**fields)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise CheckpointError(f"a file is listed at {name!r:.60}, which is outside the folder")
+    if not isinstance(file.sha256, str) or not isinstance(file.bytes, int):
+        raise CheckpointError(f"the entry of {name!r:.60} is not a hash and a size")
+    return file
 
 
 def _is_for_people(name: str, record: Record) -> bool:

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from mixout_export.checkpoint.output import check_file, replaced_file
 from mixout_export.errors import ArgumentError
 from mixout_export.parity.decisions import DATA_BATCH
+from mixout_export.printable import printable
 from mixout_export.report import words
 from mixout_export.report.drift_picture import draw_drift_map
 from mixout_export.report.facts import Facts
@@ -32,13 +33,13 @@ _ICONS = {True: ("#1a7f37", "M4 8.5l2.7 2.7L12 5.6"), False: ("#cf222e", "M5 5l6
 def _shown(value: object) -> object:
     """Return what an expression of the template gives as it is to be escaped and shown."""
     if isinstance(value, str) and not isinstance(value, Markup):
-        return words.printable(value)
+        return printable(value)
     return value
 
 
 def _unbroken(text: str) -> Markup:
     """Return text in which lines do not end within a number: "1e-05"."""
-    escaped = str(escape(words.printable(text)))
+    escaped = str(escape(printable(text)))
     whole = _NUMBER.sub(r'<span class="whole">\g<0></span>', escaped)
     return Markup(whole)
 

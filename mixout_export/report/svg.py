@@ -7,7 +7,7 @@ from xml.etree.ElementTree import Element, tostring
 
 from markupsafe import Markup
 
-from mixout_export.report.words import printable
+from mixout_export.printable import printable
 
 
 def _attribute(value: str | float) -> str:

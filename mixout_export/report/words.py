@@ -1,17 +1,8 @@
 """Numbers and texts as the page shows them."""
 
 import math
-import re
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-#: Control characters, and those that turn the direction of what follows them.
-_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Return text in which characters that cannot be seen, or encoded, are named: ⟨U+202E⟩."""
-    return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def power_of_ten(exponent: int) -> str:

@@ -18,9 +18,9 @@ from mixout_export.parity.served.tensors import (
     from_numbers,
     to_bytes,
 )
-from mixout_export.parity.served.texts import shown
 from mixout_export.parity.served.transport import LARGEST_ANSWER
 from mixout_export.parity.served.wire import Answer, Question
+from mixout_export.printable import shown
 
 try:
     import grpc

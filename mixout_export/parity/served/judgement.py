@@ -16,8 +16,8 @@ from mixout_export.parity.served.description import (
 )
 from mixout_export.parity.served.metadata import MODEL_HASH, SOURCE_HASH
 from mixout_export.parity.served.session import ServedModel
-from mixout_export.parity.served.texts import shown
 from mixout_export.parity.subject import OnnxSubject, Subject
+from mixout_export.printable import shown
 
 #: What a hash is of, as a sentence has it.
 _GRAPH, _SOURCE = "its graph has", "it was made from weights with"

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.texts import natural, shown
+from mixout_export.parity.served.texts import natural
+from mixout_export.printable import shown
 
 #: Parameters by which a server shows what it serves.
 MODEL_HASH = "model_sha256"

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.texts import shown
+from mixout_export.printable import shown
 
 Array = npt.NDArray[Any]
 

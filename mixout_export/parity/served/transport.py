@@ -17,7 +17,7 @@ import httpx2
 
 from mixout_export.errors import ServerError
 from mixout_export.parity.served.address import Address
-from mixout_export.parity.served.texts import shown
+from mixout_export.printable import shown
 
 #: How often a request is sent at most, and how long it waits before the second time, in seconds;
 #: each further wait is twice as long.

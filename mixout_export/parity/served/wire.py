@@ -17,7 +17,8 @@ from mixout_export.parity.served.tensors import (
     from_numbers,
     to_bytes,
 )
-from mixout_export.parity.served.texts import natural, shown
+from mixout_export.parity.served.texts import natural
+from mixout_export.printable import shown
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
