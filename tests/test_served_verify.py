@@ -341,6 +341,15 @@ def test_a_missing_input_is_named(graph: Path, model: Path) -> None:
         ({"inputs": tensors(("INPUT__0",), "INT64", [-1, -1])}, ("'input_ids'", "not take it")),
         ({"parameters": {"labels": '["a", "b", "c"]'}}, ("labels: got a, b, c, expected LABEL_0",)),
         ({"parameters": {"labels": ["a", "b"]}}, ("labels: got a, b, expected LABEL_0",)),
+        ({"parameters": {"labels": ["a\n\x1b[31m", "b"]}}, ("labels: got a ⟨U+001B⟩[31m, b, exp",)),
+        ({"parameters": {"labels": ["x" * 999] * 3000}}, ("labels: got 3000 labels, expected 3",)),
+        ({"inputs": tensors(NAMES, "INT64", [10**9, 16])}, ("batches of 1000000000 only",)),
+        ({"inputs": tensors(NAMES, "INT64", [-1, 10**6])}, ("sequences of 1000000 tokens only",)),
+        (
+            {"inputs": tensors(tuple(f"i{n}" for n in range(20_000)), "INT64", [-1, -1])},
+            ("takes 19992 more that the reference does not",),
+        ),
+        ({"inputs": tensors(("a\n" + "x" * 3000,), "INT64", [-1, -1])}, ("input 'a xxx", "xx…'")),
     ],
 )
 def test_names_types_and_shapes_are_compared(
@@ -349,6 +358,39 @@ def test_names_types_and_shapes_are_compared(
     with served(model, **metadata) as server:
         result = verify(graph, server)
     reasons(result, *parts)
+
+
+@pytest.mark.parametrize("size", ["9" * 40, 1 << 31, 1.5, None, "many"])
+def test_a_size_that_is_none_is_named(graph: Path, model: Path, size: object) -> None:
+    shape: Any = [size, -1]
+    with (
+        served(model, inputs=tensors(NAMES, "INT64", shape)) as server,
+        pytest.raises(ServerError, match=r"'input_ids' has shape .* expected sizes"),
+    ):
+        verify(graph, server)
+
+
+def test_a_page_where_a_configuration_would_be_is_passed_over(graph: Path, model: Path) -> None:
+    def respond(handler: Handler) -> bool:
+        if handler.path.endswith("/config"):
+            handler.send(200, b"<html>not found</html>")
+        return handler.path.endswith("/config")
+
+    with served(model, respond=respond) as server:
+        assert verify(graph, server).holds
+
+
+def test_numbers_that_come_as_texts_are_refused(graph: Path, model: Path) -> None:
+    def body(header: str | None, whole: bytes) -> tuple[str | None, bytes]:
+        said = json.loads(whole)
+        said["outputs"][0]["data"] = [str(value) for value in said["outputs"][0]["data"]]
+        return None, json.dumps(said).encode()
+
+    with (
+        served(model, binary=False, body=body) as server,
+        pytest.raises(ServerError, match=r"does not hold numbers of type FP32 .but texts"),
+    ):
+        verify(graph, server)
 
 
 def test_a_server_of_one_shape_is_asked_in_it_and_named(graph: Path, model: Path) -> None:
@@ -383,7 +425,7 @@ def test_labels_of_a_file_on_the_server_are_compared(graph: Path, model: Path) -
     config = {"output": [{"name": "logits", "label_filename": "labels.txt"}]}
     with served(model, config=config, respond=respond) as server:
         result = verify(graph, server)
-        reasons(result, "labels: the file of", "has LABEL_2, LABEL_1, LABEL_0, expected LABEL_0")
+        reasons(result, "labels: in the file of", "got LABEL_2, LABEL_1, LABEL_0, expected LABEL_0")
         names.reverse()
         assert verify(graph, server).holds
 

@@ -1,6 +1,7 @@
 """What two sides say of themselves: what they take and give, their task, their labels."""
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from mixout_export.parity.subject import (
     Subject,
     TorchSubject,
 )
+from mixout_export.printable import shown
 
 
 def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterface:
@@ -104,8 +106,22 @@ def shared_interface(ours: ModelInterface, theirs: ModelInterface) -> ModelInter
     )
 
 
+#: Labels of a model that a sentence lists; of more it has the first that differs.
+_FEW_LABELS = 10
+
+
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return shown(", ".join(map(str, value)) if isinstance(value, tuple) else value)
+
+
+def different_labels(found: Sequence[str], expected: Sequence[str]) -> str:
+    """Return how two models' labels differ, as the end of a sentence."""
+    if max(len(found), len(expected)) <= _FEW_LABELS:
+        return f"got {_shown(tuple(found))}, expected {_shown(tuple(expected))}"
+    if len(found) != len(expected):
+        return f"got {len(found)} labels, expected {len(expected)}"
+    number = next(n for n, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1)
+    return f"label {number} is {shown(found[number])}, expected {shown(expected[number])}"
 
 
 def _different_facts(
@@ -117,13 +133,16 @@ def _different_facts(
         ("number of segments", ours.segments, theirs.segments),
         ("channels, height and width of an image", ours.image, theirs.image),
         ("task", reference.task, candidate.task),
-        ("labels", reference.labels, candidate.labels),
     ]
-    return [
+    found = [
         f"{name}: got {_shown(right)}, expected {_shown(left)}"
         for name, left, right in facts
         if left is not None and right is not None and left != right
     ]
+    labels, expected = candidate.labels, reference.labels
+    if labels is not None and expected is not None and labels != expected:
+        found.append(f"labels: {different_labels(labels, expected)}")
+    return found
 
 
 def _different_names(

@@ -7,6 +7,13 @@ from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS, ModelI
 from mixout_export.parity.served.metadata import TensorSpec
 from mixout_export.parity.served.session import ServedModel
 from mixout_export.parity.served.tensors import DATATYPES, FLOATING, INTEGERS
+from mixout_export.printable import shown
+
+#: Rows, and tokens in all, of the largest batch that is made because a server takes no other.
+_MOST_ROWS, _MOST_TOKENS = 1 << 10, 1 << 16
+
+#: Sentences on inputs that the reference does not take.
+_MOST_UNKNOWN = 8
 
 _MADE = {*KNOWN_INPUTS, "position_ids", IMAGE_INPUT}
 
@@ -39,7 +46,20 @@ def can_be_asked(served: ServedModel, reference: ModelInterface) -> bool:
     makeable = all(
         spec.name in _MADE and spec.datatype in DATATYPES for spec in served.facts.inputs
     )
-    return makeable and set(reference.outputs) <= set(served.outputs)
+    gives = set(reference.outputs) <= set(served.outputs)
+    return makeable and gives and _has_a_size_to_ask(served, reference)
+
+
+def _has_a_size_to_ask(served: ServedModel, reference: ModelInterface) -> bool:
+    """Tell whether the one size that a server takes, if it does, is one that can be run."""
+    length = _fixed_length(served, reference) or reference.shortest_sequence
+    longest = reference.sequence_limit or length
+    rows = served.fixed_rows or 1
+    return (
+        reference.shortest_sequence <= length <= longest
+        and rows <= _MOST_ROWS
+        and rows * length <= _MOST_TOKENS
+    )
 
 
 def _rank(interface: ModelInterface) -> int:
@@ -83,13 +103,18 @@ def input_mismatches(served: ServedModel, reference: ModelInterface) -> list[str
         if name not in served.inputs:
             found.append(f"input {name!r}: {where} does not take it, the reference does")
     for spec in served.facts.inputs:
-        if spec.name not in reference.inputs:
-            if spec.name != "position_ids":
-                found.append(f"input {spec.name!r}: {where} takes it, the reference does not")
-            continue
-        problem = _input_problem(spec, reference)
+        problem = _input_problem(spec, reference) if spec.name in reference.inputs else None
         if problem:
             found.append(f"input {spec.name!r}: on {where} it {problem}")
+    known = {*reference.inputs, "position_ids"}
+    unknown = [spec.name for spec in served.facts.inputs if spec.name not in known]
+    found += [
+        f"input {name!r}: {where} takes it, the reference does not"
+        for name in unknown[:_MOST_UNKNOWN]
+    ]
+    if len(unknown) > _MOST_UNKNOWN:
+        more = len(unknown) - _MOST_UNKNOWN
+        found.append(f"inputs: {where} takes {more} more that the reference does not")
     return found
 
 
@@ -126,7 +151,7 @@ def output_mismatches(
     given = [spec.name for spec in served.facts.outputs]
     if given and set(given) != set(reference.outputs):
         found.append(
-            f"outputs: {served.address} gives {', '.join(given)}, expected "
+            f"outputs: {served.address} gives {shown(', '.join(given))}, expected "
             f"{', '.join(reference.outputs)}"
         )
     for spec in served.facts.outputs:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Self
 
+import anyio
 from google.protobuf.message import DecodeError
 
 from mixout_export.errors import ServerError
@@ -18,7 +19,7 @@ from mixout_export.parity.served.tensors import (
     from_numbers,
     to_bytes,
 )
-from mixout_export.parity.served.transport import LARGEST_ANSWER
+from mixout_export.parity.served.transport import CONNECT_TIMEOUT, LARGEST_ANSWER
 from mixout_export.parity.served.wire import Answer, Question
 from mixout_export.printable import shown
 
@@ -70,6 +71,16 @@ class GrpcClient:
             ("grpc.enable_http_proxy", 0),
         ]
         self._channel = grpc.aio.insecure_channel(self._address.host, options=options)
+        patience = min(CONNECT_TIMEOUT, self._timeout)
+        try:
+            with anyio.fail_after(patience):
+                await self._channel.channel_ready()
+        except TimeoutError as error:
+            await self._channel.close()
+            raise ServerError(
+                f"{self._address}: cannot be reached, no connection within {patience:g} s; is a "
+                "gRPC server running there?"
+            ) from error
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -87,8 +98,8 @@ class GrpcClient:
             code = error.code()
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServerError(
-                    f"{self._address}: did not answer within {self._timeout:g} s; is it the gRPC "
-                    "port of a server that is well? Give it longer with --timeout"
+                    f"{self._address}: did not answer within {self._timeout:g} s; see whether the "
+                    "server is well, or give it longer with --timeout"
                 ) from error
             said = shown(error.details() or "")
             raise ServerError(f"{self._address}: answered gRPC {code.name} ({said})") from error

@@ -105,7 +105,10 @@ class HttpClient:
         response = await self._transport.send("GET", path)
         if response.status != 200:
             return facts
-        config = self._object(response, path)
+        try:
+            config = self._object(response, path)
+        except ServerError:
+            return facts  # something else is at home there
         return replace(
             facts,
             parameters={**facts.parameters, **read_parameters(config.get("parameters"))},

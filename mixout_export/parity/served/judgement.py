@@ -6,7 +6,7 @@ from functools import cached_property
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.parity.battery import smallest_batch
-from mixout_export.parity.description import shared_interface
+from mixout_export.parity.description import different_labels, shared_interface
 from mixout_export.parity.runners import Runner
 from mixout_export.parity.served.description import (
     can_be_asked,
@@ -110,10 +110,7 @@ def _label_mismatches(
     found = served.labels(asked, output, len(expected))
     if found is None or found == expected:
         return []
-    return [
-        f"labels: the file of {served.address} has {', '.join(found)}, expected "
-        f"{', '.join(expected)}"
-    ]
+    return [f"labels: in the file of {served.address}, {different_labels(found, expected)}"]
 
 
 def served_mismatches(

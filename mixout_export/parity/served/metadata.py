@@ -13,6 +13,9 @@ from mixout_export.printable import shown
 MODEL_HASH = "model_sha256"
 SOURCE_HASH = "source_sha256"
 
+#: Largest size that a tensor's axis may have.
+_LARGEST_SIZE = (1 << 31) - 1
+
 _BINARY_EXTENSION = "binary_tensor_data"
 
 #: Servers that take the extension without listing it.
@@ -106,6 +109,16 @@ def read_server(content: Mapping[str, Any]) -> ServerFacts:
     )
 
 
+def _size(value: object) -> int | None:
+    """Return a size, -1 for any; None if it is none.
+
+    Numbers as texts come from servers that print 64-bit integers so.
+    """
+    text = str(value) if type(value) is int or isinstance(value, str) else ""
+    number = -1 if text.startswith("-") else natural(text)
+    return number if number is not None and number <= _LARGEST_SIZE else None
+
+
 def _spec(tensor: object, where: str) -> TensorSpec:
     if not isinstance(tensor, dict):
         raise ServerError(f"{where}: the metadata describes a tensor by {shown(tensor)}")
@@ -114,19 +127,14 @@ def _spec(tensor: object, where: str) -> TensorSpec:
         raise ServerError(
             f"{where}: the metadata has a tensor without its name or datatype: {shown(tensor)}"
         )
-    # numbers as texts come from servers that print 64-bit integers so
-    if not isinstance(shape, list) or not all(isinstance(size, int | str) for size in shape):
+    sizes = [_size(size) for size in shape] if isinstance(shape, list) else [None]
+    if None in sizes:
         raise ServerError(
-            f"{where}: the metadata says that {name!r} has shape {shown(repr(shape))}, expected "
-            "sizes"
+            f"{where}: the metadata says that {shown(name)!r} has shape {shown(repr(shape))}, "
+            "expected sizes"
         )
-    try:
-        return TensorSpec(name, datatype, tuple(int(size) for size in shape))
-    except ValueError as error:
-        raise ServerError(
-            f"{where}: the metadata says that {name!r} has shape {shown(repr(shape))}, expected "
-            "sizes"
-        ) from error
+    known = tuple(size for size in sizes if size is not None)
+    return TensorSpec(shown(name), shown(datatype), known)
 
 
 def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:

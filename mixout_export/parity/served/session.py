@@ -82,8 +82,8 @@ def _split_cache(facts: ModelFacts) -> tuple[ModelFacts, dict[str, Array], tuple
     Returns:
         The rest; a row's cache of no tokens by input name; the names of the cache's outputs.
     """
-    names = [[spec.name for spec in specs] for specs in (facts.inputs, facts.outputs)]
-    pairs = cache_outputs(*names)
+    takes = [spec.name for spec in facts.inputs if spec.shape[2:3] in ((-1,), ())]
+    pairs = cache_outputs(takes, [spec.name for spec in facts.outputs])
     grown = set(pairs.values())
     empty = {
         spec.name: np.zeros(

@@ -91,6 +91,11 @@ def from_numbers(data: object, datatype: object, shape: object, where: str) -> A
         ServerError: It holds something else than numbers, or too many, or too few.
     """
     dtype, wanted = numeric(datatype, where), sizes(shape, where)
+    first = data
+    while isinstance(first, list) and first:
+        first = first[0]
+    if isinstance(first, str):  # NumPy would read a number in it
+        raise ServerError(f"{where} does not hold numbers of type {datatype} (but texts)")
     try:
         values = np.asarray(data, dtype=np.float64 if dtype.kind in "fV" else dtype)
     except (ValueError, TypeError, OverflowError) as error:
