@@ -60,7 +60,7 @@ $(SERVERS)/node/.installed: tests/servers/package.json
 	@touch $@
 
 test-servers: $(VENV)/.dev $(SERVERS)/triton/.installed $(SERVERS)/mlserver/.installed \
-		$(SERVERS)/openvino/.installed $(SERVERS)/node/.installed
+		$(SERVERS)/openvino/.installed $(SERVERS)/optimum/.installed $(SERVERS)/node/.installed
 	$(BIN)/python -m pytest -m servers tests/servers
 
 bench: $(VENV)/.dev

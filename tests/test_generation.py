@@ -39,7 +39,8 @@ def test_a_causal_language_model_gets_a_graph_with_a_cache(exported: OnnxResult)
     assert graph.inputs[3:5] == ("past_key_values.0.key", "past_key_values.0.value")
     assert graph.outputs[:3] == ("logits", "present.0.key", "present.0.value")
     assert graph.input_shapes["past_key_values.0.key"][0] == "batch"
-    assert graph.input_shapes["past_key_values.0.key"][2] == "past_sequence"
+    assert graph.input_shapes["past_key_values.0.key"][2] == "past_sequence_length"
+    assert graph.input_shapes["past_key_values.0.key"][0] == "batch_size"
 
 
 def test_every_token_is_the_one_that_generate_gives(source: Path, exported: OnnxResult) -> None:

@@ -82,7 +82,7 @@ def _decision(folder: OnnxFolder, outputs: dict[str, Array]) -> tuple[str, float
     logits = outputs.get("logits")
     if logits is None or folder.task != "text-classification" or logits.ndim != 2:
         return "", 0.0
-    if not folder.labels:
+    if len(folder.labels) != logits.shape[-1]:
         return "", 0.0
     powers = np.exp(logits[0].astype(np.float64) - logits[0].max())
     best = int(powers.argmax())

@@ -7,6 +7,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixout_export.bundling.example import Example
 from mixout_export.bundling.plan import BundleOptions, Plan
+from mixout_export.bundling.usage import DTYPES, javascript, python
 from mixout_export.version import __version__
 
 _TITLES: Mapping[str, str] = {
@@ -17,31 +18,18 @@ _TITLES: Mapping[str, str] = {
     "optimum": "Optimum",
 }
 
-#: The hub's names of tasks, as pipelines call them.
-_PIPELINES = {
-    "regression": "text-classification",
-    "multi-label": "text-classification",
-    "masked-lm": "fill-mask",
-    "causal-lm": "text-generation",
-}
-
-#: transformers.js' names of precisions.
-_DTYPES = {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}
-
-_CLASSES = {
-    "token-classification": "ORTModelForTokenClassification",
-    "question-answering": "ORTModelForQuestionAnswering",
-    "multiple-choice": "ORTModelForMultipleChoice",
-    "masked-lm": "ORTModelForMaskedLM",
-    "causal-lm": "ORTModelForCausalLM",
-    "image-classification": "ORTModelForImageClassification",
-}
-
 
 def _code(text: str) -> str:
     """Return a text as Markdown shows it as it is: on one line, within backticks."""
     line = " ".join(text.split()).replace("`", "'")
     return f"`{line}`"
+
+
+def _usage(plan: Plan, options: BundleOptions) -> str:
+    """Return the program that asks a library; "" for a server, which is asked over the network."""
+    if options.server == "transformers-js":
+        return javascript(plan, options)
+    return python(plan) if options.server == "optimum" else ""
 
 
 def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> str:
@@ -61,16 +49,14 @@ def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> 
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters["code"] = _code
-    task = plan.models[0].folder.task
     return environment.get_template("guide.md.jinja").render(
         title=_TITLES[options.server],
         server=options.server,
         options=options,
         models=plan.models,
         folder=plan.models[0].folder,
-        pipeline=_PIPELINES.get(task, task),
-        model_class=_CLASSES.get(task, "ORTModelForSequenceClassification"),
-        dtypes=_DTYPES,
+        usage=_usage(plan, options),
+        dtypes=DTYPES,
         example=example,
         body=None if example is None else json.dumps(example.request()),
         version=__version__,

@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from mixout_export.bundling.plan import BundleOptions, Model, Plan
 from mixout_export.bundling.source import OnnxFolder
 from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.errors import ArgumentError
 
 #: What both libraries append to a graph's name for a precision.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
@@ -41,7 +42,15 @@ def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) 
     Args:
         folders: The precisions, the first of which gives configuration and tokenizer.
         options: The model's name.
+
+    Raises:
+        ArgumentError: transformers.js has no class for the task.
     """
+    if folders[0].task == "multiple-choice":
+        raise ArgumentError(
+            f"{folders[0].path}: is for multiple choice, for which transformers.js has no class; "
+            "bundle it for a server, or for optimum"
+        )
     return _plan(folders, options, PurePosixPath("onnx"))
 
 

@@ -1,5 +1,6 @@
 """NVIDIA Triton's model repository."""
 
+import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
@@ -17,8 +18,9 @@ _CLASSIFIES = ("text-classification", "image-classification")
 
 
 def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    """Return a text as protobuf's text format has it."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + re.sub(r"[\0-\x1f\x7f]", lambda found: f"\\{ord(found[0]):03o}", escaped) + '"'
 
 
 def _tensor(kind: str, value: Value, labels: str) -> str:

@@ -117,7 +117,7 @@ def _parts(body: str) -> tuple[str, tuple[Section, ...]]:
 def _header(text: str, path: Path) -> dict[str, Any]:
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # a 13th month is a ValueError
         logger.warning("%s: its header is not YAML and is left out of the next card", path)
         return {}
     return found if isinstance(found, dict) else {}

@@ -211,6 +211,9 @@ def _check_label_names(names: list[str], task: Task) -> None:
     _check_label_count(len(names), task)
     if "" in names or len(set(names)) != len(names):
         raise ArgumentError(f"labels: got {names}, expected different, non-empty names")
+    for name in names:
+        if len(name.splitlines()) > 1:
+            raise ArgumentError(f"labels: got {name!r}, expected names of one line")
 
 
 def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = None) -> LoadedBase:

@@ -5,7 +5,31 @@ from pathlib import Path
 
 from mixout_export.checkpoint.folder import read_json
 
-_TOKENIZER = "tokenizer.json"
+_TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
+
+#: transformers' name of a tokenizer without a class of its own, since version 5 and before, which
+#: all versions know.
+_CLASS, _CLASS_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
+
+
+def name_class_for_all(folder: Path) -> bool:
+    """Let a folder's `tokenizer_config.json` name a class that transformers 4 has too.
+
+    Optimum needs version 4, which refuses a class that it does not know.
+
+    Args:
+        folder: A folder that holds the file, or does not.
+
+    Returns:
+        Whether the file was changed.
+    """
+    path = folder / _CONFIG
+    data = read_json(path) if path.exists() else {}
+    if data.get("tokenizer_class") != _CLASS:
+        return False
+    text = json.dumps({**data, "tokenizer_class": _CLASS_BEFORE}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+    return True
 
 
 def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:

@@ -32,6 +32,9 @@ from mixout_export.export.tracing import traceable
 #: Shape of the example the graph is captured with: primes, so that no other size equals them.
 _BATCH, _PAST, _LENGTH = 3, 5, 7
 
+#: Name of the attention mask's length, which is that of the cache and of the new tokens together.
+_TOTAL = "total_sequence_length"
+
 #: Layers of a cache that hold a key and a value for each token, or for each of the latest.
 _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -148,23 +151,27 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def _axis_names(layout: CacheLayout) -> list[dict[int, str]]:
-    """Return each input's dynamic axes by name, in order."""
-    tokens = {0: "batch", 1: "sequence"}
+    """Return each input's dynamic axes by name, in order.
+
+    The names are Optimum's: transformers.js finds the size of an empty cache by them.
+    """
+    tokens = {0: "batch_size", 1: "sequence_length"}
     own = {
         "input_ids": tokens,
-        "attention_mask": {0: "batch", 1: "total_sequence"},
+        "attention_mask": {0: "batch_size", 1: _TOTAL},
         "position_ids": tokens,
     }
-    return [own.get(name, {0: "batch", 2: "past_sequence"}) for name in layout.inputs]
+    cache = {0: "batch_size", 2: "past_sequence_length"}
+    return [own.get(name, cache) for name in layout.inputs]
 
 
 def _dims(names: Sequence[dict[int, str]], limit: int | None) -> list[dict[int, object]]:
     """Return each input's dynamic axes, where no length is above a limit."""
     dims: dict[str, object] = {
-        "batch": Dim("batch", min=1),
-        "sequence": Dim("sequence", min=1, max=limit),
-        "past_sequence": Dim("past_sequence", min=0, max=limit),
-        "total_sequence": Dim.DYNAMIC,  # the sum of two others, which the exporter finds out
+        "batch_size": Dim("batch_size", min=1),
+        "sequence_length": Dim("sequence_length", min=1, max=limit),
+        "past_sequence_length": Dim("past_sequence_length", min=0, max=limit),
+        _TOTAL: Dim.DYNAMIC,  # the sum of two others, which the exporter finds out
     }
     return [{axis: dims[name] for axis, name in named.items()} for named in names]
 
@@ -195,10 +202,10 @@ def export_cached_graph(
 ) -> ExportedGraph:
     """Capture a causal language model as an ONNX graph with a key/value cache.
 
-    Its inputs are `input_ids` `(batch, sequence)`, `attention_mask` `(batch, past_sequence +
-    sequence)` and, where the model takes them, `position_ids` `(batch, sequence)`, all int64, and a
-    key and a value a layer, float32 `(batch, heads, past_sequence, size)`, where `past_sequence`
-    may be 0. Its outputs are `logits` `(batch, sequence, vocabulary)` and the grown cache.
+    Its inputs are `input_ids` `(batch, sequence)`, `attention_mask` `(batch, past + sequence)` and,
+    where the model takes them, `position_ids` `(batch, sequence)`, all int64, and a key and a value
+    a layer, float32 `(batch, heads, past, size)`, where `past` may be 0. Its outputs are `logits`
+    `(batch, sequence, vocabulary)` and the grown cache.
 
     Args:
         model: A plain causal language model; it is put in evaluation mode.
@@ -221,5 +228,5 @@ def export_cached_graph(
         # lengths can say so; the graph itself knows no limits
         graph = _capture(model, layout, interface, opset=opset, limit=limit // 2)
     modules = modules_by_node(graph, dict(model.named_modules()).keys())
-    rename_values(graph, _axis_names(layout), default="total_sequence")
+    rename_values(graph, _axis_names(layout), default=_TOTAL)
     return ExportedGraph(model=graph, modules_by_node=modules, opset=opset)

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import metadata_load
-
 from mixout_export.bundling.example import make_example
 from mixout_export.bundling.guide import write_guide
 from mixout_export.bundling.libraries import plan_optimum, plan_transformers_js
@@ -16,11 +14,12 @@ from mixout_export.bundling.plan import BundleOptions, Model, Plan
 from mixout_export.bundling.source import OnnxFolder, open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_tokenizer
 from mixout_export.bundling.triton import plan_triton
+from mixout_export.card.document import read_card
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import OutputFolder, check_destination, output_folder
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tensors import joint_digest
-from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
+from mixout_export.checkpoint.tokenizer_file import name_class_for_all, normalize_tokenizer
 from mixout_export.errors import ArgumentError, OutputError, ParityError
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.ml_bom import check_bom_library, write_bom
@@ -83,6 +82,11 @@ def _open(sources: Sequence[Path]) -> list[OnnxFolder]:
                 f"{folder.path}: is {folder.precision}, as another one is; give each precision once"
             )
         precisions.add(folder.precision)
+        if len(folders) > 1 and not folder.source_sha256:
+            raise ArgumentError(
+                f"{folder.path}: does not record which weights it was exported from, so it cannot "
+                "lie beside another precision; export it again, or bundle it alone"
+            )
         if folder.source_sha256 != first.source_sha256 or folder.labels != first.labels:
             raise ArgumentError(
                 f"{folder.path}: was exported from other weights than {first.path}; bundle "
@@ -104,6 +108,7 @@ def _check_tokenizers(plan: Plan, folder: Path) -> int:
     texts = 0
     for directory, source in plan.tokenizers.items():
         normalize_tokenizer(folder / directory, source.limit)
+        name_class_for_all(folder / directory)
         texts = check_tokenizer(folder / directory, source.path).texts
     return texts
 
@@ -182,9 +187,7 @@ def _chain(folder: OnnxFolder) -> tuple[Link, ...]:
 
 def _licence(folder: OnnxFolder) -> str:
     """Return the licence that a folder's card names; "" where there is none."""
-    card = folder.path / LAYOUT.card
-    found = metadata_load(card) if card.is_file() else None
-    licence = (found or {}).get("license", "")
+    licence = read_card(folder.path / LAYOUT.card).header.get("license", "")
     return licence if isinstance(licence, str) else ", ".join(map(str, licence))
 
 
