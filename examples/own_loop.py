@@ -8,7 +8,7 @@ OUT/plain is the same model without mixout, which needs nothing but transformers
 
 import argparse
 import csv
-from itertools import cycle, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import torch
@@ -45,7 +45,8 @@ def main() -> None:
     batches = torch.utils.data.DataLoader(read_rows(options.train_file), 16, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     model.train()
-    for step, (texts, labels) in enumerate(islice(cycle(batches), options.steps), start=1):
+    epochs = chain.from_iterable(repeat(batches))  # each in an order of its own
+    for step, (texts, labels) in enumerate(islice(epochs, options.steps), start=1):
         inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         loss = model(**inputs, labels=labels).loss
         loss.backward()

@@ -10,7 +10,7 @@ any framework with a step and an optimizer does.
 
 import argparse
 import csv
-from itertools import cycle, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 
 import torch
@@ -65,7 +65,8 @@ def fit(module: Finetuning, batches: torch.utils.data.DataLoader, steps: int) ->
         return
     module.on_train_start()
     optimizer = module.configure_optimizers()
-    for index, batch in enumerate(islice(cycle(batches), steps)):
+    epochs = chain.from_iterable(repeat(batches))  # each in an order of its own
+    for index, batch in enumerate(islice(epochs, steps)):
         optimizer.zero_grad()
         module.training_step(batch, index).backward()
         optimizer.step()

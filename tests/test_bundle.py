@@ -21,6 +21,7 @@ from mixout_export.export.precision import Conversion
 from mixout_export.provenance.record import check_record, read_record
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.prepare import prepare_checkpoint
 
 ROOT_FILES = {"README.md", "manifest.json"}
 
@@ -186,7 +187,33 @@ def test_a_causal_language_model_is_bundled_with_its_cache(
     assert 'name: "past_key_values.0.key"' in (out / "tiny_with_past" / "config.pbtxt").read_text()
 
 
+@pytest.mark.parametrize(
+    "name", ["README.md", "config.json", "model.sig", "settings.json", "a.partial"]
+)
+def test_a_name_of_another_file_is_refused(name: str) -> None:
+    with pytest.raises(ArgumentError, match="give --name another"):
+        BundleOptions("triton", name)
+
+
+def test_precisions_that_do_not_say_where_they_come_from_are_refused(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    nobody = recording(graphs["fp32"], tmp_path / "nobody", source_sha256="")
+    with pytest.raises(ArgumentError, match="does not record which weights"):
+        bundle(nobody, tmp_path / "out", "triton", also=(graphs["int8"],))
+
+
 # Folders that somebody else made
+
+
+def test_a_bundle_is_named_where_a_checkpoint_should_be(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton")
+    with pytest.raises(CheckpointError, match="it is a bundle, so give the folder"):
+        bundle(out, tmp_path / "again", "mlserver")
+    with pytest.raises(CheckpointError, match="it is an ONNX folder, so give the checkpoint"):
+        prepare_checkpoint(str(graphs["fp32"]), tmp_path / "prepared")
 
 
 def recording(source: Path, out: Path, **metadata: str) -> Path:

@@ -278,11 +278,12 @@ def test_names_with_odd_characters_break_nothing(tmp_path: Path, name: str) -> N
     assert "<b>" not in written.text.replace("\\<b", "")
 
 
+@pytest.mark.parametrize("header", ["a: [", "date: 2024-13-45", "[" * 3000, "a: b: c"])
 def test_a_header_that_is_no_yaml_is_left_out(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    header: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "README.md"
-    path.write_text("---\na: [\n---\n# Words\n")
+    path.write_text(f"---\n{header}\n---\n# Words\n")
     assert read_card(path) == Card({}, "# Words")
     assert "its header is not YAML" in caplog.text
     path.write_bytes(b"\xff\xfe")

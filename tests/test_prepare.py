@@ -386,6 +386,7 @@ def test_another_task_gets_a_head_of_its_own(tiny: TinyCheckpoints, tmp_path: Pa
         ({"task": "text-classification", "labels": ["a"]}, "got 1, expected at least 2"),
         ({"task": "text-classification", "labels": ["a", "a"]}, "expected different, non-empty"),
         ({"task": "text-classification", "labels": ["a", " "]}, "expected different, non-empty"),
+        ({"task": "text-classification", "labels": ["a\nb", "c"]}, "expected names of one line"),
         ({"task": "regression", "labels": 2}, "regression has one output"),
         ({"task": "masked-lm", "labels": 2}, "the task masked-lm has none"),
         ({"task": "translation"}, "task: got 'translation', expected one of"),

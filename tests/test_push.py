@@ -29,11 +29,9 @@ def graph(way: Way, tmp_path: Path) -> Path:
     return Path(shutil.copytree(way.graph, tmp_path / "graph"))
 
 
-def push(
-    hub: FakeHub, *arguments: object, xet: bool = True, **options: object
-) -> subprocess.CompletedProcess[str]:
-    """Run `push` in a process of its own, which knows no hub but this one."""
-    environment = {
+def only(hub: FakeHub, *, xet: bool = True) -> dict[str, str]:
+    """Return the environment of a process that knows no hub but this one."""
+    return {
         **os.environ,
         "HF_ENDPOINT": hub.address,
         "HF_HUB_OFFLINE": "0",
@@ -41,10 +39,16 @@ def push(
         "HF_HUB_DISABLE_XET": "0" if xet else "1",
         "NO_PROXY": "127.0.0.1",
     }
+
+
+def push(
+    hub: FakeHub, *arguments: object, xet: bool = True, **options: object
+) -> subprocess.CompletedProcess[str]:
+    """Run `push` in a process of its own."""
     command = [sys.executable, "-m", "mixout_export_cli", "push", *map(str, arguments)]
     made = {"stdin": subprocess.DEVNULL, **options}
     return subprocess.run(  # type: ignore[call-overload, no-any-return]
-        command, env=environment, text=True, capture_output=True, timeout=120, **made
+        command, env=only(hub, xet=xet), text=True, capture_output=True, timeout=120, **made
     )
 
 
@@ -106,6 +110,22 @@ def test_hidden_files_stay_here(graph: Path) -> None:
         assert {file.path for file in plan.files} == hub.files["main"].keys()
         assert {file.path for file in plan.files if not file.listed} == {"notes/seen.txt"}
         assert not any("SECRET" in str(data) for data in hub.files["main"].values())
+
+
+def test_what_nobody_was_shown_stays_here(graph: Path) -> None:
+    script = """
+import sys
+from pathlib import Path
+from mixout_export.stages.push import plan_push, push_folder
+folder = Path(sys.argv[1])
+plan = plan_push(folder, "me/model")
+(folder / "late.txt").write_text("x")
+push_folder(plan)
+"""
+    shown = content(graph)
+    with running_hub() as hub:
+        subprocess.run([sys.executable, "-c", script, str(graph)], env=only(hub), check=True)
+        assert hub.files == {"main": shown}
 
 
 @pytest.mark.parametrize(

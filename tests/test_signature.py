@@ -76,6 +76,9 @@ def test_another_key_a_changed_file_and_an_added_one(
     labels.write_bytes(whole)
     (signed / ".gitignore").touch()
     assert "added: .gitignore" in check_signature(signed, keys[1])
+    (signed / ".gitignore").unlink()
+    (signed / "elsewhere").symlink_to(tmp_path)
+    assert "added: the link elsewhere" in check_signature(signed, keys[1])
 
 
 def test_a_manifest_that_somebody_made_anew_is_signed_too(

@@ -364,6 +364,8 @@ def test_bad_arguments_are_refused(plain: Path, graph: Path, tmp_path: Path) -> 
         verify_checkpoints(plain, graph, atol=-1)
     with pytest.raises(ArgumentError, match="rtol: got nan"):
         verify_checkpoints(plain, graph, rtol=float("nan"))
+    with pytest.raises(ArgumentError, match="label-column: names a column of a data file"):
+        verify_checkpoints(plain, graph, label_column="label")
     with pytest.raises(ArgumentError, match="max-examples: got 0"):
         verify_checkpoints(plain, graph, max_examples=0)
     with pytest.raises(ArgumentError, match="provider: got 'Abacus'"):

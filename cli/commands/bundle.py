@@ -29,7 +29,9 @@ def _name_of(folder: Path) -> str:
     help=f"What OUT is for: {', '.join(_SERVERS[:-1])} or {_SERVERS[-1]}.",
 )
 @click.option(
-    "--name", metavar="NAME", help="What the model is called there.  [default: ONNX's name]"
+    "--name",
+    metavar="NAME",
+    help="What the model is called there.  [default: ONNX's name, for transformers-js OUT's]",
 )
 @click.option(
     "--also",

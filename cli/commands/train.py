@@ -218,6 +218,7 @@ def train(
     Work in progress lies in OUT.partial, from which --resume goes on exactly.
     """
     with quick_imports():
+        from mixout_export.checkpoint.output import partial_path
         from mixout_export.stages.train import DataOptions, train_checkpoint
         from mixout_export.training.options import TrainOptions
     from mixout_export_cli.progress import TrainingDisplay
@@ -238,9 +239,13 @@ def train(
                 prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display
             )
     except KeyboardInterrupt as error:
-        raise InterruptionError(
-            f"interrupted; {out} is as it was, and --resume goes on from the last checkpoint"
-        ) from error
+        kept = any(partial_path(out).glob("checkpoints/*"))
+        after = (
+            "and --resume goes on from the last checkpoint"
+            if kept
+            else ("and there is no checkpoint yet to go on from")
+        )
+        raise InterruptionError(f"interrupted; {out} is as it was, {after}") from error
     state = "was complete already" if result.already_complete else f"in {result.seconds:.1f} s"
     stopped = ", stopped early" if result.stopped_early else ""
     updates = count_of(result.steps, "update")

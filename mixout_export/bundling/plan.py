@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mixout_export.bundling.source import Graph, OnnxFolder
+from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError
 
 SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+#: What other files at the top of a bundle are called.
+_TAKEN = (LAYOUT.card, LAYOUT.record, LAYOUT.signature, LAYOUT.config, LAYOUT.bom, "settings.json")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class BundleOptions:
             raise ArgumentError(
                 f"name: got {self.name!r}, expected letters, digits, '_', '-' and '.', as it "
                 "becomes a part of an address; give --name"
+            )
+        if self.name in _TAKEN or self.name.endswith(LAYOUT.partial_suffix):
+            raise ArgumentError(
+                f"name: got {self.name!r}, which is another file's; give --name another"
             )
         for name, value in (
             ("model-version", self.version),

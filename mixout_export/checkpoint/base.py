@@ -13,7 +13,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.folder import BaseDigest, open_folder, read_json, weight_files
+from mixout_export.checkpoint.folder import (
+    BaseDigest,
+    open_folder,
+    other_kind,
+    read_json,
+    weight_files,
+)
 from mixout_export.checkpoint.layout import LAYOUT, TOKENIZER_PATTERNS
 from mixout_export.checkpoint.manifest import Base
 from mixout_export.checkpoint.model import first_line
@@ -114,7 +120,9 @@ def _weight_paths(path: Path, *, allow_pickle: bool) -> tuple[list[Path], bool]:
         return files, True
     files = weight_files(path, LAYOUT.pickle_weights, LAYOUT.pickle_index)
     if not files:
-        raise CheckpointError(f"{path}: holds no {LAYOUT.weights}, expected the weights there")
+        raise CheckpointError(
+            f"{path}: holds no {LAYOUT.weights}, expected the weights there{other_kind(path)}"
+        )
     if not allow_pickle:
         raise CheckpointError(
             f"{files[0]}: is a pickle, which can run code when it is read; give --allow-pickle to "
@@ -233,7 +241,9 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     """
     path, commit = locate_base(base, revision=options.revision)
     if not (path / LAYOUT.config).exists():
-        raise CheckpointError(f"{path}: holds no {LAYOUT.config}, expected a checkpoint folder")
+        raise CheckpointError(
+            f"{path}: holds no {LAYOUT.config}, expected a checkpoint folder{other_kind(path)}"
+        )
     _refuse_mixout(path)
     files, safe = _weight_paths(path, allow_pickle=options.allow_pickle)
     if digest is None or list(digest.files) != files:

@@ -308,6 +308,17 @@ def _open_onnx(path: Path) -> Folder:
     return Folder(path, "onnx", config)
 
 
+def other_kind(path: Path) -> str:
+    """Say what a folder is that is no checkpoint, as the end of a sentence; "" if unknown."""
+    if (path / LAYOUT.onnx).exists():
+        return "; it is an ONNX folder, so give the checkpoint that it was exported from"
+    try:
+        step = read_json(path / LAYOUT.record).get("step")
+    except CheckpointError:
+        return ""
+    return "; it is a bundle, so give the folder that it was made from" if step == "bundle" else ""
+
+
 def open_folder(path: Path) -> Folder:
     """Find out what a path holds.
 
@@ -333,6 +344,7 @@ def open_folder(path: Path) -> Folder:
     if not config_path.exists():
         raise CheckpointError(
             f"{path}: holds no {LAYOUT.config}, expected a Hugging Face checkpoint folder"
+            f"{other_kind(path)}"
         )
     config = read_json(config_path)
     manifest_path = path / LAYOUT.mixout_config
@@ -384,7 +396,10 @@ def require_weights(folder: Folder) -> Folder:
             f"{folder.path}: has its weights only as a pickle ({LAYOUT.pickle_weights}), which can "
             "run code when it is read; convert it, or run prepare with --allow-pickle"
         )
-    raise CheckpointError(f"{folder.path}: holds no {LAYOUT.weights}, expected the weights there")
+    raise CheckpointError(
+        f"{folder.path}: holds no {LAYOUT.weights}, expected the weights there"
+        f"{other_kind(folder.path)}"
+    )
 
 
 __all__ = [

@@ -127,4 +127,7 @@ def _what_differs(message: str) -> str:
         for pattern, name in _DIFFERENCES.items()
         if (files := re.findall(pattern, message))
     ]
+    link = re.search(r"Cannot use '([^']+)' because it is a symlink", message)
+    if link:
+        found.append(f"added: the link {Path(link[1]).name}")
     return "; ".join(found) or "it was made with another key, or is damaged"

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants
+from huggingface_hub import CommitOperationAdd, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils._paths import filter_repo_objects
 from huggingface_hub.utils._validators import validate_repo_id
@@ -219,11 +219,10 @@ def push_folder(plan: PushPlan, *, message: str | None = None) -> PushResult:
         _refuse_public(api, plan)
         if plan.revision is not None:
             api.create_branch(repo, branch=plan.revision, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo,
-            folder_path=plan.folder,
+        commit = api.create_commit(
+            repo,
+            [CommitOperationAdd(file.path, plan.folder / file.path) for file in plan.files],
             revision=plan.revision,
             commit_message=message or f"Upload {plan.kind} folder with mixout-export {__version__}",
-            ignore_patterns=list(_HIDDEN),
         )
     return PushResult(repo, str(url), commit.oid, len(plan.files), plan.bytes)

@@ -197,6 +197,15 @@ def verify_checkpoints(
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     if max_examples is not None and data is None:
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
+    columns = {
+        "text-column": text_column,
+        "text-pair-column": text_pair_column,
+        "label-column": label_column,
+        "choices-column": choices_column,
+    }
+    for name, column in columns.items():
+        if column is not None and data is None:
+            raise ArgumentError(f"{name}: names a column of a data file; give --data")
     if inputs is not None and data is not None:
         raise ArgumentError("inputs: replaces everything that is run; leave --data out")
     if report_to is not None:
