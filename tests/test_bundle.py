@@ -265,6 +265,12 @@ def test_weights_beside_a_graph_come_along(graphs: dict[str, Path], tmp_path: Pa
     out = bundle(source, tmp_path / "out", "triton")
     assert (out / "tiny" / "1" / "weights.bin").is_file()
     assert onnxruntime.InferenceSession(out / "tiny" / "1" / "model.onnx").get_inputs()
+    before = read_record(out).link
+    weights = source / "weights.bin"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    after = read_record(bundle(source, tmp_path / "other", "triton")).link
+    assert before.input_sha256 != after.input_sha256
+    assert before.weights_sha256 != after.weights_sha256
 
 
 # The tokenizer

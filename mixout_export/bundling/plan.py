@@ -73,6 +73,12 @@ class Model:
     path: PurePosixPath
 
     @property
+    def digests(self) -> dict[PurePosixPath, str]:
+        """The SHA-256 of its files, by their paths in the bundle."""
+        graph, *others = self.graph.digests.items()
+        return {self.path: graph[1]} | {self.path.with_name(f.name): d for f, d in others}
+
+    @property
     def identity(self) -> dict[str, str]:
         """What tells this graph from an older version of the model, for the server to show."""
         return {

@@ -82,6 +82,11 @@ class Graph:
         """The file, and those that it needs beside it."""
         return (self.path, *self.external)
 
+    @cached_property
+    def digests(self) -> dict[Path, str]:
+        """The SHA-256 of its files, the graph's first."""
+        return {self.path: self.sha256} | {path: file_digest(path) for path in self.external}
+
 
 def _value(argument: Any, graph: Path) -> Value:
     if argument.type not in DATATYPES:

@@ -97,10 +97,11 @@ def _open(sources: Sequence[Path]) -> list[OnnxFolder]:
 
 def _check_copies(models: Sequence[Model], folder: Path) -> None:
     for model in models:
-        if file_digest(folder / model.path) != model.graph.sha256:
-            raise OutputError(
-                f"{folder / model.path}: is not what {model.graph.path} was; bundle it again"
-            )
+        for path, digest in model.digests.items():
+            if file_digest(folder / path) != digest:
+                raise OutputError(
+                    f"{folder / path}: is not what {model.graph.path.parent} held; bundle it again"
+                )
 
 
 def _check_tokenizers(plan: Plan, folder: Path) -> int:
@@ -115,7 +116,9 @@ def _check_tokenizers(plan: Plan, folder: Path) -> int:
 
 def _input_sha256(folder: OnnxFolder) -> str:
     graphs = [folder.graph, *([folder.cached] if folder.cached else [])]
-    return joint_digest({graph.path.name: graph.sha256 for graph in graphs})
+    return joint_digest(
+        {file.name: digest for graph in graphs for file, digest in graph.digests.items()}
+    )
 
 
 def bundle_onnx(
@@ -194,6 +197,7 @@ def _licence(folder: OnnxFolder) -> str:
 def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bool) -> None:
     """Write the manifest, once everything else is in the folder."""
     first = plan.models[0].folder
+    digests = {str(p): digest for model in plan.models for p, digest in model.digests.items()}
     told: dict[str, Any] = {
         "server": options.server,
         "name": options.name,
@@ -215,7 +219,7 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
         step="bundle",
         source=first.path,
         input_sha256=_input_sha256(first),
-        weights=[str(model.path) for model in plan.models],
+        weights=list(digests),
         options=told,
-        known={str(model.path): model.graph.sha256 for model in plan.models},
+        known=digests,
     )

@@ -229,9 +229,8 @@ def _record(
         step="onnx",
         source=source.path,
         input_sha256=source.folder.weights_sha256(),
-        weights=sorted(
-            name for name in (LAYOUT.onnx, LAYOUT.onnx_cached) if (target.partial / name).is_file()
-        ),
+        # the graphs, and what lies beside those that are too large for one file
+        weights=sorted(path.name for path in target.partial.glob("*.onnx*")),
         options={**vars(conversion), "opset": opset, "verified": verified},
         data=[DataFile(role, file.name, file_digest(file)) for role, file in tables if file],
     )
