@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import onnx
 import onnxruntime
 import pytest
 from checkpoints import TinyCheckpoints
+from cli_runs import Program
+from huggingface_hub import ModelCard
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -22,6 +25,7 @@ from mixout_export.provenance.record import check_record, read_record
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint
+from mixout_export.stages.verify import verify_checkpoints
 
 ROOT_FILES = {"README.md", "manifest.json"}
 
@@ -201,6 +205,74 @@ def test_precisions_that_do_not_say_where_they_come_from_are_refused(
     nobody = recording(graphs["fp32"], tmp_path / "nobody", source_sha256="")
     with pytest.raises(ArgumentError, match="does not record which weights"):
         bundle(nobody, tmp_path / "out", "triton", also=(graphs["int8"],))
+
+
+@pytest.mark.parametrize("damage", ["z", ""])
+def test_a_bundle_whose_manifest_is_damaged_does_not_hold(
+    damage: str, graphs: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton")
+    path = out / "manifest.json"
+    path.write_text(damage + path.read_text()[1:])
+    Program(capfd)("inspect", out).failed(3, "manifest.json: cannot be read")
+    Program(capfd)("verify", graphs["fp32"], out).failed(3, "manifest.json: cannot be read")
+
+
+def test_a_version_that_is_added_to_a_bundle_is_a_problem(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Triton would serve it in place of the one that was verified."""
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton")
+    (out / ".DS_Store").touch()
+    assert check_record(out).holds
+    shutil.copytree(out / "tiny" / "1", out / "tiny" / "2")
+    assert "tiny/2/model.onnx: was added after bundle" in check_record(out).problems[0]
+
+
+@pytest.mark.parametrize("name", ["added_tokens.json", "model_with_past.onnx"])
+def test_what_was_added_to_a_graphs_folder_is_not_shipped(
+    name: str, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(graphs["fp32"], tmp_path / "source"))
+    (source / "notes.txt").touch()
+    bundle(source, tmp_path / "out", "optimum")
+    shutil.copy(source / "model.onnx", source / name)
+    with pytest.raises(ParityError, match=f"{name}: was added after onnx"):
+        bundle(source, tmp_path / "other", "optimum")
+
+
+def test_other_precisions_have_their_history_too(graphs: dict[str, Path], tmp_path: Path) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton", also=(graphs["int8"],))
+    (other,) = read_record(out).link.options["also"]
+    assert (other["step"], other["options"]["precision"]) == ("onnx", "int8")
+    assert other["weights_sha256"] == read_record(graphs["int8"]).link.weights_sha256
+
+
+@pytest.mark.parametrize("graphs_named", [5, ["../fp32/model.onnx"], [["x"]], []])
+def test_a_bundle_names_graphs_of_its_own(
+    graphs_named: object, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    out = bundle(graphs["fp32"], tmp_path / "out", "triton")
+    record = read_record(out)
+    options = {**record.link.options, "graphs": graphs_named}
+    forged = replace(record, link=replace(record.link, options=options))
+    (out / "manifest.json").write_text(forged.to_text())
+    with pytest.raises(CheckpointError, match="it is a bundle"):
+        verify_checkpoints(graphs["fp32"], out)
+
+
+@pytest.mark.parametrize("server", SERVERS)
+def test_a_bundles_page_has_its_graphs_header(
+    server: str, graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(graphs["fp32"], tmp_path / "source"))
+    card = source / "README.md"
+    card.write_text(card.read_text().replace("---\n", "---\nlicense: apache-2.0\n", 1))
+    header = ModelCard.load(bundle(source, tmp_path / "out", server) / "README.md").data
+    assert header.license == "apache-2.0"
+    assert header.pipeline_tag == "text-classification"
+    libraries = {"transformers-js": "transformers.js", "optimum": "optimum"}
+    assert header.library_name == libraries.get(server, "onnx")
 
 
 # Folders that somebody else made

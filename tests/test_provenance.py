@@ -151,6 +151,85 @@ def test_a_step_that_reads_changed_weights_says_so(
     assert "the chain is broken between collapse and onnx" in run.err
 
 
+def test_changes_to_other_files_break_the_chain_for_good(
+    copy: Path, tmp_path: Path, program: Program
+) -> None:
+    """Labels that are exchanged between two steps are exchanged in all that follows."""
+    config = copy / "trained" / "config.json"
+    config.write_text(config.read_text().replace("LABEL_0", "LABEL_X"))
+    run = program("collapse", copy / "trained", tmp_path / "collapsed")
+    assert run.code == 0
+    assert "config.json had been changed since" in run.err
+    export_onnx(tmp_path / "collapsed", tmp_path / "graph", verify=False)
+    problems = check_record(tmp_path / "graph").problems
+    assert len(problems) == 1
+    assert "broken between train and collapse: config.json had been changed since" in problems[0]
+
+
+def test_a_card_that_somebody_wrote_on_breaks_nothing(copy: Path, tmp_path: Path) -> None:
+    card = copy / "trained" / "README.md"
+    card.write_text(card.read_text() + "\n## Mine\n\nWords.\n")
+    collapse_checkpoint(copy / "trained", tmp_path / "collapsed")
+    assert check_record(tmp_path / "collapsed").holds
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda m: m.update(chain=[]),
+        lambda m: m.update(chain=m["chain"][1:]),
+        lambda m: m.pop("input_sha256"),
+    ],
+)
+def test_a_chain_that_lacks_a_link_is_no_chain(
+    forge: Callable[[dict[str, Any]], object], copy: Path
+) -> None:
+    path = copy / "graph" / "manifest.json"
+    content = json.loads(path.read_text())
+    content.pop("manifest_guard")
+    forge(content)
+    path.write_text(json.dumps(content))
+    path.write_text(read_record(copy / "graph").to_text())  # with a guard that fits
+    problems = check_record(copy / "graph").problems
+    assert len(problems) == 1
+    assert "chain" in problems[0]
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_damage_that_keeps_a_folder_from_opening_is_told_by_the_manifest(
+    name: str, command: str, copy: Path, program: Program
+) -> None:
+    path = copy / "collapsed" / name
+    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+    sides = [copy / "collapsed"] if command == "inspect" else [copy / "trained", copy / "collapsed"]
+    program(command, *sides).failed(3, f"{name}: was changed after collapse wrote it")
+    path.unlink()
+    program(command, *sides).failed(3, f"{name}: is missing, collapse wrote it")
+
+
+def test_data_are_hashed_as_they_were_read(
+    way: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "train.tsv"
+    table.write_text("sentence\tlabel\n" + "a b\t0\nb c\t1\n" * 8)
+    before = file_digest(table)
+
+    class Late:
+        """Writes to the table as soon as the training begins."""
+
+        def __getattr__(self, _: str) -> Callable[..., None]:
+            table.write_text("sentence\tlabel\nother\t0\n")
+            return lambda *_, **__: None
+
+    options = TrainOptions(max_steps=1)
+    train_checkpoint(
+        way / "prepared", tmp_path / "out", DataOptions(table), options, observer=Late()
+    )
+    assert file_digest(table) != before
+    assert read_record(tmp_path / "out").link.data[0].sha256 == before
+
+
 def test_a_folder_without_a_manifest_starts_the_chain(copy: Path, tmp_path: Path) -> None:
     assert check_record(copy / "base").record is None
     export_onnx(copy / "base", tmp_path / "graph", verify=False)

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from mixout_export.bundling.plan import BundleOptions
+from mixout_export.checkpoint.output import LOCK
 from mixout_export.errors import ArgumentError, MixoutError
 from mixout_export.provenance.record import check_record
 from mixout_export.provenance.signature import check_signature, sign_folder
@@ -79,6 +80,9 @@ def test_another_key_a_changed_file_and_an_added_one(
     (signed / ".gitignore").unlink()
     (signed / "elsewhere").symlink_to(tmp_path)
     assert "added: the link elsewhere" in check_signature(signed, keys[1])
+    (signed / "elsewhere").unlink()
+    (signed / LOCK).write_text("not empty")  # only while a folder is written it is no part of it
+    assert f"added: {LOCK}" in check_signature(signed, keys[1])
 
 
 def test_a_manifest_that_somebody_made_anew_is_signed_too(

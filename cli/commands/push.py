@@ -70,7 +70,10 @@ def push(
     if dry_run:
         output.result(plan, f"{_shown(plan)}\nnothing was sent")
         return
+    added = [file.path for file in plan.files if not file.listed]
     if not yes:
         _confirm(plan)
+    elif added:
+        output.note(f"warning: sends what the manifest does not vouch for: {', '.join(added)}")
     result = push_folder(plan, message=message)
     output.result(result, f"{result.url}: {count_of(result.files, 'file')} sent")

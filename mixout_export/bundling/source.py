@@ -163,6 +163,11 @@ class OnnxFolder:
     config: Mapping[str, Any]
 
     @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """The graph, and the one with a cache if there is one."""
+        return (self.graph,) if self.cached is None else (self.graph, self.cached)
+
+    @property
     def precision(self) -> str:
         """The weights' precision: "fp32", "fp16" or "int8"."""
         return recorded_precision(self.graph.metadata, self.graph.path)

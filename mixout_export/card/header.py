@@ -63,6 +63,23 @@ def _revision(base: Base | None) -> str:
     return (base.revision if base is not None else None) or "main"
 
 
+#: The hub's names of the libraries that bundles are for.
+_LIBRARIES = {"transformers-js": "transformers.js", "optimum": "optimum"}
+
+
+def bundled_header(header: Mapping[str, Any], server: str) -> dict[str, Any]:
+    """Return the header of a bundle's page: its graph's, with the library that reads it.
+
+    Args:
+        header: Of the graph's card.
+        server: What the bundle is for.
+    """
+    if not header:
+        return {}
+    library = _LIBRARIES.get(server, header.get("library_name"))
+    return {**header, "library_name": library}
+
+
 def tags(header: Mapping[str, Any], *added: str) -> list[str]:
     """Return a header's tags with others added, each once."""
     found = header.get("tags")

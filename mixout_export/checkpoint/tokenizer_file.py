@@ -1,7 +1,9 @@
 """`tokenizer.json` for readers that take it as it is."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mixout_export.checkpoint.folder import read_json
 
@@ -10,6 +12,26 @@ _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 #: transformers' name of a tokenizer without a class of its own, since version 5 and before, which
 #: all versions know.
 _CLASS, _CLASS_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
+
+
+def _rewrite(path: Path, data: Mapping[str, Any]) -> None:
+    # the order of keys means something here: a vocabulary is listed by id
+    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def forget_machine_path(folder: Path) -> None:
+    """Take the path that a tokenizer was once loaded from out of `tokenizer_config.json`.
+
+    A name on the hub is kept.
+
+    Args:
+        folder: A folder that holds the file, or does not.
+    """
+    path = folder / _CONFIG
+    data = read_json(path) if path.exists() else {}
+    name = data.get("name_or_path")
+    if isinstance(name, str) and (name.startswith(("/", "~", ".")) or "\\" in name):
+        _rewrite(path, {key: value for key, value in data.items() if key != "name_or_path"})
 
 
 def name_class_for_all(folder: Path) -> bool:
@@ -27,8 +49,7 @@ def name_class_for_all(folder: Path) -> bool:
     data = read_json(path) if path.exists() else {}
     if data.get("tokenizer_class") != _CLASS:
         return False
-    text = json.dumps({**data, "tokenizer_class": _CLASS_BEFORE}, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    _rewrite(path, {**data, "tokenizer_class": _CLASS_BEFORE})
     return True
 
 
@@ -62,7 +83,5 @@ def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:
             truncation["max_length"] = sequence_limit
         changed = True
     if changed:
-        # the order of keys means something here: a vocabulary is listed by id
-        text = json.dumps(data, indent=2, ensure_ascii=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        _rewrite(path, data)
     return changed

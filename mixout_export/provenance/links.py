@@ -13,6 +13,7 @@ _SHOWN = 12
 
 #: What there is to read in a link; the rest are texts.
 _STEPS = ("base", "source", "prepare", "train", "collapse", "onnx", "bundle")
+_FIRST = ("base", "source")
 _OBJECTS = ("options", "versions")
 
 
@@ -52,6 +53,8 @@ class Link:
         versions: Library → version.
         data: The tables that it read.
         manifest_sha256: Of the manifest in the folder that it wrote; "" where there is none.
+        source_changed: Files of what it read, but for weights, that were no longer as the step
+            before had written them.
     """
 
     step: str
@@ -62,6 +65,7 @@ class Link:
     versions: Mapping[str, str] = field(default_factory=dict)
     data: tuple[DataFile, ...] = ()
     manifest_sha256: str = ""
+    source_changed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values; what is empty is left out."""
@@ -76,7 +80,8 @@ class Link:
         """
         try:
             data = tuple(DataFile(**entry) for entry in fields.get("data", ()))
-            link = cls(**{**fields, "data": data})
+            changed = tuple(fields.get("source_changed", ()))
+            link = cls(**{**fields, "data": data, "source_changed": changed})
         except TypeError as error:
             raise CheckpointError(f"a link of the chain cannot be read ({error})") from error
         link._check()
@@ -91,8 +96,10 @@ class Link:
             if name in _OBJECTS:
                 if not isinstance(value, dict):
                     raise CheckpointError(f"{name} of {self.step} are no object")
-            elif name != "data":
+            elif name not in ("data", "source_changed"):
                 _check_text(name, value)
+        for name in self.source_changed:
+            _check_text("source_changed", name)
         for file in self.data:
             for name in ("role", "name", "sha256"):
                 _check_text(name, getattr(file, name))
@@ -117,10 +124,14 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def broken_links(chain: Sequence[Link]) -> Iterator[str]:
     """Yield, as a sentence, each link that did not read what the one before it wrote."""
+    if chain and chain[0].step not in _FIRST:
+        yield f"the chain begins with {chain[0].step}, expected {' or '.join(_FIRST)}"
     for before, link in pairwise(chain):
-        if link.input_sha256 and link.input_sha256 != before.weights_sha256:
+        where = f"the chain is broken between {before.step} and {link.step}"
+        if link.input_sha256 != before.weights_sha256:
             yield (
-                f"the chain is broken between {before.step} and {link.step}: {link.step} read "
-                f"weights {link.input_sha256[:_SHOWN]}…, {before.step} wrote "
-                f"{before.weights_sha256[:_SHOWN]}…"
+                f"{where}: {link.step} read weights {link.input_sha256[:_SHOWN]}…, {before.step} "
+                f"wrote {before.weights_sha256[:_SHOWN]}…"
             )
+        if link.source_changed:
+            yield f"{where}: {', '.join(link.source_changed)} had been changed since"

@@ -81,8 +81,8 @@ def _finished(text: str, chain: Sequence[Link], task: str) -> str:
     content["metadata"].pop("timestamp", None)
     model = content["metadata"]["component"]
     ancestors = model.get("pedigree", {}).get("ancestors", [])
-    order = [link.step for link in chain]
-    ancestors.sort(key=lambda ancestor: order.index(ancestor["description"]))
+    order = [link.weights_sha256 for link in chain]
+    ancestors.sort(key=lambda ancestor: order.index(ancestor["hashes"][0]["content"]))
     data = [c["bom-ref"] for c in content.get("components", []) if c["type"] == "data"]
     model["modelCard"] = {
         "modelParameters": {
@@ -140,7 +140,10 @@ def write_bom(
             for path, digest in graphs.items()
         ],
     )
-    bom = Bom(serial_number=uuid5(NAMESPACE_URL, "".join(graphs.values())), components=materials)
+    bom = Bom(
+        serial_number=uuid5(NAMESPACE_URL, "".join([name, *map("".join, graphs.items())])),
+        components=materials,
+    )
     bom.metadata.component = model
     bom.metadata.tools.components.add(
         _component("application", "mixout-export", version=__version__)

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
@@ -18,7 +19,7 @@ from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import LOCK
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tensors import joint_digest
-from mixout_export.errors import CheckpointError
+from mixout_export.errors import CheckpointError, ParityError
 from mixout_export.provenance.links import DataFile, Link, broken_links, plain_options
 from mixout_export.version import __version__
 
@@ -28,6 +29,9 @@ FORMAT = 1
 
 #: Libraries whose versions may matter for what a step writes.
 _LIBRARIES = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime")
+
+#: Ends of the names of weights.
+_WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
 
 #: Files that no manifest lists: itself, a signature of the whole, and the mark of work in progress.
 _UNLISTED = (LAYOUT.record, LAYOUT.signature, LOCK)
@@ -130,14 +134,31 @@ def versions_used() -> dict[str, str]:
     return found
 
 
-def _links_before(source: Path, input_sha256: str, base: Link | None) -> tuple[Link, ...]:
-    """Return the steps that led to what is read."""
+def _links_before(
+    source: Path, input_sha256: str, base: Link | None
+) -> tuple[tuple[Link, ...], tuple[str, ...]]:
+    """Return the steps that led to what is read, and its files that are not as they were."""
     path = source / LAYOUT.record
-    if path.is_file():
-        record = read_record(source)
-        last = replace(record.link, manifest_sha256=file_digest(path))
-        return (*record.chain, last)
-    return (base or Link("source", input_sha256, source.resolve().name),)
+    if not path.is_file():
+        return (base or Link("source", input_sha256, source.resolve().name),), ()
+    record = read_record(source)
+    last = replace(record.link, manifest_sha256=file_digest(path))
+    return (*record.chain, last), tuple(_changed_since(source, record))
+
+
+def _changed_since(source: Path, record: Record) -> Iterator[str]:
+    """Yield the files that a step read and that had been changed, but for weights and the card.
+
+    Weights are many bytes, and hashed as they are read; see `Link.input_sha256`.
+    """
+    for name, file in record.files.items():
+        path = source / name
+        if path.suffix in _WEIGHTS or _is_for_people(name, record):
+            continue
+        if not path.is_file() or file_digest(path) != file.sha256:
+            yield name
+    if (source / LAYOUT.record).read_bytes() != record.to_text().encode():
+        yield LAYOUT.record
 
 
 def write_record(
@@ -170,6 +191,7 @@ def write_record(
         OSError: A file cannot be read, or the manifest not be written.
     """
     known = dict(known or {})
+    chain, changed = _links_before(source, input_sha256, base)
     present = {path.relative_to(folder).as_posix(): path for path in _files_of(folder)}
     fresh = _digests(path for key, path in present.items() if key not in known)
     hashes = {key: known.get(key) or fresh[path] for key, path in present.items()}
@@ -181,13 +203,14 @@ def write_record(
             options=plain_options(options),
             versions=versions_used(),
             data=tuple(data),
+            source_changed=changed,
         ),
-        chain=_links_before(source, input_sha256, base),
+        chain=chain,
         files={key: ListedFile(hashes[key], path.stat().st_size) for key, path in present.items()},
     )
     (folder / LAYOUT.record).write_text(record.to_text(), encoding="utf-8", newline="\n")
     for problem in broken_links(record.whole_chain):
-        logger.warning("%s: %s; the weights were changed in between", source, problem)
+        logger.warning("%s: %s; inspect will say so from now on", source, problem)
     return record
 
 
@@ -257,6 +280,23 @@ def _changed_files(folder: Path, record: Record) -> Iterator[str]:
             )
 
 
+@contextmanager
+def damage_explained(*folders: Path) -> Iterator[None]:
+    """Let a folder that cannot be opened say so by its manifest, where that knows what is wrong.
+
+    Raises:
+        ParityError: A folder could not be opened, and does not match its manifest.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        for folder in folders:
+            problems = check_record(folder).problems if folder.is_dir() else ()
+            if problems:
+                raise ParityError(f"{problems[0]}; nothing more can be said of it") from error
+        raise
+
+
 def check_record(folder: Path) -> RecordCheck:
     """Compare a folder with its manifest.
 
@@ -287,4 +327,10 @@ def check_record(folder: Path) -> RecordCheck:
         if name not in record.files
         or (_is_for_people(name, record) and file_digest(found) != record.files[name].sha256)
     }
+    if record.link.step == "bundle":
+        problems += [
+            f"{folder / name}: was added after bundle wrote the folder, which a server may serve"
+            for name in sorted(unlisted)
+            if not any(part.startswith(".") for part in PurePosixPath(name).parts)
+        ]
     return RecordCheck(record, tuple(problems), tuple(sorted(unlisted)))

@@ -113,6 +113,8 @@ def check_signature(folder: Path, key: Path) -> str:
     path = folder / LAYOUT.signature
     if not path.is_file():
         return f"{path}: is missing, so nobody vouches for the folder; sign it with --sign"
+    if (folder / LOCK).exists():  # nobody signed it, and only work in progress has one
+        return f"{path}: does not hold for {key.name} (added: {LOCK})"
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # where it warns of a missing hint
             check.verify(folder, path)

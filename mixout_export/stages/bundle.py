@@ -14,7 +14,8 @@ from mixout_export.bundling.plan import BundleOptions, Model, Plan
 from mixout_export.bundling.source import OnnxFolder, open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_tokenizer
 from mixout_export.bundling.triton import plan_triton
-from mixout_export.card.document import read_card
+from mixout_export.card.document import Card, read_card, write_card
+from mixout_export.card.header import bundled_header
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import OutputFolder, check_destination, output_folder
 from mixout_export.checkpoint.streams import file_digest
@@ -62,9 +63,19 @@ def _check_manifest(folder: OnnxFolder) -> None:
     Raises:
         ParityError: The folder does not match its manifest.
     """
-    problems = check_record(folder.path).problems
-    if problems:
-        raise ParityError(f"{problems[0]}; export it again, as nobody has verified this")
+    found = check_record(folder.path)
+    if found.problems:
+        raise ParityError(f"{found.problems[0]}; export it again, as nobody has verified this")
+    if found.record is None:
+        return
+    shipped = {file.name for graph in folder.graphs for file in graph.files}
+    shipped |= {file.name for file in folder.companions}
+    added = sorted(shipped & set(found.unlisted))
+    if added:
+        raise ParityError(
+            f"{folder.path / added[0]}: was added after onnx wrote the folder; move it elsewhere, "
+            "as nobody has verified this"
+        )
 
 
 def _open(sources: Sequence[Path]) -> list[OnnxFolder]:
@@ -115,9 +126,8 @@ def _check_tokenizers(plan: Plan, folder: Path) -> int:
 
 
 def _input_sha256(folder: OnnxFolder) -> str:
-    graphs = [folder.graph, *([folder.cached] if folder.cached else [])]
     return joint_digest(
-        {file.name: digest for graph in graphs for file, digest in graph.digests.items()}
+        {file.name: digest for graph in folder.graphs for file, digest in graph.digests.items()}
     )
 
 
@@ -163,8 +173,8 @@ def bundle_onnx(
         _check_copies(plan.models, target.partial)
         texts = _check_tokenizers(plan, target.partial)
         example = make_example(plan.models[0].folder, plan.models[0].graph)
-        guide = target.partial / LAYOUT.card
-        guide.write_text(write_guide(plan, options, example), encoding="utf-8", newline="\n")
+        header = bundled_header(read_card(source / LAYOUT.card).header, options.server)
+        write_card(Card(header, write_guide(plan, options, example)), target.partial / LAYOUT.card)
         _record(target, plan, options, bom=bom)
         if sign is not None:
             sign_folder(target.partial, sign)
@@ -188,10 +198,23 @@ def _chain(folder: OnnxFolder) -> tuple[Link, ...]:
     return () if record is None else record.whole_chain
 
 
+def _link_of(folder: OnnxFolder) -> dict[str, Any]:
+    """Return how another precision was made, beside the chain of the first."""
+    record = check_record(folder.path).record
+    if record is None:
+        return Link("source", _input_sha256(folder), folder.path.resolve().name).to_dict()
+    return record.link.to_dict()
+
+
 def _licence(folder: OnnxFolder) -> str:
     """Return the licence that a folder's card names; "" where there is none."""
-    licence = read_card(folder.path / LAYOUT.card).header.get("license", "")
-    return licence if isinstance(licence, str) else ", ".join(map(str, licence))
+    header = read_card(folder.path / LAYOUT.card).header
+    licence = header.get("license")
+    if licence == "other":
+        licence = header.get("license_name", licence)
+    if isinstance(licence, list):
+        return ", ".join(map(str, licence))
+    return "" if licence is None else str(licence)
 
 
 def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bool) -> None:
@@ -205,6 +228,10 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
         "max_batch_size": options.max_batch_size,
         "graphs": [str(model.path) for model in plan.models],
     }
+    others = {model.folder.path: model.folder for model in plan.models[1:]}
+    others.pop(first.path, None)
+    if others:
+        told["also"] = [_link_of(folder) for folder in others.values()]
     if bom:
         write_bom(
             target.partial,

@@ -13,7 +13,7 @@ from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.provenance.links import Link
-from mixout_export.provenance.record import check_record, read_record
+from mixout_export.provenance.record import check_record, damage_explained, read_record
 
 
 @dataclass(frozen=True)
@@ -164,11 +164,14 @@ def inspect_path(path: Path) -> Inspection:
 
     Raises:
         CheckpointError: The path holds nothing that can be read.
+        ParityError: It cannot be read, and is not as its manifest says.
     """
-    if _is_bundle(path):
-        return _with_chain(_inspect_bundle(path))
-    folder = open_folder(path)
-    return _with_chain(_inspect_graph(folder) if folder.kind == "onnx" else _inspect_folder(folder))
+    with damage_explained(path):
+        if _is_bundle(path):
+            return _with_chain(_inspect_bundle(path))
+        folder = open_folder(path)
+        is_graph = folder.kind == "onnx"
+        return _with_chain(_inspect_graph(folder) if is_graph else _inspect_folder(folder))
 
 
 def _is_bundle(path: Path) -> bool:

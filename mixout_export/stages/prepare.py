@@ -24,6 +24,7 @@ from mixout_export.checkpoint.model import (
 from mixout_export.checkpoint.moving import plan_saving
 from mixout_export.checkpoint.output import check_destination, output_folder
 from mixout_export.checkpoint.streams import quick_hash
+from mixout_export.checkpoint.tokenizer_file import forget_machine_path
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import is_mixable
@@ -281,6 +282,7 @@ def _write(
     if config.pop("_name_or_path", None) is not None:  # a path of this machine
         write_json(directory / LAYOUT.config, config)
     copy_companions(loaded.path, directory)
+    forget_machine_path(directory)
     write_card(
         prepared_card(manifest, read_card(loaded.path / LAYOUT.card)), directory / LAYOUT.card
     )

@@ -134,7 +134,13 @@ def _kind(folder: Path, record: Record | None) -> str:
 
 def _files(folder: Path, unlisted: set[str]) -> tuple[PushFile, ...]:
     paths = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    wanted = filter_repo_objects(sorted(paths), ignore_patterns=list(_HIDDEN))
+    wanted = list(filter_repo_objects(sorted(paths), ignore_patterns=list(_HIDDEN)))
+    for name in wanted:
+        if not paths[name].resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(
+                f"{paths[name]}: leads out of the folder, to {paths[name].resolve()}; put the file "
+                "itself there, or take the link away"
+            )
     return tuple(PushFile(p, paths[p].stat().st_size, p not in unlisted) for p in wanted)
 
 

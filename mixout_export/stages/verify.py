@@ -24,7 +24,7 @@ from mixout_export.parity.verdict import (
     compare_subjects,
     make_battery,
 )
-from mixout_export.provenance.record import check_record, read_record
+from mixout_export.provenance.record import check_record, damage_explained, read_record
 from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
@@ -108,11 +108,12 @@ def _graph_of(path: Path) -> Path:
     if not (path / LAYOUT.record).is_file():
         return path
     try:
-        link = read_record(path).link
+        record = read_record(path)
     except CheckpointError:
         return path  # its manifest is judged later
-    graphs = link.options.get("graphs") if link.step == "bundle" else None
-    return path / graphs[0] if graphs else path
+    graphs = record.link.options.get("graphs") if record.link.step == "bundle" else None
+    first = graphs[0] if isinstance(graphs, list) and graphs else ""
+    return path / first if isinstance(first, str) and first in record.files else path
 
 
 def _all_of(*watches: Watch | None) -> Watch:
@@ -213,9 +214,10 @@ def verify_checkpoints(
     check_provider(provider)
     check_options(reference, candidate, serving=serving, drift=drift, self_test=test_self)
     unsigned = _signature_problems(candidate, signature)
-    left = open_subject(_graph_of(Path(reference)), provider=provider)
-    judged = candidate if is_address(str(candidate)) else _graph_of(Path(candidate))
-    right = open_candidate(judged, left, provider=provider, serving=serving)
+    with damage_explained(*(Path(side) for side in (reference, candidate))):
+        left = open_subject(_graph_of(Path(reference)), provider=provider)
+        judged = candidate if is_address(str(candidate)) else _graph_of(Path(candidate))
+        right = open_candidate(judged, left, provider=provider, serving=serving)
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:

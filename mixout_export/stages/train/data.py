@@ -95,10 +95,8 @@ def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
 
 
 def _data_name(file: Path) -> str:
-    """Return what to call the data: the file's name, or its folder's where that says nothing."""
-    stem = file.name.split(".")[0]
-    folder = file.resolve().parent.name
-    return folder if stem.lower() in ("train", "training", "data") and folder else stem
+    """Return what to call the data: the file's name, and no folder's, which may be a person's."""
+    return file.name.split(".")[0] or file.name
 
 
 def _digest(table: Table | None) -> str | None:

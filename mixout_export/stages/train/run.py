@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,7 @@ def train_checkpoint(
             keep_freed_memory()
         model = _ready_model(folder, options)
         encoded = load_training_data(folder, model, data, options)
+        tables = _tables(data, encoded)  # hashed now: a file may change while a model is trained
         metric = default_metric(require_task(folder), options.metric)
         _check_evaluation(options, encoded)
         pretrained = _parameter_anchors(folder, model, options)
@@ -203,26 +205,31 @@ def train_checkpoint(
             result = run.train(accelerator, observer or Silent(), started=started)
             accelerator.end_training()  # before the tracker's files move to OUT
             if accelerator.is_main_process:
-                _record(target, folder, data, encoded, options)
+                _record(target, folder, data, tables, options)
         return result
     finally:
         release_accelerator()
 
 
-def _record(
-    target: OutputFolder,
-    folder: Folder,
-    data: DataOptions,
-    encoded: TrainingData,
-    options: TrainOptions,
-) -> None:
-    """Write the manifest, once everything else is in the folder."""
+def _tables(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
+    """Return the tables that are trained and evaluated on, as they are now."""
     files = [("train", data.train_file, encoded.rows), ("eval", data.eval_file, None)]
     tables = [
         DataFile(role, file.name, file_digest(file), rows) for role, file, rows in files if file
     ]
     if data.dataset is not None:
         tables.append(DataFile("train", data.dataset, "", encoded.rows))
+    return tables
+
+
+def _record(
+    target: OutputFolder,
+    folder: Folder,
+    data: DataOptions,
+    tables: Sequence[DataFile],
+    options: TrainOptions,
+) -> None:
+    """Write the manifest, once everything else is in the folder."""
     settings = {name: value for name, value in options.to_dict().items() if name != "device"}
     write_record(
         target.partial,
