@@ -111,6 +111,13 @@ def test_the_hub_reads_every_cards_header(tmp_path: Path) -> None:
     assert fourth.eval_results == second.eval_results
 
 
+def test_a_base_in_a_folder_passes_on_what_it_was_made_of() -> None:
+    second_round = manifest(base=Base("collapsed", None, "ab" * 32))
+    card = prepared_card(second_round, Card({"base_model": "some/base"}))
+    assert card.header["base_model"] == "some/base"
+    assert prepared_card(second_round, Card()).header["base_model"] is None
+
+
 def test_metrics_are_those_of_the_file_that_was_evaluated(tmp_path: Path) -> None:
     data = by_the_hub(trained(), tmp_path).data
     assert {r.dataset_name for r in data.eval_results} == {"dev.tsv"}

@@ -54,12 +54,14 @@ def strategy_name(manifest: Manifest, *, decay_toward: str, weight_decay: float)
 
 def _header(manifest: Manifest, before: Card) -> dict[str, Any]:
     task = None if manifest.task is None else known_task(manifest.task)
+    # a base that is a folder was made of something, too
+    named = hub_id(manifest.base) or before.header.get("base_model")
     return {
         **inherited(before.header, manifest.base),
         "library_name": "transformers",
         "pipeline_tag": pipeline_tag(task),
-        "base_model": hub_id(manifest.base),
-        "base_model_relation": "finetune" if hub_id(manifest.base) else None,
+        "base_model": named,
+        "base_model_relation": "finetune" if named else None,
         "tags": ["mixout"],
     }
 

@@ -186,6 +186,10 @@ def _is_bundle(path: Path) -> bool:
 def _inspect_bundle(path: Path) -> Inspection:
     """Say what a bundle holds, which is for others to open: its files, and how it was made."""
     record = read_record(path)
+    told = dict(record.link.options)
+    also = told.pop("also", ())  # whole links, of which the hash is enough here
+    if also:
+        told["also"] = [link.get("weights_sha256") for link in also if isinstance(link, dict)]
     return Inspection(
         path=path,
         kind="bundle",
@@ -196,7 +200,7 @@ def _inspect_bundle(path: Path) -> Inspection:
         parameters=0,
         dtypes={},
         files={name: file.bytes for name, file in record.files.items()},
-        provenance=dict(record.link.options),
+        provenance=told,
         layers=(),
         distance=None,
     )
