@@ -282,6 +282,14 @@ def test_a_manifest_without_an_end_is_refused(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
+def test_a_manifest_of_another_tool_is_none(way: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(way / "base", tmp_path / "base"))
+    (base / "manifest.json").write_text('{"name": "a page", "icons": []}')
+    prepare_checkpoint(str(base), tmp_path / "prepared")
+    assert check_record(base).record is None
+    assert read_record(tmp_path / "prepared").chain[0].step == "base"
+
+
 def test_known_hashes_are_taken_and_folders_are_walked(tmp_path: Path) -> None:
     (tmp_path / "out" / "1").mkdir(parents=True)
     (tmp_path / "out" / "1" / "model.onnx").write_bytes(b"graph")

@@ -30,6 +30,9 @@ FORMAT = 1
 #: Libraries whose versions may matter for what a step writes.
 _LIBRARIES = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime")
 
+#: Entries of a manifest of ours; one that has none of them is another tool's.
+_OURS = {"format", "chain", "files", "weights_sha256", "manifest_guard"}
+
 #: Ends of the names of weights.
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
 
@@ -139,7 +142,7 @@ def _links_before(
 ) -> tuple[tuple[Link, ...], tuple[str, ...]]:
     """Return the steps that led to what is read, and its files that are not as they were."""
     path = source / LAYOUT.record
-    if not path.is_file():
+    if not _has_record(source):
         return (base or Link("source", input_sha256, source.resolve().name),), ()
     record = read_record(source)
     last = replace(record.link, manifest_sha256=file_digest(path))
@@ -243,6 +246,18 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{path}: is not a manifest of this tool ({error})") from error
 
 
+def _has_record(folder: Path) -> bool:
+    """Tell whether a folder has a manifest of ours, damaged or not: other tools write some too."""
+    path = folder / LAYOUT.record
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError:
+        return path.exists()
+    except (ValueError, RecursionError):
+        return True
+    return not isinstance(content, dict) or not _OURS.isdisjoint(content)
+
+
 def _listed(name: str, fields: Mapping[str, Any]) -> ListedFile:
     """Read an entry of a file, which has to lie in the folder.
 
@@ -310,7 +325,7 @@ def check_record(folder: Path) -> RecordCheck:
         OSError: A file cannot be read.
     """
     path = folder / LAYOUT.record
-    if not path.is_file():
+    if not _has_record(folder):
         return RecordCheck(None)
     try:
         record = read_record(folder)
