@@ -308,7 +308,7 @@ def damage_explained(*folders: Path) -> Iterator[None]:
         for folder in folders:
             problems = check_record(folder).problems if folder.is_dir() else ()
             if problems:
-                raise ParityError(f"{problems[0]}; nothing more can be said of it") from error
+                raise ParityError(f"{problems[0]}; it cannot be opened: {error}") from error
         raise
 
 
