@@ -218,6 +218,17 @@ def test_a_bundle_whose_manifest_is_damaged_does_not_hold(
     Program(capfd)("verify", graphs["fp32"], out).failed(3, "manifest.json: cannot be read")
 
 
+def test_a_bundle_of_mlserver_is_verified_and_may_be_served_in_place(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    """Its graph lies beside a folder that is called tokenizer."""
+    out = bundle(graphs["fp32"], tmp_path / "out", "mlserver")
+    (out / "tiny" / "__pycache__").mkdir()
+    (out / "tiny" / "__pycache__" / "graph_runtime.cpython-311.pyc").touch()
+    result = verify_checkpoints(graphs["fp32"], out)
+    assert result.passed, result.reasons()
+
+
 def test_a_version_that_is_added_to_a_bundle_is_a_problem(
     graphs: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -14,6 +14,9 @@ SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
+#: Largest number that servers read.
+_LARGEST = (1 << 31) - 1
+
 #: What other files at the top of a bundle are called.
 _TAKEN = (LAYOUT.card, LAYOUT.record, LAYOUT.signature, LAYOUT.config, LAYOUT.bom, "settings.json")
 
@@ -52,8 +55,8 @@ class BundleOptions:
             ("model-version", self.version),
             ("max-batch-size", self.max_batch_size),
         ):
-            if value < 1:
-                raise ArgumentError(f"{name}: got {value}, expected at least 1")
+            if not 1 <= value <= _LARGEST:
+                raise ArgumentError(f"{name}: got {value}, expected 1 to {_LARGEST}")
 
 
 @dataclass(frozen=True)

@@ -189,7 +189,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     Raises:
         CheckpointError: The files are there and cannot be loaded.
     """
-    if not any(is_tokenizer_file(file.name) for file in path.iterdir()):
+    if not any(is_tokenizer_file(file.name) and file.is_file() for file in path.iterdir()):
         return None
     with quiet_libraries():
         try:

@@ -346,6 +346,6 @@ def check_record(folder: Path) -> RecordCheck:
         problems += [
             f"{folder / name}: was added after bundle wrote the folder, which a server may serve"
             for name in sorted(unlisted)
-            if not any(part.startswith(".") for part in PurePosixPath(name).parts)
+            if not any(part.startswith((".", "__pycache__")) for part in PurePosixPath(name).parts)
         ]
     return RecordCheck(record, tuple(problems), tuple(sorted(unlisted)))
