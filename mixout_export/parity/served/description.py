@@ -172,6 +172,9 @@ def notes_on(served: ServedModel, *, generated: bool) -> tuple[str, ...]:
     notes = []
     if not served.facts.inputs or not served.facts.outputs:
         notes.append("the server does not say what the model takes and gives; it was tried")
+    if served.facts.precision not in ("", "fp32"):
+        said = shown(served.facts.precision)
+        notes.append(f"the server says that its model is {said}, which relaxes what is asked of it")
     small = sorted({spec.datatype for spec in served.facts.inputs} & {"INT32"})
     if small:
         notes.append("the server takes ids as INT32, and was given them so")
