@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from mixout_export.functional import coefficients, draw_mask, is_full_precision, mix, mix_by
+from mixout_export.fused import mixed_in
 from mixout_export.masks import PackedMask
 
 #: Matrix units like sizes that are multiples of these; by device.
@@ -31,7 +32,8 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
     sharded one, say) has its own; a frozen weight has no gradient to save; dtypes that autocast
     does not bring together fail, or stay, as in the plain layer. Whether gradients are enabled
     does not matter: re-entrant checkpointing runs a layer without them, then again with them, and
-    both must draw the same mask.
+    both must draw the same mask. While a CUDA graph is captured, masks must be drawn on the GPU: a
+    mask from the host would be the same at every replay.
     """
     if weight.device.type not in _PADDING or input.device.type not in _PADDING:
         return True
@@ -42,6 +44,7 @@ def must_spell_out(weight: Tensor, input: Tensor) -> bool:
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or not weight.requires_grad
+        or (weight.is_cuda and torch.cuda.is_current_stream_capturing())
         or (input.dtype != weight.dtype and not autocast)
         or (autocast and torch.float64 in (input.dtype, weight.dtype))
         or type(input) is not Tensor
@@ -219,7 +222,7 @@ class _NeuronProduct(torch.autograd.Function):
         gathered = active.gather(input) if active is not None and active.keeps_gathered else None
         kept = input if gathered is None else gathered
         ctx.save_for_backward(kept, weight, pretrained_weight, row)
-        mixed = mix_by(row, weight, pretrained_weight, p)
+        mixed = mixed_in(input.dtype, row, weight, pretrained_weight, p)
         return _product(input, mixed, bias, input_dim), gathered
 
     @staticmethod
@@ -234,7 +237,7 @@ class _NeuronProduct(torch.autograd.Function):
             return for_input, None, None, None, None, None, None, None
         flat = grad.reshape(-1, grad.shape[-1])
         if to_input:
-            mixed = mix_by(row, weight, pretrained_weight, ctx.p)
+            mixed = mixed_in(flat.dtype, row, weight, pretrained_weight, ctx.p)
             product = _input_gradient(flat, mixed, ctx.input_dim, ctx.shape)
             for_input = product if for_input is None else for_input + product
         if to_weight:

@@ -13,7 +13,8 @@ ROOT = Path(mixout_export.__file__).parent
 ORDER = (
     ("errors", "printable"),
     ("config", "tasks", "version"),
-    ("functional", "masks"),
+    ("functional", "masks", "fused_kernel"),
+    ("fused",),
     ("products",),
     ("layers",),
     ("surgery",),
