@@ -8,12 +8,13 @@ DEMO_OUT ?= mixout-demo
 BENCH ?=
 MATRIX ?=
 
-.PHONY: help demo test test-servers bench matrix lint format clean
+.PHONY: help demo test test-servers gpu-kit bench matrix lint format clean
 
 help:
 	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
 	@echo "make test   run all tests"
 	@echo "make test-servers  serve bundles with real servers, each in an environment of its own"
+	@echo "make gpu-kit  fill gpu-kit/, so that a GPU machine without a network can run python -m gpu"
 	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
 	@echo "make matrix take every architecture family the whole way; writes docs/architectures.md"
 	@echo "make lint   ruff and mypy"
@@ -62,6 +63,12 @@ $(SERVERS)/node/.installed: tests/servers/package.json
 test-servers: $(VENV)/.dev $(SERVERS)/triton/.installed $(SERVERS)/mlserver/.installed \
 		$(SERVERS)/openvino/.installed $(SERVERS)/optimum/.installed $(SERVERS)/node/.installed
 	$(BIN)/python -m pytest -m servers tests/servers
+
+# real data for the kit where there are some, else the demo's
+GPU_DATA ?= $(wildcard ../shared/data/glue/CoLA)
+
+gpu-kit: $(VENV)/.dev
+	$(BIN)/python -m gpu.pack $(if $(GPU_DATA),--data $(GPU_DATA))
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(BENCH)

@@ -1,7 +1,8 @@
 """The strategies that are compared: models of the same shape, each with its training step."""
 
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from mixout_export import MixoutConfig, inject_mixout
+from mixout_export import MixoutConfig, fused, inject_mixout, products
+from mixout_export.surgery import mixout_layers
 from mixout_export.training.optimizer import PretrainedDecay
 
 
@@ -29,27 +31,70 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(2, 128, 2),
     "22M": Shape(6, 384, 12),
     "BERT-base": Shape(12, 768, 12),
     "BERT-large": Shape(24, 1024, 16),
 }
 
-#: Arm → dropout, p, granularity (None where nothing is mixed).
-ARMS: dict[str, tuple[float, float, str | None]] = {
-    "plain": (0.0, 0.0, None),
-    "plain again": (0.0, 0.0, None),
-    "product left out": (0.0, 0.0, "left out"),
-    "dropout 0.1": (0.1, 0.0, None),
-    "wdecay(pre)": (0.0, 0.0, None),
-    "neuron 0.1": (0.0, 0.1, "neuron"),
-    "neuron 0.3": (0.0, 0.3, "neuron"),
-    "neuron 0.5": (0.0, 0.5, "neuron"),
-    "neuron 0.7": (0.0, 0.7, "neuron"),
-    "neuron 0.8": (0.0, 0.8, "neuron"),
-    "neuron 0.9": (0.0, 0.9, "neuron"),
-    "element 0.7": (0.0, 0.7, "element"),
-    "literal 0.7": (0.0, 0.7, "literal"),
+
+@dataclass(frozen=True)
+class Arm:
+    """What an arm does otherwise than plain finetuning.
+
+    Attributes:
+        dropout: Drop probability in the body.
+        p: Mix probability.
+        kind: "neuron", "element", "literal" or "left out"; None where nothing is mixed.
+        one_pass: Whether Φ comes from the one-pass kernel, on a GPU.
+        half_anchors: Whether anchors are bfloat16 in memory (`--anchor-dtype bfloat16`).
+        gathers: Whether the weight's gradient leaves out the columns of dropped neurons.
+    """
+
+    dropout: float = 0.0
+    p: float = 0.0
+    kind: str | None = None
+    one_pass: bool = False
+    half_anchors: bool = False
+    gathers: bool = True
+
+
+ARMS: dict[str, Arm] = {
+    "plain": Arm(),
+    "plain again": Arm(),
+    "product left out": Arm(kind="left out"),
+    "dropout 0.1": Arm(dropout=0.1),
+    "wdecay(pre)": Arm(),
+    "neuron 0.1": Arm(p=0.1, kind="neuron"),
+    "neuron 0.3": Arm(p=0.3, kind="neuron"),
+    "neuron 0.5": Arm(p=0.5, kind="neuron"),
+    "neuron 0.7": Arm(p=0.7, kind="neuron"),
+    "neuron 0.8": Arm(p=0.8, kind="neuron"),
+    "neuron 0.9": Arm(p=0.9, kind="neuron"),
+    "element 0.7": Arm(p=0.7, kind="element"),
+    "literal 0.7": Arm(p=0.7, kind="literal"),
+    "neuron 0.7, whole gradient": Arm(p=0.7, kind="neuron", gathers=False),
+    "neuron 0.7, one pass": Arm(p=0.7, kind="neuron", one_pass=True),
+    "neuron 0.7, one pass, bf16 anchors": Arm(
+        p=0.7, kind="neuron", one_pass=True, half_anchors=True
+    ),
+    "neuron 0.9, one pass, bf16 anchors": Arm(
+        p=0.9, kind="neuron", one_pass=True, half_anchors=True
+    ),
 }
+
+
+@contextmanager
+def _ways_of(arm: Arm) -> Iterator[None]:
+    """Let layers take the ways that an arm asks for."""
+    fewest = products._FEWEST_SAVED
+    if not arm.gathers:
+        products._FEWEST_SAVED = 1 << 62
+    try:
+        with fused.one_pass(arm.one_pass):
+            yield
+    finally:
+        products._FEWEST_SAVED = fewest
 
 
 class LiteralLinear(nn.Linear):
@@ -102,22 +147,27 @@ def _body_linears(model: nn.Module) -> list[nn.Linear]:
     return [m for m in body.modules() if type(m) is nn.Linear]  # type: ignore[union-attr]
 
 
-def build_model(arm: str, shape: Shape) -> nn.Module:
+def build_model(arm: str, shape: Shape, *, device: str = "cpu") -> nn.Module:
     """Return an arm's model in training mode, the same weights for every arm."""
-    dropout, p, kind = ARMS[arm]
+    chosen = ARMS[arm]
+    kind, p = chosen.kind, chosen.p
     torch.manual_seed(0)
-    model = BertForSequenceClassification(
-        BertConfig(
-            hidden_size=shape.hidden,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            intermediate_size=4 * shape.hidden,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
+    with torch.device(device):  # a GPU initializes BERT-large in a fraction of a CPU's time
+        model = BertForSequenceClassification(
+            BertConfig(
+                hidden_size=shape.hidden,
+                num_hidden_layers=shape.layers,
+                num_attention_heads=shape.heads,
+                intermediate_size=4 * shape.hidden,
+                hidden_dropout_prob=chosen.dropout,
+                attention_probs_dropout_prob=chosen.dropout,
+            )
         )
-    )
     if kind in ("neuron", "element"):
         inject_mixout(model, MixoutConfig(p=p, granularity=kind))  # type: ignore[arg-type]
+        for layer in mixout_layers(model).values():
+            if chosen.half_anchors:
+                layer.pretrained_weight = layer.pretrained_weight.to(torch.bfloat16)
     elif kind == "left out":
         for layer in _body_linears(model):
             layer.__class__ = LinearWithoutWeightGradient
@@ -173,10 +223,7 @@ def build_step(
         precision: "fp32", or "bf16" for autocast over weights in float32.
         compiled: Whether the model goes through `torch.compile`.
     """
-    model = build_model(arm, shape).to(device)
-    for layer in model.modules():
-        if isinstance(layer, LiteralLinear):
-            layer.target = layer.target.to(device)
+    model = build_model(arm, shape, device=device)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01, fused=True)
     decay = PretrainedDecay([], [], 0.0)
@@ -187,9 +234,11 @@ def build_step(
     run = torch.compile(model) if compiled else model
 
     def step(batch: dict[str, Tensor]) -> None:
-        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=precision == "bf16"):
-            loss = run(**batch).loss
-        loss.backward()
+        with _ways_of(ARMS[arm]):
+            kind = device.partition(":")[0]
+            with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
+                loss = run(**batch).loss
+            loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         decay.apply(1e-5)
         optimizer.step()

@@ -1,0 +1,466 @@
+"""Whether mixout on this device computes what it should."""
+
+import copy
+import itertools
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertForSequenceClassification
+
+from gpu.closed_form import (
+    Case,
+    P,
+    examine,
+    examine_embedding,
+    hold_passes,
+    make_inputs,
+    make_layer,
+    make_upstream,
+)
+from gpu.kit import Kit
+from gpu.results import CannotRun, CheckFailed, Finding
+from gpu.waits import no_waiting
+from mixout_export import (
+    MixoutConfig,
+    collapse_mixout,
+    fused,
+    inject_mixout,
+    load_mixout,
+    save_mixout,
+)
+from mixout_export.layers import MixoutLayer
+from mixout_export.surgery import mixout_layers
+
+Check = Callable[[torch.device], Finding]
+
+_GRANULARITIES = ("neuron", "element")
+_HALVES = (torch.bfloat16, torch.float16)
+#: Weights' dtype, autocast's dtype.
+_PRECISIONS = (
+    (torch.float32, None),
+    *((half, None) for half in _HALVES),
+    *((torch.float32, half) for half in _HALVES),
+)
+#: Standard errors that a statistic may be off by: one in a billion runs is further off by chance.
+_SIGMAS = 6.0
+
+
+def _worst(errors: list[float], what: str) -> Finding:
+    text = f"{len(errors)} {what}; the largest error is {max(errors):.2f} of what rounding explains"
+    return Finding(text, data={"errors": errors})
+
+
+def check_products(device: torch.device) -> Finding:
+    """Forward and gradients of every layer and granularity in every precision."""
+    sizes = ({}, {"inputs": 64, "outputs": 48, "rows": 6}, {"rows": 0}, {"bias": False})
+    errors = []
+    for granularity, (dtype, autocast) in itertools.product(_GRANULARITIES, _PRECISIONS):
+        for size in sizes:
+            case = Case("linear", granularity, dtype, autocast, **size)  # type: ignore[arg-type]
+            errors.append(examine(case, device))
+        errors.append(examine(Case("conv1d", granularity, dtype, autocast), device))
+        case = Case("embedding", granularity, dtype, autocast)
+        errors.append(examine_embedding(case, device))
+    return _worst(errors, "layers against the closed form in float64")
+
+
+def check_one_pass(device: torch.device) -> Finding:
+    """The one-pass kernel for Φ, where there is one."""
+    errors = []
+    with fused.one_pass():
+        for kind, precision in itertools.product(("linear", "conv1d"), _PRECISIONS):
+            errors.append(examine(Case(kind, "neuron", *precision), device))
+        for half in _HALVES:
+            case = Case("linear", "neuron", torch.float32, half)
+            errors.append(examine(case, device, call=_with_half_anchors))
+    return _worst(errors, "layers whose Φ comes from the one-pass kernel")
+
+
+def _with_half_anchors(layer: MixoutLayer, inputs: Tensor) -> Tensor:
+    """Call a layer whose anchors are bfloat16, as `--anchor-dtype bfloat16` makes them."""
+    layer.pretrained_weight = layer.pretrained_weight.to(torch.bfloat16)
+    return layer(inputs)  # type: ignore[no-any-return]
+
+
+def check_checkpointing(device: torch.device) -> Finding:
+    """The recomputation of both kinds of gradient checkpointing draws the same mask."""
+
+    def call(reentrant: bool) -> Callable[[MixoutLayer, Tensor], Tensor]:
+        return lambda layer, inputs: checkpoint(layer, inputs, use_reentrant=reentrant)
+
+    errors = [
+        examine(Case("linear", granularity, torch.float32, autocast), device, call=call(reentrant))
+        for granularity, autocast, reentrant in itertools.product(
+            _GRANULARITIES, (None, torch.bfloat16), (True, False)
+        )
+    ]
+    return _worst(errors, "layers under re-entrant and other checkpointing")
+
+
+def check_compiled(device: torch.device) -> Finding:
+    """`torch.compile` takes a layer as a whole."""
+    errors = []
+    for granularity in _GRANULARITIES:
+        torch.compiler.reset()
+
+        def call(layer: MixoutLayer, inputs: Tensor) -> Tensor:
+            return torch.compile(layer, fullgraph=True)(inputs)  # type: ignore[no-any-return]
+
+        errors.append(examine(Case("linear", granularity), device, call=call))
+    return _worst(errors, "compiled layers")
+
+
+def check_accumulation(device: torch.device) -> Finding:
+    """Gradients of several batches, each under a mask of its own, add up."""
+    errors = [
+        examine(Case("linear", granularity, torch.float32, autocast), device, passes=3)
+        for granularity, autocast in itertools.product(_GRANULARITIES, (None, torch.bfloat16))
+    ]
+    return _worst(errors, "layers over three accumulated batches")
+
+
+def _bits(layer: MixoutLayer, eye: Tensor) -> Tensor:
+    """Return one call's mask as 0 and 1, shape (out, in)."""
+    phi = layer(eye).t()
+    scale = 1.0 / (1.0 - P)
+    anchor, away = layer.pretrained_weight, layer.weight - layer.pretrained_weight
+    return ((phi - anchor).abs() > (phi - anchor - scale * away).abs()).double()
+
+
+def _hold_statistic(what: str, value: float) -> float:
+    if not abs(value) <= _SIGMAS:
+        raise CheckFailed(f"{what} is off by {value:.1f} standard errors, expected at most 6")
+    return abs(value)
+
+
+@torch.no_grad()
+def check_masks(device: torch.device) -> Finding:
+    """Masks keep a share 1 − p, are independent, and leave the mean of Φ at w."""
+    calls, errors = 400, []
+    for granularity in _GRANULARITIES:
+        case = Case("linear", granularity, inputs=128, outputs=96, bias=False)
+        layer, other = make_layer(case, device), make_layer(case, device)
+        eye = torch.eye(case.inputs, device=device)
+        torch.manual_seed(11)
+        total = torch.zeros_like(layer.weight, dtype=torch.float64)
+        drawn, of_other = [], []
+        for _ in range(calls):
+            bits = _bits(layer, eye)
+            # one row of a neuron mask says all; of an element mask, one row is enough
+            drawn.append(bits[0])
+            of_other.append(_bits(other, eye)[0])
+            anchor = layer.pretrained_weight.double()
+            total += anchor + bits / (1 - P) * (layer.weight.double() - anchor)
+        spread = (P * (1 - P)) ** 0.5
+        ours, theirs = ((torch.stack(m) - (1 - P)) / spread for m in (drawn, of_other))
+        count = ours.numel()
+        away = (layer.weight - layer.pretrained_weight).double().abs()
+        of_mean = away * (P / (1 - P)) ** 0.5 / calls**0.5
+        statistics = {
+            "the share of kept neurons": ours.sum() / count**0.5,
+            "how far one neuron's share is": (ours.sum(0) / calls**0.5).abs().max(),
+            "the correlation of one step's mask with the next": (ours[1:] * ours[:-1]).sum()
+            / (count - case.inputs) ** 0.5,
+            "the correlation of neighbouring neurons": (ours[:, 1:] * ours[:, :-1]).sum()
+            / (count - calls) ** 0.5,
+            "the correlation of two layers": (ours * theirs).sum() / count**0.5,
+            "the mean of Φ": ((total / calls - layer.weight.double()).abs() / of_mean).max(),
+        }
+        for what, value in statistics.items():
+            errors.append(_hold_statistic(f"{granularity} masks: {what}", float(value)))
+    text = f"{len(errors)} statistics of {calls} masks; the furthest is {max(errors):.1f} sigma off"
+    return Finding(text, data={"sigmas": errors})
+
+
+class _AllKinds(nn.Module):
+    """A small network in which every layer class and granularity has its place."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        sizes = {"inputs": 256, "outputs": 256, "rows": 0}
+        self.table = nn.ModuleList(
+            make_layer(Case("embedding", granularity, **sizes), device)  # type: ignore[arg-type]
+            for granularity in _GRANULARITIES
+        )
+        self.layers = nn.ModuleList(
+            make_layer(Case(kind, granularity, **sizes), device)  # type: ignore[arg-type]
+            for kind, granularity in itertools.product(("linear", "conv1d"), _GRANULARITIES)
+        )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (rows,) to a number."""
+        states = self.table[0](ids) + self.table[1](ids)
+        for layer in self.layers:
+            states = torch.tanh(layer(states) / 64)
+        return states.square().mean()
+
+
+def check_waits(device: torch.device) -> Finding:
+    """No training step waits for the device: mask, forward, backward, clipping, AdamW."""
+    network = _AllKinds(device)
+    parameters = list(network.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+    ids = torch.randint(0, 256, (512,), generator=torch.Generator().manual_seed(1)).to(device)
+    variants: list[tuple[bool, bool]] = [(False, False), (True, False)]
+    if device.type == "cuda":
+        variants += [(True, True)]
+
+    def step(autocast: bool) -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+            loss = network(ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for autocast, one_pass in variants:
+        with fused.one_pass(one_pass):
+            for _ in range(2):
+                step(autocast)  # allocators and kernels are set up
+            optimizer_state = [v for s in optimizer.state.values() for v in s.values()]
+            with no_waiting(device, [*parameters, *network.buffers(), *optimizer_state, ids]):
+                for _ in range(3):
+                    step(autocast)
+    return Finding(f"{3 * len(variants)} steps of all kinds of layers, none waits for the device")
+
+
+class _StepsOnly:
+    """Watches `train` and lets PyTorch report waits during steps 3 to 5."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def started(self, **_: Any) -> None:
+        """Do nothing."""
+
+    def updated(self, *, step: int, **_: Any) -> None:
+        """Turn reports on after two steps, and off again."""
+        self.steps = step
+        torch.cuda.set_sync_debug_mode("warn" if 2 <= step < 5 else "default")
+
+    evaluated = saved = started
+
+    def finished(self) -> None:
+        """Turn reports off."""
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def check_waits_of_train(device: torch.device, kit: Kit) -> Finding:
+    """`train` itself adds no wait; those inside transformers are counted and named."""
+    observer = _StepsOnly()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kit.train("waits", device, observer=observer, max_steps=8, log_every=1000)
+    waits = [w for w in caught if "synchronizing CUDA operation" in str(w.message)]
+    places = sorted({f"{Path(w.filename).name}:{w.lineno}" for w in waits})
+    ours = [w for w in waits if "mixout_export" in Path(w.filename).parts]
+    if ours:
+        raise CheckFailed(
+            f"train waits for the device at {ours[0].filename}:{ours[0].lineno} in each step"
+        )
+    text = f"{len(waits)} waits in three steps of train, none in our code"
+    return Finding(text + (f"; they are at {', '.join(places)}" if places else ""))
+
+
+class Recorder:
+    """Captures work in a CUDA graph and replays it."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # libraries and allocators are set up, which a capture must not do
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        self.work, self.graph = work, torch.cuda.CUDAGraph()
+
+    def capture(self) -> None:
+        """Capture the work."""
+        with torch.cuda.graph(self.graph):
+            self.work()
+
+    def replay(self) -> None:
+        """Do it again."""
+        self.graph.replay()
+
+
+def check_graph_capture(
+    device: torch.device, recorder: Callable[[Callable[[], None]], Recorder] = Recorder
+) -> Finding:
+    """A captured CUDA graph draws a new mask at each replay."""
+    errors: list[float] = []
+    for granularity in _GRANULARITIES:
+        case = Case("linear", granularity)
+        layer, inputs = make_layer(case, device), make_inputs(case, device)
+        upstream, shown = make_upstream(case, device), {}
+
+        def step(layer=layer, inputs=inputs, upstream=upstream, shown=shown) -> None:  # type: ignore
+            layer.zero_grad(set_to_none=True)  # so that a replay writes the gradients anew
+            inputs.grad = None
+            shown["output"] = layer(inputs)
+            shown["output"].backward(upstream)
+
+        recorded = recorder(step)
+        recorded.capture()
+        outputs = []
+        for _ in range(3):
+            recorded.replay()
+            errors.append(hold_passes(case, layer, inputs, [(shown["output"], upstream)]))
+            outputs.append(shown["output"].detach().clone())
+        if any(torch.equal(a, b) for a, b in itertools.combinations(outputs, 2)):
+            raise CheckFailed(f"{case}: two replays of a captured graph have the same mask")
+    return _worst(errors, "replays of captured graphs, each with a mask of its own")
+
+
+def _random_bert(device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=128, hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    return BertForSequenceClassification(config).to(device)
+
+
+def _move_weights(model: nn.Module) -> None:
+    """Move every weight away from its anchor."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+
+
+def _hold_anchors(model: nn.Module, device: torch.device) -> None:
+    layers: Mapping[str, MixoutLayer] = mixout_layers(model)
+    if not layers:
+        raise CheckFailed("the model has no mixed layer")
+    for name, layer in layers.items():
+        if layer.pretrained_weight.device != layer.weight.device:
+            raise CheckFailed(
+                f"{name}: its anchor is on {layer.pretrained_weight.device} and its weight on "
+                f"{layer.weight.device}"
+            )
+        if layer.weight.device.type != device.type:
+            raise CheckFailed(f"{name}: is on {layer.weight.device}, expected {device}")
+
+
+def _hold_equal(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    if ours.keys() != theirs.keys():
+        other = sorted(ours.keys() ^ theirs.keys())[0]
+        raise CheckFailed(f"{what}: only one side has {other}")
+    for name, value in ours.items():
+        if not torch.equal(value.cpu(), theirs[name].cpu()):
+            raise CheckFailed(f"{what}: {name} differs")
+
+
+def check_checkpoints(device: torch.device) -> Finding:
+    """`inject_mixout`, `save_mixout`, `load_mixout` and `collapse_mixout` with tensors there."""
+    model = _random_bert(device)
+    plain_keys = set(model.state_dict())
+    inject_mixout(model, MixoutConfig(p=P))
+    _hold_anchors(model, device)
+    _move_weights(model)
+    ids = torch.randint(0, 128, (4, 9), generator=torch.Generator().manual_seed(1)).to(device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "saved"
+        save_mixout(model, path)  # type: ignore[arg-type]
+        loaded = load_mixout(path).to(device)  # type: ignore[arg-type]
+    _hold_anchors(loaded, device)
+    _hold_equal("save_mixout and load_mixout", model.state_dict(), loaded.state_dict())
+    moved = copy.deepcopy(loaded).to("cpu").to(device)
+    _hold_anchors(moved, device)
+    with torch.no_grad():
+        before = loaded.eval()(ids).logits
+        collapse_mixout(loaded)
+        after = loaded(ids).logits
+    if not torch.equal(before, after):
+        raise CheckFailed("collapse_mixout: the logits differ from those before")
+    if set(loaded.state_dict()) != plain_keys:
+        raise CheckFailed("collapse_mixout: the keys are not those of a plain model")
+    weights = {name: value for name, value in model.state_dict().items() if name in plain_keys}
+    _hold_equal("collapse_mixout", weights, loaded.state_dict())
+    return Finding("injected, saved, loaded and collapsed on the device, bit for bit")
+
+
+class _Interrupted(Exception):  # noqa: N818 (ends a run, as Ctrl-C does)
+    pass
+
+
+class _StopAt:
+    """Ends a run after so many steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def started(self, **_: Any) -> None:
+        """Do nothing."""
+
+    def updated(self, *, step: int, **_: Any) -> None:
+        """End the run."""
+        if step == self.step:
+            raise _Interrupted
+
+    evaluated = saved = finished = started
+
+
+def check_resume(device: torch.device, kit: Kit) -> Finding:
+    """`train --resume` ends with the bytes of a run that was never interrupted."""
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    options = {"max_steps": 8, "save_every": 2, "precision": precision}
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS is deterministic with it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        whole = kit.train("whole", device, **options)
+        try:
+            kit.train("resumed", device, observer=_StopAt(5), **options)
+        except _Interrupted:
+            resumed = kit.train("resumed", device, resume=True, **options)
+        else:
+            raise CheckFailed("the run that was to be interrupted ended by itself")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name in ("model.safetensors", "metrics.jsonl"):
+        if (whole / name).read_bytes() != (resumed / name).read_bytes():
+            raise CheckFailed(f"{name} differs between a resumed run and one without a break")
+    return Finding(f"{precision}: interrupted after step 5, resumed from step 4, the same bytes")
+
+
+def _on_gpu(check: Callable[..., Finding], why: str) -> Callable[..., Finding]:
+    """Return a check that a CPU cannot run."""
+
+    def run(device: torch.device, *arguments: Any) -> Finding:
+        if device.type != "cuda":
+            raise CannotRun(why)
+        return check(device, *arguments)
+
+    return run
+
+
+#: Most valuable first.
+CHECKS: dict[str, Check] = {
+    "layers against the closed form": check_products,
+    "no step waits for the device": check_waits,
+    "one-pass kernel": _on_gpu(
+        check_one_pass, "the kernel runs on a GPU only; a test runs it through Triton's interpreter"
+    ),
+    "save, load, collapse": check_checkpoints,
+    "gradient checkpointing": check_checkpointing,
+    "accumulated batches": check_accumulation,
+    "mask statistics": check_masks,
+    "captured CUDA graphs": _on_gpu(check_graph_capture, "CUDA graphs need a GPU"),
+}
+
+#: Checks that train the kit's checkpoint, after the others.
+CHECKS_WITH_KIT: dict[str, Callable[[torch.device, Kit], Finding]] = {
+    "resume to the bit": check_resume,
+    "waits of train": _on_gpu(
+        check_waits_of_train, "needs a GPU: on a CPU `train` looks at the loss after each step"
+    ),
+}
+#: The slowest, last.
+SLOW_CHECKS: dict[str, Check] = {"torch.compile": check_compiled}

@@ -1,0 +1,72 @@
+"""Write the GPU section of docs/benchmarks.md from the kit's results.
+
+python -m gpu.document [gpu.json]
+
+With a file, its results become those that the section shows: they are kept in gpu/measured.json.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from gpu.results import FAILED, Results, Step, sections
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ROOT / "gpu" / "measured.json"
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- written by python -m gpu.document -->", "<!-- end -->"
+
+_NOT_YET = (
+    "Not run yet: no figure in this document was taken on a GPU, and the CUDA code has never run. "
+    "`python -m gpu` checks and measures it on a machine that has one."
+)
+
+
+def _headline(machine: dict[str, object]) -> str:
+    versions = ", ".join(
+        f"{name} {machine[name]}"
+        for name in ("python", "torch", "cuda", "transformers", "accelerate", "triton")
+        if name in machine
+    )
+    return (
+        f"{machine.get('gpu', 'GPU')}, {machine.get('memory', '')}; {versions}. "
+        f"Date: {machine['date']}. Command: `{machine['command']}`, {machine['seconds']} s."
+    )
+
+
+def section(measured: Path = MEASURED) -> str:
+    """Return the section's text, without its heading."""
+    if not measured.exists():
+        return _NOT_YET
+    found = json.loads(measured.read_text("utf-8"))
+    steps: list[Step] = Results.steps_of(found)
+    bad = [step.name for step in steps if step.state == FAILED]
+    verdict = f"Failed: {', '.join(bad)}." if bad else "Every step passed."
+    return "\n".join([_headline(found["machine"]), verdict, "", *sections(steps, level=3)]).strip()
+
+
+def with_section(text: str, measured: Path = MEASURED) -> str:
+    """Return the document with its section written anew."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{section(measured)}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Keep the results if some are given, and write the section."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "results", nargs="?", type=Path, help="gpu.json of a run on a GPU (optional)"
+    )
+    given = parser.parse_args().results
+    if given is not None:
+        if json.loads(given.read_text("utf-8"))["machine"].get("device") != "cuda":
+            sys.exit(f"{given}: these results are a CPU's; the section is for a GPU's")
+        shutil.copyfile(given, MEASURED)
+    DOCUMENT.write_text(with_section(DOCUMENT.read_text("utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

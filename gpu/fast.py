@@ -1,0 +1,158 @@
+"""What a training step costs on the device: time, memory, and the kernels it is made of."""
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.arms import SHAPES, Batch, build_step
+from benchmarks.measure import Ratio, by_turns, markdown_table
+from gpu.results import CannotRun, Finding
+
+_ARMS = (
+    "plain", "plain again", "product left out", "dropout 0.1", "neuron 0.7", "neuron 0.9",
+    "element 0.7", "literal 0.7", "neuron 0.7, whole gradient", "neuron 0.7, one pass",
+    "neuron 0.7, one pass, bf16 anchors", "neuron 0.9, one pass, bf16 anchors",
+)  # fmt: skip
+_PROFILED = ("plain", "neuron 0.7", "neuron 0.7, one pass, bf16 anchors", "element 0.7")
+_FEWEST_ROUNDS, _MOST_ROUNDS = 5, 40
+_KERNELS = 14
+
+
+def _arms(device: torch.device) -> tuple[str, ...]:
+    """Leave the one-pass kernel out where it does not run: the arm would be another's twin."""
+    return tuple(arm for arm in _ARMS if device.type == "cuda" or "one pass" not in arm)
+
+
+def _prepare(
+    arms: tuple[str, ...], shape: str, batch: Batch, device: torch.device
+) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """Build every arm; return its step, and the most bytes that building and two steps need."""
+    precision = "bf16" if device.type == "cuda" else "fp32"
+    tensors = batch.tensors(str(device))
+    steps: dict[str, Callable[[], None]] = {}
+    peaks: dict[str, int] = {}
+    for arm in arms:
+        before = 0
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        step = build_step(arm, SHAPES[shape], device=str(device), precision=precision)
+        steps[arm] = partial(step, tensors)
+        for _ in range(2):
+            steps[arm]()
+        if device.type == "cuda":
+            peaks[arm] = torch.cuda.max_memory_allocated() - before
+    return steps, peaks
+
+
+def measure_steps(
+    shape: str, small: str, device: torch.device, deadline: float, parts: int
+) -> Finding:
+    """Time every arm by turns, with its peak memory.
+
+    Args:
+        shape: Name of the model's shape on a GPU.
+        small: Name of its shape on a CPU.
+        device: Where.
+        deadline: When the part has to end, by `time.monotonic`.
+        parts: Between how many steps the time that is left is shared.
+    """
+    started, left = time.monotonic(), deadline - time.monotonic()
+    on_gpu = device.type == "cuda"
+    shape, batch = (shape, Batch(32, 128)) if on_gpu else (small, Batch(4, 32))
+    steps, peaks = _prepare(_arms(device), shape, batch, device)
+    trial = by_turns(steps, rounds=2, warmup=1, device=device.type)
+    each = sum(times[-1] for times in trial.values())
+    until = started + left / parts
+    rounds = int((until - time.monotonic()) / each) if each else _MOST_ROUNDS
+    rounds = max(_FEWEST_ROUNDS, min(_MOST_ROUNDS, rounds))
+    seconds = by_turns(steps, rounds=rounds, warmup=0, device=device.type)
+    rows = []
+    for arm, times in seconds.items():
+        memory = f"{peaks[arm] / 2**30:.2f} GiB" if arm in peaks else "-"
+        median = sorted(times)[len(times) // 2]
+        against = Ratio.of(times, seconds["plain"])
+        dropout = Ratio.of(times, seconds["dropout 0.1"]).median
+        rows.append((arm, f"{1000 * median:.1f}", against, f"{dropout:.3f}", memory))
+    control = Ratio.of(seconds["plain again"], seconds["plain"]).median
+    ours = Ratio.of(seconds["neuron 0.7"], seconds["plain"]).median
+    head = ("arm", "ms", "against plain (quartiles)", "against dropout 0.1", "peak memory")
+    precision = "bf16 over fp32 weights" if on_gpu else "fp32"
+    text = (
+        f"{shape}, {batch}, {precision}, fused AdamW, {rounds} rounds: neuron 0.7 takes {ours:.3f} "
+        f"of a plain step (control {control:.3f})"
+    )
+    return Finding(text, markdown_table(head, rows), {"seconds": seconds, "peaks": peaks})
+
+
+def _kernel_times(step: Callable[[], None], device: torch.device, steps: int) -> Counter[str]:
+    """Return kernel (on a CPU: operation) → microseconds a step."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
+    with profile(activities=activities) as profiled:
+        for _ in range(steps):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+    times: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        if on_gpu and event.device_type != DeviceType.CUDA:
+            continue
+        spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        times[_short(event.key)] += spent / steps
+    return times
+
+
+def _short(kernel: str) -> str:
+    """Return a kernel's name without its template arguments, which fill a line each."""
+    name = kernel.removeprefix("void ").replace("|", "/")
+    base = name.split("<")[0]
+    inner = [word for word in ("Functor", "Kernel", "lambda") if word in name]
+    detail = ""
+    if inner and "<" in name:  # elementwise kernels differ in their functor alone
+        found = [w for w in name.replace("<", ",").replace("(", ",").split(",") if "Functor" in w]
+        detail = f" {found[0].split('::')[-1].strip()}" if found else ""
+    return f"{base}{detail}"[:80]
+
+
+def profile_steps(device: torch.device, deadline: float, parts: int) -> Finding:
+    """Show where a mixout step's time goes: kernels by how much longer they take than in plain."""
+    on_gpu = device.type == "cuda"
+    shape, batch = ("BERT-large", Batch(32, 128)) if on_gpu else ("tiny", Batch(4, 32))
+    if deadline - time.monotonic() < 10:
+        raise CannotRun("no time was left")
+    arms = tuple(arm for arm in _PROFILED if arm in _arms(device))
+    steps, _ = _prepare(arms, shape, batch, device)
+    times = {arm: _kernel_times(step, device, 3) for arm, step in steps.items()}
+    names = Counter[str]()
+    for arm in arms[1:]:
+        for kernel in times[arm] | times["plain"]:
+            apart = abs(times[arm][kernel] - times["plain"][kernel])
+            names[kernel] = max(names[kernel], apart)  # type: ignore[assignment]
+    shown = [kernel for kernel, _ in names.most_common(_KERNELS)]
+    rows: list[tuple[Any, ...]] = [
+        (f"`{kernel}`", *(f"{times[arm][kernel] / 1000:.2f}" for arm in arms)) for kernel in shown
+    ]
+    rest = {arm: sum(times[arm].values()) - sum(times[arm][k] for k in shown) for arm in arms}
+    rows.append(("all others", *(f"{rest[arm] / 1000:.2f}" for arm in arms)))
+    rows.append(("sum", *(f"{sum(times[arm].values()) / 1000:.2f}" for arm in arms)))
+    what = "kernel" if on_gpu else "operation"
+    text = f"{shape}, {batch}: milliseconds a step of each {what}, those that differ most first"
+    data = {arm: dict(of.most_common(60)) for arm, of in times.items()}
+    return Finding(text, markdown_table((what, *arms), rows), {"microseconds": data})
+
+
+Benchmark = Callable[[torch.device, float, int], Finding]
+
+#: Step → how it is measured. What is left of the time is shared between those to come.
+BENCHMARKS: dict[str, Benchmark] = {
+    "a step at BERT-large's shape": partial(measure_steps, "BERT-large", "tiny"),
+    "a step at BERT-base's shape": partial(measure_steps, "BERT-base", "tiny"),
+    "where the time goes": profile_steps,
+}
