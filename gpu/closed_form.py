@@ -240,7 +240,7 @@ def hold_passes(
     for output, upstream in observed:
         if output.dtype != dtype:
             raise CheckFailed(f"{case}: the output is {output.dtype}, expected {dtype}")
-        g, shown = upstream.double(), output.double()
+        g, shown = upstream.double(), output.detach().double()
         columns = shown[: case.inputs] - (0.0 if bias is None else bias)
         mixed = _read_mask(case, layer, columns.t())
         wanted = x @ mixed.phi.t() + (0.0 if bias is None else bias)

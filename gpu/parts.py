@@ -49,12 +49,12 @@ def run_part(part: str, options: argparse.Namespace) -> int:
 
     Args:
         part: "correct", "fast", "whole" or "seeds".
-        options: Device, folders, and the seconds that the part may take.
+        options: Device, folders, and until when the part may run.
 
     Returns:
         The exit code: 0, as a failed step is in the results.
     """
-    deadline = time.monotonic() + options.seconds
+    deadline = time.monotonic() + options.until - time.time()
     device = _device(options.device)
     results = Results(options.out)
     _describe(results, device)

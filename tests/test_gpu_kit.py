@@ -1,0 +1,207 @@
+"""The GPU kit around its checks: its folder, missing packages, results, the document."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from gpu import document, missing, pack
+from gpu.fast import _short
+from gpu.kit import ROOT, Kit, size_of
+from gpu.results import FAILED, CannotRun, CheckFailed, Finding, Results, page
+from gpu.whole import _command
+from mixout_export.errors import CheckpointError
+
+
+def raises(error: Exception) -> Finding:
+    raise error
+
+
+def test_results_are_complete_after_every_step(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    results.describe(device="cpu", seconds=1.0)
+    states = [
+        results.run("correct", "one", lambda: Finding("fine", "| a |\n| --- |\n| 1 |")).state,
+        results.run("correct", "two", lambda: raises(CheckFailed("4 is not | 5"))).state,
+        results.run("fast", "three", lambda: raises(CannotRun("needs a GPU"))).state,
+    ]
+    assert states == ["passed", "failed", "not run"]
+    again = Results(tmp_path)
+    assert again.steps == results.steps
+    assert again.machine == {"device": "cpu", "seconds": 1.0}
+    text = (tmp_path / "gpu.md").read_text("utf-8")
+    assert text == page(again.machine, again.steps)
+    assert "| two | failed | 0.0 | 4 is not \\| 5 |" in text
+    assert "steps: 1 passed, 1 failed, 1 not run" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
+
+
+def test_an_error_in_one_step_does_not_lose_the_others(tmp_path: Path) -> None:
+    results = Results(tmp_path)
+    failed = results.run("correct", "one", lambda: raises(RuntimeError("CUDA error:\n  a fault")))
+    results.run("correct", "two", lambda: Finding("fine"))
+    assert failed.state == FAILED
+    assert failed.finding.text.startswith("RuntimeError at test_gpu_kit.py:")
+    assert failed.finding.text.endswith("CUDA error: a fault")
+    assert "RuntimeError: CUDA error" in "".join(failed.finding.data["traceback"])
+    assert [step.name for step in Results(tmp_path).failed] == ["one"]
+
+
+def run_kit(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gpu", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_parts_without_time_are_failures_and_said(tmp_path: Path) -> None:
+    run = run_kit("--device", "cpu", "--out", str(tmp_path), "--seconds", "3")
+    assert run.returncode == 1
+    steps = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["steps"]
+    assert [step["part"] for step in steps] == ["correct", "fast", "whole", "seeds"]
+    assert all("not started" in step["finding"]["text"] for step in steps)
+    assert "FAILED seeds: the part as a whole: not started" in run.stderr
+
+
+def test_a_part_whose_process_ends_is_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()  # a checkpoint without files
+    words = ["--kit", str(tmp_path), "--out", str(tmp_path / "out"), "--parts", "seeds"]
+    run = run_kit("--device", "cpu", "--seconds", "60", *words)
+    assert run.returncode == 1
+    (step,) = json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))["steps"]
+    assert step["state"] == "failed"
+    assert "config.json" in step["finding"]["text"]
+
+
+def test_a_device_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    run = run_kit("--device", "cuda:99", "--out", str(tmp_path))
+    assert run.returncode == 2
+    assert run.stderr.strip() == "python -m gpu: --device cuda:99: PyTorch has no such device here"
+    assert not list(tmp_path.iterdir())
+
+
+def write_wheel(folder: Path, name: str) -> None:
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(f"{name}/__init__.py", "")
+        wheel.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\nRequires-Dist: numpy>=999\n",
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+
+
+def test_missing_packages_come_from_the_kit_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    wheels.mkdir()
+    for name in ("quite_new", "numpy"):
+        write_wheel(wheels, name)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert missing.complete(wheels, site) == ["quite_new"]
+    assert sorted(path.name for path in site.iterdir() if path.is_dir()) == [
+        "mixout_export_cli",
+        "quite_new",
+        "quite_new-1.0.dist-info",
+    ]
+    assert missing.complete(wheels, site) == []  # it is there now
+    (text,) = missing.unmet_by(["quite_new"])
+    assert text == f"quite_new wants numpy>=999, found {metadata.version('numpy')}"
+
+
+def test_nothing_is_unmet_where_the_project_is_installed() -> None:
+    assert missing.unmet() == []
+
+
+def test_what_is_carried_is_all_that_such_a_machine_may_lack() -> None:
+    carried = pack.carried()
+    assert {"datasets", "dill", "httpx2", "rich", "scikit-learn", "xxhash"} <= carried.keys()
+    assert not carried.keys() & pack.THERE
+    assert not any(name.startswith(("nvidia", "torch", "cuda")) for name in carried)
+
+
+def test_the_folder_names_its_data(tmp_path: Path) -> None:
+    source = tmp_path / "CoLA"
+    source.mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (source / name).write_text("sentence\tlabel\nIt works.\t1\nIt work.\t0\n", "utf-8")
+    (tmp_path / "base").mkdir()
+    pack._write_data(tmp_path / "data", source)
+    kit = Kit.find(tmp_path / "work", tmp_path)
+    assert kit.base == tmp_path / "base"
+    assert kit.train_file.parent.name == "CoLA"
+    short = kit.data(rows=1, eval_rows=1)
+    assert short.train_file is not None
+    assert short.train_file.read_text("utf-8") == "sentence\tlabel\nIt works.\t1\n"
+    assert size_of([source]) == 2 * (source / "dev.tsv").stat().st_size
+
+
+def test_the_kits_checkpoint_is_half_the_demos(real_checkpoint: Path, tmp_path: Path) -> None:
+    pack._write_base(tmp_path / "base")
+    ours, theirs = (
+        size_of([path / "model.safetensors"]) for path in (tmp_path / "base", real_checkpoint)
+    )
+    assert 0.49 < ours / theirs < 0.51
+    assert json.loads((tmp_path / "base" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_without_a_checkpoint_the_error_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent() -> Path:
+        raise CheckpointError("not installed")
+
+    monkeypatch.setattr("gpu.kit.demo_base", absent)
+    with pytest.raises(CheckpointError, match="make gpu-kit"):
+        Kit.find(tmp_path / "work", tmp_path / "nothing")
+
+
+def test_a_command_that_fails_is_named_with_its_exit_code(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match=r"inspect ended with exit code 1: .*nothing"):
+        _command("inspect", tmp_path / "nothing")
+
+
+def test_the_documents_section_is_what_was_measured() -> None:
+    text = document.DOCUMENT.read_text("utf-8")
+    assert text == document.with_section(text)
+
+
+def test_the_section_shows_what_a_gpu_gave(tmp_path: Path) -> None:
+    assert "Not run yet" in document.section(tmp_path / "absent.json")
+    results = Results(tmp_path)
+    results.describe(
+        device="cuda", gpu="NVIDIA H100", memory="79 GiB", date="2026-12-01", seconds=400.0,
+        command="python -m gpu", torch="2.11.0",
+    )  # fmt: skip
+    results.run("fast", "a step", lambda: Finding("0.9 of plain", "| arm |\n| --- |\n| plain |"))
+    text = document.section(tmp_path / "gpu.json")
+    assert text.startswith("NVIDIA H100, 79 GiB; torch 2.11.0. Date: 2026-12-01.")
+    assert "Every step passed." in text
+    assert "### Fast" in text
+    assert "| plain |" in text
+    results.run("fast", "another", lambda: raises(CheckFailed("no")))
+    assert "Failed: another." in document.section(tmp_path / "gpu.json")
+
+
+def test_results_of_a_cpu_are_no_gpus(tmp_path: Path) -> None:
+    Results(tmp_path).describe(device="cpu")
+    command = [sys.executable, "-m", "gpu.document", str(tmp_path / "gpu.json")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert "these results are a CPU's" in run.stderr
+
+
+def test_kernels_have_short_names() -> None:
+    name = (
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, "
+        "std::array<char*, 3ul> >(int, at::native::CUDAFunctor_add<float>)"
+    )
+    assert _short(name) == "at::native::vectorized_elementwise_kernel CUDAFunctor_add"
+    assert len(_short("x" * 500)) == 80
