@@ -1,5 +1,6 @@
 """What a training step costs on the device: time, memory, and the kernels it is made of."""
 
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -109,6 +110,18 @@ def _kernel_times(step: Callable[[], None], device: torch.device, steps: int) ->
     return times
 
 
+def _host_seconds(step: Callable[[], None], device: torch.device) -> float:
+    """Return the median seconds until a step is queued; if above the sum, the host is the limit."""
+    found = []
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        started = time.perf_counter()
+        step()
+        found.append(time.perf_counter() - started)
+    return statistics.median(found)
+
+
 def _short(kernel: str) -> str:
     """Return a kernel's name without its template arguments, which fill a line each."""
     name = kernel.removeprefix("void ").replace("|", "/")
@@ -129,6 +142,7 @@ def profile_steps(device: torch.device, deadline: float, parts: int) -> Finding:
         raise CannotRun("no time was left")
     arms = tuple(arm for arm in _PROFILED if arm in _arms(device))
     steps, _ = _prepare(arms, shape, batch, device)
+    queued = {arm: _host_seconds(step, device) for arm, step in steps.items()}
     times = {arm: _kernel_times(step, device, 3) for arm, step in steps.items()}
     names = Counter[str]()
     for arm in arms[1:]:
@@ -142,10 +156,12 @@ def profile_steps(device: torch.device, deadline: float, parts: int) -> Finding:
     rest = {arm: sum(times[arm].values()) - sum(times[arm][k] for k in shown) for arm in arms}
     rows.append(("all others", *(f"{rest[arm] / 1000:.2f}" for arm in arms)))
     rows.append(("sum", *(f"{sum(times[arm].values()) / 1000:.2f}" for arm in arms)))
+    rows.append(("host, until all is queued", *(f"{1000 * queued[arm]:.2f}" for arm in arms)))
     what = "kernel" if on_gpu else "operation"
     text = f"{shape}, {batch}: milliseconds a step of each {what}, those that differ most first"
     data = {arm: dict(of.most_common(60)) for arm, of in times.items()}
-    return Finding(text, markdown_table((what, *arms), rows), {"microseconds": data})
+    table = markdown_table((what, *arms), rows)
+    return Finding(text, table, {"microseconds": data, "host_seconds": queued})
 
 
 Benchmark = Callable[[torch.device, float, int], Finding]

@@ -69,8 +69,13 @@ def _kernel_applies(dtype: torch.dtype, weight: Tensor, pretrained_weight: Tenso
         all(t.is_cuda and t.is_contiguous() and t.dtype in _DTYPES for t in tensors)
         and dtype in _DTYPES
         and not torch.is_grad_enabled()
-        and importlib.util.find_spec("triton") is not None
+        and _has_triton()
     )
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _mix_in_one_pass(
