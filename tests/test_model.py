@@ -2,6 +2,8 @@ import copy
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -420,3 +422,27 @@ def test_a_full_disk_leaves_nothing(
     with pytest.raises(OutputError, match=r"No space left on device"):
         save_mixout(model, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["prepared"]
+
+
+def test_loading_leaves_the_process_as_it_was(prepared: Path, tmp_path: Path) -> None:
+    """No environment variable, logging level or warning filter of the user's changes."""
+    script = """
+import logging, os, sys, warnings
+import transformers
+names = ("", "transformers", "torch.onnx", "accelerate", "mixout_export")
+def now():
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [(logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    return dict(os.environ), levels, list(warnings.filters), bars
+from mixout_export import load_mixout, save_mixout
+before = now()
+model = load_mixout(sys.argv[1])
+save_mixout(model, sys.argv[2])
+after = now()
+print([i for i, (a, b) in enumerate(zip(before, after)) if a != b])
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    command = [sys.executable, "-c", script, str(prepared), str(tmp_path / "again")]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert run.stdout.strip() == "[]"

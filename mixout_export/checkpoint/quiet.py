@@ -1,7 +1,6 @@
 """Keep libraries' own reports off the terminal."""
 
 import logging
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,7 +32,6 @@ def quiet_libraries() -> Iterator[None]:
         handler.addFilter(silencer)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
