@@ -39,7 +39,7 @@ def leave(error: Exception, *, hint: str) -> NoReturn:
     if isinstance(error, MixoutError):
         _fail(str(error), error.exit_code)
     if isinstance(error, InterruptionError):
-        _fail(str(error), 130)
+        _fail(str(error), error.exit_code)
     if isinstance(error, BrokenPipeError):
         abandon_broken_streams()
         sys.exit(1)

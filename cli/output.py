@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,18 @@ from mixout_export.printable import printable
 
 
 class InterruptionError(Exception):
-    """Ctrl-C, with a sentence that says how to go on."""
+    """Ctrl-C or another signal, with a sentence that says how to go on.
+
+    Args:
+        message: The sentence.
+        number: The signal's number; None is Ctrl-C's.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + (
+            number or signal.SIGINT
+        )  # as shells report a program that a signal ended
 
 
 def abandon_broken_streams() -> None:

@@ -7,6 +7,7 @@ MixoutError                 exit code 1, could not be done
 ├── CheckpointError         a folder that cannot be read, or does not hold what it should
 ├── DataError               a data file that cannot be read, or does not fit the task
 ├── TrainingError           training had to stop
+│   └── TrainingStoppedError  training was asked to stop, and saved a checkpoint
 ├── ExportError             the graph could not be written
 ├── ServerError             a server that cannot be reached, or does not keep to its protocol
 ├── HubError                the hub cannot be reached, or refuses
@@ -48,6 +49,10 @@ class DataError(MixoutError):
 
 class TrainingError(MixoutError):
     """Training cannot go on."""
+
+
+class TrainingStoppedError(TrainingError):
+    """Training stopped because it was asked to; a resumed run goes on from its last checkpoint."""
 
 
 class ExportError(MixoutError):

@@ -46,12 +46,9 @@ def wait_for(condition, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
-def test_ctrl_c_leaves_out_as_it_was_and_resume_completes(way: Way, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine").write_text("precious")
-    process = subprocess.Popen(
-        long_run(way, out, "--overwrite", updates=MANY_UPDATES),
+def start_long_run(way: Way, out: Path, *options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        long_run(way, out, *options, updates=MANY_UPDATES),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -59,20 +56,38 @@ def test_ctrl_c_leaves_out_as_it_was_and_resume_completes(way: Way, tmp_path: Pa
         # A shell's background job ignores Ctrl-C, and so do its children unless told otherwise.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
+
+
+def steps_of(checkpoints: Path) -> list[int]:
+    names = [path.name.removeprefix("step-") for path in checkpoints.glob("step-*")]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_a_checkpoint_leaves_out_as_it_was_and_resume_completes(
+    number: signal.Signals, code: int, way: Way, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine").write_text("precious")
+    process = start_long_run(way, out, "--overwrite", "--save-every", 7)
     checkpoints = tmp_path / "out.partial" / "checkpoints"
-    wait_for(lambda: list(checkpoints.glob("step-*")) or process.poll() is not None)
-    process.send_signal(signal.SIGINT)
+    wait_for(lambda: steps_of(checkpoints) or process.poll() is not None)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stdout) == (130, ""), stderr
+    assert (process.returncode, stdout) == (code, ""), stderr
+    last = steps_of(checkpoints)[-1]
     assert stderr.strip() == (
-        f"mixout-export: interrupted; {out} is as it was, and --resume goes on from the last "
-        "checkpoint"
+        f"mixout-export: stopped after step {last} of {MANY_UPDATES} and saved a checkpoint; {out} "
+        "is as it was; give the same command with --resume to go on"
     )
     assert content(out) == {"mine": b"precious"}
     first = json.loads((tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0
     done = subprocess.run(
-        long_run(way, out, "--overwrite", "--resume", "--json", updates=MANY_UPDATES),
+        long_run(
+            way, out, "--overwrite", "--save-every", 7, "--resume", "--json", updates=MANY_UPDATES
+        ),
         capture_output=True,
         text=True,
         env=environment(),

@@ -11,7 +11,7 @@ from checkpoints import TinyCheckpoints
 from training_runs import TrainingGround, same_weights, sentences, write_tsv
 
 from mixout_export import load_mixout
-from mixout_export.errors import ArgumentError, OutputError
+from mixout_export.errors import ArgumentError, OutputError, TrainingStoppedError
 from mixout_export.stages.train import DataOptions, TrainResult
 from mixout_export.training.records import Silent
 
@@ -196,6 +196,26 @@ def test_interrupted_at_a_step_and_resumed(
     ground.run(tmp_path / "out", prepared=prepared, observer=resumed, resume=True, **OPTIONS)
     assert resumed.done == 4 * ((step - 1) // 4)  # the step was not yet saved
     assert_same_run(tmp_path / "out", undisturbed)
+
+
+def test_a_run_that_is_asked_to_stop_saves_its_last_step_first(
+    ground: TrainingGround, prepared: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    asked: list[int] = []
+
+    def must_stop() -> bool:
+        asked.append(len(asked) + 1)
+        return len(asked) == 7
+
+    out = tmp_path / "out"
+    with pytest.raises(TrainingStoppedError, match="stopped after step 7 of"):
+        ground.run(out, prepared=prepared, must_stop=must_stop, **OPTIONS)
+    assert asked == [1, 2, 3, 4, 5, 6, 7]
+    assert not out.exists()
+    resumed = Resumed()
+    ground.run(out, prepared=prepared, observer=resumed, resume=True, **OPTIONS)
+    assert resumed.done == 7
+    assert_same_run(out, undisturbed)
 
 
 def test_a_run_in_progress_can_be_read(

@@ -1,7 +1,7 @@
 """Tiny prepared checkpoints, generated data, and runs of `train` on them."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ class TrainingGround:
         resume: bool = False,
         overwrite: bool = False,
         observer: Any = None,
+        must_stop: Callable[[], bool] = lambda: False,
         **options: Any,
     ) -> TrainResult:
         """Train with settings that suit a tiny model."""
@@ -108,6 +109,7 @@ class TrainingGround:
             resume=resume,
             overwrite=overwrite,
             observer=observer,
+            must_stop=must_stop,
         )
 
 

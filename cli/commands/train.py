@@ -219,9 +219,12 @@ def train(
     """
     with quick_imports():
         from mixout_export.checkpoint.output import partial_path
+        from mixout_export.errors import TrainingStoppedError
         from mixout_export.stages.train import DataOptions, train_checkpoint
         from mixout_export.training.options import TrainOptions
+        from mixout_export.training.snapshots import Snapshots
     from mixout_export_cli.progress import TrainingDisplay
+    from mixout_export_cli.stopping import StopRequest
 
     data = DataOptions(
         train_file=train_file,
@@ -234,18 +237,27 @@ def train(
     )
     options = TrainOptions(**settings)
     try:
-        with TrainingDisplay(output, options.metric) as display:
+        with (
+            StopRequest(notice=output.shows_progress) as must_stop,
+            TrainingDisplay(output, options.metric) as display,
+        ):
             result = train_checkpoint(
-                prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display
-            )
+                prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display,
+                must_stop=must_stop,
+            )  # fmt: skip
+    except TrainingStoppedError as error:
+        raise InterruptionError(
+            f"{error} and saved a checkpoint; {out} is as it was; give the same command with "
+            "--resume to go on",
+            must_stop.number,
+        ) from error
     except KeyboardInterrupt as error:
-        kept = any(partial_path(out).glob("checkpoints/*"))
-        after = (
-            "and --resume goes on from the last checkpoint"
-            if kept
-            else ("and there is no checkpoint yet to go on from")
-        )
-        raise InterruptionError(f"interrupted; {out} is as it was, {after}") from error
+        after = "there is no checkpoint yet to go on from"
+        if Snapshots(partial_path(out), options.keep).paths():
+            after = "--resume goes on from the last checkpoint"
+        raise InterruptionError(
+            f"interrupted; {out} is as it was, and {after}", must_stop.number
+        ) from error
     state = "was complete already" if result.already_complete else f"in {result.seconds:.1f} s"
     stopped = ", stopped early" if result.stopped_early else ""
     updates = count_of(result.steps, "update")

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
-from mixout_export.errors import TrainingError
+from mixout_export.errors import TrainingError, TrainingStoppedError
 from mixout_export.surgery.usage import ForwardWatch
 from mixout_export.training.batches import (
     evaluation_batches,
@@ -104,6 +104,7 @@ class Finetuning:
         log: Where records go.
         write_model: Writes the mixout checkpoint of the present model into a folder.
         observer: Who watches.
+        must_stop: Asked after each step whether to save a checkpoint and stop.
     """
 
     def __init__(
@@ -121,11 +122,12 @@ class Finetuning:
         log: MetricsLog,
         write_model: Callable[[Path], None],
         observer: Observer,
+        must_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.accelerator, self.options, self.metric = accelerator, options, metric
         self.train, self.evaluation, self.targets = train, evaluation, train.targets
         self.snapshots, self.log, self.write_model = snapshots, log, write_model
-        self.observer = observer
+        self.observer, self.must_stop = observer, must_stop
         toward_pretrained = options.decay_toward == "pretrained"
         self.model = model.to(accelerator.device)
         optimizer = build_optimizer(
@@ -151,6 +153,7 @@ class Finetuning:
 
         Raises:
             TrainingError: The loss or a gradient is not finite.
+            TrainingStoppedError: `must_stop` said so.
         """
         options, progress = self.options, self._resume()
         self.observer.started(updates=self.updates, done=progress.step, examples=len(self.train))
@@ -174,12 +177,29 @@ class Finetuning:
                 if _is_due(progress.step, options.eval_every, epoch_ends, last):
                     self._evaluate_and_record()
                     stopped = self._is_stale()
-                if _is_due(progress.step, options.save_every, epoch_ends, last) or stopped:
+                asked = not (last or stopped) and self._is_asked_to_stop()
+                if _is_due(progress.step, options.save_every, epoch_ends, last) or stopped or asked:
                     self._save()
+                if asked:
+                    raise TrainingStoppedError(
+                        f"stopped after step {progress.step} of {self.updates}"
+                    )
                 if last or stopped:
                     break
         self.observer.finished()
         return self._outcome(stopped=stopped and progress.step < self.updates)
+
+    def _is_asked_to_stop(self) -> bool:
+        """Ask whether to stop, in all processes together.
+
+        Several processes must agree on the step, which costs them a wait: they ask each other only
+        at the steps whose loss is recorded.
+        """
+        if self.accelerator.num_processes == 1:
+            return self.must_stop()
+        if self.progress.step % self.options.log_every:
+            return False
+        return any(gather_object([self.must_stop()]))
 
     def _epoch_batches(self, epoch: int) -> list[list[list[int]]]:
         """Return an epoch's batches of each process."""

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,7 @@ def train_checkpoint(
     overwrite: bool = False,
     resume: bool = False,
     observer: Observer | None = None,
+    must_stop: Callable[[], bool] = lambda: False,
 ) -> TrainResult:
     """Finetune a mixout checkpoint.
 
@@ -164,6 +165,7 @@ def train_checkpoint(
         overwrite: Whether a non-empty `out`, or an unfinished run, may be replaced.
         resume: Go on with an unfinished run; afresh if there is none; nothing if it is complete.
         observer: Who watches.
+        must_stop: Asked after each step whether to save a checkpoint and stop: by a signal, say.
 
     Returns:
         What came of it.
@@ -173,6 +175,7 @@ def train_checkpoint(
         CheckpointError: `prepared` cannot be loaded.
         DataError: The data cannot be read or do not fit.
         TrainingError: The loss became NaN; the last good checkpoint is kept.
+        TrainingStoppedError: `must_stop` said so; a checkpoint of the last step is kept.
         OutputError: `out` cannot be written.
     """
     options = options if options is not None else TrainOptions()
@@ -202,7 +205,7 @@ def train_checkpoint(
         with writing as target:
             start_tracker(accelerator, options, project=out)
             run = _Run(target.partial, folder, model, pretrained, data, encoded, metric, options)
-            result = run.train(accelerator, observer or Silent(), started=started)
+            result = run.train(accelerator, observer or Silent(), must_stop, started=started)
             accelerator.end_training()  # before the tracker's files move to OUT
             if accelerator.is_main_process:
                 _record(target, folder, data, tables, options)
@@ -259,7 +262,14 @@ class _Run:
     def record_path(self) -> Path:
         return self.partial / LAYOUT.training
 
-    def train(self, accelerator: Accelerator, observer: Observer, *, started: float) -> TrainResult:
+    def train(
+        self,
+        accelerator: Accelerator,
+        observer: Observer,
+        must_stop: Callable[[], bool],
+        *,
+        started: float,
+    ) -> TrainResult:
         """Train to the end and put the result into the run's folder."""
         out = self.partial.with_name(self.partial.name.removesuffix(LAYOUT.partial_suffix))
         settings = run_settings(
@@ -278,7 +288,7 @@ class _Run:
         shared: list[TrainResult | None] = broadcast_object_list([finished])
         if shared[0] is not None:
             return shared[0]
-        outcome = self._finetuning(accelerator, snapshots, observer).run()
+        outcome = self._finetuning(accelerator, snapshots, observer, must_stop).run()
         result = TrainResult(
             out=out,
             metric=self.metric,
@@ -295,7 +305,11 @@ class _Run:
         return result
 
     def _finetuning(
-        self, accelerator: Accelerator, snapshots: Snapshots, observer: Observer
+        self,
+        accelerator: Accelerator,
+        snapshots: Snapshots,
+        observer: Observer,
+        must_stop: Callable[[], bool],
     ) -> Finetuning:
         return Finetuning(
             accelerator,
@@ -310,6 +324,7 @@ class _Run:
             log=MetricsLog(self.partial / LAYOUT.metrics),
             write_model=self._write_model,
             observer=observer,
+            must_stop=must_stop,
         )
 
     def _write_model(self, path: Path) -> None:
