@@ -115,11 +115,37 @@ def test_the_chosen_model_is_linked_into_the_run_without_the_trainers_state(
 def test_generators_go_on_where_they_were() -> None:
     torch.manual_seed(3)
     torch.rand(5)
-    state = rng_state()
+    state = rng_state(torch.device("cpu"))
     first = torch.rand(7)
     torch.rand(100)
-    restore_rng(state)
+    restore_rng(state, torch.device("cpu"))
     assert torch.equal(torch.rand(7), first)
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "mps"])
+def test_the_devices_own_generator_goes_on_where_it_was(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a device that is not here, a generator of the same interface stands for the real one."""
+    device, generator = torch.device(name), torch.Generator().manual_seed(5)
+    asked = []
+
+    def get(*which: torch.device) -> torch.Tensor:
+        asked.append(which)
+        return generator.get_state()
+
+    def put(state: torch.Tensor, *which: torch.device) -> None:
+        asked.append(which)
+        generator.set_state(state)
+
+    module = getattr(torch, device.type)
+    monkeypatch.setattr(module, "get_rng_state", get)
+    monkeypatch.setattr(module, "set_rng_state", put)
+    state = rng_state(device)
+    first = torch.rand(7, generator=generator)
+    restore_rng(state, device)
+    assert torch.equal(torch.rand(7, generator=generator), first)
+    assert asked == [(device,)] * 2 if device.type == "cuda" else [()] * 2
 
 
 def test_a_full_disk_is_an_oserror(tmp_path: Path) -> None:

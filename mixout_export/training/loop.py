@@ -366,7 +366,7 @@ class Finetuning:
     def _save(self) -> None:
         progress = self.progress
         progress.window.check(self._advice())
-        generators = gather_object([rng_state()])
+        generators = gather_object([rng_state(self.accelerator.device)])
         state = {
             "progress": progress.state(),
             "optimizer": self.optimizer.state_dict(),
@@ -396,7 +396,8 @@ class Finetuning:
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        restore_rng(state["generators"][self.accelerator.process_index])
+        generators = state["generators"][self.accelerator.process_index]
+        restore_rng(generators, self.accelerator.device)
         self.progress = Progress.restored(state["progress"])
         if self.accelerator.is_main_process:
             self.log.truncate(self.progress.records)

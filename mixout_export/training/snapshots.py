@@ -15,19 +15,27 @@ _STATE = "trainer_state.pt"
 _PREFIX = "step-"
 
 
-def rng_state() -> dict[str, Any]:
-    """Return the state of the generators that masks and dropout are drawn from."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Return the state of the generators that masks and dropout are drawn from.
+
+    Args:
+        device: Where the model is. Its generator counts beside the CPU's.
+    """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Set the generators to a state that `rng_state` returned."""
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Set the generators to a state that `rng_state` returned, on the same kind of device."""
     torch.set_rng_state(state["cpu"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:
