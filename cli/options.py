@@ -21,8 +21,10 @@ _SEEDS = 2**63
 def output_options(function: Callable[..., R]) -> Callable[..., R]:
     """Add `--json` and `--quiet`, and pass an `Output` as the argument `output`."""
 
-    @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-    @click.option("--quiet", is_flag=True, help="Print the result only.")
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON object to stdout, and nothing else."
+    )
+    @click.option("--quiet", is_flag=True, help="Print only the result.")
     @wraps(function)
     def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> R:
         return function(*args, output=Output(json=as_json, quiet=quiet), **kwargs)
@@ -46,5 +48,5 @@ def seed_option(text: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
 overwrite_option = click.option(
     "--overwrite",
     is_flag=True,
-    help="Replace OUT if it is not empty; the old one stays until the new one is whole.",
+    help="Replace OUT if it exists. The old OUT is kept until the new one is complete.",
 )

@@ -18,11 +18,11 @@ _COMMANDS = {
     "train": "Finetune a prepared checkpoint.",
     "collapse": "Turn a mixout checkpoint into a plain one.",
     "onnx": "Export a checkpoint to ONNX.",
-    "bundle": "Lay an ONNX folder out for a server.",
-    "verify": "Prove that two artefacts are the same model.",
-    "inspect": "Say what a folder is, and how far it has moved.",
-    "push": "Send a folder to the hub.",
-    "demo": "Go the whole way on a real checkpoint.",
+    "bundle": "Arrange an ONNX folder for an inference server.",
+    "verify": "Check that two models compute the same thing.",
+    "inspect": "Describe a checkpoint: type, history, and how far each layer moved.",
+    "push": "Upload a folder to the Hugging Face hub.",
+    "demo": "Run the complete workflow on a small real model.",
 }
 
 
@@ -49,11 +49,11 @@ def _show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     help="Show the version and exit.",
 )
 def cli() -> None:
-    """Finetune with Mixout, collapse to a plain model, export it, and prove it stayed the same.
+    """Finetune a model with Mixout, collapse it to a plain model, export it, and check each step.
 
-    A checkpoint's way: prepare, train, collapse, onnx, bundle.
+    The workflow: prepare, train, collapse, onnx, bundle.
 
-    Exit codes: 0 done; 1 could not be done; 2 wrong usage; 3 parity, or a manifest, does not hold.
+    Exit codes: 0 success, 1 error, 2 wrong usage, 3 the models differ or a manifest check failed.
     """
 
 

@@ -36,24 +36,24 @@ _OPTIONS = (
         "--timeout",
         type=float,
         metavar="SECONDS",
-        help="Of a server: the longest a request may take, with its repetitions.  [default: 30]",
+        help="For a server: time limit of a request, retries included.  [default: 30]",
     ),
     click.option(
         "--concurrency",
         type=int,
         metavar="CLIENTS",
-        help="Of a server: clients at once, each with inputs of its own.  [default: 16]",
+        help="For a server: number of clients that send requests at the same time.  [default: 16]",
     ),
     click.option(
         "--requests",
         type=int,
         metavar="COUNT",
-        help="Of a server: requests of each client; 0 is 8.  [default: 0]",
+        help="For a server: number of requests per client. 0 means 8.  [default: 0]",
     ),
     click.option(
         "--protocol",
         type=click.Choice(["json", "binary", "grpc"]),
-        help="Of a server: how tensors are sent.  [default: the best that it offers there]",
+        help="For a server: how tensors are sent.  [default: the fastest that it supports]",
     ),
 )
 

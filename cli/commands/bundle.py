@@ -26,41 +26,42 @@ def _name_of(folder: Path) -> str:
     type=click.Choice(_SERVERS),
     required=True,
     metavar="SERVER",
-    help=f"What OUT is for: {', '.join(_SERVERS[:-1])} or {_SERVERS[-1]}.",
+    help=f"Target server or runtime: {', '.join(_SERVERS[:-1])} or {_SERVERS[-1]}.",
 )
 @click.option(
     "--name",
     metavar="NAME",
-    help="What the model is called there.  [default: ONNX's name, for transformers-js OUT's]",
+    help="Name of the model on the server.  [default: name of the ONNX folder, for "
+    "transformers-js name of OUT]",
 )
 @click.option(
     "--also",
     type=PATH,
     multiple=True,
     metavar="ONNX",
-    help="The same checkpoint in another precision, beside the first; may be given again.  "
-    "[default: none]",
+    help="ONNX folder of the same checkpoint in another precision, to include as well. Can be "
+    "given several times.  [optional]",
 )
 @click.option(
     "--model-version",
     type=int,
     default=1,
     show_default=True,
-    help="Its version, where the server has versions.",
+    help="Version of the model, for servers that have versions.",
 )
 @click.option(
     "--max-batch-size",
     type=int,
     default=64,
     show_default=True,
-    help="Most rows of a batch, where the server has a limit.",
+    help="Maximum number of rows in a batch, for servers that have a limit.",
 )
 @click.option("--bom", is_flag=True, help="Also write a CycloneDX bill of materials.")
 @click.option(
     "--sign",
     type=PATH,
     metavar="KEY",
-    help="Sign OUT with this private key, a PEM file.  [default: not signed]",
+    help="Sign OUT with this private key (PEM file).  [optional]",
 )
 @overwrite_option
 @output_options
@@ -78,9 +79,9 @@ def bundle(
     overwrite: bool,
     output: Output,
 ) -> None:
-    """Turn ONNX, a folder that `onnx` wrote, into OUT, which a server or a runtime reads as it is.
+    """Turn ONNX, a folder written by `onnx`, into OUT, which a server or runtime can load directly.
 
-    OUT's README.md says how to start it, what to ask it, and how to check it.
+    OUT/README.md has the commands to start the server, send a request and verify the model.
     """
     from mixout_export.bundling.plan import BundleOptions
     from mixout_export.stages.bundle import bundle_onnx

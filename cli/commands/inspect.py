@@ -89,13 +89,13 @@ def _is_digest(text: str) -> bool:
     "--plot",
     type=PATH,
     metavar="FILE",
-    help="Draw the distances as png, svg or pdf.  [default: no]",
+    help="Plot the distances to this file: png, svg or pdf.  [optional]",
 )
 @output_options
 def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
-    """Say what PATH is, where it comes from, and how far its mixed layers have moved.
+    """Describe PATH: what it is, how it was made, and how far each mixed layer has moved.
 
-    Exit code 3 if its manifest does not match its files.
+    The exit code is 3 if its files do not match its manifest.
     """
     from mixout_export.errors import ParityError
     from mixout_export.stages.inspection import inspect_path, plot_distances

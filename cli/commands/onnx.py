@@ -50,67 +50,69 @@ def _describe(result: "OnnxResult") -> str:
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Of the weights; int8 rounds activations too, by each batch's own range.",
+    help="Precision of the weights. int8 also quantizes activations, by the range of each batch.",
 )
 @click.option(
     "--optimize",
     is_flag=True,
-    help="Apply onnxruntime's graph optimisations, where parity holds with them.",
+    help="Apply onnxruntime's graph optimizations, if the outputs stay within tolerance.",
 )
 @click.option(
     "--opset",
     type=int,
     default=20,
     show_default=True,
-    help="Version of the ONNX operators, 18 to 23.",
+    help="Version of the ONNX operator set, 18 to 23.",
 )
 @click.option(
     "--no-cache",
     is_flag=True,
-    help="Of a causal language model, write no second graph with a key/value cache.",
+    help="For causal language models: do not write the second graph, which has a key/value cache.",
 )
 @click.option(
     "--calibration-data",
     type=PATH,
     metavar="FILE",
-    help="Of int8, find activations' range on these texts, once and for all.  [default: none]",
+    help="Calibrate int8 activations on this file (static quantization). Without it, quantization "
+    "is dynamic.  [optional]",
 )
 @click.option(
     "--calibration-examples",
     type=int,
     default=256,
     show_default=True,
-    help="Rows of --calibration-data to run.",
+    help="Number of rows of --calibration-data to use.",
 )
 @click.option(
     "--reduce-range",
     is_flag=True,
-    help="Of int8, use 7 bits for weights: for x86 processors without VNNI.",
+    help="Use 7 instead of 8 bits for int8 weights. For x86 processors without VNNI.",
 )
 @click.option(
     "--data",
     type=PATH,
     metavar="FILE",
-    help="Compare on the texts of this file too, and judge decisions by them: csv, tsv, jsonl, "
-    "parquet, or .gz.  [default: none]",
+    help="Also compare on the texts of this file, and judge decisions by them: csv, tsv, jsonl or "
+    "parquet, optionally with .gz.  [optional]",
 )
-@click.option("--max-examples", type=int, help="Rows of --data to run.  [default: all]")
+@click.option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
 @click.option(
     "--text-column",
     metavar="NAME",
-    help="Column of the text in these files.  [default: found by the usual names]",
+    help="Column with the text in these files.  [default: detected by name]",
 )
 @click.option(
     "--text-pair-column",
     metavar="NAME",
-    help="Column of the second text in these files.  [default: found by the usual names]",
+    help="Column with the second text in these files.  [default: detected by name]",
 )
 @click.option(
     "--min-agreement",
     type=float,
-    help="Least share of decisions that are PyTorch's.  [default: by precision, int8 0.97]",
+    help="Minimum share of decisions that must equal PyTorch's, in [0, 1].  [default: 0.97 for "
+    "int8; fp32 and fp16 are judged by tolerance]",
 )
-@click.option("--no-verify", is_flag=True, help="Do not compare the graph with PyTorch.")
+@click.option("--no-verify", is_flag=True, help="Skip the comparison with PyTorch.")
 @overwrite_option
 @output_options
 def onnx(
@@ -135,8 +137,8 @@ def onnx(
 ) -> None:
     """Export SOURCE, a collapsed or a mixout checkpoint, to OUT, an ONNX folder.
 
-    The graph is compared with PyTorch before OUT appears; a difference above tolerance, or too few
-    of the same decisions, is exit code 3 and leaves nothing at OUT.
+    The graph is compared with PyTorch before OUT appears. If they differ by more than the
+    tolerance, or decide differently too often, the exit code is 3 and OUT is not written.
     """
     with quick_imports():
         from mixout_export.export.precision import Conversion

@@ -27,12 +27,12 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     "--task",
     type=click.Choice(list(TASKS)),
     metavar="NAME",
-    help=f"One of {', '.join(TASKS)}.  [default: what the checkpoint's own head says]",
+    help=f"The task: {', '.join(TASKS)}.  [default: the task of BASE's head]",
 )
 @click.option(
     "--labels",
     metavar="N|NAMES",
-    help="Number of labels, or their names separated by commas.  [default: the checkpoint's, or 2]",
+    help="Number of labels, or their names separated by commas.  [default: those of BASE, or 2]",
 )
 @click.option("--p", type=float, default=0.7, show_default=True, help="Mix probability in [0, 1).")
 @click.option(
@@ -40,50 +40,50 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     type=click.Choice(["neuron", "element"]),
     default="neuron",
     show_default=True,
-    help="One mask bit per input neuron (the paper's), or per weight.",
+    help="Draw one mask bit per input neuron (as in the paper) or per weight.",
 )
 @click.option(
     "--target-modules",
     default="all-linear",
     show_default=True,
     metavar="PATTERN",
-    help="all-linear, name suffixes separated by commas, or a regular expression for whole names; "
-    "embeddings are mixed, row by row, if they are named.",
+    help="Modules to mix: all-linear, name suffixes separated by commas, or a regular expression "
+    "that matches whole names. Embeddings are mixed only if they are named.",
 )
 @click.option(
     "--exclude-modules",
     metavar="PATTERN",
-    help="What not to mix, in the same notation.  [default: nothing]",
+    help="Modules not to mix, in the same notation.  [optional]",
 )
 @click.option(
-    "--dropout", type=float, default=0.0, show_default=True, help="Drop probability in the body."
+    "--dropout", type=float, default=0.0, show_default=True, help="Dropout probability in the body."
 )
 @click.option(
     "--head",
     type=click.Choice(["dropout", "mixout", "none"]),
     default="dropout",
     show_default=True,
-    help="Regularise the fresh head by dropout, by mixout toward its initial value, or not.",
+    help="How to regularize a fresh head: dropout, mixout toward its initial value, or none.",
 )
 @click.option(
     "--head-dropout",
     type=float,
     default=0.1,
     show_default=True,
-    help="Drop probability before the head.",
+    help="Dropout probability before the head.",
 )
 @click.option(
-    "--revision", metavar="NAME", help="Branch, tag or commit of a hub id.  [default: main]"
+    "--revision",
+    metavar="NAME",
+    help="Branch, tag or commit, if BASE is a hub id.  [default: main]",
 )
 @click.option(
     "--allow-pickle",
     is_flag=True,
-    help="Read weights from a pickle, restricted to tensors.",
+    help="Allow weights in pickle format. Only tensors are read from it.",
 )
-@click.option(
-    "--trust-remote-code", is_flag=True, help="Run Python code that comes with the checkpoint."
-)
-@seed_option("Seed of a fresh head's initial value.")
+@click.option("--trust-remote-code", is_flag=True, help="Run the Python code in the checkpoint.")
+@seed_option("Seed for the initial weights of a fresh head.")
 @overwrite_option
 @output_options
 def prepare(
@@ -108,7 +108,7 @@ def prepare(
 ) -> None:
     """Inject mixout into BASE, a Hugging Face folder or hub id, and write OUT.
 
-    The pretrained weights are kept beside the trainable ones, as frozen buffers.
+    OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones.
     """
     from mixout_export.checkpoint.folder import BaseDigest
 

@@ -41,11 +41,17 @@ def _confirm(plan: "PushPlan") -> None:
 @click.command(cls=Command)
 @click.argument("folder", type=PATH)
 @click.argument("repo")
-@click.option("--private", is_flag=True, help="Make it private, or refuse one that is public.")
-@click.option("--revision", metavar="BRANCH", help="Branch to send to.  [default: the main one]")
-@click.option("--message", metavar="TEXT", help="The commit's message.  [default: what it is]")
-@click.option("--dry-run", is_flag=True, help="Show what would be sent and send nothing.")
-@click.option("--yes", is_flag=True, help="Do not ask before sending.")
+@click.option(
+    "--private",
+    is_flag=True,
+    help="Create a private repository. Stops if REPO exists and is public.",
+)
+@click.option("--revision", metavar="BRANCH", help="Branch to upload to.  [default: main]")
+@click.option(
+    "--message", metavar="TEXT", help="Commit message.  [default: a description of FOLDER]"
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and upload nothing.")
+@click.option("--yes", is_flag=True, help="Upload without asking first.")
 @output_options
 def push(
     folder: Path,
@@ -58,11 +64,11 @@ def push(
     yes: bool,
     output: Output,
 ) -> None:
-    """Send FOLDER to REPO (OWNER/NAME) on the Hugging Face hub.
+    """Upload FOLDER to REPO (OWNER/NAME) on the Hugging Face hub.
 
-    The only command that sends anything anywhere. It shows the files and asks first, refuses a
-    folder that was changed since it was written, and leaves hidden files out. Log in with
-    `hf auth login`, or set HF_TOKEN.
+    This is the only command that uploads anything. It shows the files and asks first. It refuses a
+    folder that changed since it was written, and skips hidden files. Log in with `hf auth login`,
+    or set HF_TOKEN.
     """
     from mixout_export.stages.push import plan_push, push_folder
 

@@ -21,59 +21,59 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--train-file",
     type=PATH,
-    help="Training data: csv, tsv, jsonl or parquet, each also .gz.  [default: none]",
+    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz.  [optional]",
 )
-@click.option(
-    "--eval-file", type=PATH, help="Evaluation data, of the same formats.  [default: none]"
-)
+@click.option("--eval-file", type=PATH, help="Evaluation data, in the same formats.  [optional]")
 @click.option(
     "--dataset",
     metavar="NAME",
-    help="A data set of the hub instead of files: NAME or NAME:PART.  [default: none]",
+    help="A data set on the hub, instead of files: NAME or NAME:CONFIG.  [optional]",
 )
 @click.option(
     "--text-column",
     metavar="NAME",
-    help="Column of the text, words, question or prompt.  [default: found by the usual names]",
+    help="Column with the text, words, question or prompt.  [default: detected by name]",
 )
 @click.option(
     "--text-pair-column",
     metavar="NAME",
-    help="Column of the second text, or the context.  [default: found by the usual names]",
+    help="Column with the second text or the context.  [default: detected by name]",
 )
 @click.option(
     "--label-column",
     metavar="NAME",
-    help="Column of the label, labels or answers; NAME,NAME,… for several.  [default: found by "
-    "the usual names]",
+    help="Column with the label, labels or answers. Several columns: NAME,NAME,…  "
+    "[default: detected by name]",
 )
 @click.option(
     "--choices-column",
     metavar="NAME",
-    help="Column of lists of choices; NAME,NAME,… for a column each.  [default: found by the "
-    "usual names]",
+    help="Column with lists of choices, or one column per choice: NAME,NAME,…  "
+    "[default: detected by name]",
 )
 @click.option(
     "--metric",
     metavar="NAME",
-    help=f"What ranks checkpoints: {_METRICS}.  [default: the task's first]",
+    help=f"Metric that decides which checkpoint is best: {_METRICS}.  [default: the task's first]",
 )
 @click.option(
     "--epochs",
     type=float,
     default=3.0,
     show_default=True,
-    help="Passes over the training data, fractions allowed.",
+    help="Passes over the training data. Fractions are allowed.",
 )
-@click.option("--max-steps", type=int, help="Stop after so many updates.  [default: no limit]")
-@click.option("--batch-size", type=int, default=32, show_default=True, help="Examples per device.")
+@click.option("--max-steps", type=int, help="Stop after this many training steps.  [optional]")
+@click.option(
+    "--batch-size", type=int, default=32, show_default=True, help="Examples per batch and device."
+)
 @click.option("--lr", type=float, default=2e-5, show_default=True, help="Peak learning rate.")
 @click.option(
     "--warmup-ratio",
     type=float,
     default=0.1,
     show_default=True,
-    help="Share of the updates in which the rate rises.",
+    help="Fraction of the steps in which the learning rate rises.",
 )
 @click.option(
     "--scheduler",
@@ -81,119 +81,131 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
     default="linear",
     show_default=True,
     metavar="NAME",
-    help=f"How the rate falls after that: {', '.join(_SCHEDULERS)}.",
+    help=f"Learning-rate schedule after the warm-up: {', '.join(_SCHEDULERS)}.",
 )
 @click.option(
     "--weight-decay",
     type=float,
     default=0.01,
     show_default=True,
-    help="Decay decoupled from the gradient, as in AdamW.",
+    help="Weight decay, decoupled from the gradient as in AdamW.",
 )
 @click.option(
     "--decay-toward",
     type=click.Choice(["zero", "pretrained"]),
     default="zero",
     show_default=True,
-    help="What weight decay pulls to; a fresh head always decays toward zero.",
+    help="Where weight decay pulls the weights. A fresh head always decays toward zero.",
 )
 @click.option(
     "--head-weight-decay",
     type=float,
-    help="Weight decay of a fresh head.  [default: as --weight-decay]",
+    help="Weight decay of a fresh head.  [default: same as --weight-decay]",
 )
 @click.option(
-    "--max-length", type=int, help="Longest sequence in tokens.  [default: 128, or the model's]"
+    "--max-length",
+    type=int,
+    help="Maximum length in tokens.  [default: 128, or the model's limit if lower]",
 )
 @click.option(
     "--doc-stride",
     type=int,
     metavar="TOKENS",
-    help="Tokens that neighbouring windows of a question's context share.  [default: a third of "
+    help="Tokens that two neighboring windows of a long context share.  [default: a third of "
     "--max-length]",
 )
 @click.option(
     "--blocks",
     is_flag=True,
-    help="Join a language model's texts and cut blocks of --max-length; else a row is a sequence.",
+    help="For language models: join the texts and cut them into blocks of --max-length tokens. "
+    "Without it, each row is one sequence.",
 )
 @click.option(
     "--max-grad-norm",
     type=float,
     default=1.0,
     show_default=True,
-    help="Scale gradients to at most this norm; 0 does not clip.",
+    help="Clip gradients to this norm. 0 turns clipping off.",
 )
 @click.option(
     "--gradient-accumulation",
     type=int,
     default=1,
     show_default=True,
-    help="Batches per update, each with masks of its own.",
+    help="Batches per training step. Each batch has its own masks.",
 )
 @click.option(
-    "--gradient-checkpointing", is_flag=True, help="Recompute activations to save memory."
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Recompute activations in the backward pass to save memory.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Precision of the arithmetic; weights are kept in fp32.",
+    help="Precision of the computation. Weights are always kept in fp32.",
 )
 @click.option(
     "--device",
     metavar="NAME",
-    help="Where to train: cpu, cuda, cuda:N or mps.  [default: best there is]",
+    help="Device: cpu, cuda, cuda:N or mps.  [default: a GPU if there is one]",
 )
 @click.option(
     "--anchor-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Dtype of the pretrained weights in memory.  [default: the weight's]",
+    help="Dtype of the pretrained weights in memory.  [default: float32]",
 )
-@seed_option("Seed of data order, masks and dropout.")
+@seed_option("Seed for data order, masks and dropout.")
 @click.option(
     "--eval-every",
     type=int,
     metavar="STEPS",
-    help="Updates between evaluations.  [default: each epoch]",
+    help="Training steps between evaluations.  [default: one epoch]",
 )
 @click.option(
     "--save-every",
     type=int,
     metavar="STEPS",
-    help="Updates between checkpoints.  [default: each epoch]",
+    help="Training steps between checkpoints.  [default: one epoch]",
 )
 @click.option(
-    "--keep", type=int, default=2, show_default=True, help="Checkpoints kept while training."
+    "--keep",
+    type=int,
+    default=2,
+    show_default=True,
+    help="Number of checkpoints to keep while training.",
 )
 @click.option(
     "--early-stopping",
     is_flag=True,
-    help="Stop when --patience evaluations in a row were no better.",
+    help="Stop when --patience evaluations in a row show no improvement.",
 )
 @click.option(
     "--patience",
     type=int,
     default=3,
     show_default=True,
-    help="Evaluations that --early-stopping waits for.",
+    help="Evaluations without improvement before --early-stopping stops.",
 )
 @click.option(
     "--select",
     type=click.Choice(["best", "last"]),
-    help="Which checkpoint is the result.  [default: best if there is an eval file]",
+    help="Which checkpoint becomes OUT.  [default: best with an eval file, else last]",
 )
 @click.option(
     "--tracker",
     type=click.Choice(["tensorboard", "wandb", "trackio"]),
-    help="Log there as well.  [default: none]",
+    help="Also log to this experiment tracker.  [optional]",
 )
-@click.option("--p", type=float, help="Mix probability in [0, 1).  [default: the prepared one]")
+@click.option(
+    "--p", type=float, help="Mix probability in [0, 1).  [default: the one given to prepare]"
+)
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on with an unfinished run; afresh if there is none; nothing if OUT is complete.",
+    help="Continue an unfinished run. Starts a new one if there is none, and does nothing if OUT "
+    "is complete.",
 )
 @overwrite_option
 @output_options
@@ -213,9 +225,9 @@ def train(
     output: Output,
     **settings: Any,
 ) -> None:
-    """Finetune PREPARED, a mixout checkpoint, and write OUT, another one.
+    """Finetune PREPARED, a mixout checkpoint, and write OUT, a trained mixout checkpoint.
 
-    Work in progress lies in OUT.partial, from which --resume goes on exactly.
+    Work in progress is in OUT.partial. After Ctrl-C, --resume continues exactly where it stopped.
     """
     with quick_imports():
         from mixout_export.checkpoint.output import partial_path

@@ -141,28 +141,29 @@ def _describe(result: "ParityResult") -> str:
     "--data",
     type=PATH,
     metavar="FILE",
-    help="Also run the texts of this file: csv, tsv, jsonl, parquet, or .gz.  [default: none]",
+    help="Also compare on the texts of this file: csv, tsv, jsonl or parquet, optionally "
+    "with .gz.  [optional]",
 )
-@click.option("--max-examples", type=int, help="Rows of --data to run.  [default: all]")
+@click.option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
 @click.option(
     "--text-column",
     metavar="NAME",
-    help="Column of the text in --data.  [default: found by the usual names]",
+    help="Column with the text in --data.  [default: detected by name]",
 )
 @click.option(
     "--text-pair-column",
     metavar="NAME",
-    help="Column of the second text in --data.  [default: found by the usual names]",
+    help="Column with the second text in --data.  [default: detected by name]",
 )
 @click.option(
     "--label-column",
     metavar="NAME",
-    help="Column of the labels in --data.  [default: found by the usual names]",
+    help="Column with the labels in --data.  [default: detected by name]",
 )
 @click.option(
     "--choices-column",
     metavar="NAME",
-    help="Column of the choices in --data.  [default: found by the usual names]",
+    help="Column with the choices in --data.  [default: detected by name]",
 )
 @click.option(
     "--atol",
@@ -185,41 +186,43 @@ def _describe(result: "ParityResult") -> str:
     "--inputs",
     type=PATH,
     metavar="FILE.npz",
-    help="Run these inputs, as --save-inputs wrote them.  [default: the battery]",
+    help="Use these test inputs, from an earlier --save-inputs.  [default: generated inputs]",
 )
 @click.option(
     "--save-inputs",
     type=PATH,
     metavar="FILE.npz",
-    help="Keep what is run, to run it again.  [default: do not]",
+    help="Save the test inputs to this file, to use them again.  [optional]",
 )
 @click.option(
     "--self-test",
     is_flag=True,
-    help="Also put known faults into copies of CANDIDATE, each of which has to be caught.",
+    help="Also test the comparison itself: put known faults into copies of CANDIDATE and check "
+    "that each is found.",
 )
 @click.option(
     "--report",
     type=PATH,
     metavar="FILE.html",
-    help="Show the result as a page, one file to look at offline.  [default: do not]",
+    help="Write the result as one HTML file, for viewing offline.  [optional]",
 )
-@seed_option("Of the battery.")
+@seed_option("Seed for the generated test inputs.")
 @click.option(
     "--min-agreement",
     type=float,
-    help="Least share of equal decisions.  [default: by precision, only int8 has one]",
+    help="Minimum share of equal decisions, in [0, 1].  [default: 0.97 for int8; other precisions "
+    "are judged by tolerance]",
 )
 @click.option(
     "--drift",
     is_flag=True,
-    help="Look at every module's output; done anyway for a report and where parity does not hold.",
+    help="Compare the output of every module. Always on with --report and when the models differ.",
 )
 @click.option(
     "--signature",
     type=PATH,
     metavar="KEY",
-    help="CANDIDATE has to be signed, by whom this public key says.  [default: not checked]",
+    help="Require CANDIDATE to carry a valid signature for this public key.  [optional]",
 )
 @server_options
 @output_options
@@ -247,12 +250,13 @@ def verify(
     serving: dict[str, Any],
     output: Output,
 ) -> int:
-    """Compare CANDIDATE with REFERENCE: each weight, then the outputs over a battery of inputs.
+    """Check that CANDIDATE computes the same as REFERENCE: every weight, then the outputs.
 
-    Each is a mixout checkpoint, a Hugging Face folder, an ONNX folder or file, a bundle; CANDIDATE
-    also a model on a server, http://HOST:PORT/v2/models/NAME. Exit code 3 if they do not compute
-    the same thing, if a manifest or a signature does not hold, or if --self-test puts in a fault
-    that nothing catches.
+    Each can be a mixout checkpoint, a Hugging Face folder, an ONNX folder or file, or a bundle.
+    CANDIDATE can also be a model on a server: http://HOST:PORT/v2/models/NAME.
+
+    The exit code is 3 if the models differ, if a manifest or signature check fails, or if
+    --self-test finds a fault that the comparison misses.
     """
     with quick_imports():
         from mixout_export.parity.served.options import ServingOptions
