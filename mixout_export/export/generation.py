@@ -136,7 +136,8 @@ def _example(layout: CacheLayout, interface: ModelInterface) -> tuple[Tensor, ..
     mask = torch.ones((_BATCH, _PAST + _LENGTH), dtype=torch.int64)
     mask[-1, :2] = 0
     made = {"input_ids": ids.clone(), "attention_mask": mask, "position_ids": positions_of(mask)}
-    made["position_ids"] = made["position_ids"][:, _PAST:]
+    # a slice's strides are those of the whole, and torch 2.11 takes them for a limit on the length
+    made["position_ids"] = made["position_ids"][:, _PAST:].contiguous()
     names = [name for name in layout.inputs if name in made]
     return (*(made[name] for name in names), *layout.empty(_BATCH, _PAST))
 
