@@ -190,7 +190,8 @@ def small_graph(nodes: list, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
             for name, array in weights.items()
         ],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    opset = helper.make_opsetid("", 20)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
     return onnx.shape_inference.infer_shapes(model)
 
 

@@ -77,7 +77,20 @@ def _without_gemm(model: onnx.ModelProto) -> onnx.ModelProto:
     wrapped.clean_initializers()
     wrapped.topological_sort()
     changed: onnx.ModelProto = wrapped.model
+    _forget_weight_shapes(changed)
     return changed
+
+
+def _forget_weight_shapes(model: onnx.ModelProto) -> None:
+    """Remove the recorded shapes of weights, in place.
+
+    A Gemm's weight is transposed under the same name, so its recorded shape is wrong afterwards.
+    onnx 1.19 refuses such a graph. The weights themselves say what their shapes are.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
 def _nodes_with_weights(model: onnx.ModelProto) -> list[str]:
