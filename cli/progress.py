@@ -98,7 +98,8 @@ class TrainingDisplay:
 
     def finished(self) -> None:
         """Stop the bar."""
-        self._bar.stop()
+        if self._live:  # rich before 14 ends a bar that it never showed with an empty line
+            self._bar.stop()
 
     def __enter__(self) -> "TrainingDisplay":
         return self

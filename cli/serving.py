@@ -12,11 +12,15 @@ from mixout_export_cli.options import PATH
 if TYPE_CHECKING:
     from mixout_export.parity.served.serving import Serving
 
+    PathOrText = click.ParamType[Path | str]
+else:
+    PathOrText = click.ParamType  # not generic before click 8.4
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class PathOrAddress(click.ParamType[Path | str]):
+class PathOrAddress(PathOrText):
     """A path on this machine, or a server's address, whose slashes a path would change."""
 
     name = "path"
