@@ -8,6 +8,7 @@ from checkpoints import TinyCheckpoints
 from cli_runs import Program
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from model_signing import verifying
 
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.checkpoint.output import LOCK
@@ -90,7 +91,20 @@ def test_a_manifest_that_somebody_made_anew_is_signed_too(
 ) -> None:
     manifest = signed / "manifest.json"
     manifest.write_text(manifest.read_text().replace("triton", "tritoN"))
-    assert "manifest.json" in check_signature(signed, keys[1])
+    assert "(changed: manifest.json)" in check_signature(signed, keys[1])
+
+
+@pytest.mark.parametrize("digest", [b"a", b"'", b'"', b"'\""])
+def test_a_changed_file_is_named_whatever_its_digest(
+    signed: Path, keys: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, digest: bytes
+) -> None:
+    text = f"Hash mismatch for 'manifest.json': Expected '{digest!r}', Actual '{digest!r}'"
+
+    def verify(*_: object) -> None:
+        raise ValueError(f"Signature mismatch: {[text]}")
+
+    monkeypatch.setattr(verifying.Config, "verify", verify)
+    assert "(changed: manifest.json)" in check_signature(signed, keys[1])
 
 
 def test_the_private_key_is_nowhere_in_the_bundle(signed: Path, keys: tuple[Path, Path]) -> None:

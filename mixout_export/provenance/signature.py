@@ -124,6 +124,8 @@ def check_signature(folder: Path, key: Path) -> str:
 
 
 def _what_differs(message: str) -> str:
+    # the message shows a list of texts, where quotes have a backslash if a text has both kinds
+    message = message.replace("\\'", "'")
     found = [
         f"{name}: {', '.join(files)}"
         for pattern, name in _DIFFERENCES.items()
