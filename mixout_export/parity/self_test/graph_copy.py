@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
-from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx.external_data_helper import uses_external_data
 
 from mixout_export.checkpoint.folder import read_json, write_json
 from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
@@ -142,11 +142,10 @@ class GraphCopier:
 
     def _array(self, tensor: TensorProto) -> Array:
         """Return an initializer's value as it is stored."""
-        if uses_external_data(tensor):
+        if uses_external_data(tensor):  # a copy, because onnx reads the data into the tensor
             copy = TensorProto()
             copy.CopyFrom(tensor)
-            load_external_data_for_tensor(copy, str(self._folder))
-            tensor = copy
+            return numpy_helper.to_array(copy, str(self._folder))
         return numpy_helper.to_array(tensor)
 
     def _steps(self, parts: GraphParts, constant: Constant, shape: tuple[int, ...]) -> list[Array]:
