@@ -1,4 +1,5 @@
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from checkpoints import TinyCheckpoints
 torch.set_num_threads(1)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _logger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what a run of the program does to the package's logger, where `caplog` listens."""
+    logger = logging.getLogger("mixout_export")
+    monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+    monkeypatch.setattr(logger, "propagate", logger.propagate)
 
 
 @pytest.fixture(scope="session")
