@@ -1,5 +1,6 @@
 # Everything happens in .venv; PYTHON and TORCH_INDEX choose where it comes from.
 PYTHON ?= python3
+PYTHON_OLDEST ?= python3.12
 TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,11 +9,12 @@ DEMO_OUT ?= mixout-demo
 BENCH ?=
 MATRIX ?=
 
-.PHONY: help demo test test-servers gpu-kit bench matrix lint format clean
+.PHONY: help demo test test-oldest test-servers gpu-kit bench matrix lint format clean
 
 help:
 	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
 	@echo "make test   run all tests"
+	@echo "make test-oldest  run all tests on the oldest supported versions, in an environment of their own"
 	@echo "make test-servers  serve bundles with real servers, each in an environment of its own"
 	@echo "make gpu-kit  fill gpu-kit/, so that a GPU machine without a network can run python -m gpu"
 	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
@@ -42,6 +44,19 @@ demo:
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+OLDEST := build/oldest
+PIP_OLDEST := $(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt
+
+$(OLDEST)/.installed: constraints-oldest.txt pyproject.toml
+	rm -rf $(@D)
+	$(PYTHON_OLDEST) -m venv $(@D)
+	$(PIP_OLDEST) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	$(PIP_OLDEST) --editable '.[demo,dev]'
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 SERVERS := build/servers
 
