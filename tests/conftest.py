@@ -1,11 +1,13 @@
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test uses the network
 
 import pytest
+import shortcuts
 import torch
 from checkpoints import TinyCheckpoints
 
@@ -20,6 +22,12 @@ def _logger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("mixout_export")
     monkeypatch.setattr(logger, "handlers", list(logger.handlers))
     monkeypatch.setattr(logger, "propagate", logger.propagate)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shortcuts() -> Iterator[None]:
+    with shortcuts.shortcuts():
+        yield
 
 
 @pytest.fixture(scope="session")

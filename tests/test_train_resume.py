@@ -1,13 +1,14 @@
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import killed_runs
 import pytest
 from checkpoints import TinyCheckpoints
+from shortcuts import real_curves
 from training_runs import TrainingGround, same_weights, sentences, write_tsv
 
 from mixout_export import load_mixout
@@ -30,6 +31,13 @@ OPTIONS: dict[str, Any] = {
     "metric": "matthews",
     "seed": 1,
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _real_curves() -> Iterator[None]:
+    """Draw, as the processes that are killed do."""
+    with real_curves():
+        yield
 
 
 @pytest.fixture(scope="module")
