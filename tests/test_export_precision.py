@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,7 @@ def test_files_are_the_same_from_process_to_process(captured, precision, tmp_pat
         check=True,
         cwd=Path(__file__).parent,
         env={
+            **os.environ,
             "PYTHONPATH": str(Path(mixout_export.__file__).parents[1]),
             "PYTHONHASHSEED": "7",
             "OMP_NUM_THREADS": "1",
