@@ -5,16 +5,18 @@ TORCH_INDEX ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 DEMO_OUT ?= mixout-demo
 BENCH ?=
 MATRIX ?=
 
-.PHONY: help demo test test-oldest test-servers gpu-kit bench matrix lint format clean
+.PHONY: help demo test test-repeats test-all test-oldest test-servers gpu-kit bench matrix lint format clean
 
 help:
-	@echo "make demo   take a real checkpoint the whole way into $(DEMO_OUT)/"
-	@echo "make test   run all tests"
-	@echo "make test-oldest  run all tests on the oldest supported versions, in an environment of their own"
+	@echo "make demo   run the complete workflow on a small real model, into $(DEMO_OUT)/"
+	@echo "make test   run the tests"
+	@echo "make test-all  run the tests, and those that repeat a check on other models and options"
+	@echo "make test-oldest  run all tests with the oldest supported versions, in build/oldest"
 	@echo "make test-servers  serve bundles with real servers, each in an environment of its own"
 	@echo "make gpu-kit  fill gpu-kit/, so that a GPU machine without a network can run python -m gpu"
 	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
@@ -43,7 +45,13 @@ demo:
 	echo "demo in $$(($$(date +%s) - installed)) s"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not servers and not repeats"
+
+# the same checks on other architectures, dtypes and options, and on a real checkpoint
+test-repeats: $(VENV)/.dev
+	$(PYTEST) -m "repeats and not servers"
+
+test-all: test test-repeats
 
 OLDEST := build/oldest
 PIP_OLDEST := $(OLDEST)/bin/pip install --quiet --constraint constraints-oldest.txt

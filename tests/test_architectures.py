@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 
 import pytest
+from repeats import mostly_repeats
 
 from matrix.document import make_document
 from matrix.families import families
@@ -12,7 +13,9 @@ from matrix.tiny import make_config
 from matrix.worker import take_family
 
 
-@pytest.mark.parametrize("family", ["distilbert", "gpt2", "llama", "bart"])
+@pytest.mark.parametrize(
+    "family", mostly_repeats(("distilbert", "gpt2", "llama", "bart"), "distilbert")
+)
 def test_family_passes_the_whole_way(tmp_path: Path, family: str) -> None:
     take_family(Outcome(family, families()[family]), tmp_path, memory=None)
     outcome = read_outcome(tmp_path, family)

@@ -28,7 +28,7 @@ def way(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> Way:
 
 UPDATES = 120
 #: So many that a signal arrives in time on a busy machine.
-MANY_UPDATES = 1000
+MANY_UPDATES = 400
 
 
 def long_run(way: Way, out: Path, *options: object, updates: int = UPDATES) -> list[str]:
@@ -240,8 +240,8 @@ def test_quiet_shows_nothing_in_a_terminal_either(way: Way, tmp_path: Path) -> N
 @pytest.mark.real
 def test_the_real_checkpoint_goes_all_the_way(real_checkpoint: Path, tmp_path: Path) -> None:
     header = ("sentence", "label")
-    write_tsv(tmp_path / "train.tsv", header, sentences(200, seed=0))
-    write_tsv(tmp_path / "dev.tsv", header, sentences(60, seed=1))
+    write_tsv(tmp_path / "train.tsv", header, sentences(96, seed=0))
+    write_tsv(tmp_path / "dev.tsv", header, sentences(40, seed=1))
     task = ("--task", "text-classification", "--labels", "bad,good")
     data = ("--train-file", "train.tsv", "--eval-file", "dev.tsv")
     settings = ("--epochs", 1, "--batch-size", 16, "--lr", "3e-4", "--max-length", 24)

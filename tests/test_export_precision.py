@@ -143,17 +143,20 @@ def test_metadata_says_how_it_was_made(captured, tmp_path: Path) -> None:
     assert "onnx.quant.pre_process" not in found
 
 
-@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "fp32"])
-def test_files_are_the_same_from_process_to_process(captured, precision, tmp_path: Path) -> None:
-    mine = write(captured, tmp_path, Conversion(precision)).read_bytes()
-    other = tmp_path / "other"
-    other.mkdir()
+def test_files_are_the_same_from_process_to_process(captured, tmp_path: Path) -> None:
+    precisions = [name for name in PRECISIONS if name != "fp32"]
+    for folder in ("mine", "other"):
+        for name in precisions:
+            (tmp_path / folder / name).mkdir(parents=True)
+    for name in precisions:
+        write(captured, tmp_path / "mine" / name, Conversion(name))
     script = (
         "import sys; from pathlib import Path; import test_export_precision as t; "
-        f"t.write(t.captured_bert(), Path(sys.argv[1]), t.Conversion({precision!r}))"
+        "captured = t.captured_bert(); "
+        f"[t.write(captured, Path(sys.argv[1]) / n, t.Conversion(n)) for n in {precisions!r}]"
     )
     subprocess.run(
-        [sys.executable, "-c", script, str(other)],
+        [sys.executable, "-c", script, str(tmp_path / "other")],
         check=True,
         cwd=Path(__file__).parent,
         env={
@@ -163,7 +166,9 @@ def test_files_are_the_same_from_process_to_process(captured, precision, tmp_pat
             "OMP_NUM_THREADS": "1",
         },
     )
-    assert (other / "model.onnx").read_bytes() == mine
+    for name in precisions:
+        mine, other = (tmp_path / f / name / "model.onnx" for f in ("mine", "other"))
+        assert other.read_bytes() == mine.read_bytes(), name
 
 
 def test_nothing_is_logged_on_the_way(captured, tmp_path: Path, capfd) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from checkpoints import TinyCheckpoints, make_model
 from onnx import numpy_helper
+from repeats import mostly_repeats
 
 from mixout_export.checkpoint.interface import describe_interface
 from mixout_export.errors import ExportError
@@ -22,7 +23,7 @@ from mixout_export.tasks import TASKS
 HEADS = {"gpt2": "LMHeadModel", "llama": "ForCausalLM"}
 
 
-@pytest.fixture(scope="module", params=list(HEADS))
+@pytest.fixture(scope="module", params=mostly_repeats(HEADS, "gpt2"))
 def source(request: pytest.FixtureRequest, tiny: TinyCheckpoints) -> Path:
     return tiny.folder(request.param, HEADS[request.param])
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from repeats import mostly_repeats
 from tiny_models import ARCHITECTURES, POSITIONS, edit_config, make_model, save_checkpoint
 
 from mixout_export.checkpoint.folder import read_json
@@ -46,7 +47,12 @@ def exported(bert: Path, tmp_path_factory) -> OnnxResult:
     return export_onnx(bert, tmp_path_factory.mktemp("onnx") / "bert")
 
 
-@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "bert"])
+@pytest.mark.parametrize(
+    "kind",
+    mostly_repeats(
+        (kind for kind in ARCHITECTURES if kind != "bert"), "distilbert", "gpt2", "llama"
+    ),
+)
 def test_each_architecture_exports_and_holds(kind: str, tmp_path: Path) -> None:
     source = save_checkpoint(make_model(kind), tmp_path / "source")
     parity = export_onnx(source, tmp_path / "onnx").parity

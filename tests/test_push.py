@@ -4,12 +4,14 @@ import pty
 import shutil
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 from checkpoints import TinyCheckpoints
 from cli_runs import Program, Way, content, make_way
 from fake_hub import FakeHub, running_hub
+from repeats import mostly_repeats
 
 from mixout_export.stages.push import plan_push
 
@@ -52,8 +54,14 @@ def push(
     )
 
 
-@pytest.mark.parametrize("xet", [True, False])
-@pytest.mark.parametrize("kind", ["graph", "collapsed", "trained"])
+@pytest.mark.parametrize(
+    ("kind", "xet"),
+    mostly_repeats(
+        product(("graph", "collapsed", "trained"), (True, False)),
+        ("graph", True),
+        ("trained", False),
+    ),
+)
 def test_the_hub_gets_the_folder_as_it_is(way: Way, kind: str, xet: bool) -> None:
     folder = getattr(way, kind)
     large = () if xet else ("model.safetensors", "pretrained.safetensors", "model.onnx")

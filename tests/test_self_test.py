@@ -197,6 +197,7 @@ def test_outputs_that_were_not_kept_are_computed_again(plain: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.repeats
 def test_all_are_caught_on_a_real_checkpoint(real_checkpoint: Path, tmp_path: Path) -> None:
     base = tmp_path / "prepared"
     options = PrepareOptions(base=BaseOptions(task="text-classification", labels=3))

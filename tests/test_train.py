@@ -6,6 +6,7 @@ import sys
 import types
 import warnings
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 import transformers
 from accelerate.utils import LoggerType
 from checkpoints import ARCHITECTURES, TinyCheckpoints, make_model, make_tokenizer, save_checkpoint
+from repeats import mostly_repeats
 from shortcuts import real_curves
 from training_runs import (
     TrainingGround,
@@ -491,8 +493,12 @@ def test_plain_transformers_loads_the_result_without_a_word(
     assert type(model.bert.encoder.layer[0].attention.self.query) is torch.nn.Linear
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
-@pytest.mark.parametrize("toward", ["zero", "pretrained"])
+@pytest.mark.parametrize(
+    ("kind", "toward"),
+    mostly_repeats(
+        product(ARCHITECTURES, ("zero", "pretrained")), ("albert", "zero"), ("gpt2", "pretrained")
+    ),
+)
 def test_every_architecture_trains(
     ground: TrainingGround, tmp_path: Path, kind: str, toward: str
 ) -> None:
@@ -571,6 +577,7 @@ def test_a_tracker_starts_in_the_runs_folder_and_ends_before_it_moves(
 
 
 @pytest.mark.real
+@pytest.mark.repeats
 def test_cola_is_learned_by_the_real_checkpoint(
     ground: TrainingGround, tmp_path: Path, real_checkpoint: Path, shared_data: Path
 ) -> None:
