@@ -24,6 +24,36 @@ def _logger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logger, "propagate", logger.propagate)
 
 
+#: Modules that take long, the longest first: a worker that began one last would work alone.
+LONG = (
+    "test_cli_processes.py",
+    "test_self_test.py",
+    "test_served_tasks.py",
+    "test_train.py",
+    "test_onnx_stage.py",
+    "test_export_graph.py",
+    "test_train_tasks.py",
+    "test_bundle.py",
+    "test_train_processes.py",
+    "test_decoding.py",
+    "test_cli_commands.py",
+    "test_drift.py",
+    "test_served_verify.py",
+    "test_train_resume.py",
+    "test_onnx_precisions.py",
+    "test_export_precision.py",
+    "test_examples.py",
+    "test_collapse.py",
+    "test_verify_stage.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long modules first."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _shortcuts() -> Iterator[None]:
     with shortcuts.shortcuts():
