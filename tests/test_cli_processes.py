@@ -28,7 +28,7 @@ def way(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> Way:
 
 UPDATES = 120
 #: So many that a signal arrives in time on a busy machine.
-MANY_UPDATES = 400
+MANY_UPDATES = 240
 
 
 def long_run(way: Way, out: Path, *options: object, updates: int = UPDATES) -> list[str]:

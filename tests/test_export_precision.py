@@ -149,6 +149,7 @@ def test_metadata_says_how_it_was_made(captured, tmp_path: Path) -> None:
     assert "onnx.quant.pre_process" not in found
 
 
+@pytest.mark.repeats  # test_export_document.py has one without a conversion
 def test_files_are_the_same_from_process_to_process(captured, tmp_path: Path) -> None:
     precisions = [name for name in PRECISIONS if name != "fp32"]
     for folder in ("mine", "other"):

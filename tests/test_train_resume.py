@@ -8,6 +8,7 @@ from typing import Any
 import killed_runs
 import pytest
 from checkpoints import TinyCheckpoints
+from repeats import mostly_repeats
 from shortcuts import real_curves
 from training_runs import TrainingGround, same_weights, sentences, write_tsv
 
@@ -103,7 +104,7 @@ def interrupt(ground: TrainingGround, prepared: Path, out: Path, step: int) -> N
 # SIGKILL
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", mostly_repeats((0, 1), 0))
 def test_killed_again_and_again_before_any_change_to_the_disk(
     ground: TrainingGround, prepared: Path, undisturbed: Path, tmp_path: Path, seed: int
 ) -> None:
