@@ -1,6 +1,8 @@
 """Complete a machine without a network from the kit's wheels, before anything else is imported."""
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,12 +12,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _is_installed(wheel: Path) -> bool:
+def _is_good(wheel: Path, wanted: list[str]) -> bool:
+    """Tell whether a wheel's package is installed, in a version that the project can use."""
+    name = wheel.name.split("-")[0].replace("_", "-").lower()
     try:
-        metadata.version(wheel.name.split("-")[0].replace("_", "-"))
+        metadata.version(name)
     except metadata.PackageNotFoundError:
         return False
-    return True
+    names = [re.split("[^a-z0-9-]", text.lower().replace("_", "-"))[0] for text in wanted]
+    own = [text for text, of in zip(wanted, names, strict=True) if of == name]
+    return not own or importlib.util.find_spec("packaging") is None or not _lacking(own)
 
 
 def complete(wheels: Path, site: Path) -> list[str]:
@@ -37,7 +43,8 @@ def complete(wheels: Path, site: Path) -> list[str]:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         dict.fromkeys([*paths, *filter(None, [os.environ.get("PYTHONPATH")])])
     )
-    missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_installed(wheel)]
+    wanted = _requirements()
+    missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_good(wheel, wanted)]
     if missing:
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
         command += ["--no-compile", "--target", str(site)]
@@ -63,10 +70,14 @@ def _lacking(texts: list[str]) -> list[str]:
     return found
 
 
+def _requirements() -> list[str]:
+    with (ROOT / "pyproject.toml").open("rb") as stream:
+        return list(tomllib.load(stream)["project"]["dependencies"])
+
+
 def unmet() -> list[str]:
     """Return which of the project's requirements are missing here: `onnx>=1.19, found 1.17`."""
-    with (ROOT / "pyproject.toml").open("rb") as stream:
-        return _lacking(tomllib.load(stream)["project"]["dependencies"])
+    return _lacking(_requirements())
 
 
 def unmet_by(packages: list[str]) -> list[str]:

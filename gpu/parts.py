@@ -10,10 +10,10 @@ from functools import partial
 import torch
 
 from benchmarks.measure import machine
-from gpu.correct import CHECKS, CHECKS_WITH_KIT, SLOW_CHECKS
+from gpu.correct import CHECKS, CHECKS_WITH_KIT, KERNEL_CHECKS, ONE_PASS
 from gpu.fast import BENCHMARKS
 from gpu.kit import Kit
-from gpu.results import Finding, Results
+from gpu.results import PASSED, CheckFailed, Finding, Results
 from gpu.seeds import compare_seeds
 from gpu.whole import whole_workflow
 
@@ -44,11 +44,42 @@ def _describe(results: Results, device: torch.device) -> None:
     results.describe(device=device.type, **facts, **_versions())
 
 
+def _steps(
+    part: str, device: torch.device, kit: Kit, results: Results, deadline: float
+) -> dict[str, Callable[[], Finding]]:
+    """Return a part's steps in order."""
+    if part == "correct":
+        torch.set_float32_matmul_precision("highest")
+        return {
+            **{name: partial(check, device) for name, check in CHECKS.items()},
+            **{name: partial(check, device, kit) for name, check in CHECKS_WITH_KIT.items()},
+        }
+    if part == "kernels":
+        return {name: partial(check, device) for name, check in KERNEL_CHECKS.items()}
+    if part == "fast":
+        right = any(step.name == ONE_PASS and step.state == PASSED for step in results.steps)
+        return {
+            name: partial(benchmark, device, deadline, len(BENCHMARKS) - number, right)
+            for number, (name, benchmark) in enumerate(BENCHMARKS.items())
+        }
+    if part == "whole":
+        return {
+            "prepare, train, collapse, onnx, verify": partial(whole_workflow, device, kit, deadline)
+        }
+    return {"plain and mixout over seeds": partial(compare_seeds, device, kit, deadline)}
+
+
+def _in_time(work: Callable[[], Finding], deadline: float) -> Finding:
+    if time.monotonic() > deadline:
+        raise CheckFailed("no time was left")
+    return work()
+
+
 def run_part(part: str, options: argparse.Namespace) -> int:
     """Run one part's steps and write what they find.
 
     Args:
-        part: "correct", "fast", "whole" or "seeds".
+        part: "correct", "kernels", "fast", "whole" or "seeds".
         options: Device, folders, and until when the part may run.
 
     Returns:
@@ -59,19 +90,7 @@ def run_part(part: str, options: argparse.Namespace) -> int:
     results = Results(options.out)
     _describe(results, device)
     kit = Kit.find(options.work / part, options.kit)
-    steps: dict[str, Callable[[], Finding]] = {}
-    if part == "correct":
-        steps |= {name: partial(check, device) for name, check in CHECKS.items()}
-        steps |= {name: partial(check, device, kit) for name, check in CHECKS_WITH_KIT.items()}
-        steps |= {name: partial(check, device) for name, check in SLOW_CHECKS.items()}
-    elif part == "fast":
-        for number, (name, benchmark) in enumerate(BENCHMARKS.items()):
-            steps[name] = partial(benchmark, device, deadline, len(BENCHMARKS) - number)
-    elif part == "whole":
-        steps["prepare, train, collapse, onnx, verify"] = partial(whole_workflow, device, kit)
-    else:
-        steps["plain and mixout over seeds"] = partial(compare_seeds, device, kit, deadline)
-    for name, work in steps.items():
-        step = results.run(part, name, work)
+    for name, work in _steps(part, device, kit, results, deadline).items():
+        step = results.run(part, name, partial(_in_time, work, deadline))
         print(f"{part}: {name}: {step.state} in {step.seconds:.1f} s", file=sys.stderr, flush=True)
     return 0

@@ -16,11 +16,16 @@ from gpu.results import CheckFailed, Finding
 _CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
-def _command(*words: object) -> tuple[dict[str, Any], float]:
+def _command(*words: object, deadline: float) -> tuple[dict[str, Any], float]:
     """Run a command with --json; return what it printed and its seconds."""
     started = time.monotonic()
     command = [sys.executable, "-m", "mixout_export_cli", *map(str, words), "--json"]
-    run = subprocess.run(command, capture_output=True, text=True)
+    try:
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=max(0.1, deadline - started)
+        )
+    except subprocess.TimeoutExpired as error:
+        raise CheckFailed(f"{words[0]} did not end in time") from error
     if run.returncode:
         last = " ".join((run.stderr or run.stdout).split())[-400:]
         raise CheckFailed(f"{words[0]} ended with exit code {run.returncode}: {last}")
@@ -31,8 +36,14 @@ def _largest(verified: dict[str, Any]) -> float:
     return max((output["max_abs"] for output in verified["outputs"]), default=0.0)
 
 
-def whole_workflow(device: torch.device, kit: Kit) -> Finding:
-    """Take the kit's checkpoint from prepare to verify, training on the device."""
+def whole_workflow(device: torch.device, kit: Kit, deadline: float) -> Finding:
+    """Take the kit's checkpoint from prepare to verify, training on the device.
+
+    Args:
+        device: Where to train.
+        kit: Checkpoint and data.
+        deadline: When to end, by `time.monotonic`.
+    """
     on_gpu = device.type == "cuda"
     rows, steps = (2000, 150) if on_gpu else (64, 4)
     data, work = kit.data(rows, 200 if on_gpu else 32), kit.work
@@ -56,7 +67,7 @@ def whole_workflow(device: torch.device, kit: Kit) -> Finding:
     }
     table, figures = [], {}
     for name, words in commands.items():
-        found, seconds = _command(name.split()[0], *words)
+        found, seconds = _command(name.split()[0], *words, deadline=deadline)
         what = ""
         if name == "train":
             what = ", ".join(f"{k} {v:.4f}" for k, v in found["metrics"].items())

@@ -86,7 +86,8 @@ def _mix_in_one_pass(
     count = weight.numel()
     # in half precisions the factors are the mask alone, see `coefficients`
     scale = 1.0 if is_full_precision(weight.dtype) else 1.0 / (1.0 - p)
-    _kernel()[(-(-count // _BLOCK),)](
+    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]  # Triton launches there
+        _kernel()[(-(-count // _BLOCK),)](
         factors.contiguous(), weight, pretrained_weight, mixed, count, weight.shape[-1], scale,
         IN_LAST=factors.shape == (1, weight.shape[1]), BLOCK=_BLOCK,
     )  # fmt: skip

@@ -93,7 +93,7 @@ def neuron_product(
     active = None
     if torch.is_grad_enabled():
         active = _Active.of(mask, weight, input.numel() // max(1, input.shape[-1]))
-    row = coefficients(_moved(mask, weight.device), weight.dtype, p)
+    row = coefficients(from_host(mask, weight.device), weight.dtype, p)
     output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
         _flat(input), weight, pretrained_weight, bias, row, active, p, input_dim
     )
@@ -108,10 +108,10 @@ def _flat(input: Tensor) -> Tensor:
     return input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
 
 
-def _moved(host: Tensor, device: torch.device) -> Tensor:
+def from_host(host: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor from the host to a device without waiting for it."""
-    if device.type == "cpu":
-        return host
+    if device.type != "cuda":
+        return host.to(device)
     return host.pin_memory().to(device, non_blocking=True)
 
 
@@ -128,7 +128,7 @@ class _Active:
     def __init__(self, neurons: Tensor, columns: int, total: int, device: torch.device) -> None:
         self.count, self.columns = neurons.shape[0], columns
         padded = torch.constant_pad_nd(neurons, (0, 0, 0, columns - self.count))
-        self.indices = _moved(padded.view(1, -1), device)
+        self.indices = from_host(padded.view(1, -1), device)
         self.keeps_gathered = columns <= _KEPT_SHARE * total
 
     @property

@@ -143,6 +143,10 @@ def test_the_one_pass_kernel(kernel: Callable[[float], None]) -> None:
     assert "Φ" in fails(correct.check_one_pass)
 
 
+def test_a_kernel_that_is_never_used_is_noticed() -> None:
+    assert "the kernel ran 0 times" in fails(correct.check_one_pass)
+
+
 def test_checkpointing_passes() -> None:
     assert "8 layers" in correct.check_checkpointing(CPU).text
 
@@ -303,6 +307,15 @@ def test_a_resumed_run_passes(kit: Kit) -> None:
     assert "the same bytes" in correct.check_resume(CPU, kit).text
 
 
+def test_a_device_that_does_not_repeat_itself_is_told_from_a_fault_of_resuming(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = itertools.count()
+    seed = torch.manual_seed
+    monkeypatch.setattr(loop.torch, "manual_seed", lambda _: seed(next(numbers)))
+    assert "does not repeat itself" in fails(correct.check_resume, kit)
+
+
 def test_generators_that_are_not_restored_are_noticed(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -361,7 +374,7 @@ def test_waits_of_train_are_ours_or_not(
 
 
 def test_what_needs_a_gpu_says_so() -> None:
-    gated = [correct.CHECKS["one-pass kernel"], correct.CHECKS["captured CUDA graphs"]]
+    gated = [correct.KERNEL_CHECKS[name] for name in (correct.ONE_PASS, "captured CUDA graphs")]
     for check in gated:
         with pytest.raises(CannotRun, match="GPU"):
             check(CPU)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_parts_without_time_are_failures_and_said(tmp_path: Path) -> None:
     run = run_kit("--device", "cpu", "--out", str(tmp_path), "--seconds", "3")
     assert run.returncode == 1
     steps = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["steps"]
-    assert [step["part"] for step in steps] == ["correct", "fast", "whole", "seeds"]
+    assert [step["part"] for step in steps] == ["correct", "kernels", "fast", "whole", "seeds"]
     assert all("not started" in step["finding"]["text"] for step in steps)
     assert "FAILED seeds: the part as a whole: not started" in run.stderr
 
@@ -112,6 +113,8 @@ def test_missing_packages_come_from_the_kit_and_others_stay(
         "quite_new-1.0.dist-info",
     ]
     assert missing.complete(wheels, site) == []  # it is there now
+    monkeypatch.setattr(missing, "_requirements", lambda: ["quite_new>=2"])
+    assert missing.complete(wheels, tmp_path / "other") == ["quite_new"]  # it is too old
     (text,) = missing.unmet_by(["quite_new"])
     assert text == f"quite_new wants numpy>=999, found {metadata.version('numpy')}"
 
@@ -165,7 +168,12 @@ def test_without_a_checkpoint_the_error_says_what_to_do(
 
 def test_a_command_that_fails_is_named_with_its_exit_code(tmp_path: Path) -> None:
     with pytest.raises(CheckFailed, match=r"inspect ended with exit code 1: .*nothing"):
-        _command("inspect", tmp_path / "nothing")
+        _command("inspect", tmp_path / "nothing", deadline=time.monotonic() + 60)
+
+
+def test_a_command_that_takes_too_long_is_a_failure(tmp_path: Path) -> None:
+    with pytest.raises(CheckFailed, match="inspect did not end in time"):
+        _command("inspect", tmp_path, deadline=time.monotonic() - 60)
 
 
 def test_the_documents_section_is_what_was_measured() -> None:

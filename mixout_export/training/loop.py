@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
 from mixout_export.errors import TrainingError, TrainingStoppedError
+from mixout_export.products import from_host
 from mixout_export.surgery.usage import ForwardWatch
 from mixout_export.training.batches import (
     evaluation_batches,
@@ -270,7 +271,7 @@ class Finetuning:
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         device = self.accelerator.device
-        return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+        return {name: from_host(value, device) for name, value in batch.items()}
 
     def _advice(self) -> str:
         saved = self.snapshots.paths()
