@@ -55,8 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _shortcuts() -> Iterator[None]:
-    with shortcuts.shortcuts():
+def _shortcuts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose folder lies in that of all workers
+        folder = folder.parent
+    with shortcuts.shortcuts(folder):
         yield
 
 

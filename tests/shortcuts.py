@@ -1,12 +1,14 @@
 """What the tests do once, or leave out: it takes most of their time, and is tested on its own."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx_ir as ir
 import pytest
 import xxhash
 from transformers import PreTrainedModel
@@ -49,36 +51,54 @@ def _digest(model: PreTrainedModel, interface: ModelInterface, opset: int) -> st
     return digest.hexdigest()
 
 
+def _write(graph: ExportedGraph, path: Path) -> None:
+    """Write a graph for the other worker, whole or not at all."""
+    model = ir.to_proto(graph.model).SerializeToString()
+    said = json.dumps({"modules_by_node": graph.modules_by_node, "opset": graph.opset})
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_bytes(said.encode() + b"\n" + model)
+    partial.rename(path)
+
+
+def _read(path: Path) -> ExportedGraph:
+    said, model = path.read_bytes().split(b"\n", 1)
+    return ExportedGraph(ir.from_proto(onnx.load_from_string(model)), **json.loads(said))
+
+
 class KnownGraphs:
     """Captures a model's graph when it is first asked for, and hands out copies from then on.
 
     Args:
         capture: What captures a graph.
+        folder: Where workers leave graphs for one another.
     """
 
-    def __init__(self, capture: Capture) -> None:
+    def __init__(self, capture: Capture, folder: Path) -> None:
         self._capture = capture
-        self._known: dict[str, ExportedGraph] = {}
+        self._folder = folder
 
     def __call__(
         self, model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
     ) -> ExportedGraph:
         if model.num_parameters() > _FEW_PARAMETERS:
             return self._capture(model, interface, opset=opset)
-        key = _digest(model, interface, opset)
-        if key not in self._known:
-            self._known[key] = self._capture(model, interface, opset=opset)
-        known = self._known[key]
-        return replace(
-            known, model=known.model.clone(), modules_by_node=dict(known.modules_by_node)
-        )
+        path = self._folder / _digest(model, interface, opset)
+        if not path.exists():
+            _write(self._capture(model, interface, opset=opset), path)
+        return _read(path)
 
 
 @contextmanager
-def shortcuts() -> Iterator[None]:
-    """Write no curves, and capture equal models once."""
+def shortcuts(folder: Path) -> Iterator[None]:
+    """Write no curves, and capture equal models once.
+
+    Args:
+        folder: A folder that all workers share.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "write_curves", note_curves)
         for name in ("export_graph", "export_cached_graph"):
-            patch.setattr(onnx_export, name, KnownGraphs(getattr(onnx_export, name)))
+            graphs = folder / name
+            graphs.mkdir(exist_ok=True)
+            patch.setattr(onnx_export, name, KnownGraphs(getattr(onnx_export, name), graphs))
         yield
