@@ -40,6 +40,8 @@ from mixout_export.surgery import mixout_layers
 Check = Callable[[torch.device], Finding]
 
 _GRANULARITIES = ("neuron", "element")
+#: The kinds of layers that multiply, with the weight stored either way.
+_PRODUCTS = ("linear", "conv1d")
 _HALVES = (torch.bfloat16, torch.float16)
 #: Weights' dtype, autocast's dtype.
 _PRECISIONS = (
@@ -74,7 +76,7 @@ def check_one_pass(device: torch.device) -> Finding:
     """The one-pass kernel for Φ, where there is one."""
     errors, calls = [], _count_calls()
     with fused.one_pass(), calls:
-        for kind, precision in itertools.product(("linear", "conv1d"), _PRECISIONS):
+        for kind, precision in itertools.product(_PRODUCTS, _PRECISIONS):
             errors.append(examine(Case(kind, "neuron", *precision), device))
         for half in _HALVES:
             case = Case("linear", "neuron", torch.float32, half)
@@ -115,9 +117,9 @@ def check_checkpointing(device: torch.device) -> Finding:
         return lambda layer, inputs: checkpoint(layer, inputs, use_reentrant=reentrant)
 
     errors = [
-        examine(Case("linear", granularity, torch.float32, autocast), device, call=call(reentrant))
-        for granularity, autocast, reentrant in itertools.product(
-            _GRANULARITIES, (None, torch.bfloat16), (True, False)
+        examine(Case(kind, granularity, torch.float32, autocast), device, call=call(reentrant))
+        for kind, granularity, autocast, reentrant in itertools.product(
+            _PRODUCTS, _GRANULARITIES, (None, torch.bfloat16), (True, False)
         )
     ]
     return _worst(errors, "layers under re-entrant and other checkpointing")
@@ -139,8 +141,10 @@ def check_compiled(device: torch.device) -> Finding:
 def check_accumulation(device: torch.device) -> Finding:
     """Gradients of several batches, each under a mask of its own, add up."""
     errors = [
-        examine(Case("linear", granularity, torch.float32, autocast), device, passes=3)
-        for granularity, autocast in itertools.product(_GRANULARITIES, (None, torch.bfloat16))
+        examine(Case(kind, granularity, torch.float32, autocast), device, passes=3)
+        for kind, granularity, autocast in itertools.product(
+            _PRODUCTS, _GRANULARITIES, (None, torch.bfloat16)
+        )
     ]
     return _worst(errors, "layers over three accumulated batches")
 
@@ -210,7 +214,7 @@ class _AllKinds(nn.Module):
         )
         self.layers = nn.ModuleList(
             make_layer(Case(kind, granularity, **sizes), device)  # type: ignore[arg-type]
-            for kind, granularity in itertools.product(("linear", "conv1d"), _GRANULARITIES)
+            for kind, granularity in itertools.product(_PRODUCTS, _GRANULARITIES)
         )
 
     def forward(self, ids: Tensor) -> Tensor:

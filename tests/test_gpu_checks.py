@@ -148,7 +148,7 @@ def test_a_kernel_that_is_never_used_is_noticed() -> None:
 
 
 def test_checkpointing_passes() -> None:
-    assert "8 layers" in correct.check_checkpointing(CPU).text
+    assert "16 layers" in correct.check_checkpointing(CPU).text
 
 
 @pytest.mark.parametrize("granularity", ["neuron", "element"])
@@ -170,7 +170,7 @@ def test_a_mask_that_differs_in_the_recomputation_is_noticed(
 
 
 def test_accumulated_batches_pass() -> None:
-    assert "4 layers" in correct.check_accumulation(CPU).text
+    assert "8 layers" in correct.check_accumulation(CPU).text
 
 
 def test_a_batch_that_takes_anothers_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
