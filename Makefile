@@ -18,9 +18,9 @@ help:
 	@echo "make test-all  run the tests, and those that repeat a check on other models and options"
 	@echo "make test-oldest  run all tests with the oldest supported versions, in build/oldest"
 	@echo "make test-servers  serve bundles with real servers, each in an environment of its own"
-	@echo "make gpu-kit  fill gpu-kit/, so that a GPU machine without a network can run python -m gpu"
-	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\", say"
-	@echo "make matrix take every architecture family the whole way; writes docs/architectures.md"
+	@echo "make gpu-kit  fill gpu-kit/ for python -m gpu on a GPU machine without a network"
+	@echo "make bench  all benchmarks; BENCH=\"--device cuda\", or \"strategies --rounds 5\" for example"
+	@echo "make matrix run the workflow on every architecture family; writes docs/architectures.md"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv and build files"
 

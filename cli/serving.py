@@ -52,7 +52,7 @@ _OPTIONS = (
         "--requests",
         type=int,
         metavar="COUNT",
-        help="For a server: number of requests per client. 0 means 8.  [default: 0]",
+        help="For a server: number of requests per client.  [default: 8]",
     ),
     click.option(
         "--protocol",

@@ -6,34 +6,35 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_NOTICE = b"\nfinishing this step and saving a checkpoint; press Ctrl-C again to stop at once\n"
+_NOTICE = b"\nfinishing this step and saving a checkpoint; press Ctrl-C to stop at once\n"
 
 
 class StopRequest:
-    """Takes SIGINT and SIGTERM, within a `with` block, as a request to stop after the step.
+    """Within a `with` block, Ctrl-C or SIGTERM stops training after the current step.
 
-    Before the first step, and at a second Ctrl-C, a signal stops the program at once.
+    A signal before the first step, or Ctrl-C after an earlier signal, stops the program at once. A
+    second SIGTERM has no effect.
 
     Args:
-        notice: Whether to say on stderr what goes on.
+        notice: Whether to print a notice on stderr.
     """
 
     def __init__(self, *, notice: bool) -> None:
         self._notice = notice
         self._earlier: dict[int, Any] = {}
-        self.training = False
-        #: The signal that came; None before one does.
+        self.has_stepped = False
+        #: The first signal received, or None.
         self.number: int | None = None
 
     def __call__(self) -> bool:
         """Return whether to stop."""
-        self.training = True  # a step has been done
+        self.has_stepped = True
         return self.number is not None
 
     def _ask(self, number: int, _: FrameType | None) -> None:
         again = self.number is not None
         self.number = self.number or number
-        if not self.training or (again and number == signal.SIGINT):
+        if not self.has_stepped or (again and number == signal.SIGINT):
             raise KeyboardInterrupt
         if self._notice and not again:
             os.write(2, _NOTICE)  # a handler must not use the stream that it may have interrupted

@@ -1,1 +1,1 @@
-"""Prove the CUDA path on a machine with a GPU, with one command: `python -m gpu`."""
+"""Check mixout on a GPU with one command: `python -m gpu`."""

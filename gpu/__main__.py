@@ -1,13 +1,20 @@
-"""Prove the CUDA path: correctness, speed and the whole workflow, in at most eight minutes.
+"""Check mixout on a CUDA GPU: correct results, step times, and the complete workflow.
 
-python -m gpu [--device cuda] [--out FOLDER] [--seconds 480] [--parts correct kernels …]
+python -m gpu [--device cuda] [--out FOLDER] [--seconds 480] [--parts correctness kernels …]
 
-The most valuable parts come first. Results are written after each step, as gpu.json and gpu.md in
-FOLDER, so that an early end loses nothing. On a CPU the same steps run with small sizes: a
-rehearsal. `make gpu-kit` fills the folder gpu-kit/ for a machine without a network.
+Parts, the most valuable first:
+  correctness  outputs, gradients and masks against the formula; resume; waits for the GPU
+  kernels      one-pass kernel, torch.compile, CUDA graphs
+  speed        times and memory of a training step, and the kernels that it is made of
+  workflow     prepare, train, collapse, onnx, verify
+  seeds        plain finetuning against mixout, for as many seeds as time allows
 
-Exit codes: 0 if every step passed or cannot run here, 1 if one failed or a part did not finish,
-2 for wrong usage.
+The results are in gpu.json and gpu.md in FOLDER. They are written after each check, so a run that
+is cut short keeps the finished ones. Without a GPU the command rehearses with small sizes and
+reports the checks that need a GPU as not run. `make gpu-kit` prepares a GPU machine without a
+network.
+
+Exit codes: 0 no check failed, 1 a check failed or a part ran out of time, 2 wrong usage.
 """
 
 import argparse
@@ -23,24 +30,40 @@ from pathlib import Path
 
 from gpu.missing import ROOT, complete, unmet, unmet_by
 
-#: Part → share of the time it may take. What a part leaves over is the later parts'.
-PARTS = {"correct": 0.3, "kernels": 0.15, "fast": 0.25, "whole": 0.2, "seeds": 0.1}
-#: Parts that are not started with less time than this left, in seconds.
+#: Share of the time limit for each part. Unused time goes to the later parts.
+PARTS = {"correctness": 0.3, "kernels": 0.15, "speed": 0.25, "workflow": 0.2, "seeds": 0.1}
+#: A part is not started if fewer seconds than this remain.
 _LEAST = 15.0
-#: Variables that round float32 products to TF32, which the checks must not be judged by.
+#: These variables round float32 products to TF32, so they are removed from the environment.
 _ROUNDING = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu; default: cuda if there is one")
+    parser = argparse.ArgumentParser(
+        prog="python -m gpu",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--device", help="cuda, cuda:N or cpu (default: cuda if PyTorch sees a GPU, else cpu)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"),
-        help="folder for gpu.json and gpu.md, default: $OUT, else build/gpu",
+        help="folder for gpu.json and gpu.md (default: $OUT if set, else build/gpu)",
     )  # fmt: skip
-    parser.add_argument("--kit", type=Path, default=ROOT / "gpu-kit", help="default: gpu-kit")
-    parser.add_argument("--seconds", type=float, default=480.0, help="time for all, default: 480")
-    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument(
+        "--kit",
+        type=Path,
+        default=ROOT / "gpu-kit",
+        help="folder written by make gpu-kit (default: gpu-kit)",
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=480.0, help="time limit for the run (default: 480)"
+    )
+    parser.add_argument(
+        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART",
+        help=f"parts to run: {', '.join(PARTS)} (default: all)",
+    )  # fmt: skip
     parser.add_argument("--part", choices=list(PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
@@ -48,14 +71,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_part(part: str, options: argparse.Namespace, work: Path, limit: float) -> str:
-    """Run a part in a process of its own; return what kept it from its end, "" if nothing."""
+    """Run a part in a process of its own; return why it did not finish, or ""."""
     command = [sys.executable, "-m", "gpu", "--part", part, "--out", str(options.out)]
     command += ["--kit", str(options.kit), "--work", str(work)]
     command += ["--until", str(time.time() + limit)]  # its imports count, too
     if options.device:
         command += ["--device", options.device]
     # so that cuBLAS is deterministic; it reads this once, at its first product
-    settings = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part == "correct" else {}
+    settings = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if part == "correctness" else {}
     environment = {k: v for k, v in os.environ.items() if k not in _ROUNDING} | settings
     # a session of its own, so that what it has started ends with it
     process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
@@ -67,11 +90,11 @@ def _run_part(part: str, options: argparse.Namespace, work: Path, limit: float) 
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         return f"did not finish within {limit:.0f} s"
-    return "" if code == 0 else f"its process ended with {code}"
+    return "" if code == 0 else f"the process exited with code {code}; see the output above"
 
 
 def _run_all(options: argparse.Namespace) -> int:
-    """Run the parts one after another, and say what came of them."""
+    """Run the parts in order and print the results."""
     from gpu.results import FAILED, JSON, PAGE, Finding, Results, Step
 
     deadline = time.monotonic() + options.seconds
@@ -87,12 +110,12 @@ def _run_all(options: argparse.Namespace) -> int:
             later = sum(list(shares.values())[number:])
             limit = left * share / later
             if left < _LEAST:
-                why = f"not started, as {left:.0f} s were left"
+                why = f"not started: only {left:.0f} s of the time limit were left"
             else:
                 why = _run_part(part, options, work, limit)
             if why:
                 results = Results(options.out)
-                results.add(Step(part, "the part as a whole", FAILED, 0.0, Finding(why)))
+                results.add(Step(part, "the whole part", FAILED, 0.0, Finding(why)))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     results = Results(options.out)
@@ -105,7 +128,7 @@ def _run_all(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Complete the machine, then run everything, or the one part that a process is for."""
+    """Install missing wheels, then run all parts, or only the part given by --part."""
     options = _parser().parse_args()
     installed = complete(options.kit / "wheels", ROOT / "build" / "gpu-site")
     if options.part:
@@ -115,10 +138,10 @@ def main() -> int:
     if installed:
         print(f"installed from the kit: {', '.join(installed)}", file=sys.stderr)
     for text in [*unmet(), *unmet_by(installed)]:  # it may work all the same
-        print(f"warning: this machine lacks {text}", file=sys.stderr)
+        print(f"warning: required: {text}; some checks may fail", file=sys.stderr)
     if options.device and not _is_there(options.device):
         print(
-            f"python -m gpu: --device {options.device}: PyTorch has no such device here",
+            f"python -m gpu: --device {options.device}: PyTorch does not see this device",
             file=sys.stderr,
         )
         return 2

@@ -1,9 +1,9 @@
-"""A mixed layer against its formula, with the mask read from its own output.
+"""Compare a mixed layer with the formula.
 
-The first rows of the input are the identity, so the first rows of the output are Φ itself. Which
-weights are mixed is seen there, and everything else (the other rows, and every gradient) has to
-follow from the formula in float64 under that mask. Nothing is assumed of how masks are drawn, so
-the same check serves checkpointing, compilation, accumulation and replayed graphs.
+The first rows of the input are the identity, so the first rows of the output are Φ. The check
+derives the mask from them. All other rows and all gradients must then follow from the formula,
+computed in float64. The check does not need to know how masks are drawn, so it also works for
+checkpointing, compilation, accumulation and replayed graphs.
 """
 
 from collections.abc import Callable
@@ -21,10 +21,9 @@ Call = Callable[[MixoutLayer, Tensor], Tensor]
 
 P = 0.7
 
-#: Largest error, in units of the dtype's eps and of the root of the sum of squares of what is added
-#: up. Half precisions accumulate in float32, so that only the result's rounding is left, which is
-#: at most half an eps of a result that is some 5 of those units, and what cuBLAS adds up in half
-#: precision. In float32, and float64, the sum of a thousand terms itself rounds.
+#: Tolerances. The unit is the dtype's eps times the root of the sum of squares of the terms. Half
+#: precisions accumulate in float32, so mainly the rounding of the result remains: half an eps of a
+#: result that is at most about 5 units. In float32 a sum of a thousand terms rounds as it goes.
 _LIMITS = {torch.float32: 64.0, torch.bfloat16: 8.0, torch.float16: 8.0}
 
 
@@ -69,7 +68,7 @@ class Case:
 def make_layer(case: Case, device: torch.device) -> MixoutLayer:
     """Return a layer in training mode whose weights are far from their anchors.
 
-    The same one at each call, on any device: all is drawn on the host.
+    Values are drawn on the CPU, so every call returns the same layer.
     """
     generator = torch.Generator().manual_seed(3)
     layer: MixoutLayer
@@ -102,8 +101,8 @@ def _out_in(layer: MixoutLayer, value: Tensor) -> Tensor:
 def _scales(case: Case, layer: MixoutLayer) -> list[float]:
     """Return the scales 1/(1 − p) that a layer may use.
 
-    An element mask from packed bits realises a multiple of 2⁻¹⁶ next to p, and its scale is that
-    one's. Where plain operations stand in for it (compiled, captured), p is as it was given.
+    Element masks round p to a multiple of 2⁻¹⁶ and scale with the rounded value. Compiled or
+    captured code uses p unchanged.
     """
     packed = case.granularity == "element" and can_pack(layer.weight.numel(), layer.p)
     return [1.0 / (1.0 - p) for p in ((realised_probability(layer.p), P) if packed else (P,))]
@@ -119,7 +118,7 @@ class _Mixed:
 
 
 def _read_mask(case: Case, layer: MixoutLayer, observed: Tensor) -> _Mixed:
-    """Find the mask in Φ as it was observed, and hold Φ against the formula.
+    """Find the mask in the observed Φ, and compare Φ with the formula.
 
     Args:
         case: What is examined.
@@ -135,20 +134,20 @@ def _read_mask(case: Case, layer: MixoutLayer, observed: Tensor) -> _Mixed:
     mixed = min(choices, key=lambda choice: float((observed - choice.phi).abs().sum()))
     bias = 0.0 if layer.bias is None else layer.bias.detach().double().abs()[:, None]
     size = anchor.abs() + mixed.scale * away.abs() + bias
-    _hold(case, "Φ", observed, mixed.phi, size, case.computed_in)
+    _compare(case, "Φ", observed, mixed.phi, size, case.computed_in)
     mask = mixed.mask
     if case.granularity == "neuron" and not torch.equal(mask, mask[:1].expand_as(mask)):
         raise CheckFailed(f"{case}: the mask is not the same for all outputs of an input neuron")
     if mask.all() or not mask.any():
-        raise CheckFailed(f"{case}: the mask keeps {'all' if mask.all() else 'none'}")
+        raise CheckFailed(f"{case}: the mask keeps {'every weight' if mask.all() else 'no weight'}")
     mixed.phi = mixed.phi.to(case.computed_in).double()
     return mixed
 
 
-def _hold(
+def _compare(
     case: Case, what: str, got: Tensor, wanted: Tensor, size: Tensor, dtype: torch.dtype
 ) -> float:
-    """Compare with the closed form.
+    """Compare a tensor with the formula.
 
     Returns:
         The largest error in units of what is allowed.
@@ -162,9 +161,7 @@ def _hold(
     apart = (got.double() - wanted).abs() / size.clamp_min(torch.finfo(torch.float32).tiny)
     worst = float(apart.max() / limit)
     if not worst <= 1.0:
-        raise CheckFailed(
-            f"{case}: {what} is {worst:.3g} times as far from the formula as rounding explains"
-        )
+        raise CheckFailed(f"{case}: {what} differs by {worst:.3g} × the tolerance")
     return worst
 
 
@@ -194,7 +191,7 @@ def make_upstream(case: Case, device: torch.device, seed: int = 5) -> Tensor:
 
 
 def examine(case: Case, device: torch.device, *, call: Call = plain_call, passes: int = 1) -> float:
-    """Hold a layer's output and gradients against the closed form.
+    """Compare a layer's output and gradients with the formula.
 
     Args:
         case: The layer.
@@ -216,13 +213,13 @@ def examine(case: Case, device: torch.device, *, call: Call = plain_call, passes
             output = call(layer, inputs)
         output.backward(upstream)  # type: ignore[no-untyped-call]
         observed.append((output.detach(), upstream))
-    return hold_passes(case, layer, inputs, observed)
+    return compare_passes(case, layer, inputs, observed)
 
 
-def hold_passes(
+def compare_passes(
     case: Case, layer: MixoutLayer, inputs: Tensor, observed: list[tuple[Tensor, Tensor]]
 ) -> float:
-    """Hold outputs, and the gradients that have added up, against the closed form.
+    """Compare outputs, and gradients that have added up, with the formula.
 
     Args:
         case: What is examined.
@@ -245,7 +242,7 @@ def hold_passes(
         mixed = _read_mask(case, layer, columns.t())
         wanted = x @ mixed.phi.t() + (0.0 if bias is None else bias)
         size = _root(x.square() @ mixed.phi.square().t() + (0 if bias is None else bias.square()))
-        worst = max(worst, _hold(case, "the output", shown, wanted, size, dtype))
+        worst = max(worst, _compare(case, "the output", shown, wanted, size, dtype))
         of_inputs = of_inputs + g @ mixed.phi
         squares_inputs = squares_inputs + g.square() @ mixed.phi.square()
         of_weight = of_weight + mixed.scale * mixed.mask * (g.t() @ x)
@@ -261,12 +258,12 @@ def hold_passes(
     if layer.bias is not None:
         gradients.append(("the bias's gradient", layer.bias.grad, of_bias, squares_bias))
     for what, got, expected, squares in gradients:
-        worst = max(worst, _hold(case, what, got, expected, _root(squares), dtype))
+        worst = max(worst, _compare(case, what, got, expected, _root(squares), dtype))
     return worst
 
 
 def examine_embedding(case: Case, device: torch.device) -> float:
-    """Hold a mixed embedding's rows and gradient against the closed form; see `examine`."""
+    """Compare a mixed embedding's rows and gradient with the formula; see `examine`."""
     layer = make_layer(case, device)
     generator = torch.Generator().manual_seed(4)
     drawn = torch.randint(0, case.inputs, (case.rows,), generator=generator)
@@ -282,9 +279,9 @@ def examine_embedding(case: Case, device: torch.device) -> float:
     mask = (table - anchor).abs() > (table - anchor - scale * (weight - anchor)).abs()
     wanted = anchor + scale * mask * (weight - anchor)
     size = anchor.abs() + scale * (weight - anchor).abs()
-    worst = _hold(case, "Φ", table, wanted, size, case.dtype)
+    worst = _compare(case, "Φ", table, wanted, size, case.dtype)
     if case.granularity == "neuron" and not torch.equal(mask, mask[:, :1].expand_as(mask)):
-        raise CheckFailed(f"{case}: the mask is not the same for all of a row")
+        raise CheckFailed(f"{case}: the mask is not the same for all weights of a row")
     if not torch.equal(shown, table[ids]):
         raise CheckFailed(f"{case}: two occurrences of one id are mixed differently")
     g = upstream.to(output.dtype).double()
@@ -292,5 +289,6 @@ def examine_embedding(case: Case, device: torch.device) -> float:
     squares = torch.zeros_like(table).index_add_(0, ids, g.square()) * mask * scale**2
     gradient = layer.weight.grad
     return max(
-        worst, _hold(case, "the table's gradient", gradient, of_table, _root(squares), case.dtype)
+        worst,
+        _compare(case, "the table's gradient", gradient, of_table, _root(squares), case.dtype),
     )

@@ -1,4 +1,4 @@
-"""Whether mixout on this device computes what it should."""
+"""Check that mixout gives correct results on this device."""
 
 import copy
 import itertools
@@ -16,9 +16,9 @@ from transformers import BertConfig, BertForSequenceClassification
 from gpu.closed_form import (
     Case,
     P,
+    compare_passes,
     examine,
     examine_embedding,
-    hold_passes,
     make_inputs,
     make_layer,
     make_upstream,
@@ -54,7 +54,7 @@ _SIGMAS = 6.0
 
 
 def _worst(errors: list[float], what: str) -> Finding:
-    text = f"{len(errors)} {what}; the largest error is {max(errors):.2f} of what rounding explains"
+    text = f"{len(errors)} {what}; largest error {max(errors):.2f} × the tolerance"
     return Finding(text, data={"errors": errors})
 
 
@@ -69,7 +69,7 @@ def check_products(device: torch.device) -> Finding:
         errors.append(examine(Case("conv1d", granularity, dtype, autocast), device))
         case = Case("embedding", granularity, dtype, autocast)
         errors.append(examine_embedding(case, device))
-    return _worst(errors, "layers against the closed form in float64")
+    return _worst(errors, "layers compared with the formula in float64")
 
 
 def check_one_pass(device: torch.device) -> Finding:
@@ -81,10 +81,10 @@ def check_one_pass(device: torch.device) -> Finding:
         for half in _HALVES:
             case = Case("linear", "neuron", torch.float32, half)
             errors.append(examine(case, device, call=_with_half_anchors))
-        _hold_no_waits(device, autocast=True)
+        _check_no_waits(device, autocast=True)
     if calls.count < 2 * len(errors):
         raise CheckFailed(f"the kernel ran {calls.count} times, expected both passes of all layers")
-    return _worst(errors, "layers whose Φ comes from the one-pass kernel; no step waits with it")
+    return _worst(errors, "layers with the one-pass kernel; no training step waits for the GPU")
 
 
 class _count_calls:  # noqa: N801 (a context manager)
@@ -122,11 +122,11 @@ def check_checkpointing(device: torch.device) -> Finding:
             _PRODUCTS, _GRANULARITIES, (None, torch.bfloat16), (True, False)
         )
     ]
-    return _worst(errors, "layers under re-entrant and other checkpointing")
+    return _worst(errors, "layers under re-entrant and non-re-entrant checkpointing")
 
 
 def check_compiled(device: torch.device) -> Finding:
-    """`torch.compile` takes a layer as a whole."""
+    """`torch.compile` compiles a mixed layer without graph breaks."""
     errors = []
     for granularity in _GRANULARITIES:
         torch.compiler.reset()
@@ -157,7 +157,7 @@ def _bits(layer: MixoutLayer, eye: Tensor) -> Tensor:
     return ((phi - anchor).abs() > (phi - anchor - scale * away).abs()).double()
 
 
-def _hold_statistic(what: str, value: float) -> float:
+def _check_statistic(what: str, value: float) -> float:
     if not abs(value) <= _SIGMAS:
         raise CheckFailed(f"{what} is off by {value:.1f} standard errors, expected at most 6")
     return abs(value)
@@ -188,17 +188,20 @@ def check_masks(device: torch.device) -> Finding:
         of_mean = away * (P / (1 - P)) ** 0.5 / calls**0.5
         statistics = {
             "the share of kept neurons": ours.sum() / count**0.5,
-            "how far one neuron's share is": (ours.sum(0) / calls**0.5).abs().max(),
+            "the largest deviation of one neuron's share": (ours.sum(0) / calls**0.5).abs().max(),
             "the correlation of one step's mask with the next": (ours[1:] * ours[:-1]).sum()
             / (count - case.inputs) ** 0.5,
-            "the correlation of neighbouring neurons": (ours[:, 1:] * ours[:, :-1]).sum()
+            "the correlation of neighboring neurons": (ours[:, 1:] * ours[:, :-1]).sum()
             / (count - calls) ** 0.5,
             "the correlation of two layers": (ours * theirs).sum() / count**0.5,
             "the mean of Φ": ((total / calls - layer.weight.double()).abs() / of_mean).max(),
         }
         for what, value in statistics.items():
-            errors.append(_hold_statistic(f"{granularity} masks: {what}", float(value)))
-    text = f"{len(errors)} statistics of {calls} masks; the furthest is {max(errors):.1f} sigma off"
+            errors.append(_check_statistic(f"{granularity} masks: {what}", float(value)))
+    text = (
+        f"{len(errors)} statistics of {calls} masks; largest deviation {max(errors):.1f} standard "
+        "errors (limit 6)"
+    )
     return Finding(text, data={"sigmas": errors})
 
 
@@ -225,12 +228,12 @@ class _AllKinds(nn.Module):
         return states.square().mean()
 
 
-def _hold_no_waits(device: torch.device, *, autocast: bool) -> None:
+def _check_no_waits(device: torch.device, *, autocast: bool) -> None:
     """Do training steps with every kind of layer; raise where one waits for the device."""
     network = _AllKinds(device)
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
-    # as many as a batch of 32 x 128 has: the gradient of so many takes another way than of few
+    # as many as a batch of 32 x 128 has: large batches use another code path in the gradient
     ids = torch.randint(0, 256, (4096,), generator=torch.Generator().manual_seed(1)).to(device)
 
     def step() -> None:
@@ -252,8 +255,8 @@ def _hold_no_waits(device: torch.device, *, autocast: bool) -> None:
 def check_waits(device: torch.device) -> Finding:
     """No training step waits for the device: mask, forward, backward, clipping, AdamW."""
     for autocast in (False, True):
-        _hold_no_waits(device, autocast=autocast)
-    return Finding("6 steps with all kinds of layers, none waits for the device")
+        _check_no_waits(device, autocast=autocast)
+    return Finding("in 6 training steps with all kinds of layers, the CPU never waited")
 
 
 class _StepsOnly:
@@ -341,7 +344,7 @@ def check_graph_capture(
         outputs = []
         for _ in range(3):
             recorded.replay()
-            errors.append(hold_passes(case, layer, inputs, [(shown["output"], upstream)]))
+            errors.append(compare_passes(case, layer, inputs, [(shown["output"], upstream)]))
             outputs.append(shown["output"].clone())
         if any(torch.equal(a, b) for a, b in itertools.combinations(outputs, 2)):
             raise CheckFailed(f"{case}: two replays of a captured graph have the same mask")
@@ -364,7 +367,7 @@ def _move_weights(model: nn.Module) -> None:
             parameter.add_(0.01 * torch.randn_like(parameter))
 
 
-def _hold_anchors(model: nn.Module, device: torch.device) -> None:
+def _check_anchors(model: nn.Module, device: torch.device) -> None:
     layers: Mapping[str, MixoutLayer] = mixout_layers(model)
     if not layers:
         raise CheckFailed("the model has no mixed layer")
@@ -378,7 +381,7 @@ def _hold_anchors(model: nn.Module, device: torch.device) -> None:
             raise CheckFailed(f"{name}: is on {layer.weight.device}, expected {device}")
 
 
-def _hold_equal(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+def _check_equal(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
     if ours.keys() != theirs.keys():
         other = sorted(ours.keys() ^ theirs.keys())[0]
         raise CheckFailed(f"{what}: only one side has {other}")
@@ -388,21 +391,21 @@ def _hold_equal(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tens
 
 
 def check_checkpoints(device: torch.device) -> Finding:
-    """`inject_mixout`, `save_mixout`, `load_mixout` and `collapse_mixout` with tensors there."""
+    """The library's inject, save, load and collapse work with tensors on the device."""
     model = _random_bert(device)
     plain_keys = set(model.state_dict())
     inject_mixout(model, MixoutConfig(p=P))
-    _hold_anchors(model, device)
+    _check_anchors(model, device)
     _move_weights(model)
     ids = torch.randint(0, 128, (4, 9), generator=torch.Generator().manual_seed(1)).to(device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "saved"
         save_mixout(model, path)  # type: ignore[arg-type]
         loaded = load_mixout(path).to(device)  # type: ignore[arg-type]
-    _hold_anchors(loaded, device)
-    _hold_equal("save_mixout and load_mixout", model.state_dict(), loaded.state_dict())
+    _check_anchors(loaded, device)
+    _check_equal("save_mixout and load_mixout", model.state_dict(), loaded.state_dict())
     moved = copy.deepcopy(loaded).to("cpu").to(device)
-    _hold_anchors(moved, device)
+    _check_anchors(moved, device)
     with torch.no_grad():
         before = loaded.eval()(ids).logits
         collapse_mixout(loaded)
@@ -412,7 +415,7 @@ def check_checkpoints(device: torch.device) -> Finding:
     if set(loaded.state_dict()) != plain_keys:
         raise CheckFailed("collapse_mixout: the keys are not those of a plain model")
     weights = {name: value for name, value in model.state_dict().items() if name in plain_keys}
-    _hold_equal("collapse_mixout", weights, loaded.state_dict())
+    _check_equal("collapse_mixout", weights, loaded.state_dict())
     return Finding("injected, saved, loaded and collapsed on the device, bit for bit")
 
 
@@ -441,24 +444,24 @@ def check_resume(device: torch.device, kit: Kit) -> Finding:
     """`train --resume` ends with the bytes of a run that was never interrupted."""
     precision = "bf16" if device.type == "cuda" else "fp32"
     options = {"max_steps": 8, "save_every": 2, "precision": precision}
-    # not warn_only: with it, attention on a GPU would still choose ways that are not deterministic
+    # not warn_only: with it, attention could still use nondeterministic kernels
     torch.use_deterministic_algorithms(True)
     try:
         whole, again = (kit.train(name, device, **options) for name in ("whole", "again"))
-        _hold_same_run(whole, again, "the same run twice; this device does not repeat itself")
+        _check_same_run(whole, again, "two identical runs: this device is not deterministic")
         try:
             kit.train("resumed", device, observer=_StopAt(5), **options)
         except _Interrupted:
             resumed = kit.train("resumed", device, resume=True, **options)
         else:
-            raise CheckFailed("the run that was to be interrupted ended by itself")
+            raise CheckFailed("the run was not interrupted after step 5 as planned")
     finally:
         torch.use_deterministic_algorithms(False)
-    _hold_same_run(whole, resumed, "a resumed run and one without a break")
+    _check_same_run(whole, resumed, "a resumed run and one without a break")
     return Finding(f"{precision}: interrupted after step 5, resumed from step 4, the same bytes")
 
 
-def _hold_same_run(one: Path, other: Path, which: str) -> None:
+def _check_same_run(one: Path, other: Path, which: str) -> None:
     for name in ("model.safetensors", "metrics.jsonl"):
         if (one / name).read_bytes() != (other / name).read_bytes():
             raise CheckFailed(f"{name} differs between {which}")
@@ -477,8 +480,8 @@ def _on_gpu(check: Callable[..., Finding], why: str) -> Callable[..., Finding]:
 
 #: Most valuable first.
 CHECKS: dict[str, Check] = {
-    "layers against the closed form": check_products,
-    "no step waits for the device": check_waits,
+    "layers against the formula": check_products,
+    "training steps do not wait for the device": check_waits,
     "save, load, collapse": check_checkpoints,
     "gradient checkpointing": check_checkpointing,
     "accumulated batches": check_accumulation,
@@ -487,13 +490,13 @@ CHECKS: dict[str, Check] = {
 
 #: Checks that train the kit's checkpoint, after the others.
 CHECKS_WITH_KIT: dict[str, Callable[[torch.device, Kit], Finding]] = {
-    "resume to the bit": check_resume,
-    "waits of train": _on_gpu(
+    "a resumed run gives identical bytes": check_resume,
+    "train does not wait for the GPU": _on_gpu(
         check_waits_of_train, "needs a GPU: on a CPU `train` looks at the loss after each step"
     ),
 }
 
-#: The one-pass kernel's check, whose outcome decides whether its speed is measured.
+#: The one-pass kernel is timed only if this check passes.
 ONE_PASS = "one-pass kernel"
 
 #: Checks in a process of their own: a fault in a kernel, or in a capture, spoils its process.

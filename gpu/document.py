@@ -2,7 +2,7 @@
 
 python -m gpu.document [gpu.json]
 
-With a file, its results become those that the section shows: they are kept in gpu/measured.json.
+If a file is given, it is copied to gpu/measured.json, and the section shows its results.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from gpu.results import FAILED, Results, Step, sections
+from gpu.results import FAILED, PASSED, Results, Step, sections
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ROOT / "gpu" / "measured.json"
@@ -19,8 +19,8 @@ DOCUMENT = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- written by python -m gpu.document -->", "<!-- end -->"
 
 _NOT_YET = (
-    "Not run yet: no figure in this document was taken on a GPU, and the CUDA code has never run. "
-    "`python -m gpu` checks and measures it on a machine that has one."
+    "Not run yet. The CUDA code has not been run on a GPU, so this page has no GPU figures. To run "
+    "it on yours: `python -m gpu`."
 )
 
 
@@ -43,7 +43,9 @@ def section(measured: Path = MEASURED) -> str:
     found = json.loads(measured.read_text("utf-8"))
     steps: list[Step] = Results.steps_of(found)
     bad = [step.name for step in steps if step.state == FAILED]
-    verdict = f"Failed: {', '.join(bad)}." if bad else "Every step passed."
+    passed = sum(step.state == PASSED for step in steps)
+    verdict = f"{passed} checks passed, {len(steps) - passed - len(bad)} could not run there"
+    verdict += f", {len(bad)} failed: {', '.join(bad)}." if bad else ", none failed."
     return "\n".join([_headline(found["machine"]), verdict, "", *sections(steps, level=3)]).strip()
 
 
@@ -63,7 +65,9 @@ def main() -> None:
     given = parser.parse_args().results
     if given is not None:
         if json.loads(given.read_text("utf-8"))["machine"].get("device") != "cuda":
-            sys.exit(f"{given}: these results are a CPU's; the section is for a GPU's")
+            sys.exit(
+                f"{given}: these results come from a CPU run; give the gpu.json of a run on a GPU"
+            )
         shutil.copyfile(given, MEASURED)
     DOCUMENT.write_text(with_section(DOCUMENT.read_text("utf-8")), encoding="utf-8")
 

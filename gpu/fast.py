@@ -62,7 +62,7 @@ def measure_steps(
         small: Name of its shape on a CPU.
         device: Where.
         deadline: When the part has to end, by `time.monotonic`.
-        parts: Between how many steps the time that is left is shared.
+        parts: Number of benchmarks that share the remaining time.
         one_pass: Whether the one-pass kernel is among the arms.
     """
     started, left = time.monotonic(), deadline - time.monotonic()
@@ -112,7 +112,7 @@ def _kernel_times(step: Callable[[], None], device: torch.device, steps: int) ->
 
 
 def _host_seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Return the median seconds until a step is queued; if above the sum, the host is the limit."""
+    """Return the median CPU time to launch a step. Above the sum, the CPU is the bottleneck."""
     found = []
     for _ in range(5):
         if device.type == "cuda":
@@ -155,9 +155,9 @@ def profile_steps(device: torch.device, deadline: float, parts: int, one_pass: b
     rest = {arm: sum(times[arm].values()) - sum(times[arm][k] for k in shown) for arm in arms}
     rows.append(("all others", *(f"{rest[arm] / 1000:.2f}" for arm in arms)))
     rows.append(("sum", *(f"{sum(times[arm].values()) / 1000:.2f}" for arm in arms)))
-    rows.append(("host, until all is queued", *(f"{1000 * queued[arm]:.2f}" for arm in arms)))
+    rows.append(("CPU time to launch the step", *(f"{1000 * queued[arm]:.2f}" for arm in arms)))
     what = "kernel" if on_gpu else "operation"
-    text = f"{shape}, {batch}: milliseconds a step of each {what}, those that differ most first"
+    text = f"{shape}, {batch}: milliseconds per training step, sorted by the difference from plain"
     data = {arm: dict(of.most_common(60)) for arm, of in times.items()}
     table = markdown_table((what, *arms), rows)
     return Finding(text, table, {"microseconds": data, "host_seconds": queued})

@@ -26,8 +26,8 @@ class Kit:
     Attributes:
         base: A pretrained checkpoint, BERT with 22 M parameters.
         train_file: Sentences of two classes.
-        eval_file: More of them.
-        work: A folder for everything that is made.
+        eval_file: Evaluation sentences.
+        work: Folder for all outputs.
     """
 
     base: Path
@@ -48,7 +48,8 @@ class Kit:
                 base = demo_base()
             except CheckpointError as error:
                 raise CheckpointError(
-                    f"{folder}: is not there; run `make gpu-kit` where there is a network"
+                    f"{folder}: does not exist, and the demo's checkpoint is not installed; run "
+                    "`make gpu-kit` on a machine with a network"
                 ) from error
         train_file, eval_file = demo_data()
         for data in (folder / DATA).glob("*"):  # one folder, named after the data set
@@ -98,11 +99,11 @@ class Kit:
 
         Args:
             name: Name of the folder.
-            device: Where.
+            device: Device to train on.
             rows: How many of the training rows.
             eval_rows: How many of the evaluation rows.
             prepared: What is finetuned; None takes `prepared()`.
-            observer: Who watches.
+            observer: Training observer.
             resume: Whether an unfinished run goes on.
             options: Settings of `TrainOptions`.
         """

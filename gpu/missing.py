@@ -1,4 +1,4 @@
-"""Complete a machine without a network from the kit's wheels, before anything else is imported."""
+"""Install missing packages from gpu-kit/wheels. This runs before all other imports."""
 
 import importlib.util
 import os
@@ -25,17 +25,17 @@ def _is_good(wheel: Path, wanted: list[str]) -> bool:
 
 
 def complete(wheels: Path, site: Path) -> list[str]:
-    """Install the wheels of packages that are missing, and make the command line importable.
+    """Install the wheels of missing packages, and make the command line importable.
 
     Args:
-        wheels: The kit's folder of wheels; nothing is installed where it is not there.
+        wheels: Folder of wheels. Nothing is installed if it does not exist.
         site: Where to install. Python's environment itself is left as it is.
 
     Returns:
         The packages that were installed.
     """
     site.mkdir(parents=True, exist_ok=True)
-    link = site / "mixout_export_cli"  # what an install of the project would call this folder
+    link = site / "mixout_export_cli"  # the name that an installed package has
     if not link.is_symlink():
         link.symlink_to(ROOT / "cli", target_is_directory=True)
     paths = [str(ROOT), str(site)]

@@ -1,9 +1,10 @@
-"""Fill the kit's folder, where there is a network; `make gpu-kit` does.
+"""Fill the folder gpu-kit/ on a machine with a network (`make gpu-kit`).
 
 python -m gpu.pack [--data FOLDER] [--limit 64]
 
-The folder holds wheels for CPython 3.12 on Linux, a checkpoint of 22 M parameters in bfloat16, and
-a data set. A machine with a GPU and without a network needs nothing else beside the repository.
+The folder holds wheels for CPython 3.12 on Linux x86-64, a checkpoint of 22 M parameters in
+bfloat16, and a data set. The GPU machine also needs the packages in `THERE`, such as torch and
+transformers, which are too large to copy.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from gpu.kit import BASE, DATA, FOLDER, ROOT, WHEELS, size_of
 from mixout_export.stages.demo import demo_base, demo_data
 
-#: What a machine that finetunes with PyTorch has. Nothing of it is carried: it is large.
+#: Packages expected on the GPU machine. They are large, so they are not included.
 THERE = frozenset({
     "accelerate", "aiohttp", "contourpy", "flatbuffers", "fonttools", "hf-xet", "huggingface-hub",
     "kiwisolver", "matplotlib", "ml-dtypes", "mpmath", "networkx", "numpy", "onnx", "onnx-ir",
@@ -36,7 +37,7 @@ _MIB = 1 << 20
 
 
 def carried(project: str = "mixout-export") -> dict[str, str]:
-    """Return name → version of all that the project needs, as installed here, but for `THERE`."""
+    """Return name → installed version of each required package that is not in `THERE`."""
     found: dict[str, str] = {}
     waiting = [Requirement(text) for text in metadata.requires(project) or []]
     while waiting:
@@ -87,18 +88,23 @@ def _write_data(data: Path, source: Path | None) -> None:
 
 
 def _repository() -> list[Path]:
-    """Return the files that travel with the repository: tracked ones and those not ignored."""
+    """Return the files of the repository that are copied: tracked ones and those not ignored."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return [ROOT / name for name in listed.split("\0") if name]
 
 
 def main() -> None:
-    """Fill the folder and print what travels."""
+    """Fill the folder and print the size of everything to copy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=FOLDER)
     parser.add_argument("--data", type=Path, help="folder with train.tsv and dev.tsv (optional)")
-    parser.add_argument("--limit", type=float, default=64, help="MiB that may travel, default: 64")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=64,
+        help="size limit of everything to copy, in MiB (default: 64)",
+    )
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
     (options.out / WHEELS).mkdir(parents=True)
@@ -116,8 +122,8 @@ def main() -> None:
         print(f"{name:<11} {size / _MIB:6.1f} MiB")
     if total > options.limit * _MIB:
         sys.exit(
-            f"{options.out}: more than {options.limit:g} MiB would travel; let {BASE}/ travel in a "
-            "second call"
+            f"{options.out}: more than {options.limit:g} MiB to copy; copy {BASE}/ separately, or "
+            "give a larger --limit"
         )
     names = sorted(re.sub(r"-.*", "", path.name) for path in (options.out / WHEELS).iterdir())
     print(f"{options.out}: wheels of {', '.join(names)}")

@@ -48,7 +48,7 @@ def _steps(
     part: str, device: torch.device, kit: Kit, results: Results, deadline: float
 ) -> dict[str, Callable[[], Finding]]:
     """Return a part's steps in order."""
-    if part == "correct":
+    if part == "correctness":
         torch.set_float32_matmul_precision("highest")
         return {
             **{name: partial(check, device) for name, check in CHECKS.items()},
@@ -56,13 +56,13 @@ def _steps(
         }
     if part == "kernels":
         return {name: partial(check, device) for name, check in KERNEL_CHECKS.items()}
-    if part == "fast":
+    if part == "speed":
         right = any(step.name == ONE_PASS and step.state == PASSED for step in results.steps)
         return {
             name: partial(benchmark, device, deadline, len(BENCHMARKS) - number, right)
             for number, (name, benchmark) in enumerate(BENCHMARKS.items())
         }
-    if part == "whole":
+    if part == "workflow":
         return {
             "prepare, train, collapse, onnx, verify": partial(whole_workflow, device, kit, deadline)
         }
@@ -71,7 +71,7 @@ def _steps(
 
 def _in_time(work: Callable[[], Finding], deadline: float) -> Finding:
     if time.monotonic() > deadline:
-        raise CheckFailed("no time was left")
+        raise CheckFailed("no time was left for this check")
     return work()
 
 
@@ -79,7 +79,7 @@ def run_part(part: str, options: argparse.Namespace) -> int:
     """Run one part's steps and write what they find.
 
     Args:
-        part: "correct", "kernels", "fast", "whole" or "seeds".
+        part: "correctness", "kernels", "speed", "workflow" or "seeds".
         options: Device, folders, and until when the part may run.
 
     Returns:

@@ -94,7 +94,7 @@ class Results:
         self._write()
 
     def run(self, part: str, name: str, work: Callable[[], Finding]) -> Step:
-        """Run a step and add it, whatever comes of it.
+        """Run a check and add its result, even if it raises.
 
         Args:
             part: The part of the kit it belongs to.
@@ -108,7 +108,7 @@ class Results:
             state, finding = NOT_RUN, Finding(str(reason))
         except CheckFailed as reason:
             state, finding = FAILED, Finding(str(reason))
-        except Exception as error:  # what one step does must not lose the others
+        except Exception as error:  # an error in one check must not lose the others
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             lines = traceback.format_exception(error)
@@ -141,7 +141,7 @@ def page(machine: dict[str, Any], steps: list[Step]) -> str:
         state: sum(step.state == state for step in steps) for state in (PASSED, FAILED, NOT_RUN)
     }
     summary = ", ".join(f"{count} {state}" for state, count in counts.items())
-    return "\n".join(["# GPU kit", "", *head, f"- steps: {summary}", "", *sections(steps)])
+    return "\n".join(["# GPU check", "", *head, f"- checks: {summary}", "", *sections(steps)])
 
 
 def sections(steps: list[Step], level: int = 2) -> list[str]:
@@ -149,7 +149,11 @@ def sections(steps: list[Step], level: int = 2) -> list[str]:
     lines: list[str] = []
     for part in dict.fromkeys(step.part for step in steps):
         own = [step for step in steps if step.part == part]
-        lines += [f"{'#' * level} {part.capitalize()}", "", "| step | state | seconds | found |"]
+        lines += [
+            f"{'#' * level} {part.capitalize()}",
+            "",
+            "| check | result | seconds | details |",
+        ]
         lines += ["| --- | --- | --- | --- |"]
         for step in own:
             text = step.finding.text.replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""A small study with the time that is left: plain finetuning and mixout over seeds."""
+"""Compare plain finetuning and mixout, for as many seeds as time allows."""
 
 import json
 import statistics
@@ -18,8 +18,8 @@ _MOST_SEEDS = 20
 def compare_seeds(device: torch.device, kit: Kit, deadline: float) -> Finding:
     """Finetune each arm with one seed after another until the time is up.
 
-    A seed is that of the head, of the data order and of the masks; all arms share it. Only seeds
-    that every arm has finished count.
+    Each seed sets the head, the data order and the masks. All strategies use the same seeds. Only
+    seeds that every strategy has finished count.
 
     Args:
         device: Where.
@@ -51,7 +51,7 @@ def compare_seeds(device: torch.device, kit: Kit, deadline: float) -> Finding:
         longest = max(longest, time.monotonic() - started)
     count = len(values["plain"])
     if not count:
-        raise CannotRun("no time was left")
+        raise CannotRun("no time was left for a seed")
     table = [
         (arm, f"{statistics.median(of):.3f}", f"{max(of) - min(of):.3f}",
          ", ".join(f"{value:.3f}" for value in of))

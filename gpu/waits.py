@@ -1,8 +1,8 @@
-"""Notice a step that waits for the device: one that reads a value of it on the host.
+"""Detect training steps in which the CPU waits for the GPU, for example by reading a value.
 
-On a GPU PyTorch itself tells (`torch.cuda.set_sync_debug_mode`). On a CPU, where nothing has to be
-waited for, the same operations are found by following which tensors would live on the device: those
-named at the start, and all that is computed from them.
+On a GPU, PyTorch reports this itself (`torch.cuda.set_sync_debug_mode`). On a CPU nothing waits.
+There the same operations are found by tracking which tensors would be on the device: those named at
+the start, and everything computed from them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -55,7 +55,7 @@ class _DeviceValues(TorchDispatchMode):
             for value in tree_leaves(args[1])
         )
         if touches and (func in _WAITING or by_mask):
-            raise CheckFailed(f"{func} waits for the device in the middle of a step")
+            raise CheckFailed(f"{func} waits for the device during a training step")
         result = func(*args, **(kwargs or {}))
         if touches:
             for value in tree_leaves(result):

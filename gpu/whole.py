@@ -1,4 +1,4 @@
-"""The whole workflow on the device, by the command line that users type."""
+"""The complete workflow on the device, through the command line."""
 
 import json
 import subprocess

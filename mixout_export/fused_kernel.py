@@ -18,7 +18,7 @@ def mix(  # type: ignore[no-untyped-def]
         mixed: Pointer to Φ.
         count: Number of weights.
         columns: Size of the weight's last dimension.
-        scale: What the factors lack.
+        scale: 1/(1 − p) if `factors` is only the mask, else 1.
         IN_LAST: Whether the last dimension counts input neurons, or the first.
         BLOCK: Weights a program.
     """

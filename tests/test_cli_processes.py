@@ -79,7 +79,7 @@ def test_a_signal_saves_a_checkpoint_leaves_out_as_it_was_and_resume_completes(
     last = steps_of(checkpoints)[-1]
     assert stderr.strip() == (
         f"mixout-export: stopped after step {last} of {MANY_UPDATES} and saved a checkpoint; {out} "
-        "is as it was; give the same command with --resume to go on"
+        "is unchanged; run the same command with --resume to continue"
     )
     assert content(out) == {"mine": b"precious"}
     first = json.loads((tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines()[0])

@@ -82,7 +82,7 @@ def test_a_wrong_scale_is_noticed(
         return result.mul_(1.05) if out is not None else result * 1.05
 
     monkeypatch.setattr(where, name, wrong)
-    assert "as far from the formula as rounding explains" in fails(correct.check_products)
+    assert "× the tolerance" in fails(correct.check_products)
 
 
 def test_a_wrong_gradient_of_the_bias_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_compiled_layers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", quick)
     assert "2 compiled layers" in correct.check_compiled(CPU).text
     monkeypatch.setattr(layers, "mix", scaled(layers.mix, 1.05))
-    assert "as far from the formula" in fails(correct.check_compiled)
+    assert "× the tolerance" in fails(correct.check_compiled)
 
 
 def test_mask_statistics_pass() -> None:
@@ -227,7 +227,7 @@ def test_layers_that_share_a_mask_are_noticed(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_no_step_waits() -> None:
-    assert "none waits" in correct.check_waits(CPU).text
+    assert "never waited" in correct.check_waits(CPU).text
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_a_device_that_does_not_repeat_itself_is_told_from_a_fault_of_resuming(
     numbers = itertools.count()
     seed = torch.manual_seed
     monkeypatch.setattr(loop.torch, "manual_seed", lambda _: seed(next(numbers)))
-    assert "does not repeat itself" in fails(correct.check_resume, kit)
+    assert "is not deterministic" in fails(correct.check_resume, kit)
 
 
 def test_generators_that_are_not_restored_are_noticed(
@@ -379,7 +379,7 @@ def test_what_needs_a_gpu_says_so() -> None:
         with pytest.raises(CannotRun, match="GPU"):
             check(CPU)
     with pytest.raises(CannotRun, match="needs a GPU"):
-        correct.CHECKS_WITH_KIT["waits of train"](CPU, SimpleNamespace())
+        correct.CHECKS_WITH_KIT["train does not wait for the GPU"](CPU, SimpleNamespace())
 
 
 def test_layers_are_the_same_on_every_device() -> None:

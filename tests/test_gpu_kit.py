@@ -37,7 +37,7 @@ def test_results_are_complete_after_every_step(tmp_path: Path) -> None:
     text = (tmp_path / "gpu.md").read_text("utf-8")
     assert text == page(again.machine, again.steps)
     assert "| two | failed | 0.0 | 4 is not \\| 5 |" in text
-    assert "steps: 1 passed, 1 failed, 1 not run" in text
+    assert "checks: 1 passed, 1 failed, 1 not run" in text
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.md"]
 
 
@@ -61,9 +61,15 @@ def test_parts_without_time_are_failures_and_said(tmp_path: Path) -> None:
     run = run_kit("--device", "cpu", "--out", str(tmp_path), "--seconds", "3")
     assert run.returncode == 1
     steps = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["steps"]
-    assert [step["part"] for step in steps] == ["correct", "kernels", "fast", "whole", "seeds"]
+    assert [step["part"] for step in steps] == [
+        "correctness",
+        "kernels",
+        "speed",
+        "workflow",
+        "seeds",
+    ]
     assert all("not started" in step["finding"]["text"] for step in steps)
-    assert "FAILED seeds: the part as a whole: not started" in run.stderr
+    assert "FAILED seeds: the whole part: not started" in run.stderr
 
 
 def test_a_part_whose_process_ends_is_a_failure(tmp_path: Path) -> None:
@@ -79,7 +85,7 @@ def test_a_part_whose_process_ends_is_a_failure(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     run = run_kit("--device", "cuda:99", "--out", str(tmp_path))
     assert run.returncode == 2
-    assert run.stderr.strip() == "python -m gpu: --device cuda:99: PyTorch has no such device here"
+    assert run.stderr.strip() == "python -m gpu: --device cuda:99: PyTorch does not see this device"
     assert not list(tmp_path.iterdir())
 
 
@@ -105,7 +111,7 @@ def test_missing_packages_come_from_the_kit_and_others_stay(
     for name in ("quite_new", "numpy"):
         write_wheel(wheels, name)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("PYTHONPATH", "")  # so that it is restored
     assert missing.complete(wheels, site) == ["quite_new"]
     assert sorted(path.name for path in site.iterdir() if path.is_dir()) == [
         "mixout_export_cli",
@@ -191,11 +197,11 @@ def test_the_section_shows_what_a_gpu_gave(tmp_path: Path) -> None:
     results.run("fast", "a step", lambda: Finding("0.9 of plain", "| arm |\n| --- |\n| plain |"))
     text = document.section(tmp_path / "gpu.json")
     assert text.startswith("NVIDIA H100, 79 GiB; torch 2.11.0. Date: 2026-12-01.")
-    assert "Every step passed." in text
+    assert "1 checks passed, 0 could not run there, none failed." in text
     assert "### Fast" in text
     assert "| plain |" in text
     results.run("fast", "another", lambda: raises(CheckFailed("no")))
-    assert "Failed: another." in document.section(tmp_path / "gpu.json")
+    assert "1 failed: another." in document.section(tmp_path / "gpu.json")
 
 
 def test_results_of_a_cpu_are_no_gpus(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_results_of_a_cpu_are_no_gpus(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gpu.document", str(tmp_path / "gpu.json")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert "these results are a CPU's" in run.stderr
+    assert "these results come from a CPU run" in run.stderr
 
 
 def test_kernels_have_short_names() -> None:

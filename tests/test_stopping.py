@@ -27,7 +27,7 @@ def test_after_a_step_a_signal_is_a_request(number: int, capfd: pytest.CaptureFi
         assert request()
     assert request.number == number
     assert capfd.readouterr().err == (
-        "\nfinishing this step and saving a checkpoint; press Ctrl-C again to stop at once\n"
+        "\nfinishing this step and saving a checkpoint; press Ctrl-C to stop at once\n"
     )
 
 

@@ -50,7 +50,8 @@ def _describe(result: "OnnxResult") -> str:
     type=click.Choice(["fp32", "fp16", "int8"]),
     default="fp32",
     show_default=True,
-    help="Precision of the weights. int8 also quantizes activations, by the range of each batch.",
+    help="Precision of the weights. int8 also quantizes activations: by the range of each batch, "
+    "or by fixed ranges with --calibration-data.",
 )
 @click.option(
     "--optimize",
@@ -86,7 +87,7 @@ def _describe(result: "OnnxResult") -> str:
 @click.option(
     "--reduce-range",
     is_flag=True,
-    help="Use 7 instead of 8 bits for int8 weights. For x86 processors without VNNI.",
+    help="Use 7 instead of 8 bits for int8 weights. Use this for x86 processors without VNNI.",
 )
 @click.option(
     "--data",

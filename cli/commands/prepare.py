@@ -56,7 +56,11 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     help="Modules not to mix, in the same notation.  [optional]",
 )
 @click.option(
-    "--dropout", type=float, default=0.0, show_default=True, help="Dropout probability in the body."
+    "--dropout",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Dropout probability in the pretrained layers.",
 )
 @click.option(
     "--head",

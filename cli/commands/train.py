@@ -21,7 +21,8 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--train-file",
     type=PATH,
-    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz.  [optional]",
+    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz. Required unless "
+    "--dataset is given.  [optional]",
 )
 @click.option("--eval-file", type=PATH, help="Evaluation data, in the same formats.  [optional]")
 @click.option(
@@ -154,7 +155,8 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--anchor-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Dtype of the pretrained weights in memory.  [default: float32]",
+    help="Dtype of the pretrained weights in memory. bfloat16 halves their size.  "
+    "[default: float32]",
 )
 @seed_option("Seed for data order, masks and dropout.")
 @click.option(
@@ -227,7 +229,8 @@ def train(
 ) -> None:
     """Finetune PREPARED, a mixout checkpoint, and write OUT, a trained mixout checkpoint.
 
-    Work in progress is in OUT.partial. After Ctrl-C, --resume continues exactly where it stopped.
+    Work in progress is in OUT.partial. Ctrl-C finishes the current step and saves a checkpoint, and
+    --resume continues from it exactly.
     """
     with quick_imports():
         from mixout_export.checkpoint.output import partial_path
@@ -259,8 +262,8 @@ def train(
             )  # fmt: skip
     except TrainingStoppedError as error:
         raise InterruptionError(
-            f"{error} and saved a checkpoint; {out} is as it was; give the same command with "
-            "--resume to go on",
+            f"{error} and saved a checkpoint; {out} is unchanged; run the same command with "
+            "--resume to continue",
             must_stop.number,
         ) from error
     except KeyboardInterrupt as error:

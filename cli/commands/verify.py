@@ -180,7 +180,7 @@ def _describe(result: "ParityResult") -> str:
     default="CPUExecutionProvider",
     show_default=True,
     metavar="NAME",
-    help="onnxruntime's execution provider.",
+    help="Execution provider of onnxruntime, for example CUDAExecutionProvider.",
 )
 @click.option(
     "--inputs",
