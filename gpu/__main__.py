@@ -18,7 +18,9 @@ Exit codes: 0 no check failed, 1 a check failed or a part ran out of time, 2 wro
 """
 
 import argparse
+import importlib.util
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -38,6 +40,25 @@ _LEAST = 15.0
 _ROUNDING = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE")
 
 
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
+    return Path(text).resolve()
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not _LEAST <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}, expected at least {_LEAST:g}")
+    return value
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"got {text}, expected cuda, cuda:N or cpu")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m gpu",
@@ -45,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--device", help="cuda, cuda:N or cpu (default: cuda if PyTorch sees a GPU, else cpu)"
+        "--device",
+        type=_device,
+        help="cuda, cuda:N or cpu (default: cuda if PyTorch sees a GPU, else cpu)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path(os.environ.get("OUT") or ROOT / "build" / "gpu"),
@@ -53,12 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--kit",
-        type=Path,
+        type=_folder,
         default=ROOT / "gpu-kit",
         help="folder written by make gpu-kit (default: gpu-kit)",
     )
     parser.add_argument(
-        "--seconds", type=float, default=480.0, help="time limit for the run (default: 480)"
+        "--seconds", type=_seconds, default=480.0, help="time limit for the run (default: 480)"
     )
     parser.add_argument(
         "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART",
@@ -130,6 +153,10 @@ def _run_all(options: argparse.Namespace) -> int:
 def main() -> int:
     """Install missing wheels, then run all parts, or only the part given by --part."""
     options = _parser().parse_args()
+    if importlib.util.find_spec("torch") is None:
+        return _refuse(
+            f"{sys.executable} has no PyTorch; use one that has, or make .venv/.dev first"
+        )
     installed = complete(options.kit / "wheels", ROOT / "build" / "gpu-site")
     if options.part:
         from gpu.parts import run_part
@@ -140,12 +167,23 @@ def main() -> int:
     for text in [*unmet(), *unmet_by(installed)]:  # it may work all the same
         print(f"warning: required: {text}; some checks may fail", file=sys.stderr)
     if options.device and not _is_there(options.device):
-        print(
-            f"python -m gpu: --device {options.device}: PyTorch does not see this device",
-            file=sys.stderr,
-        )
-        return 2
-    return _run_all(options)
+        return _refuse(f"--device {options.device}: PyTorch does not see this device")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return _refuse(f"--out {options.out}: {error.strerror}")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # ends the parts, as Ctrl-C does
+    try:
+        return _run_all(options)
+    except KeyboardInterrupt:
+        print(f"python -m gpu: interrupted; finished checks are in {options.out}", file=sys.stderr)
+        return 130
+
+
+def _refuse(message: str) -> int:
+    print(f"python -m gpu: {message}", file=sys.stderr)
+    return 2
 
 
 def _is_there(device: str) -> bool:

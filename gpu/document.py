@@ -32,7 +32,8 @@ def _headline(machine: dict[str, object]) -> str:
     )
     return (
         f"{machine.get('gpu', 'GPU')}, {machine.get('memory', '')}; {versions}. "
-        f"Date: {machine['date']}. Command: `{machine['command']}`, {machine['seconds']} s."
+        f"Date: {machine['date']}. Command: `{machine['command']}`, "
+        + (f"{machine['seconds']} s." if "seconds" in machine else "interrupted.")
     )
 
 
@@ -64,10 +65,14 @@ def main() -> None:
     )
     given = parser.parse_args().results
     if given is not None:
-        if json.loads(given.read_text("utf-8"))["machine"].get("device") != "cuda":
-            sys.exit(
-                f"{given}: these results come from a CPU run; give the gpu.json of a run on a GPU"
-            )
+        try:
+            device = json.loads(given.read_text("utf-8"))["machine"]["device"]
+            if device == "cuda":
+                section(given)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            sys.exit(f"{given}: is not a gpu.json of python -m gpu ({error})")
+        if device != "cuda":
+            sys.exit(f"{given}: these results come from a CPU run; give the gpu.json of a GPU")
         shutil.copyfile(given, MEASURED)
     DOCUMENT.write_text(with_section(DOCUMENT.read_text("utf-8")), encoding="utf-8")
 

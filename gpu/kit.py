@@ -43,7 +43,13 @@ class Kit:
             CheckpointError: Neither is there.
         """
         base = folder / BASE
-        if not base.is_dir():
+        if base.is_dir():
+            missing = [
+                name for name in ("config.json", "model.safetensors") if not (base / name).is_file()
+            ]
+            if missing:
+                raise CheckpointError(f"{base}: has no {missing[0]}; run `make gpu-kit` again")
+        else:
             try:
                 base = demo_base()
             except CheckpointError as error:

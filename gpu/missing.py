@@ -45,11 +45,22 @@ def complete(wheels: Path, site: Path) -> list[str]:
     )
     wanted = _requirements()
     missing = [wheel for wheel in sorted(wheels.glob("*.whl")) if not _is_good(wheel, wanted)]
-    if missing:
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-        command += ["--no-compile", "--target", str(site)]
-        subprocess.run([*command, *map(str, missing)], check=True)
-    return [wheel.name.split("-")[0] for wheel in missing]
+    return [wheel.name.split("-")[0] for wheel in _installed(missing, site)]
+
+
+def _installed(wheels: list[Path], site: Path) -> list[Path]:
+    """Install wheels and return those that could be: one by one where not all at once."""
+    if not wheels:
+        return []
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    command += ["--no-compile", "--target", str(site), *map(str, wheels)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode == 0:
+        return wheels
+    if len(wheels) == 1:
+        print(f"warning: {wheels[0]} cannot be installed: {run.stderr.strip()}", file=sys.stderr)
+        return []
+    return [wheel for each in wheels for wheel in _installed([each], site)]
 
 
 def _lacking(texts: list[str]) -> list[str]:

@@ -106,11 +106,19 @@ def main() -> None:
         help="size limit of everything to copy, in MiB (default: 64)",
     )
     options = parser.parse_args()
+    for name in ("train.tsv", "dev.tsv"):
+        if options.data is not None and not (options.data / name).is_file():
+            parser.error(f"--data {options.data}: has no {name}")
+    if options.out.exists() and not (options.out / WHEELS).is_dir():
+        parser.error(f"--out {options.out}: exists and is not a GPU kit")
+    partial = options.out.with_name(options.out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / WHEELS).mkdir(parents=True)
+    _download(partial / WHEELS)
+    _write_base(partial / BASE)
+    _write_data(partial / DATA, options.data)
     shutil.rmtree(options.out, ignore_errors=True)
-    (options.out / WHEELS).mkdir(parents=True)
-    _download(options.out / WHEELS)
-    _write_base(options.out / BASE)
-    _write_data(options.out / DATA, options.data)
+    partial.rename(options.out)
     parts = {
         "wheels": size_of([options.out / WHEELS]),
         "checkpoint": size_of([options.out / BASE]),
@@ -122,8 +130,8 @@ def main() -> None:
         print(f"{name:<11} {size / _MIB:6.1f} MiB")
     if total > options.limit * _MIB:
         sys.exit(
-            f"{options.out}: more than {options.limit:g} MiB to copy; copy {BASE}/ separately, or "
-            "give a larger --limit"
+            f"{options.out}: is complete, but there are more than {options.limit:g} MiB to copy; "
+            f"copy {BASE}/ separately, or give a larger --limit"
         )
     names = sorted(re.sub(r"-.*", "", path.name) for path in (options.out / WHEELS).iterdir())
     print(f"{options.out}: wheels of {', '.join(names)}")

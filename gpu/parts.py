@@ -50,6 +50,9 @@ def _steps(
     """Return a part's steps in order."""
     if part == "correctness":
         torch.set_float32_matmul_precision("highest")
+        # the tolerances assume that half-precision products accumulate in float32
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         return {
             **{name: partial(check, device) for name, check in CHECKS.items()},
             **{name: partial(check, device, kit) for name, check in CHECKS_WITH_KIT.items()},
@@ -88,9 +91,11 @@ def run_part(part: str, options: argparse.Namespace) -> int:
     deadline = time.monotonic() + options.until - time.time()
     device = _device(options.device)
     results = Results(options.out)
-    _describe(results, device)
     kit = Kit.find(options.work / part, options.kit)
+    _describe(results, device)
+    results.describe(checkpoint=str(kit.base), data=kit.train_file.parent.name)
     for name, work in _steps(part, device, kit, results, deadline).items():
+        print(f"{part}: {name} …", file=sys.stderr, flush=True)
         step = results.run(part, name, partial(_in_time, work, deadline))
         print(f"{part}: {name}: {step.state} in {step.seconds:.1f} s", file=sys.stderr, flush=True)
     return 0

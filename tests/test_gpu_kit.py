@@ -1,6 +1,8 @@
 """The GPU kit around its checks: its folder, missing packages, results, the document."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -58,7 +60,10 @@ def run_kit(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_parts_without_time_are_failures_and_said(tmp_path: Path) -> None:
-    run = run_kit("--device", "cpu", "--out", str(tmp_path), "--seconds", "3")
+    script = "import sys, gpu.__main__ as kit; kit._LEAST = 99; sys.exit(kit.main())"
+    words = ["--device", "cpu", "--out", str(tmp_path), "--seconds", "99"]
+    command = [sys.executable, "-c", script, *words]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     steps = json.loads((tmp_path / "gpu.json").read_text("utf-8"))["steps"]
     assert [step["part"] for step in steps] == [
@@ -79,7 +84,8 @@ def test_a_part_whose_process_ends_is_a_failure(tmp_path: Path) -> None:
     assert run.returncode == 1
     (step,) = json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))["steps"]
     assert step["state"] == "failed"
-    assert "config.json" in step["finding"]["text"]
+    assert "the process exited with code 1" in step["finding"]["text"]
+    assert "has no config.json; run `make gpu-kit` again" in run.stderr
 
 
 def test_a_device_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
@@ -87,6 +93,42 @@ def test_a_device_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     assert run.returncode == 2
     assert run.stderr.strip() == "python -m gpu: --device cuda:99: PyTorch does not see this device"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seconds", "0"], "expected at least 15"),
+        (["--seconds", "nan"], "expected at least 15"),
+        (["--device", "tpu"], "expected cuda, cuda:N or cpu"),
+        (["--kit", "/nonexistent"], "/nonexistent is not a folder"),
+        (["--parts", "all"], "invalid choice"),
+    ],
+)
+def test_wrong_options_are_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    run = run_kit("--out", str(tmp_path / "out"), *words)
+    assert run.returncode == 2
+    assert said in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_and_keeps_the_results(number: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpu", "--device", "cpu", "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        [*command, "--parts", "correctness"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "layers against the formula" in line:
+            break
+    process.send_signal(number)
+    assert "interrupted; finished checks are in" in process.stderr.read()
+    assert process.wait(60) == 130
+    json.loads((tmp_path / "out" / "gpu.json").read_text("utf-8"))
+    assert not list(tmp_path.glob("mixout-gpu-*"))
 
 
 def write_wheel(folder: Path, name: str) -> None:
@@ -119,6 +161,11 @@ def test_missing_packages_come_from_the_kit_and_others_stay(
         "quite_new-1.0.dist-info",
     ]
     assert missing.complete(wheels, site) == []  # it is there now
+    (wheels / "damaged-1.0-py3-none-any.whl").write_text("no wheel")
+    (wheels / "other_damaged-1.0-py3-none-any.whl").write_text("no wheel")
+    assert missing.complete(wheels, site) == []  # with a warning for each
+    for wheel in wheels.glob("*damaged*"):
+        wheel.unlink()
     monkeypatch.setattr(missing, "_requirements", lambda: ["quite_new>=2"])
     assert missing.complete(wheels, tmp_path / "other") == ["quite_new"]  # it is too old
     (text,) = missing.unmet_by(["quite_new"])
@@ -142,6 +189,8 @@ def test_the_folder_names_its_data(tmp_path: Path) -> None:
     for name in ("train.tsv", "dev.tsv"):
         (source / name).write_text("sentence\tlabel\nIt works.\t1\nIt work.\t0\n", "utf-8")
     (tmp_path / "base").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "base" / name).touch()
     pack._write_data(tmp_path / "data", source)
     kit = Kit.find(tmp_path / "work", tmp_path)
     assert kit.base == tmp_path / "base"
@@ -210,6 +259,33 @@ def test_results_of_a_cpu_are_no_gpus(tmp_path: Path) -> None:
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert "these results come from a CPU run" in run.stderr
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"machine": {"device": "cuda"}}'])
+def test_what_are_no_results_is_refused_and_nothing_is_written(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gpu.json").write_text(text)
+    monkeypatch.setattr(document, "MEASURED", tmp_path / "measured.json")
+    monkeypatch.setattr(sys, "argv", ["document", str(tmp_path / "gpu.json")])
+    with pytest.raises(SystemExit, match=r"is not a gpu\.json"):
+        document.main()
+    assert not (tmp_path / "measured.json").exists()
+
+
+def test_packing_deletes_nothing_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    for words in (["--out", str(tmp_path)], ["--data", str(tmp_path)]):
+        monkeypatch.setattr(sys, "argv", ["pack", *words])
+        with pytest.raises(SystemExit) as ending:
+            pack.main()
+        assert ending.value.code == 2
+    said = capsys.readouterr().err
+    assert "exists and is not a GPU kit" in said
+    assert "has no train.tsv" in said
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_kernels_have_short_names() -> None:
