@@ -118,6 +118,8 @@ class _Mixed:
     mask: Tensor
     phi: Tensor
     scale: float
+    #: |u| + m/(1 − p)·|w − u|. Φ may be far smaller, but it is rounded like this.
+    size: Tensor
 
 
 def _read_mask(case: Case, layer: MixoutLayer, observed: Tensor) -> _Mixed:
@@ -133,7 +135,8 @@ def _read_mask(case: Case, layer: MixoutLayer, observed: Tensor) -> _Mixed:
     choices = []
     for scale in _scales(case, layer):
         mask = (observed - anchor).abs() > (observed - anchor - scale * away).abs()
-        choices.append(_Mixed(mask, anchor + scale * mask * away, scale))
+        size = anchor.abs() + scale * mask * away.abs()
+        choices.append(_Mixed(mask, anchor + scale * mask * away, scale, size))
     mixed = min(choices, key=lambda choice: float((observed - choice.phi).abs().sum()))
     bias = 0.0 if layer.bias is None else layer.bias.detach().double().abs()[:, None]
     size = anchor.abs() + mixed.scale * away.abs() + bias
@@ -250,10 +253,10 @@ def compare_passes(
         columns = shown[: case.inputs] - (0.0 if bias is None else bias)
         mixed = _read_mask(case, layer, columns.t())
         wanted = x @ mixed.phi.t() + (0.0 if bias is None else bias)
-        size = _root(x.square() @ mixed.phi.square().t() + (0 if bias is None else bias.square()))
+        size = _root(x.square() @ mixed.size.square().t() + (0 if bias is None else bias.square()))
         worst = max(worst, _compare(case, "the output", shown, wanted, size, dtype))
         of_inputs = of_inputs + g @ mixed.phi
-        squares_inputs = squares_inputs + g.square() @ mixed.phi.square()
+        squares_inputs = squares_inputs + g.square() @ mixed.size.square()
         of_weight = of_weight + mixed.scale * mixed.mask * (g.t() @ x)
         squares_weight = squares_weight + mixed.mask * mixed.scale**2 * (
             g.square().t() @ x.square()

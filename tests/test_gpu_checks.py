@@ -12,7 +12,7 @@ from checkpoints import TinyCheckpoints
 from torch import Tensor
 from training_runs import sentences, write_tsv
 
-from gpu import correct
+from gpu import closed_form, correct
 from gpu.closed_form import Case, examine, make_layer
 from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed
@@ -387,3 +387,21 @@ def test_layers_are_the_same_on_every_device() -> None:
         one, two = (make_layer(Case(kind), CPU) for _ in range(2))
         assert torch.equal(one.weight, two.weight)
         assert (one.weight - one.pretrained_weight).abs().min() >= 0.49
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("granularity", ["neuron", "element"])
+def test_mixed_weights_that_cancel_are_no_fault(
+    granularity: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where u and (w − u)/(1 − p) cancel, Φ is all rounding: as large as u's, not as Φ's."""
+
+    def cancelling(case: Case, device: torch.device) -> MixoutLayer:
+        layer = make_layer(case, device)
+        with torch.no_grad():
+            layer.weight.copy_(layer.pretrained_weight * 0.7)
+            layer.bias.zero_()
+        return layer
+
+    monkeypatch.setattr(closed_form, "make_layer", cancelling)
+    assert examine(Case("linear", granularity, dtype), CPU) < 1.0
