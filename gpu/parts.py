@@ -93,7 +93,7 @@ def run_part(part: str, options: argparse.Namespace) -> int:
     results = Results(options.out)
     kit = Kit.find(options.work / part, options.kit)
     _describe(results, device)
-    results.describe(checkpoint=str(kit.base), data=kit.train_file.parent.name)
+    results.describe(data=kit.train_file.parent.name)
     for name, work in _steps(part, device, kit, results, deadline).items():
         print(f"{part}: {name} …", file=sys.stderr, flush=True)
         step = results.run(part, name, partial(_in_time, work, deadline))

@@ -14,6 +14,8 @@ PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 JSON, PAGE = "gpu.json", "gpu.md"
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 class CheckFailed(Exception):  # noqa: N818 (a finding, not an error of the program)
     """A check found something wrong; the message says what, where, and what was expected."""
@@ -111,7 +113,8 @@ class Results:
         except Exception as error:  # an error in one check must not lose the others
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            lines = traceback.format_exception(error)
+            # without this machine's paths: the results may be published
+            lines = [line.replace(f"{ROOT}/", "") for line in traceback.format_exception(error)]
             text = " ".join(f"{type(error).__name__} at {where}: {error}".split())
             state, finding = FAILED, Finding(text[:500], data={"traceback": lines})
         step = Step(part, name, state, round(time.monotonic() - started, 2), finding)
