@@ -96,7 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run_part(part: str, options: argparse.Namespace, work: Path, limit: float) -> str:
     """Run a part in a process of its own; return why it did not finish, or ""."""
     command = [sys.executable, "-m", "gpu", "--part", part, "--out", str(options.out)]
-    command += ["--kit", str(options.kit), "--work", str(work)]
+    command += ["--work", str(work)]
+    if options.kit.is_dir():  # else the parts use the demo's checkpoint and data
+        command += ["--kit", str(options.kit)]
     command += ["--until", str(time.time() + limit)]  # its imports count, too
     if options.device:
         command += ["--device", options.device]
