@@ -220,8 +220,8 @@ def graph_that_swaps_experts(graph: Path, out: Path) -> Path:
     """Copy a graph so that each token's two experts come in the other order, with their weights.
 
     The sum over the experts is the same, and each module inside the mixture returns its rows in
-    another order. Left alone, the order differs only where two experts weigh the same but for
-    rounding, which depends on the processor.
+    another order. Without this swap, the order would differ only where two experts' weights differ
+    by rounding alone, and that depends on the processor.
     """
     shutil.copytree(graph, out)
     model = onnx.load(out / "model.onnx")

@@ -165,7 +165,7 @@ def train_checkpoint(
         overwrite: Whether a non-empty `out`, or an unfinished run, may be replaced.
         resume: Go on with an unfinished run; afresh if there is none; nothing if it is complete.
         observer: Who watches.
-        must_stop: Asked after each step whether to save a checkpoint and stop: by a signal, say.
+        must_stop: Asked after each step whether to save a checkpoint and stop.
 
     Returns:
         What came of it.
