@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from mixout_export import MixoutConfig, fused, inject_mixout, products
+from mixout_export import MixoutConfig, fast_linear, fused, inject_mixout
 from mixout_export.surgery import mixout_layers
 from mixout_export.training.optimizer import PretrainedDecay
 
@@ -87,14 +87,14 @@ ARMS: dict[str, Arm] = {
 @contextmanager
 def _ways_of(arm: Arm) -> Iterator[None]:
     """Let layers take the ways that an arm asks for."""
-    fewest = products._FEWEST_SAVED
+    fewest = fast_linear._FEWEST_SAVED
     if not arm.gathers:
-        products._FEWEST_SAVED = 1 << 62
+        fast_linear._FEWEST_SAVED = 1 << 62
     try:
         with fused.one_pass(arm.one_pass):
             yield
     finally:
-        products._FEWEST_SAVED = fewest
+        fast_linear._FEWEST_SAVED = fewest
 
 
 class LiteralLinear(nn.Linear):
@@ -127,8 +127,8 @@ class _WithoutWeightGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         input, weight = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        for_input = (flat @ weight.to(grad.dtype)).view(input.shape)
-        return for_input, torch.zeros_like(weight), flat.sum(0)
+        grad_input = (flat @ weight.to(grad.dtype)).view(input.shape)
+        return grad_input, torch.zeros_like(weight), flat.sum(0)
 
 
 class LinearWithoutWeightGradient(nn.Linear):

@@ -18,6 +18,25 @@ PATH = click.Path(path_type=Path)
 _SEEDS = 2**63
 
 
+class RenamedOption(click.Option):
+    """An option that is still understood by the name it had before, which `--help` leaves out.
+
+    Args:
+        old_name: The former name, with its hyphens.
+    """
+
+    def __init__(self, *args: Any, old_name: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._old_name = old_name
+
+    def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
+        """Let the parser know both names."""
+        names = self.opts
+        self.opts = [*names, self._old_name]
+        super().add_to_parser(parser, ctx)
+        self.opts = names
+
+
 def output_options(function: Callable[..., R]) -> Callable[..., R]:
     """Add `--json` and `--quiet`, and pass an `Output` as the argument `output`."""
 

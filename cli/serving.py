@@ -98,26 +98,28 @@ def describe_server(serving: "Serving | None") -> list[str]:
 
 def describe_crowd(serving: "Serving | None") -> list[str]:
     """Return the lines on clients at once; none where there were none."""
-    crowd = None if serving is None else serving.crowd
-    if crowd is None:
+    concurrency = None if serving is None else serving.concurrency
+    if concurrency is None:
         return []
-    each = crowd.requests // crowd.clients
+    each = concurrency.requests // concurrency.clients
     lines = [
         "",
-        f"clients    {crowd.clients} at once, {each} request{'s' if each > 1 else ''} each: "
-        f"{crowd.own} of {crowd.requests} got their own answer, {crowd.mixed_up} mixed up, "
-        f"{crowd.lost} lost",
+        f"clients    {concurrency.clients} at once, {each} request{'s' if each > 1 else ''} each: "
+        f"{concurrency.own} of {concurrency.requests} got their own answer, "
+        f"{concurrency.mixed_up} mixed up, {concurrency.lost} lost",
     ]
-    if crowd.latency is not None:
-        it = crowd.latency
+    if concurrency.latency is not None:
+        it = concurrency.latency
         lines.append(
             f"latency    p50 {it.p50:.1f} ms, p90 {it.p90:.1f} ms, p99 {it.p99:.1f} ms, "
-            f"{crowd.per_second:.1f} answers a second"
+            f"{concurrency.per_second:.1f} answers a second"
         )
-    if crowd.retried:
-        lines.append(f"note       {crowd.retried} requests were sent again, the connection failed")
-    if crowd.too_alike:
+    if concurrency.retried:
         lines.append(
-            f"note       {crowd.too_alike} answers are too like another's to be told from it"
+            f"note       {concurrency.retried} requests were sent again, the connection failed"
+        )
+    if concurrency.too_alike:
+        lines.append(
+            f"note       {concurrency.too_alike} answers are too like another's to be told from it"
         )
     return lines

@@ -18,8 +18,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from matrix.outcome import Outcome
 from matrix.plain import exports_unmodified, rows_of
 from matrix.tiny import write_checkpoint
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import open_folder
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import first_line, load_mixout, save_mixout
 from mixout_export.checkpoint.quiet import quiet_libraries
@@ -80,7 +80,7 @@ def _step(prepared: Path, out: Path) -> None:
 def _collapse(base: Path, trained: Path, out: Path) -> None:
     """Collapse, and compare with what was trained and with a plain checkpoint's keys."""
     collapse_checkpoint(trained, out)
-    expected, got = open_folder(base).tensors, open_folder(out).tensors
+    expected, got = open_artifact(base).tensors, open_artifact(out).tensors
     if {k: (e.dtype, e.shape) for k, e in expected.items()} != {
         k: (e.dtype, e.shape) for k, e in got.items()
     }:

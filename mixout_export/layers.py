@@ -9,9 +9,9 @@ from transformers.pytorch_utils import Conv1D
 
 from mixout_export.config import check_granularity, check_probability
 from mixout_export.errors import ArgumentError
+from mixout_export.fast_linear import element_product, needs_plain_ops, neuron_product
 from mixout_export.functional import draw_mask, mix
 from mixout_export.masks import can_pack
-from mixout_export.products import element_product, must_spell_out, neuron_product
 
 
 class MixoutLayer(nn.Module):
@@ -71,13 +71,13 @@ class MixoutLayer(nn.Module):
         return self.training and self.p > 0.0
 
     def takes_fast_path(self, input: Tensor) -> bool:
-        """Tell whether the product can be had for less than the formula spelled out; `products`."""
-        if not self.is_mixing() or must_spell_out(self.weight, input):
+        """Tell whether `fast_linear` computes the product faster than the formula does."""
+        if not self.is_mixing() or needs_plain_ops(self.weight, input):
             return False
         return self.granularity == "neuron" or can_pack(self.weight.numel(), self.p)
 
     def fast_product(self, input: Tensor) -> Tensor:
-        """Map (..., in) to (..., out) with a fresh mask; see `products`."""
+        """Map (..., in) to (..., out) with a fresh mask; see `fast_linear`."""
         product = neuron_product if self.granularity == "neuron" else element_product
         return product(
             input,

@@ -14,7 +14,7 @@ def printable(text: str) -> str:
     return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
-def shown(text: object) -> str:
+def one_line(text: object) -> str:
     """Return a text as a sentence can hold it: on one line, not too long, nothing hidden in it."""
     line = printable(" ".join(str(text)[: 4 * _LONGEST].split()))
     return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"

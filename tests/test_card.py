@@ -21,7 +21,7 @@ from mixout_export.card.steps import (
     strategy_name,
     trained_card,
 )
-from mixout_export.checkpoint.manifest import Base, Head, Manifest
+from mixout_export.checkpoint.mixout_metadata import Base, Head, MixoutMetadata
 from mixout_export.config import MixoutConfig
 from mixout_export.tasks import TASKS
 
@@ -30,13 +30,13 @@ BEFORE = {"loss": 0.7, "accuracy": 0.5, "matthews": 0.0}
 BASE_CARD = Card({"license": "mit", "language": ["en", False], "datasets": ["wiki"]}, "# Its words")
 
 
-def manifest(p: float = 0.7, granularity: str = "neuron", **fields: Any) -> Manifest:
+def metadata(p: float = 0.7, granularity: str = "neuron", **fields: Any) -> MixoutMetadata:
     made: dict[str, Any] = {
         "base": Base("some/base", "c0ffee", "ab" * 32),
         "task": "text-classification",
         "head": Head("dropout", 0.1),
     }
-    return Manifest(
+    return MixoutMetadata(
         config=MixoutConfig(p=p, granularity=granularity), modules=(), **{**made, **fields}
     )
 
@@ -69,11 +69,11 @@ def export(**fields: Any) -> ExportFacts:
 
 
 def trained(prepared: Card = BASE_CARD, **fields: Any) -> Card:
-    return trained_card(manifest(), training(**fields), prepared)
+    return trained_card(metadata(), training(**fields), prepared)
 
 
 def exact(card: Card) -> Card:
-    return collapsed_card(manifest(), CollapseFacts(105, 0), card)
+    return collapsed_card(metadata(), CollapseFacts(105, 0), card)
 
 
 def by_the_hub(card: Card, folder: Path) -> ModelCard:
@@ -89,7 +89,7 @@ def by_the_hub(card: Card, folder: Path) -> ModelCard:
 
 
 def test_the_hub_reads_every_cards_header(tmp_path: Path) -> None:
-    prepared = prepared_card(manifest(), BASE_CARD)
+    prepared = prepared_card(metadata(), BASE_CARD)
     first = by_the_hub(prepared, tmp_path).data
     assert (first.license, first.language, first.base_model) == ("mit", ["en", "no"], "some/base")
     assert (first.datasets, first.eval_results) == (None, None)  # the base's are not this model's
@@ -112,7 +112,7 @@ def test_the_hub_reads_every_cards_header(tmp_path: Path) -> None:
 
 
 def test_a_base_in_a_folder_passes_on_what_it_was_made_of() -> None:
-    second_round = manifest(base=Base("collapsed", None, "ab" * 32))
+    second_round = metadata(base=Base("collapsed", None, "ab" * 32))
     card = prepared_card(second_round, Card({"base_model": "some/base"}))
     assert card.header["base_model"] == "some/base"
     assert prepared_card(second_round, Card()).header["base_model"] is None
@@ -137,7 +137,7 @@ def test_a_data_set_of_the_hub_is_named_to_it(tmp_path: Path) -> None:
 
 
 def test_what_nobody_said_is_not_in_the_header(tmp_path: Path) -> None:
-    local = manifest(base=Base("bert", None, "ab" * 32))
+    local = metadata(base=Base("bert", None, "ab" * 32))
     data = by_the_hub(prepared_card(local, Card()), tmp_path).data
     for name in ("license", "language", "base_model", "datasets"):
         assert data.get(name) is None
@@ -155,7 +155,7 @@ def test_a_licence_beside_the_base_is_still_found(
     tmp_path: Path, base: Base, link: str, expected: str | None
 ) -> None:
     said = Card({"license": "other", "license_name": "own", "license_link": link})
-    data = by_the_hub(prepared_card(manifest(base=base), said), tmp_path).data
+    data = by_the_hub(prepared_card(metadata(base=base), said), tmp_path).data
     assert (data.license, data.license_name, data.license_link) == ("other", "own", expected)
 
 
@@ -192,7 +192,7 @@ def test_collapsing_is_told_exactly(tmp_path: Path) -> None:
 def test_another_models_metrics_are_not_claimed(
     tmp_path: Path, facts: CollapseFacts, said: str
 ) -> None:
-    card = by_the_hub(collapsed_card(manifest(), facts, trained()), tmp_path)
+    card = by_the_hub(collapsed_card(metadata(), facts, trained()), tmp_path)
     assert card.data.eval_results is None
     assert card.data.metrics is None
     assert "Measured before the weights were changed" in card.text
@@ -275,7 +275,7 @@ def test_a_folder_without_a_card_gets_one(tmp_path: Path) -> None:
 )
 def test_names_with_odd_characters_break_nothing(tmp_path: Path, name: str) -> None:
     facts = training(evaluation=Evaluation(name, METRICS, BEFORE), settings={"base": name})
-    odd = manifest(base=Base(name, None, "ab" * 32))
+    odd = metadata(base=Base(name, None, "ab" * 32))
     card = exact(trained_card(odd, facts, prepared_card(odd, Card())))
     written = by_the_hub(card, tmp_path)
     assert written.data.eval_results[0].dataset_name == name
@@ -305,22 +305,22 @@ def test_the_mark_is_not_shown() -> None:
 @pytest.mark.parametrize(
     ("made", "options", "expected"),
     [
-        (manifest(), ("zero", 0.0), "mixout(0.7)"),
-        (manifest(p=0.0), ("zero", 0.01), "no mixout + wdecay(0, 0.01)"),
+        (metadata(), ("zero", 0.0), "mixout(0.7)"),
+        (metadata(p=0.0), ("zero", 0.01), "no mixout + wdecay(0, 0.01)"),
         (
-            manifest(granularity="element"),
+            metadata(granularity="element"),
             ("pretrained", 0.01),
             "element mixout(0.7) + wdecay(pre, 0.01)",
         ),
         (
-            manifest(p=0.0, dropout=0.1),
+            metadata(p=0.0, dropout=0.1),
             ("zero", 0.01),
             "no mixout + dropout(0.1) + wdecay(0, 0.01)",
         ),
     ],
 )
 def test_strategies_are_named_as_in_the_paper(
-    made: Manifest, options: tuple[str, float], expected: str
+    made: MixoutMetadata, options: tuple[str, float], expected: str
 ) -> None:
     named = strategy_name(made, decay_toward=options[0], weight_decay=options[1])
     assert named == expected
@@ -339,7 +339,7 @@ def test_strategies_are_named_as_in_the_paper(
     ],
 )
 def test_every_task_has_the_hubs_name(tmp_path: Path, task: str, pipeline: str) -> None:
-    card = trained_card(manifest(task=task), training(), Card())
+    card = trained_card(metadata(task=task), training(), Card())
     written = by_the_hub(card, tmp_path)
     assert written.data.pipeline_tag == pipeline
     assert {result.task_type for result in written.data.eval_results} == {pipeline}

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCard
 from mixout_export.card.document import read_card
 from mixout_export.card.steps import USE
 from mixout_export.card.usage import graph_usage, model_usage
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import open_folder
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
@@ -76,7 +76,7 @@ def test_the_code_of_a_card_runs(task: str, tiny: TinyCheckpoints, tmp_path: Pat
     )
     collapse_checkpoint(prepared, tmp_path / "plain")
     use = read_card(tmp_path / "plain" / "README.md").section(USE)
-    assert use == model_usage(open_folder(tmp_path / "plain").task)
+    assert use == model_usage(open_artifact(tmp_path / "plain").task)
     assert run_code(tmp_path / "plain", use)  # an answer may be empty, a line there is
 
 

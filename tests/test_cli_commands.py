@@ -14,7 +14,7 @@ from cli_runs import Program, Way, a_copy, content, make_way
 from safetensors.torch import load_file
 from training_runs import sentences, write_tsv
 
-from mixout_export.checkpoint.folder import open_folder
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.parity.compare import TOLERANCES, Tolerance
 from mixout_export_cli.main import cli
 
@@ -38,7 +38,7 @@ def program(
         yield Program(capfd)
 
 
-def manifest(folder: Path) -> dict[str, Any]:
+def metadata(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "mixout_config.json").read_text())
 
 
@@ -179,7 +179,7 @@ def test_prepares_options_reach_the_manifest(
 ) -> None:
     task = [] if "--task" in options else ["--task", "text-classification"]
     program("prepare", way.base, tmp_path / "o", *task, *options).done()
-    value = manifest(tmp_path / "o")
+    value = metadata(tmp_path / "o")
     for key in keys:
         value = value[key]
     assert value == expected
@@ -213,7 +213,7 @@ def test_the_head_can_be_mixed(way: Way, program: Program, tmp_path: Path) -> No
     options = ("--task", "text-classification", "--head", "mixout", "--json")
     run = program("prepare", way.base, tmp_path / "o", *options).done()
     assert "classifier" in run.json["mixed"]
-    assert "classifier.pretrained_weight" in open_folder(tmp_path / "o").anchors
+    assert "classifier.pretrained_weight" in open_artifact(tmp_path / "o").anchors
 
 
 def test_the_seed_decides_the_fresh_head(way: Way, program: Program, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_revision_of_a_hub_id_is_what_is_asked_for(
     options = ("--task", "text-classification", "--revision", "v2")
     program("prepare", "someone/bert", "o", *options).done()
     assert set(asked) == {("someone/bert", "v2")}
-    assert manifest(tmp_path / "o")["base"]["name"] == "someone/bert"
+    assert metadata(tmp_path / "o")["base"]["name"] == "someone/bert"
 
 
 def test_code_of_the_checkpoint_runs_when_it_is_trusted(
@@ -317,7 +317,7 @@ def test_trains_options_reach_the_run(way: Way, program: Program, tmp_path: Path
     recorded = training(tmp_path / "o")["settings"]["options"]
     assert {name: recorded[name] for name in settings} == settings
     assert run.out.startswith(f"{tmp_path / 'o'}: 3 updates in ")
-    assert manifest(tmp_path / "o")["p"] == 0.4
+    assert metadata(tmp_path / "o")["p"] == 0.4
 
 
 def test_columns_are_found_or_named(way: Way, program: Program, tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_inspect_draws(way: Way, program: Program, tmp_path: Path) -> None:
 
 
 def test_inspect_shortens_digests_and_json_does_not(way: Way, program: Program) -> None:
-    digest = manifest(way.trained)["pretrained_sha256"]
+    digest = metadata(way.trained)["pretrained_sha256"]
     text = program("inspect", way.trained).done().out
     assert digest not in text
     assert f"{digest[:16]}…" in text

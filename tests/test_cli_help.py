@@ -57,7 +57,7 @@ OPTIONS = {
         "head-weight-decay": None,
         "max-length": None,
         "doc-stride": None,
-        "blocks": False,
+        "pack-sequences": False,
         "max-grad-norm": 1.0,
         "gradient-accumulation": 1,
         "gradient-checkpointing": False,
@@ -96,7 +96,7 @@ OPTIONS = {
         **WRITES,
         "server": "triton",  # has no default, and has to be given
         "name": None,
-        "also": (),
+        "add-precision": (),
         "model-version": 1,
         "max-batch-size": 64,
         "bom": False,
@@ -212,6 +212,24 @@ def test_help_fits_the_terminal_and_leaves_names_whole(
     assert "\\b" not in text
     for option in options_of(name) if name else ():
         assert re.search(rf"^  --{option}\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("command", "new", "old", "given", "expected"),
+    [
+        ("bundle", "--add-precision", "--also", ("fp16",), (Path("fp16"),)),
+        ("train", "--pack-sequences", "--blocks", (), True),
+    ],
+)
+def test_a_former_option_name_still_works_and_is_not_shown(
+    command: str, new: str, old: str, given: tuple[str, ...], expected: object, capsys
+) -> None:
+    rest = ["--server", "triton"] if command == "bundle" else []
+    for name in (new, old):
+        context = cli.commands[command].make_context(command, ["a", "b", *rest, name, *given])
+        assert expected in context.params.values(), name
+    assert f"  {new}" in (text := show_help(command, capsys=capsys))
+    assert old not in text
 
 
 def test_help_in_a_narrow_terminal_gives_most_of_it_to_the_text(capsys, monkeypatch) -> None:

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification
 
 from mixout_export import inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint import model as model_module
+from mixout_export.checkpoint.artifact import anchor_key
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import anchor_key
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.checkpoint.streams import quick_digest
@@ -367,9 +367,9 @@ def test_large_tensors_are_converted_and_interpolated_in_pieces(
     pretrained = {**anchors(trained), "bert.big.pretrained_weight": u}
     path.unlink()
     save_file(pretrained, path, metadata={"format": "pt"})
-    manifest = json.loads((trained / "mixout_config.json").read_text())
-    manifest["pretrained_sha256"] = digest_files([path])
-    (trained / "mixout_config.json").write_text(json.dumps(manifest))
+    metadata = json.loads((trained / "mixout_config.json").read_text())
+    metadata["pretrained_sha256"] = digest_files([path])
+    (trained / "mixout_config.json").write_text(json.dumps(metadata))
     collapse_checkpoint(trained, tmp_path / "1", dtype="bfloat16")
     assert torch.equal(weights(tmp_path / "1")["bert.big.weight"], w.bfloat16())
     collapse_checkpoint(trained, tmp_path / "2", interpolate=0.5)
@@ -477,9 +477,9 @@ def test_the_whole_model_is_never_in_memory(alpha: float, trained: Path, tmp_pat
     pretrained = {**anchors(trained), "bert.one.pretrained_weight": big}
     path.unlink()
     save_file(pretrained, path, metadata={"format": "pt"})
-    manifest = json.loads((trained / "mixout_config.json").read_text())
-    manifest["pretrained_sha256"] = digest_files([path])
-    (trained / "mixout_config.json").write_text(json.dumps(manifest))
+    metadata = json.loads((trained / "mixout_config.json").read_text())
+    metadata["pretrained_sha256"] = digest_files([path])
+    (trained / "mixout_config.json").write_text(json.dumps(metadata))
     script = """
         import resource, sys
         from pathlib import Path
@@ -511,8 +511,8 @@ def test_the_quick_digest_is_not_what_interpolation_trusts(
     file.write_bytes(data)
     with pytest.raises(CheckpointError, match="has SHA-256"):
         collapse_checkpoint(source, tmp_path / "damaged", interpolate=alpha)
-    manifest = json.loads(record.read_text())
-    record.write_text(json.dumps({**manifest, "pretrained_xxh3": quick_digest([file])}))
+    metadata = json.loads(record.read_text())
+    record.write_text(json.dumps({**metadata, "pretrained_xxh3": quick_digest([file])}))
     if alpha == 1.0:
         collapse_checkpoint(source, tmp_path / "forged", interpolate=alpha)
     else:

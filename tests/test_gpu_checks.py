@@ -17,7 +17,7 @@ from gpu.closed_form import Case, examine, make_layer
 from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed
 from gpu.waits import no_waiting
-from mixout_export import fused, layers, products
+from mixout_export import fast_linear, fused, layers
 from mixout_export.layers import MixoutLayer
 from mixout_export.masks import PackedMask
 from mixout_export.training import loop
@@ -64,9 +64,9 @@ def test_products_pass() -> None:
     ("where", "name"),
     [
         (fused, "mix_by"),  # Φ of neuron masks
-        (products, "mix_by"),  # Φ of element masks
-        (products, "_outer"),  # the weight's gradient
-        (products, "_input_gradient"),
+        (fast_linear, "mix_by"),  # Φ of element masks
+        (fast_linear, "_outer"),  # the weight's gradient
+        (fast_linear, "_input_gradient"),
         (layers, "mix"),  # embeddings, and where plain operations are needed
     ],
 )
@@ -86,15 +86,15 @@ def test_a_wrong_scale_is_noticed(
 
 
 def test_a_wrong_gradient_of_the_bias_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    gather = products._Active.gather
+    gather = fast_linear._Active.gather
 
-    def without_ones(self: products._Active, input: Tensor) -> Tensor:
+    def without_ones(self: fast_linear._Active, input: Tensor) -> Tensor:
         gathered = gather(self, input)
         if self.has_ones:
             gathered.select(1, self.count).fill_(0.0)
         return gathered
 
-    monkeypatch.setattr(products._Active, "gather", without_ones)
+    monkeypatch.setattr(fast_linear._Active, "gather", without_ones)
     assert "the bias's gradient" in fails(correct.check_products)
 
 
@@ -164,7 +164,7 @@ def test_a_mask_that_differs_in_the_recomputation_is_noticed(
         return PackedMask(int(torch.randint(1 << 62, (), generator=own)), shape, p)
 
     monkeypatch.setattr(correct, "_GRANULARITIES", (granularity,))
-    monkeypatch.setattr(products, "draw_mask", draw)
+    monkeypatch.setattr(fast_linear, "draw_mask", draw)
     monkeypatch.setattr(PackedMask, "draw", draw_packed)
     assert "gradient" in fails(correct.check_checkpointing)
 
@@ -175,16 +175,16 @@ def test_accumulated_batches_pass() -> None:
 
 def test_a_batch_that_takes_anothers_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    gradients = products._neuron_gradients
+    gradients = fast_linear._neuron_gradients
 
     def with_the_first_row(ctx, grad, kept, weight, row):
         seen.append(row)
         return gradients(ctx, grad, kept, weight, seen[0])
 
     # the whole product, which is multiplied with the mask
-    monkeypatch.setattr(products._Active, "of", classmethod(lambda *_: None))
+    monkeypatch.setattr(fast_linear._Active, "of", classmethod(lambda *_: None))
     assert correct.check_accumulation(CPU)
-    monkeypatch.setattr(products, "_neuron_gradients", with_the_first_row)
+    monkeypatch.setattr(fast_linear, "_neuron_gradients", with_the_first_row)
     assert "the weight's gradient" in fails(correct.check_accumulation)
 
 
@@ -202,16 +202,16 @@ def test_mask_statistics_pass() -> None:
 
 
 def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = products.draw_mask
+    draw = fast_linear.draw_mask
     monkeypatch.setattr(
-        products, "draw_mask", lambda weight, p, **named: draw(weight, p + 0.03, **named)
+        fast_linear, "draw_mask", lambda weight, p, **named: draw(weight, p + 0.03, **named)
     )
     assert "the share of kept neurons" in fails(correct.check_masks)
 
 
 def test_a_mask_that_stays_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.rand(1, 128, generator=torch.Generator().manual_seed(0)) >= 0.7
-    monkeypatch.setattr(products, "draw_mask", lambda *_, **__: mask)
+    monkeypatch.setattr(fast_linear, "draw_mask", lambda *_, **__: mask)
     fails(correct.check_masks)
 
 
@@ -222,7 +222,7 @@ def test_layers_that_share_a_mask_are_noticed(monkeypatch: pytest.MonkeyPatch) -
         generator = torch.Generator().manual_seed(next(numbers) // 2)
         return torch.rand(1, 128, generator=generator) >= 0.7
 
-    monkeypatch.setattr(products, "draw_mask", draw)
+    monkeypatch.setattr(fast_linear, "draw_mask", draw)
     assert "the correlation of two layers" in fails(correct.check_masks)
 
 
@@ -244,13 +244,13 @@ def test_no_step_waits() -> None:
 def test_a_step_that_waits_is_noticed(
     wait: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mixed_in = products.mixed_in
+    mixed_in = fast_linear.mixed_in
 
     def waits(dtype, factors, weight, *rest):
         wait(weight)
         return mixed_in(dtype, factors, weight, *rest)
 
-    monkeypatch.setattr(products, "mixed_in", waits)
+    monkeypatch.setattr(fast_linear, "mixed_in", waits)
     assert "waits for the device" in fails(correct.check_waits)
 
 
@@ -347,7 +347,7 @@ def test_replays_with_one_mask_are_noticed() -> None:
     assert "have the same mask" in fails(correct.check_graph_capture, FrozenMask)
 
 
-@pytest.mark.parametrize(("place", "ours"), [(products.__file__, True), ("other.py", False)])
+@pytest.mark.parametrize(("place", "ours"), [(fast_linear.__file__, True), ("other.py", False)])
 def test_waits_of_train_are_ours_or_not(
     place: str, ours: bool, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,7 +149,9 @@ def test_texts_to_continue_are_padded_on_the_right() -> None:
 
 def test_blocks_hold_every_token_once() -> None:
     made = read(
-        "causal-lm", rows(3), encoding(tokenizer=ending_tokenizer(), max_length=7, blocks=True)
+        "causal-lm",
+        rows(3),
+        encoding(tokenizer=ending_tokenizer(), max_length=7, pack_sequences=True),
     )
     joined = np.concatenate(made.encoded.columns["input_ids"]).tolist()
     tokenizer = make_tokenizer()
@@ -164,13 +166,15 @@ def test_blocks_hold_every_token_once() -> None:
 
 def test_a_last_block_of_one_token_is_left_out() -> None:
     made = read(
-        "causal-lm", rows(3), encoding(tokenizer=ending_tokenizer(), max_length=23, blocks=True)
+        "causal-lm",
+        rows(3),
+        encoding(tokenizer=ending_tokenizer(), max_length=23, pack_sequences=True),
     )
     assert made.lengths.tolist() == [23]
 
 
 def test_blocks_of_masked_text_hide_no_special_token() -> None:
-    made = read("masked-lm", rows(3), encoding(max_length=9, blocks=True))
+    made = read("masked-lm", rows(3), encoding(max_length=9, pack_sequences=True))
     assert made.lengths.tolist() == [9, 9, 9]
     ids = np.concatenate(made.encoded.columns["input_ids"])
     assert (ids == 2).sum() == (ids == 3).sum() == 3

@@ -10,8 +10,8 @@ from cyclonedx.validation.json import JsonStrictValidator
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.provenance.links import DataFile, Link
+from mixout_export.provenance.manifest import check_manifest
 from mixout_export.provenance.ml_bom import write_bom
-from mixout_export.provenance.record import check_record
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.onnx_export import export_onnx
 
@@ -34,10 +34,10 @@ def test_a_bundles_bill_of_materials(tiny: TinyCheckpoints, tmp_path: Path) -> N
     assert file["hashes"] == [{"alg": "SHA-256", "content": file_digest(graph / "model.onnx")}]
     assert [step["description"] for step in model["pedigree"]["ancestors"]] == ["source", "onnx"]
     assert {"torch", "onnx"} <= {part["name"] for part in content["components"]}
-    found = check_record(out)
+    found = check_manifest(out)
     assert found.holds
-    assert found.record is not None
-    assert "bom.cdx.json" in found.record.files
+    assert found.manifest is not None
+    assert "bom.cdx.json" in found.manifest.files
 
 
 def test_data_sets_and_the_licence_are_named(tmp_path: Path) -> None:

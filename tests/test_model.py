@@ -20,8 +20,8 @@ from mixout_export import (
     save_mixout,
 )
 from mixout_export.checkpoint import model as model_module
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import open_folder
 from mixout_export.checkpoint.model import (
     load_plain,
     load_tokenizer,
@@ -164,11 +164,11 @@ def test_a_model_injected_by_hand(kind: str, tmp_path: Path) -> None:
     save_mixout(model, tmp_path / "out")
     again = load_mixout(tmp_path / "out")
     assert same(again.state_dict(), model.state_dict())
-    manifest = open_folder(tmp_path / "out").manifest
-    assert manifest is not None
-    assert manifest.config == config
-    assert manifest.task == "text-classification"
-    assert manifest.pretrained_sha256 == digest_files([tmp_path / "out" / "pretrained.safetensors"])
+    metadata = open_artifact(tmp_path / "out").metadata
+    assert metadata is not None
+    assert metadata.config == config
+    assert metadata.task == "text-classification"
+    assert metadata.pretrained_sha256 == digest_files([tmp_path / "out" / "pretrained.safetensors"])
     assert "mixout" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
@@ -192,9 +192,9 @@ def test_sharded_weights_and_anchors(
     assert len(shards) > 2
     assert all(shard.stat().st_mode & 0o777 == 0o444 for shard in shards)
     assert all(shard.stat().st_size < 34_000 for shard in shards)
-    manifest = json.loads((out / "mixout_config.json").read_text())
-    manifest["pretrained_sha256"] = digest
-    (out / "mixout_config.json").write_text(json.dumps(manifest))
+    metadata = json.loads((out / "mixout_config.json").read_text())
+    metadata["pretrained_sha256"] = digest
+    (out / "mixout_config.json").write_text(json.dumps(metadata))
     loaded = load_mixout(out)
     assert same(loaded.state_dict(), model.state_dict())
     save_mixout(loaded, tmp_path / "again")
@@ -266,7 +266,7 @@ def test_a_foreign_folder_of_a_loaded_checkpoint_keeps_its_history(
     assert rates.pop("dropout") == 0.2
     assert set(rates.values()) == {0.0}
     save_mixout(again, tmp_path / "native")
-    one, two = (open_folder(p).manifest for p in (prepared, tmp_path / "native"))
+    one, two = (open_artifact(p).metadata for p in (prepared, tmp_path / "native"))
     assert one is not None
     assert two is not None
     for name in ("config", "modules", "base", "task", "labels", "head", "dropout", "seed"):
@@ -323,8 +323,8 @@ def test_state_without_anchors(prepared: Path) -> None:
 def test_p_to_record(prepared: Path, tmp_path: Path) -> None:
     model = load_mixout(prepared)
     (tmp_path / "out").mkdir()
-    manifest = write_mixout(model, tmp_path / "out", origin=open_folder(prepared), p=0.1)
-    assert manifest.config.p == 0.1
+    metadata = write_mixout(model, tmp_path / "out", origin=open_artifact(prepared), p=0.1)
+    assert metadata.config.p == 0.1
     assert {m.p for m in mixout_layers(load_mixout(tmp_path / "out")).values()} == {0.1}
 
 
@@ -347,12 +347,14 @@ def test_missing_anchors_are_refused(prepared: Path) -> None:
         load_mixout(prepared)
 
 
-def test_a_manifest_that_does_not_fit_is_refused(prepared: Path) -> None:
+def test_metadata_that_does_not_fit_is_refused(prepared: Path) -> None:
     path = prepared / "mixout_config.json"
     data = json.loads(path.read_text())
     data["modules"][0]["name"] = "bert.nonesuch"
     path.write_text(json.dumps(data))
-    with pytest.raises(CheckpointError, match=r"the manifest does not fit the model, .*nonesuch"):
+    with pytest.raises(
+        CheckpointError, match=r"the mixout metadata does not fit the model, .*nonesuch"
+    ):
         load_mixout(prepared)
 
 

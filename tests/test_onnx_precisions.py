@@ -79,9 +79,9 @@ def test_fp16_is_judged_by_values_and_int8_by_decisions(
 ) -> None:
     half = verify_checkpoints(bert, graphs["fp16"])
     assert half.tolerance is not None
-    assert (half.tolerance.atol, half.bounds.agreement) == (5e-3, None)
+    assert (half.tolerance.atol, half.limits.agreement) == (5e-3, None)
     small = verify_checkpoints(bert, graphs["int8"])
-    assert (small.tolerance, small.bounds.agreement) == (None, 0.97)
+    assert (small.tolerance, small.limits.agreement) == (None, 0.97)
     plain = json.loads(json.dumps(small.to_dict(), allow_nan=False))
     assert (plain["tolerance"], plain["bounds"]["agreement"]) == (None, 0.97)
     assert not verify_checkpoints(bert, graphs["int8"], atol=1e-5).holds
@@ -140,7 +140,7 @@ def test_stated_agreement_decides(bert: Path, tmp_path: Path) -> None:
     assert done.parity is not None
     (output,) = done.parity.outputs
     assert (output.on_data, output.judged.decisions) == (True, 40)
-    assert done.parity.bounds.agreement == 0.1
+    assert done.parity.limits.agreement == 0.1
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ArgumentError, match="min-agreement"):
             export_onnx(bert, tmp_path / "other", min_agreement=share)

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from repeats import mostly_repeats
 from tiny_models import ARCHITECTURES, POSITIONS, edit_config, make_model, save_checkpoint
 
-from mixout_export.checkpoint.folder import read_json
+from mixout_export.checkpoint.artifact import read_json
 from mixout_export.errors import (
     ArgumentError,
     CheckpointError,

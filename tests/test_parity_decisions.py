@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from mixout_export.parity.battery import Batch
-from mixout_export.parity.bounds import BOUNDS, Bounds
 from mixout_export.parity.compare import (
     HISTOGRAM_EDGES,
     OutputComparison,
     OutputDifference,
     Tolerance,
 )
+from mixout_export.parity.decision_limits import DECISION_LIMITS, DecisionLimits
 from mixout_export.parity.decisions import FLIP_EXAMPLES
 
 
@@ -22,10 +22,10 @@ def batch(rows: int, length: int = 4, *, name: str = "shapes", real: int | None 
 
 
 def compare(
-    *pairs: tuple[Batch, list, list], bounds: Bounds | None = None, **options
+    *pairs: tuple[Batch, list, list], limits: DecisionLimits | None = None, **options
 ) -> OutputDifference:
     options = {"decision": "argmax", **options}
-    comparison = OutputComparison("logits", None, bounds=bounds, **options)
+    comparison = OutputComparison("logits", None, limits=limits, **options)
     for where, left, right in pairs:
         comparison.add(where, np.array(left, np.float32), np.array(right, np.float32))
     return comparison.result()
@@ -102,7 +102,7 @@ def test_decisions_are_counted_by_batch() -> None:
 @pytest.mark.parametrize(("gap", "judged"), [(0.05, 0), (0.3, 1)])
 def test_without_data_only_sure_decisions_are_judged(gap: float, judged: int) -> None:
     left, right = [[gap, 0.0]], [[0.0, 0.1]]
-    found = compare((batch(1), left, right), bounds=Bounds(agreement=1.0))
+    found = compare((batch(1), left, right), limits=DecisionLimits(agreement=1.0))
     assert found.judged is not None
     assert (found.flips, found.judged.decisions, found.judged.flips) == (1, judged, judged)
     assert found.holds is (judged == 0)
@@ -110,28 +110,28 @@ def test_without_data_only_sure_decisions_are_judged(gap: float, judged: int) ->
 
 def test_data_decides_alone_and_every_decision_of_it_counts() -> None:
     close, flipped, clear = [[0.01, 0.0]], [[0.0, 0.01]], [[9.0, 0.0]]
-    bounds = Bounds(agreement=1.0)
+    limits = DecisionLimits(agreement=1.0)
     data = batch(1, name="data")
-    assert not compare((data, close, flipped), bounds=bounds).holds
-    assert not compare((batch(1), clear, [[0.0, 9.0]]), bounds=bounds).holds
-    both = compare((batch(1), clear, [[0.0, 9.0]]), (data, close, close), bounds=bounds)
+    assert not compare((data, close, flipped), limits=limits).holds
+    assert not compare((batch(1), clear, [[0.0, 9.0]]), limits=limits).holds
+    both = compare((batch(1), clear, [[0.0, 9.0]]), (data, close, close), limits=limits)
     assert both.holds
-    assert "1 decisions on the data" in compare((data, close, flipped), bounds=bounds).shortfall
+    assert "1 decisions on the data" in compare((data, close, flipped), limits=limits).shortfall
 
 
 def test_bounds_say_what_was_missed() -> None:
     left, right = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
-    found = compare((batch(2), left, right), bounds=BOUNDS["int8"])
+    found = compare((batch(2), left, right), limits=DECISION_LIMITS["int8"])
     assert found.shortfall == "agrees on 50.00% of 2 sure decisions, expected at least 97.00%"
-    found = compare((batch(1), [[3.0, 0.0]], [[1.0, 0.0]]), bounds=Bounds(mean_shift=0.1))
+    found = compare((batch(1), [[3.0, 0.0]], [[1.0, 0.0]]), limits=DecisionLimits(mean_shift=0.1))
     assert "moves probabilities by 0.222 in the mean" in found.shortfall
 
 
 def test_outputs_without_decisions_are_judged_by_their_norm() -> None:
     left, right = [[3.0, 4.0]], [[3.0, 4.5]]
-    found = compare((batch(1), left, right), decision=None, bounds=Bounds(relative_l2=0.2))
+    found = compare((batch(1), left, right), decision=None, limits=DecisionLimits(relative_l2=0.2))
     assert (found.relative_l2, found.holds) == (pytest.approx(0.1), True)
-    found = compare((batch(1), left, right), decision=None, bounds=Bounds(relative_l2=0.05))
+    found = compare((batch(1), left, right), decision=None, limits=DecisionLimits(relative_l2=0.05))
     assert found.shortfall == "differs by 0.1 of its norm, expected at most 0.05"
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from mixout_export import MixoutConfig, load_mixout
+from mixout_export.checkpoint.artifact import anchor_key, open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import anchor_key, open_folder
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.checkpoint.streams import quick_digest
 from mixout_export.checkpoint.tensors import digest_files
@@ -72,10 +72,10 @@ def test_a_headless_base_gets_a_head_and_anchors(
     fresh = set(trained) - {f"{body}{key}" for key in used}
     assert fresh
     assert set(result.fresh) == fresh
-    manifest = open_folder(out).manifest
-    assert manifest is not None
-    assert set(manifest.head.keys) == fresh
-    assert not any(key.startswith(body) and key in fresh for key in manifest.head.keys)
+    metadata = open_artifact(out).metadata
+    assert metadata is not None
+    assert set(metadata.head.keys) == fresh
+    assert not any(key.startswith(body) and key in fresh for key in metadata.head.keys)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -131,13 +131,13 @@ def test_the_folder_holds_just_what_the_contract_lists(
     assert str(tmp_path) not in (out / "config.json").read_text()
     assert config["id2label"] == {"0": "no", "1": "yes"}
     assert config["problem_type"] == "single_label_classification"
-    manifest = json.loads((out / "mixout_config.json").read_text())
-    assert (manifest["p"], manifest["granularity"]) == (0.7, "neuron")
-    assert manifest["base"]["name"] == "bert"
-    assert manifest["base"]["sha256"] == digest_files([tiny.base() / "model.safetensors"])
-    assert manifest["pretrained_sha256"] == digest_files([out / "pretrained.safetensors"])
-    assert manifest["labels"] == ["no", "yes"]
-    assert result.mixed == tuple(module["name"] for module in manifest["modules"])
+    metadata = json.loads((out / "mixout_config.json").read_text())
+    assert (metadata["p"], metadata["granularity"]) == (0.7, "neuron")
+    assert metadata["base"]["name"] == "bert"
+    assert metadata["base"]["sha256"] == digest_files([tiny.base() / "model.safetensors"])
+    assert metadata["pretrained_sha256"] == digest_files([out / "pretrained.safetensors"])
+    assert metadata["labels"] == ["no", "yes"]
+    assert result.mixed == tuple(module["name"] for module in metadata["modules"])
     assert len(result.mixed) == 13  # six of each of two layers, and the pooler
     assert (result.architecture, result.task) == ("BertForSequenceClassification", result.task)
 
@@ -198,7 +198,7 @@ def test_every_task(
         return
     result = prepare(tiny.base(kind), tmp_path / "out", task=task, labels=labels)
     assert result.architecture == name + suffix
-    folder = open_folder(tmp_path / "out")
+    folder = open_artifact(tmp_path / "out")
     assert folder.task is not None
     assert folder.task.name == result.task == task
     assert folder.config.get("problem_type") == problem
@@ -604,6 +604,6 @@ def test_a_mixout_checkpoint_is_no_base(tiny: TinyCheckpoints, tmp_path: Path) -
 def test_a_quick_digest_of_the_anchors_is_recorded(tiny: TinyCheckpoints, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(tiny.base(), out, task="text-classification")
-    manifest = json.loads((out / "mixout_config.json").read_text())
-    assert manifest["pretrained_xxh3"] == quick_digest([out / "pretrained.safetensors"])
-    assert manifest["pretrained_xxh3"] != quick_digest([out / "model.safetensors"])
+    metadata = json.loads((out / "mixout_config.json").read_text())
+    assert metadata["pretrained_xxh3"] == quick_digest([out / "pretrained.safetensors"])
+    assert metadata["pretrained_xxh3"] != quick_digest([out / "model.safetensors"])

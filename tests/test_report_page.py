@@ -10,10 +10,10 @@ from report_pages import BRACES, LABELS, Page, hostile_checkpoint, with_swapped_
 from tiny_models import make_model, save_checkpoint
 
 from mixout_export.errors import ArgumentError, OutputError
+from mixout_export.parity.comparison import compare_subjects
 from mixout_export.parity.drift_map import DriftMap, ModuleDrift
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.parity.subject import open_subject
-from mixout_export.parity.verdict import compare_subjects
 from mixout_export.report.facts import Facts, gather_facts
 from mixout_export.report.page import check_report, render_page, write_report
 from mixout_export.stages.onnx_export import export_onnx

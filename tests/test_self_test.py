@@ -10,13 +10,13 @@ from tiny_models import POSITIONS, VOCABULARY, make_model, save_checkpoint
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.export.precision import Conversion
 from mixout_export.parity.battery import Battery
+from mixout_export.parity.comparison import compare_subjects, make_battery
 from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
 from mixout_export.parity.self_test.faults import FAULTS, Fault
 from mixout_export.parity.self_test.outcome import SelfTest
 from mixout_export.parity.subject import Subject, open_subject
-from mixout_export.parity.verdict import compare_subjects, make_battery
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 

@@ -137,8 +137,8 @@ def test_a_server_of_the_same_graph_is_at_parity(graph: Path, raw: bool) -> None
     assert result.max_abs == 0.0
     assert result.serving is not None
     assert (result.serving.protocol, result.serving.server) == ("grpc", "small 0.1")
-    assert result.serving.crowd is not None
-    assert result.serving.crowd.own == 12
+    assert result.serving.concurrency is not None
+    assert result.serving.concurrency.own == 12
     assert model.largest > 4
 
 

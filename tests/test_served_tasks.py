@@ -54,8 +54,8 @@ def test_every_kind_of_model_is_at_parity_with_its_graph_on_a_server(
     names = {tensor.name for tensor in onnxruntime.InferenceSession(graph).get_outputs()}
     assert {output.name for output in result.outputs} == names
     assert result.serving is not None
-    assert result.serving.crowd is not None
-    assert (result.serving.crowd.own, result.serving.crowd.too_alike) == (6, 0)
+    assert result.serving.concurrency is not None
+    assert (result.serving.concurrency.own, result.serving.concurrency.too_alike) == (6, 0)
 
 
 @pytest.fixture(scope="module")

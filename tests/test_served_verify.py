@@ -130,12 +130,17 @@ def test_a_server_of_the_same_graph_is_at_parity(graph: Path, model: Path, binar
     assert result.serving.protocol == ("binary" if binary else "json")
     assert (result.serving.server, result.serving.versions) == ("small 0.1", ("1",))
     assert result.serving.graph == "not shown"
-    crowd = result.serving.crowd
-    assert crowd is not None
-    assert (crowd.clients, crowd.requests, crowd.own) == (4, 12, 12)
-    assert (crowd.mixed_up, crowd.changed, crowd.lost, crowd.retried) == (0, 0, 0, 0)
-    assert crowd.latency is not None
-    assert 0 < crowd.latency.p50 <= crowd.latency.p99 <= crowd.latency.longest
+    concurrency = result.serving.concurrency
+    assert concurrency is not None
+    assert (concurrency.clients, concurrency.requests, concurrency.own) == (4, 12, 12)
+    assert (concurrency.mixed_up, concurrency.changed, concurrency.lost, concurrency.retried) == (
+        0,
+        0,
+        0,
+        0,
+    )
+    assert concurrency.latency is not None
+    assert 0 < concurrency.latency.p50 <= concurrency.latency.p99 <= concurrency.latency.longest
     assert result.coverage is not None
     assert result.coverage.vocabulary == result.coverage.vocabulary_size
     assert all(path.startswith("/v2") for path in paths)
@@ -241,8 +246,8 @@ def test_a_connection_that_is_cut_now_and_then_is_made_again(graph: Path, model:
         result = verify(graph, server)
     assert result.holds, result.reasons()
     assert result.serving is not None
-    assert result.serving.crowd is not None
-    assert result.serving.crowd.retried > 0
+    assert result.serving.concurrency is not None
+    assert result.serving.concurrency.retried > 0
 
 
 # What a server says of itself
@@ -458,9 +463,9 @@ def test_answers_that_are_mixed_up_between_clients_are_caught(graph: Path, model
     with served(model, answer=answers_before()) as server:
         result = verify(graph, server, options={"requests": 6})
     assert result.serving is not None
-    assert result.serving.crowd is not None
-    assert result.serving.crowd.mixed_up > 0
-    assert result.serving.crowd.own + result.serving.crowd.mixed_up == 24
+    assert result.serving.concurrency is not None
+    assert result.serving.concurrency.mixed_up > 0
+    assert result.serving.concurrency.own + result.serving.concurrency.mixed_up == 24
     assert all(output.holds for output in result.outputs)
     reasons(result, "of 24 requests by 4 clients at once got an answer to other inputs")
 
@@ -505,9 +510,9 @@ def test_int8_requests_that_a_server_joins_are_no_fault(folder: Path, tmp_path: 
         result = verify(graph, server, options={"concurrency": 16, "requests": 8})
     assert result.holds, result.reasons()
     assert result.serving is not None
-    assert result.serving.crowd is not None
-    assert result.serving.crowd.own == 128
-    assert result.serving.crowd.too_alike > 0
+    assert result.serving.concurrency is not None
+    assert result.serving.concurrency.own == 128
+    assert result.serving.concurrency.too_alike > 0
 
 
 def test_answers_of_int8_that_are_mixed_up_are_caught(int8: Path) -> None:
@@ -556,10 +561,10 @@ def test_a_server_that_dies_in_a_crowd_is_given_up_soon(
         result = verify(graph, server, options={"requests": 1000})
         asked = server.asked()
     assert result.serving is not None
-    crowd = result.serving.crowd
-    assert crowd is not None
-    assert 0 < crowd.own < 20
-    assert crowd.own + crowd.lost == 4000
+    concurrency = result.serving.concurrency
+    assert concurrency is not None
+    assert 0 < concurrency.own < 20
+    assert concurrency.own + concurrency.lost == 4000
     assert asked < 2 * dead_after
     assert "cannot be reached" in reasons(result, "of 4000 requests by 4 clients at once got no")
 
@@ -683,9 +688,9 @@ def test_the_program_reports_in_text_json_and_a_page(
     assert "p50" in text
     assert "answers a second" in text
     assert (said["holds"], said["weights"], said["candidate"]) == (True, None, server.address)
-    crowd = said["serving"]["crowd"]
-    assert (crowd["clients"], crowd["own"], crowd["lost"]) == (3, 6, 0)
-    assert set(crowd["latency"]) == {"p50", "p90", "p99", "longest"}
+    concurrency = said["serving"]["crowd"]
+    assert (concurrency["clients"], concurrency["own"], concurrency["lost"]) == (3, 6, 0)
+    assert set(concurrency["latency"]) == {"p50", "p90", "p99", "longest"}
     shown = page.read_text("utf-8")
     assert '<h2 id="serving">Serving</h2>' in shown
     assert "99 % took at most" in shown

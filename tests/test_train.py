@@ -33,7 +33,7 @@ from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions
 from mixout_export.surgery import mixout_layers
 from mixout_export.training.batches import training_batches
-from mixout_export.training.records import Silent
+from mixout_export.training.records import NullObserver
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +321,7 @@ def test_anchors_in_another_dtype_stay_in_memory(ground: TrainingGround, tmp_pat
 # Which checkpoint, and when
 
 
-class Watching(Silent):
+class Watching(NullObserver):
     """Notes what a run reports."""
 
     def __init__(self) -> None:

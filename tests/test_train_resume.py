@@ -15,7 +15,7 @@ from training_runs import TrainingGround, same_weights, sentences, write_tsv
 from mixout_export import load_mixout
 from mixout_export.errors import ArgumentError, OutputError, TrainingStoppedError
 from mixout_export.stages.train import DataOptions, TrainResult
-from mixout_export.training.records import Silent
+from mixout_export.training.records import NullObserver
 
 #: Masks and dropout are drawn, an update takes two batches, and neither evaluations nor
 #: checkpoints fall on the ends of epochs (of 6 updates).
@@ -76,7 +76,7 @@ def assert_same_run(out: Path, undisturbed: Path) -> None:
     load_mixout(out)
 
 
-class Interrupting(Silent):
+class Interrupting(NullObserver):
     """Raises once a run has done some updates."""
 
     def __init__(self, step: int) -> None:
@@ -87,7 +87,7 @@ class Interrupting(Silent):
             raise KeyboardInterrupt
 
 
-class Resumed(Silent):
+class Resumed(NullObserver):
     """Notes where a run starts."""
 
     done: int | None = None

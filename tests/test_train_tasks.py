@@ -17,7 +17,7 @@ from repeats import mostly_repeats
 from task_data import KINDS, question, task_data, write_jsonl
 from training_runs import TrainingGround, assert_close, same_weights, weights, write_tsv
 
-from mixout_export.checkpoint.folder import open_folder
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.interface import describe_interface
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.errors import ArgumentError
@@ -26,7 +26,7 @@ from mixout_export.stages.train import DataOptions, TrainResult
 from mixout_export.tasks import TASKS
 from mixout_export.training.datasets import READERS
 from mixout_export.training.datasets.evaluation import EvaluationData, evaluation_data
-from mixout_export.training.records import Silent
+from mixout_export.training.records import NullObserver
 from mixout_export.training.tables import read_table
 
 #: Task → an architecture, epochs, and what its metric must reach. Four seeds gave at least 0.91
@@ -74,7 +74,7 @@ def run(ground: TrainingGround, out: Path, task: str, kind: str, **options: Any)
 
 def evaluate(folder: Path, file: Path, **options: Any) -> tuple[EvaluationData, Any]:
     """Run a plain folder over a table, and return the batches and the task's metrics."""
-    opened, model, tokenizer = open_folder(folder), load_plain(folder), load_tokenizer(folder)
+    opened, model, tokenizer = open_artifact(folder), load_plain(folder), load_tokenizer(folder)
     assert tokenizer is not None
     interface = describe_interface(model, opened.task, tokenizer)
     data = evaluation_data(
@@ -116,7 +116,7 @@ def test_it_is_learned_and_what_is_collapsed_is_as_good(
         assert after > goal
     collapse_checkpoint(tmp_path / "out", tmp_path / "plain")
     model = getattr(transformers, TASKS[task].auto_class).from_pretrained(tmp_path / "plain")
-    assert type(model).__name__ == open_folder(tmp_path / "out").config["architectures"][0]
+    assert type(model).__name__ == open_artifact(tmp_path / "out").config["architectures"][0]
     assert data.eval_file is not None
     found, metrics = evaluate(tmp_path / "plain", data.eval_file)
     assert metrics is not None
@@ -138,7 +138,7 @@ def test_every_architecture_trains(
     assert len(changed) > 0.9 * len(after)
 
 
-class Interrupting(Silent):
+class Interrupting(NullObserver):
     def __init__(self, step: int) -> None:
         self.step = step
 
@@ -272,7 +272,7 @@ def test_contexts_longer_than_the_model_takes_are_read_in_windows(
 def test_blocks_train_on_every_token(ground: TrainingGround, tmp_path: Path) -> None:
     data = data_of(ground, "causal-lm")
     result = run(
-        *(ground, tmp_path / "out", "causal-lm", "gpt2"), data=data, blocks=True, epochs=12
+        *(ground, tmp_path / "out", "causal-lm", "gpt2"), data=data, pack_sequences=True, epochs=12
     )
     rows = run(ground, tmp_path / "rows", "causal-lm", "gpt2", data=data, epochs=1)
     assert result.steps / 12 < rows.steps / 2
@@ -302,7 +302,12 @@ def test_the_files_format_changes_nothing(
     ("task", "kind", "options", "part"),
     [
         ("masked-lm", "bert", {"doc_stride": 3}, "doc-stride: does nothing for masked-lm"),
-        ("token-classification", "bert", {"blocks": True}, "blocks: does nothing for token"),
+        (
+            "token-classification",
+            "bert",
+            {"pack_sequences": True},
+            "pack-sequences: does nothing for token",
+        ),
         ("question-answering", "bert", {"metric": "accuracy"}, "f1, exact_match"),
         ("causal-lm", "gpt2", {"metric": "f1"}, "loss, perplexity for causal-lm"),
     ],

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from mixout_export_cli.command import Command
-from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.options import PATH, RenamedOption, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
 _SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
@@ -35,7 +35,10 @@ def _name_of(folder: Path) -> str:
     "transformers-js name of OUT]",
 )
 @click.option(
-    "--also",
+    "--add-precision",
+    "also",
+    cls=RenamedOption,
+    old_name="--also",
     type=PATH,
     multiple=True,
     metavar="ONNX",

@@ -8,7 +8,13 @@ import click
 from mixout_export.tasks import TASKS
 from mixout_export_cli.command import Command
 from mixout_export_cli.imports import quick_imports
-from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
+from mixout_export_cli.options import (
+    PATH,
+    RenamedOption,
+    output_options,
+    overwrite_option,
+    seed_option,
+)
 from mixout_export_cli.output import InterruptionError, Output, count_of, number, table
 
 _METRICS = "; ".join(f"{', '.join(task.metrics)} for {task.name}" for task in TASKS.values())
@@ -116,7 +122,9 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
     "--max-length]",
 )
 @click.option(
-    "--blocks",
+    "--pack-sequences",
+    cls=RenamedOption,
+    old_name="--blocks",
     is_flag=True,
     help="For language models: join the texts and cut them into blocks of --max-length tokens. "
     "Without it, each row is one sequence.",

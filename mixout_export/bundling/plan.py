@@ -18,7 +18,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _LARGEST = (1 << 31) - 1
 
 #: What other files at the top of a bundle are called.
-_TAKEN = (LAYOUT.card, LAYOUT.record, LAYOUT.signature, LAYOUT.config, LAYOUT.bom, "settings.json")
+_TAKEN = (
+    LAYOUT.card,
+    LAYOUT.manifest,
+    LAYOUT.signature,
+    LAYOUT.config,
+    LAYOUT.bom,
+    "settings.json",
+)
 
 
 @dataclass(frozen=True)

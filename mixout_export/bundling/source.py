@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import uses_external_data
 
-from mixout_export.checkpoint.folder import open_folder, read_json
+from mixout_export.checkpoint.artifact import open_artifact, read_json
 from mixout_export.checkpoint.graph_metadata import (
     recorded_labels,
     recorded_object,
@@ -217,7 +217,7 @@ def open_onnx_folder(path: Path) -> OnnxFolder:
     Raises:
         CheckpointError: It is no ONNX folder, or its graph cannot be loaded.
     """
-    if open_folder(path).kind != "onnx" or not path.is_dir():
+    if open_artifact(path).kind != "onnx" or not path.is_dir():
         raise CheckpointError(
             f"{path}: is no ONNX folder; make one with: mixout-export onnx {path} ONNX"
         )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mixout_export.checkpoint.manifest import Base
+from mixout_export.checkpoint.mixout_metadata import Base
 from mixout_export.tasks import Task
 
 #: The hub's names of tasks, where they are others.

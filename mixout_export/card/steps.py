@@ -8,7 +8,7 @@ from mixout_export.card.facts import CollapseFacts, ExportFacts, TrainingFacts
 from mixout_export.card.header import RESULTS, hub_id, inherited, pipeline_tag, tags
 from mixout_export.card.markdown import inline, table
 from mixout_export.card.usage import graph_usage, model_usage
-from mixout_export.checkpoint.manifest import Manifest
+from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.tasks import known_task
 from mixout_export.version import __version__
 
@@ -30,34 +30,34 @@ In evaluation the model computes with its own weights: it is a plain one.
 ```"""
 
 
-def _base_name(manifest: Manifest) -> str:
-    return manifest.base.name or "a pretrained checkpoint"
+def _base_name(metadata: MixoutMetadata) -> str:
+    return metadata.base.name or "a pretrained checkpoint"
 
 
-def _title(manifest: Manifest) -> str:
+def _title(metadata: MixoutMetadata) -> str:
     """Name a model by what it comes from: what its folder is called means nothing elsewhere."""
-    task = f" for {manifest.task}" if manifest.task else ""
-    return f"{_base_name(manifest).rpartition('/')[2]}{task}"
+    task = f" for {metadata.task}" if metadata.task else ""
+    return f"{_base_name(metadata).rpartition('/')[2]}{task}"
 
 
-def strategy_name(manifest: Manifest, *, decay_toward: str, weight_decay: float) -> str:
+def strategy_name(metadata: MixoutMetadata, *, decay_toward: str, weight_decay: float) -> str:
     """Return the strategy in the paper's notation: "mixout(0.7) + wdecay(pre, 0.01)", say."""
-    p = manifest.config.p
+    p = metadata.config.p
     mixed = f"mixout({p:g})" if p else "no mixout"
-    if manifest.config.granularity == "element" and p:
+    if metadata.config.granularity == "element" and p:
         mixed = f"element mixout({p:g})"
-    dropout = f" + dropout({manifest.dropout:g})" if manifest.dropout else ""
+    dropout = f" + dropout({metadata.dropout:g})" if metadata.dropout else ""
     toward = "pre" if decay_toward == "pretrained" else "0"
     decay = f" + wdecay({toward}, {weight_decay:g})" if weight_decay else ""
     return mixed + dropout + decay
 
 
-def _header(manifest: Manifest, before: Card) -> dict[str, Any]:
-    task = None if manifest.task is None else known_task(manifest.task)
+def _header(metadata: MixoutMetadata, before: Card) -> dict[str, Any]:
+    task = None if metadata.task is None else known_task(metadata.task)
     # a base that is a folder was made of something, too
-    named = hub_id(manifest.base) or before.header.get("base_model")
+    named = hub_id(metadata.base) or before.header.get("base_model")
     return {
-        **inherited(before.header, manifest.base),
+        **inherited(before.header, metadata.base),
         "library_name": "transformers",
         "pipeline_tag": pipeline_tag(task),
         "base_model": named,
@@ -66,37 +66,37 @@ def _header(manifest: Manifest, before: Card) -> dict[str, Any]:
     }
 
 
-def prepared_card(manifest: Manifest, base: Card) -> Card:
+def prepared_card(metadata: MixoutMetadata, base: Card) -> Card:
     """Return the card of a prepared checkpoint, which passes the base's licence on.
 
     Args:
-        manifest: The checkpoint's manifest.
+        metadata: The checkpoint's mixout metadata.
         base: The base's card, empty if it has none.
     """
     lead = (
-        f"{inline(_base_name(manifest))}, prepared by mixout-export {__version__} for finetuning "
-        f"for {manifest.task} with mixout({manifest.config.p:g}). It is not finetuned yet."
+        f"{inline(_base_name(metadata))}, prepared by mixout-export {__version__} for finetuning "
+        f"for {metadata.task} with mixout({metadata.config.p:g}). It is not finetuned yet."
     )
-    return Card(_header(manifest, base), opening(inline(_title(manifest)), lead)).ending_with(
+    return Card(_header(metadata, base), opening(inline(_title(metadata)), lead)).ending_with(
         {CITATION: _CITATION}
     )
 
 
-def trained_card(manifest: Manifest, facts: TrainingFacts, prepared: Card) -> Card:
+def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card) -> Card:
     """Return the card of a trained checkpoint.
 
     Args:
-        manifest: Its manifest.
+        metadata: Its mixout metadata.
         facts: What the run did.
         prepared: The card of the checkpoint that it started from.
     """
-    task = None if manifest.task is None else known_task(manifest.task)
-    title, evaluation = _title(manifest), facts.evaluation
+    task = None if metadata.task is None else known_task(metadata.task)
+    title, evaluation = _title(metadata), facts.evaluation
     lead = (
-        f"{inline(_base_name(manifest))} finetuned for {manifest.task} with {facts.strategy} by "
+        f"{inline(_base_name(metadata))} finetuned for {metadata.task} with {facts.strategy} by "
         f"mixout-export {__version__}."
     )
-    header = _header(manifest, prepared)
+    header = _header(metadata, prepared)
     header["tags"] = tags(prepared.header if prepared.is_ours else {}, *header["tags"])
     header["datasets"] = [facts.dataset] if facts.dataset else None
     if evaluation is not None:
@@ -129,27 +129,27 @@ def _measured_before(card: Card, what: str) -> Card:
     return replace(card, header=header, sections=sections)
 
 
-def collapsed_card(manifest: Manifest, facts: CollapseFacts, trained: Card) -> Card:
+def collapsed_card(metadata: MixoutMetadata, facts: CollapseFacts, trained: Card) -> Card:
     """Return the card of a collapsed checkpoint.
 
     Args:
-        manifest: The manifest of the checkpoint that was collapsed.
+        metadata: The mixout metadata of the checkpoint that was collapsed.
         facts: What became of the weights.
         trained: That checkpoint's card; one that another trainer wrote is kept, one that is
             missing is made.
     """
-    task = None if manifest.task is None else known_task(manifest.task)
+    task = None if metadata.task is None else known_task(metadata.task)
     card = trained.without(CURVES) if trained.is_ours else trained
     if not card.opening:
-        lead = f"{inline(_base_name(manifest))} with mixout({manifest.config.p:g})."
-        card = replace(card, opening=opening(inline(_title(manifest)), lead))
+        lead = f"{inline(_base_name(metadata))} with mixout({metadata.config.p:g})."
+        card = replace(card, opening=opening(inline(_title(metadata)), lead))
     if not facts.is_exact:
         card = _measured_before(card, "before the weights were changed as told below")
-    made = {k: v for k, v in _header(manifest, card).items() if v is not None}
+    made = {k: v for k, v in _header(metadata, card).items() if v is not None}
     header = {
         **made,
         **card.header,
-        **inherited(card.header, manifest.base),
+        **inherited(card.header, metadata.base),
         "tags": tags(card.header, "mixout"),
     }
     return replace(card, header=header).ending_with(

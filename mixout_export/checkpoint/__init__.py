@@ -1,7 +1,7 @@
-"""Folders on disk: reading, writing, and the manifest of a mixout checkpoint."""
+"""Folders on disk: reading, writing, and the mixout metadata of a mixout checkpoint."""
 
-from mixout_export.checkpoint.companions import copy_companions
-from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
+from mixout_export.checkpoint.artifact import Artifact, open_artifact, require_weights
 from mixout_export.checkpoint.output import output_folder
+from mixout_export.checkpoint.sidecar_files import copy_sidecar_files
 
-__all__ = ["Folder", "copy_companions", "open_folder", "output_folder", "require_weights"]
+__all__ = ["Artifact", "copy_sidecar_files", "open_artifact", "output_folder", "require_weights"]

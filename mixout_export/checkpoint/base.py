@@ -13,15 +13,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.folder import (
+from mixout_export.checkpoint.artifact import (
     BaseDigest,
-    open_folder,
+    open_artifact,
     other_kind,
     read_json,
     weight_files,
 )
 from mixout_export.checkpoint.layout import LAYOUT, TOKENIZER_PATTERNS
-from mixout_export.checkpoint.manifest import Base
+from mixout_export.checkpoint.mixout_metadata import Base
 from mixout_export.checkpoint.model import first_line
 from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.checkpoint.tensors import read_tensors
@@ -273,7 +273,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
 
 def _refuse_mixout(path: Path) -> None:
     """Refuse a mixout checkpoint, whose anchors a second snapshot would move without a word."""
-    if open_folder(path).kind == "mixout":
+    if open_artifact(path).kind == "mixout":
         raise CheckpointError(
             f"{path}: is a mixout checkpoint already; train it, or collapse it first and prepare "
             "what comes out"

@@ -24,7 +24,7 @@ class Layout:
     metrics: str = "metrics.jsonl"
     curves: str = "curves.png"
     training: str = "training.json"
-    record: str = "manifest.json"
+    manifest: str = "manifest.json"
     signature: str = "model.sig"
     bom: str = "bom.cdx.json"
     partial_suffix: str = ".partial"

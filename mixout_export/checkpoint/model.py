@@ -15,22 +15,22 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.companions import copy_companions, link_or_copy
-from mixout_export.checkpoint.folder import (
-    Folder,
+from mixout_export.checkpoint.artifact import (
+    Artifact,
     anchor_key,
-    open_folder,
+    open_artifact,
     read_json,
-    require_manifest,
+    require_metadata,
     require_weights,
     weight_files,
     weight_key,
     write_json,
 )
 from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
-from mixout_export.checkpoint.manifest import Manifest, MixedModule
+from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.output import output_folder
 from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.checkpoint.sidecar_files import copy_sidecar_files, link_or_copy
 from mixout_export.checkpoint.tensors import (
     TensorEntry,
     TensorSource,
@@ -86,7 +86,7 @@ def tensor_of(entry: TensorEntry) -> Tensor:
     return value
 
 
-def _model_class(folder: Folder) -> Any:
+def _model_class(folder: Artifact) -> Any:
     names = folder.config.get("architectures") or []
     if not names:
         return transformers.AutoModel
@@ -100,7 +100,7 @@ def _model_class(folder: Folder) -> Any:
     return found
 
 
-def _refuse_remote_code(folder: Folder) -> None:
+def _refuse_remote_code(folder: Artifact) -> None:
     known = folder.config.get("model_type") in transformers.CONFIG_MAPPING
     if "auto_map" in folder.config and not known:
         raise CheckpointError(
@@ -119,7 +119,7 @@ def _own_memory(model: PreTrainedModel) -> None:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
-def _refuse_incomplete(folder: Folder, info: dict[str, Any]) -> None:
+def _refuse_incomplete(folder: Artifact, info: dict[str, Any]) -> None:
     missing, mismatched = sorted(info["missing_keys"]), list(info["mismatched_keys"])
     if missing:
         raise CheckpointError(
@@ -149,7 +149,7 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     Raises:
         CheckpointError: The folder cannot be loaded as its configuration describes.
     """
-    folder = require_weights(open_folder(path))
+    folder = require_weights(open_artifact(path))
     folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
     _refuse_remote_code(folder)
     model_class = _model_class(folder)
@@ -202,9 +202,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
             ) from error
 
 
-def _anchors_of(model: PreTrainedModel, folder: Folder, manifest: Manifest) -> dict[str, Tensor]:
+def _anchors_of(
+    model: PreTrainedModel, folder: Artifact, metadata: MixoutMetadata
+) -> dict[str, Tensor]:
     """Return each mixed module's anchor, taken out of what it may be merged with on disk."""
-    stored = {m.name: folder.anchors[m.pretrained_key] for m in manifest.modules}
+    stored = {m.name: folder.anchors[m.pretrained_key] for m in metadata.modules}
     keys, weights = disk_keys(model), model.state_dict()
     merged = [
         name
@@ -236,18 +238,20 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
         CheckpointError: The folder is no mixout checkpoint, lacks something, or its anchors do not
             match the recorded SHA-256.
     """
-    folder = require_weights(open_folder(Path(path)))
-    manifest = require_manifest(folder)
+    folder = require_weights(open_artifact(Path(path)))
+    metadata = require_metadata(folder)
     folder.check_anchors()
     model = load_plain(folder.path)
-    anchors = _anchors_of(model, folder, manifest)
+    anchors = _anchors_of(model, folder, metadata)
     try:
-        attach_mixout(model, [m.name for m in manifest.modules], manifest.config, anchors)
+        attach_mixout(model, [m.name for m in metadata.modules], metadata.config, anchors)
     except ArgumentError as error:
-        raise CheckpointError(f"{path}: the manifest does not fit the model, {error}") from error
-    if manifest.dropout is not None:
-        set_module_dropout(model, body=manifest.dropout, head=manifest.head.dropout)
-    model.config.mixout = manifest.to_dict()
+        raise CheckpointError(
+            f"{path}: the mixout metadata does not fit the model, {error}"
+        ) from error
+    if metadata.dropout is not None:
+        set_module_dropout(model, body=metadata.dropout, head=metadata.head.dropout)
+    model.config.mixout = metadata.to_dict()
     setattr(model, ORIGIN_ATTRIBUTE, folder)
     return model.eval()  # type: ignore[no-any-return, no-untyped-call]
 
@@ -422,30 +426,30 @@ def save_mixout(model: PreTrainedModel, path: Path | str, *, overwrite: bool = F
     layers = mixout_layers(model)
     if not layers:
         raise ArgumentError("model: holds no mixout layer; inject_mixout(model) first")
-    origin: Folder | None = getattr(model, ORIGIN_ATTRIBUTE, None)
+    origin: Artifact | None = getattr(model, ORIGIN_ATTRIBUTE, None)
     with output_folder(Path(path), overwrite=overwrite) as out:
         write_mixout(model, out.partial, origin=origin)
 
 
 def write_mixout(
-    model: PreTrainedModel, directory: Path, *, origin: Folder | None, p: float | None = None
-) -> Manifest:
+    model: PreTrainedModel, directory: Path, *, origin: Artifact | None, p: float | None = None
+) -> MixoutMetadata:
     """Write a mixout checkpoint's files into a directory that exists.
 
     Args:
         model: A transformers model with mixout layers.
         directory: Where to write.
-        origin: The checkpoint that the model was loaded from, whose anchors and manifest are kept.
+        origin: The checkpoint that the model was loaded from, whose anchors and metadata are kept.
         p: Mix probability to record; None records the layers' own.
 
     Returns:
-        The manifest as written.
+        The metadata as written.
     """
     layers = mixout_layers(model)
     entries = write_weights(model, directory)
     first = next(iter(layers.values()))
-    manifest = None if origin is None else origin.manifest
-    if origin is not None and manifest is not None and origin.pretrained_paths:
+    metadata = None if origin is None else origin.metadata
+    if origin is not None and metadata is not None and origin.pretrained_paths:
         index = origin.path / LAYOUT.pretrained_index
         for file in [*origin.pretrained_paths, *([index] if index.exists() else [])]:
             link_or_copy(file, directory / file.name)
@@ -456,22 +460,22 @@ def write_mixout(
             TensorInMemory(m.pretrained_key, layers[m.name].pretrained_weight) for m in modules
         ]
         digest = write_anchors(directory, anchors)
-        if manifest is None:
+        if metadata is None:
             task = _task_name(directory)
-            manifest = Manifest(config=_recorded_config(model), modules=modules, task=task)
-        manifest = replace(
-            manifest, modules=modules, pretrained_sha256=digest, pretrained_xxh3=None
+            metadata = MixoutMetadata(config=_recorded_config(model), modules=modules, task=task)
+        metadata = replace(
+            metadata, modules=modules, pretrained_sha256=digest, pretrained_xxh3=None
         )
-    manifest = manifest.with_p(first.p if p is None else p)
-    manifest.write(directory / LAYOUT.mixout_config)
+    metadata = metadata.with_p(first.p if p is None else p)
+    metadata.write(directory / LAYOUT.mixout_config)
     if origin is not None:
-        copy_companions(origin.path, directory)
-    return manifest
+        copy_sidecar_files(origin.path, directory)
+    return metadata
 
 
 def _task_name(directory: Path) -> str | None:
     try:
-        task = Folder(directory, "huggingface", read_json(directory / LAYOUT.config)).task
+        task = Artifact(directory, "huggingface", read_json(directory / LAYOUT.config)).task
     except CheckpointError:
         return None
     return None if task is None else task.name

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.parity.battery import Batch
-from mixout_export.parity.bounds import Bounds
+from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decisions import (
     DATA_BATCH,
     Decision,
@@ -166,7 +166,7 @@ class OutputComparison:
         name: str,
         tolerance: Tolerance | None,
         *,
-        bounds: Bounds | None = None,
+        limits: DecisionLimits | None = None,
         decision: Decision | None = None,
         per_token: bool = False,
     ) -> None:
@@ -175,14 +175,14 @@ class OutputComparison:
         Args:
             name: The output's name.
             tolerance: What values are judged by; None lets all pass that are finite.
-            bounds: What the output is judged by as a whole.
+            limits: What the output is judged by as a whole.
             decision: How the output becomes a decision.
             per_token: Whether it has a value for each token: then those of padding, which mean
                 nothing, are left out.
         """
         self.name = name
         self.tolerance = tolerance
-        self.bounds = bounds or Bounds()
+        self.limits = limits or DecisionLimits()
         self.per_token = per_token
         self._decisions = None if decision is None else DecisionComparison(decision)
         self._max_abs = -1.0
@@ -324,7 +324,7 @@ class OutputComparison:
             histogram=tuple(self._histogram.tolist()),
             undefined_max_abs=self._undefined,
         )
-        missed = self.bounds.shortfall(found.judged, found.relative_l2, on_data=found.on_data)
+        missed = self.limits.shortfall(found.judged, found.relative_l2, on_data=found.on_data)
         return replace(found, shortfall=missed)
 
 

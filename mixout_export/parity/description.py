@@ -16,7 +16,7 @@ from mixout_export.parity.subject import (
     Subject,
     TorchSubject,
 )
-from mixout_export.printable import shown
+from mixout_export.printable import one_line
 
 
 def _borrowed(graph: OnnxSubject, other: ModelInterface | None) -> ModelInterface:
@@ -111,7 +111,7 @@ _FEW_LABELS = 10
 
 
 def _shown(value: Any) -> str:
-    return shown(", ".join(map(str, value)) if isinstance(value, tuple) else value)
+    return one_line(", ".join(map(str, value)) if isinstance(value, tuple) else value)
 
 
 def different_labels(found: Sequence[str], expected: Sequence[str]) -> str:
@@ -121,7 +121,7 @@ def different_labels(found: Sequence[str], expected: Sequence[str]) -> str:
     if len(found) != len(expected):
         return f"got {len(found)} labels, expected {len(expected)}"
     number = next(n for n, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1)
-    return f"label {number} is {shown(found[number])}, expected {shown(expected[number])}"
+    return f"label {number} is {one_line(found[number])}, expected {one_line(expected[number])}"
 
 
 def _different_facts(

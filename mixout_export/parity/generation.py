@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.parity.battery import Batch
-from mixout_export.parity.bounds import Bounds
 from mixout_export.parity.cache import CachedRunner
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
+from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decoding import (
     Continued,
     continue_prompts,
@@ -141,13 +141,13 @@ def _sides(
     graphs: Mapping[str, OnnxRunner | CachedRunner | None],
     *,
     tolerance: Tolerance | None,
-    bounds: Bounds | None,
+    limits: DecisionLimits | None,
     padded: bool,
 ) -> dict[str, _Side]:
     return {
         name: _Side(
             graph,
-            OutputComparison(name, tolerance, bounds=bounds, decision="argmax"),
+            OutputComparison(name, tolerance, limits=limits, decision="argmax"),
             padded,
         )
         for name, graph in graphs.items()
@@ -174,7 +174,7 @@ def compare_generation(
     plain: OnnxRunner | None,
     cached: CachedRunner | None,
     tolerance: Tolerance | None,
-    bounds: Bounds | None = None,
+    limits: DecisionLimits | None = None,
     examples: Sequence[Batch] = (),
     seed: int = 0,
 ) -> GenerationParity:
@@ -186,7 +186,7 @@ def compare_generation(
         plain: The graph without a cache; None if there is none.
         cached: The graph with a cache; None if there is none.
         tolerance: What logits are judged by; None where only decisions are.
-        bounds: What they are judged by as a whole.
+        limits: What they are judged by as a whole.
         examples: Batches of the user's texts, whose beginnings are continued too.
         seed: Of the prompts.
 
@@ -198,7 +198,7 @@ def compare_generation(
     sides = _sides(
         {"logits without a cache": plain, "logits with a cache": cached},
         tolerance=tolerance,
-        bounds=bounds,
+        limits=limits,
         padded=not takes_positions(model),
     )
     prompts = tokens = longest = 0

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mixout_export.parity.battery import Coverage
-from mixout_export.parity.bounds import Bounds
 from mixout_export.parity.compare import OutputDifference, Tolerance
+from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.drift_map import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.self_test.outcome import SelfTest
@@ -28,7 +28,7 @@ class ParityResult:
         weights: The weight audit; None where the candidate is on a server, which shows none.
         outputs: The outputs' differences; empty if they could not be compared.
         tolerance: What each value was judged by; None where only the outputs as a whole are.
-        bounds: What the outputs were judged by as a whole.
+        limits: What the outputs were judged by as a whole.
         precision: Whose defaults these are: "fp32", "fp16", "bf16" or "int8"; "given" if the user
             chose the tolerance.
         coverage: What the battery touched; None if nothing was run.
@@ -52,7 +52,7 @@ class ParityResult:
     weights: WeightAudit | None
     outputs: tuple[OutputDifference, ...]
     tolerance: Tolerance | None
-    bounds: Bounds
+    limits: DecisionLimits
     precision: str
     coverage: Coverage | None
     headless: bool
@@ -89,14 +89,14 @@ class ParityResult:
 
     def criteria(self) -> str:
         """Return what the outputs were judged by, for people: "atol 1e-05, rtol 0.0001"."""
-        tolerance, bounds = self.tolerance, self.bounds
+        tolerance, limits = self.tolerance, self.limits
         parts = []
         if tolerance is not None:
             parts.append(f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}")
-        if bounds.agreement is not None:
-            parts.append(f"at least {bounds.agreement:.2%} of decisions equal")
-        if bounds.mean_shift is not None:
-            parts.append(f"a mean probability shift of at most {bounds.mean_shift:g}")
+        if limits.agreement is not None:
+            parts.append(f"at least {limits.agreement:.2%} of decisions equal")
+        if limits.mean_shift is not None:
+            parts.append(f"a mean probability shift of at most {limits.mean_shift:g}")
         return ", ".join(parts)
 
     def reasons(self) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ class ParityResult:
             "weights": None if self.weights is None else self.weights.to_dict(),
             "outputs": [output.to_dict() for output in self.outputs],
             "tolerance": None if self.tolerance is None else asdict(self.tolerance),
-            "bounds": asdict(self.bounds),
+            "bounds": asdict(self.limits),
             "precision": self.precision,
             "coverage": None if self.coverage is None else asdict(self.coverage),
             "headless": self.headless,

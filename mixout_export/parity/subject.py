@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.folder import Folder, open_folder
+from mixout_export.checkpoint.artifact import Artifact, open_artifact
 from mixout_export.checkpoint.graph_metadata import recorded_labels, recorded_object
 from mixout_export.checkpoint.interface import (
     HEADLESS_OUTPUTS,
@@ -46,7 +46,7 @@ class TorchSubject:
     """
 
     path: Path
-    folder: Folder
+    folder: Artifact
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase | None
     interface: ModelInterface
@@ -98,7 +98,7 @@ class OnnxSubject:
     """
 
     path: Path
-    folder: Folder
+    folder: Artifact
     graph: Path
     session: OnnxRunner | CachedGraph
     tokenizer: PreTrainedTokenizerBase | None
@@ -194,7 +194,7 @@ def torch_subject(path: Path) -> TorchSubject:
     Raises:
         CheckpointError: It cannot be loaded.
     """
-    folder = open_folder(path)
+    folder = open_artifact(path)
     if folder.kind == "onnx":
         raise CheckpointError(
             f"{path}: is an ONNX export, expected a Hugging Face folder or a mixout checkpoint"
@@ -213,7 +213,7 @@ def onnx_subject(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxSubject:
         ArgumentError: No such provider.
         CheckpointError: The graph cannot be run.
     """
-    folder = open_folder(path)
+    folder = open_artifact(path)
     graph = path / LAYOUT.onnx if path.is_dir() else path
     tokenizer = load_tokenizer(graph.parent)
     return OnnxSubject(
@@ -251,7 +251,7 @@ def open_subject(path: Path, *, provider: str = CPU_PROVIDER) -> Subject:
         ArgumentError: No such provider.
         CheckpointError: It cannot be opened.
     """
-    if open_folder(path).kind == "onnx":
+    if open_artifact(path).kind == "onnx":
         return onnx_subject(path, provider=provider)
     return torch_subject(path)
 

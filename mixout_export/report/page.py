@@ -18,7 +18,7 @@ from mixout_export.report import words
 from mixout_export.report.drift_picture import draw_drift_map
 from mixout_export.report.facts import Facts
 from mixout_export.report.histogram_picture import draw_histogram
-from mixout_export.report.verdict import summarise
+from mixout_export.report.summary import summarize
 
 _SUFFIXES = (".html", ".htm")
 _NUMBER = re.compile(r"\d[\d.]*e-\d+")
@@ -89,7 +89,7 @@ def render_page(facts: Facts) -> str:
         .render(
             facts=facts,
             result=facts.result,
-            summary=summarise(facts.result),
+            summary=summarize(facts.result),
             data_batch=DATA_BATCH,
             draw_drift_map=draw_drift_map,
             draw_histogram=draw_histogram,

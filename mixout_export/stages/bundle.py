@@ -23,8 +23,8 @@ from mixout_export.checkpoint.tensors import joint_digest
 from mixout_export.checkpoint.tokenizer_file import name_class_for_all, normalize_tokenizer
 from mixout_export.errors import ArgumentError, OutputError, ParityError
 from mixout_export.provenance.links import Link
+from mixout_export.provenance.manifest import check_manifest, write_manifest
 from mixout_export.provenance.ml_bom import check_bom_library, write_bom
-from mixout_export.provenance.record import check_record, write_record
 from mixout_export.provenance.signature import check_signing_key, sign_folder
 
 _PLANNERS: Mapping[str, Callable[[Sequence[OnnxFolder], BundleOptions], Plan]] = {
@@ -63,10 +63,10 @@ def _check_manifest(folder: OnnxFolder) -> None:
     Raises:
         ParityError: The folder does not match its manifest.
     """
-    found = check_record(folder.path)
+    found = check_manifest(folder.path)
     if found.problems:
         raise ParityError(f"{found.problems[0]}; export it again, as nobody has verified this")
-    if found.record is None:
+    if found.manifest is None:
         return
     shipped = {file.name for graph in folder.graphs for file in graph.files}
     shipped |= {file.name for file in folder.companions}
@@ -194,16 +194,16 @@ def _model_facts(model: Model) -> dict[str, str]:
 
 def _chain(folder: OnnxFolder) -> tuple[Link, ...]:
     """Return the steps that led to a folder; none where it has no manifest."""
-    record = check_record(folder.path).record
-    return () if record is None else record.whole_chain
+    manifest = check_manifest(folder.path).manifest
+    return () if manifest is None else manifest.whole_chain
 
 
 def _link_of(folder: OnnxFolder) -> dict[str, Any]:
     """Return how another precision was made, beside the chain of the first."""
-    record = check_record(folder.path).record
-    if record is None:
+    manifest = check_manifest(folder.path).manifest
+    if manifest is None:
         return Link("source", _input_sha256(folder), folder.path.resolve().name).to_dict()
-    return record.link.to_dict()
+    return manifest.link.to_dict()
 
 
 def _licence(folder: OnnxFolder) -> str:
@@ -241,7 +241,7 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
             task=first.task,
             licence=_licence(first),
         )
-    write_record(
+    write_manifest(
         target.partial,
         step="bundle",
         source=first.path,

@@ -7,17 +7,17 @@ from pathlib import Path
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.facts import CollapseFacts
 from mixout_export.card.steps import collapsed_card
-from mixout_export.checkpoint.companions import copy_companions
-from mixout_export.checkpoint.folder import (
-    Folder,
-    open_folder,
-    require_manifest,
+from mixout_export.checkpoint.artifact import (
+    Artifact,
+    open_artifact,
+    require_metadata,
     require_weights,
     weight_key,
     write_json,
 )
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import output_folder
+from mixout_export.checkpoint.sidecar_files import copy_sidecar_files
 from mixout_export.checkpoint.streams import Background
 from mixout_export.checkpoint.tensors import (
     FLOATING,
@@ -27,7 +27,7 @@ from mixout_export.checkpoint.tensors import (
     write_tensors,
 )
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.provenance.record import write_record
+from mixout_export.provenance.manifest import write_manifest
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class CollapseResult:
     sha256: dict[str, str]
 
 
-def _open_mixout(source: Path) -> Folder:
-    folder = open_folder(source)
-    if folder.manifest is None:
+def _open_mixout(source: Path) -> Artifact:
+    folder = open_artifact(source)
+    if folder.metadata is None:
         what = "an ONNX export" if folder.kind == "onnx" else "a plain checkpoint without mixout"
         raise CheckpointError(
             f"{source}: is {what}, so there is nothing to collapse; expected a mixout checkpoint"
@@ -65,16 +65,16 @@ def _open_mixout(source: Path) -> Folder:
     return folder
 
 
-def _pretrained_entries(folder: Folder, alpha: float) -> dict[str, TensorEntry]:
+def _pretrained_entries(folder: Artifact, alpha: float) -> dict[str, TensorEntry]:
     """Return, by weight key, the pretrained values to interpolate with."""
-    if alpha == 1.0 or folder.manifest is None:
+    if alpha == 1.0 or folder.metadata is None:
         return {}
     if not folder.pretrained_paths or _only_mixed(folder):
         raise CheckpointError(
             f"{folder.path}: holds the pretrained values of its mixed layers only, interpolation "
             f"needs those of all parameters; start from a folder that prepare or train wrote"
         )
-    fresh = set(folder.manifest.head.keys)
+    fresh = set(folder.metadata.head.keys)
     by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
     for key, entry in by_key.items():
         if key in folder.tensors and folder.tensors[key].shape != entry.shape:
@@ -85,13 +85,13 @@ def _pretrained_entries(folder: Folder, alpha: float) -> dict[str, TensorEntry]:
     return {key: entry for key, entry in by_key.items() if key not in fresh}
 
 
-def _only_mixed(folder: Folder) -> bool:
+def _only_mixed(folder: Artifact) -> bool:
     """Tell whether parameters beside the mixed weights lack a pretrained value."""
-    manifest = require_manifest(folder)
+    metadata = require_metadata(folder)
     known = {weight_key(key) for key in folder.anchors}
     others = {key for key, entry in folder.tensors.items() if entry.dtype in FLOATING} - known
-    mixed = {module.weight_key for module in manifest.modules}
-    return known <= mixed and bool(others - set(manifest.head.keys))
+    mixed = {module.weight_key for module in metadata.modules}
+    return known <= mixed and bool(others - set(metadata.head.keys))
 
 
 def _source_of(
@@ -173,14 +173,14 @@ def collapse_checkpoint(
             config.pop("torch_dtype", None)
             config["dtype"] = dtype
         write_json(target.partial / LAYOUT.config, config)
-        copy_companions(folder.path, target.partial)
+        copy_sidecar_files(folder.path, target.partial)
         facts = CollapseFacts(
             len(weight_map), len(set(pretrained) & set(weight_map)), interpolate, dtype
         )
-        card = collapsed_card(require_manifest(folder), facts, read_card(folder.path / LAYOUT.card))
+        card = collapsed_card(require_metadata(folder), facts, read_card(folder.path / LAYOUT.card))
         write_card(card, target.partial / LAYOUT.card)
         check.result()  # a damaged checkpoint is not passed on as a sound one
-        write_record(
+        write_manifest(
             target.partial,
             step="collapse",
             source=folder.path,

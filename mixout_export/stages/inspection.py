@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from mixout_export.checkpoint.arithmetic import as_array
-from mixout_export.checkpoint.folder import Folder, open_folder, require_weights
+from mixout_export.checkpoint.artifact import Artifact, open_artifact, require_weights
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.provenance.links import Link
-from mixout_export.provenance.record import check_record, damage_explained, read_record
+from mixout_export.provenance.manifest import check_manifest, damage_explained, read_manifest
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def _relative(distance: float, norm: float) -> float:
     return math.inf if distance else 0.0
 
 
-def _distances(folder: Folder) -> tuple[tuple[LayerDistance, ...], float | None]:
-    if folder.manifest is None:
+def _distances(folder: Artifact) -> tuple[tuple[LayerDistance, ...], float | None]:
+    if folder.metadata is None:
         return (), None
     layers, total = [], 0.0
     seen: set[str] = set()
-    for module in folder.manifest.modules:
+    for module in folder.metadata.modules:
         if module.weight_key in seen:
             continue  # merged on disk with one before, and counted with it
         seen.add(module.weight_key)
@@ -122,16 +122,16 @@ def _with_chain(inspection: Inspection) -> Inspection:
     """Add what the folder's manifest says, and what of it does not match."""
     if not inspection.path.is_dir():
         return inspection
-    found = check_record(inspection.path)
+    found = check_manifest(inspection.path)
     return replace(
         inspection,
-        chain=() if found.record is None else found.record.whole_chain,
+        chain=() if found.manifest is None else found.manifest.whole_chain,
         broken=(*inspection.broken, *found.problems),
         unlisted=found.unlisted,
     )
 
 
-def _inspect_graph(folder: Folder) -> Inspection:
+def _inspect_graph(folder: Artifact) -> Inspection:
     from mixout_export.export.graph_facts import read_graph_facts  # onnx only where it is needed
 
     facts = read_graph_facts(folder.path)
@@ -169,24 +169,24 @@ def inspect_path(path: Path) -> Inspection:
     with damage_explained(path):
         if _is_bundle(path):
             return _with_chain(_inspect_bundle(path))
-        folder = open_folder(path)
+        folder = open_artifact(path)
         is_graph = folder.kind == "onnx"
         return _with_chain(_inspect_graph(folder) if is_graph else _inspect_folder(folder))
 
 
 def _is_bundle(path: Path) -> bool:
-    if not (path / LAYOUT.record).is_file():
+    if not (path / LAYOUT.manifest).is_file():
         return False
     try:
-        return read_record(path).link.step == "bundle"
+        return read_manifest(path).link.step == "bundle"
     except CheckpointError:
         return False  # whatever else the folder is, it is said that its manifest is none
 
 
 def _inspect_bundle(path: Path) -> Inspection:
     """Say what a bundle holds, which is for others to open: its files, and how it was made."""
-    record = read_record(path)
-    told = dict(record.link.options)
+    manifest = read_manifest(path)
+    told = dict(manifest.link.options)
     also = told.pop("also", ())  # whole links, of which the hash is enough here
     if also:
         told["also"] = [link.get("weights_sha256") for link in also if isinstance(link, dict)]
@@ -199,14 +199,14 @@ def _inspect_bundle(path: Path) -> Inspection:
         tensors=0,
         parameters=0,
         dtypes={},
-        files={name: file.bytes for name, file in record.files.items()},
+        files={name: file.bytes for name, file in manifest.files.items()},
         provenance=told,
         layers=(),
         distance=None,
     )
 
 
-def _broken_anchors(folder: Folder) -> tuple[str, ...]:
+def _broken_anchors(folder: Artifact) -> tuple[str, ...]:
     try:
         folder.check_anchors()
     except CheckpointError as error:
@@ -214,13 +214,13 @@ def _broken_anchors(folder: Folder) -> tuple[str, ...]:
     return ()
 
 
-def _inspect_folder(folder: Folder) -> Inspection:
+def _inspect_folder(folder: Artifact) -> Inspection:
     require_weights(folder)
     entries = folder.tensors.values()
     layers, distance = _distances(folder)
     provenance: dict[str, Any] = {}
-    if folder.manifest is not None:
-        provenance = folder.manifest.to_dict()
+    if folder.metadata is not None:
+        provenance = folder.metadata.to_dict()
         provenance.pop("modules")
     dtypes = [entry.dtype for entry in entries]
     architectures = folder.config.get("architectures") or [None]

@@ -7,8 +7,8 @@ from typing import Any
 
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import exported_card
-from mixout_export.checkpoint import copy_companions, output_folder
-from mixout_export.checkpoint.folder import write_json
+from mixout_export.checkpoint import copy_sidecar_files, output_folder
+from mixout_export.checkpoint.artifact import write_json
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import OutputFolder
 from mixout_export.checkpoint.streams import file_digest
@@ -19,11 +19,11 @@ from mixout_export.export.generation import export_cached_graph
 from mixout_export.export.graph import ExportedGraph, check_opset, export_graph
 from mixout_export.export.precision import Conversion, convert_graph
 from mixout_export.parity.battery import Batch, Battery
+from mixout_export.parity.comparison import check_agreement, compare_subjects, make_battery
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
-from mixout_export.parity.verdict import check_agreement, compare_subjects, make_battery
 from mixout_export.provenance.links import DataFile
-from mixout_export.provenance.record import write_record
+from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.export_facts import export_facts
 from mixout_export.stages.verify_data import data_batches, read_data
 from mixout_export.training.columns import ColumnNames
@@ -224,7 +224,7 @@ def _record(
 ) -> None:
     """Write the manifest, once everything else is in the folder."""
     tables = [("verify", data.data), ("calibration", data.calibration)]
-    write_record(
+    write_manifest(
         target.partial,
         step="onnx",
         source=source.path,
@@ -296,7 +296,7 @@ def export_onnx(
     with output_folder(out, [source], overwrite=overwrite) as folder:
         export = _prepare(source, data, opset=opset, cache=cache)
         write_json(folder.partial / LAYOUT.config, _config(export.source))
-        copy_companions(source, folder.partial)
+        copy_sidecar_files(source, folder.partial)
         normalize_tokenizer(folder.partial, export.source.interface.sequence_limit)
         size, nodes = export.write(folder.partial, conversion)
         parity = export.verify(folder.partial, min_agreement) if verify else None

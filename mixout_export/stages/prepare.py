@@ -10,11 +10,10 @@ from transformers import PreTrainedModel
 
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
+from mixout_export.checkpoint.artifact import BaseDigest, open_artifact, read_json, write_json
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
-from mixout_export.checkpoint.companions import copy_companions
-from mixout_export.checkpoint.folder import BaseDigest, open_folder, read_json, write_json
 from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.manifest import ConfigChange, Head, Manifest
+from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
 from mixout_export.checkpoint.model import (
     anchors_of_weights,
     mixed_modules,
@@ -23,13 +22,14 @@ from mixout_export.checkpoint.model import (
 )
 from mixout_export.checkpoint.moving import plan_saving
 from mixout_export.checkpoint.output import check_destination, output_folder
+from mixout_export.checkpoint.sidecar_files import copy_sidecar_files
 from mixout_export.checkpoint.streams import quick_hash
 from mixout_export.checkpoint.tokenizer_file import forget_machine_path
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import is_mixable
 from mixout_export.provenance.links import Link, plain_options
-from mixout_export.provenance.record import write_record
+from mixout_export.provenance.manifest import write_manifest
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
 from mixout_export.surgery.key_names import disk_keys, merged_keys
 from mixout_export.surgery.selection import select_targets, tied_weights
@@ -233,7 +233,7 @@ def prepare_checkpoint(
         loaded = load_base(base, options.base, digest=digest)
         names, skipped = _targets(loaded, options)
         changes = _apply_dropout(loaded, options)
-        manifest = _write(loaded, folder.partial, names, changes, options)
+        metadata = _write(loaded, folder.partial, names, changes, options)
     model = loaded.model
     modules = dict(model.named_modules())
     return PrepareResult(
@@ -244,7 +244,7 @@ def prepare_checkpoint(
         mixed=tuple(names),
         mixed_parameters=sum(modules[name].weight.numel() for name in names),
         parameters=model.num_parameters(),
-        fresh=manifest.head.keys,
+        fresh=metadata.head.keys,
         skipped=skipped,
         unused=loaded.unused_keys,
         config_changes={c.key: (c.before, c.after) for c in changes},
@@ -258,11 +258,11 @@ def _write(
     names: Sequence[str],
     changes: tuple[ConfigChange, ...],
     options: PrepareOptions,
-) -> Manifest:
+) -> MixoutMetadata:
     keys = _keys_of(loaded.model, names)
     written = _write_tensors(loaded, directory, keys, names)
     modules = dict(loaded.model.named_modules())
-    manifest = Manifest(
+    metadata = MixoutMetadata(
         config=options.mixout,
         modules=mixed_modules(
             {name: type(modules[name]).__name__ for name in names}, keys, written.keys
@@ -277,21 +277,21 @@ def _write(
         config_changes=changes,
         seed=options.base.seed,
     )
-    manifest.write(directory / LAYOUT.mixout_config)
+    metadata.write(directory / LAYOUT.mixout_config)
     config = read_json(directory / LAYOUT.config)
     if config.pop("_name_or_path", None) is not None:  # a path of this machine
         write_json(directory / LAYOUT.config, config)
-    copy_companions(loaded.path, directory)
+    copy_sidecar_files(loaded.path, directory)
     forget_machine_path(directory)
     write_card(
-        prepared_card(manifest, read_card(loaded.path / LAYOUT.card)), directory / LAYOUT.card
+        prepared_card(metadata, read_card(loaded.path / LAYOUT.card)), directory / LAYOUT.card
     )
-    write_record(
+    write_manifest(
         directory,
         step="prepare",
         source=loaded.path,
         input_sha256=loaded.base.sha256 or "",
-        weights=[path.name for path in open_folder(directory).weight_paths],
+        weights=[path.name for path in open_artifact(directory).weight_paths],
         options=_record_options(options),
         base=Link(
             "base",
@@ -301,7 +301,7 @@ def _write(
         ),
         known=written.sha256,
     )
-    return manifest
+    return metadata
 
 
 def _record_options(options: PrepareOptions) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils._paths import filter_repo_objects
 from huggingface_hub.utils._validators import validate_repo_id
 
-from mixout_export.checkpoint.folder import open_folder
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import LOCK
 from mixout_export.errors import ArgumentError, CheckpointError, HubError, ParityError
-from mixout_export.provenance.record import Record, check_record
+from mixout_export.provenance.manifest import Manifest, check_manifest
 from mixout_export.version import __version__
 
 #: Hidden files are of this machine (".git", ".env"), never of a model.
@@ -126,10 +126,10 @@ def _refuse_unfinished(folder: Path) -> None:
         )
 
 
-def _kind(folder: Path, record: Record | None) -> str:
-    if record is not None and record.link.step == "bundle":
+def _kind(folder: Path, manifest: Manifest | None) -> str:
+    if manifest is not None and manifest.link.step == "bundle":
         return "bundle"
-    return str(open_folder(folder).kind)
+    return str(open_artifact(folder).kind)
 
 
 def _files(folder: Path, unlisted: set[str]) -> tuple[PushFile, ...]:
@@ -162,13 +162,13 @@ def plan_push(
     """
     _check_repo(repo)
     _refuse_unfinished(folder)
-    check = check_record(folder)
+    check = check_manifest(folder)
     if check.problems:
         raise ParityError(f"{check.problems[0]}; nothing was sent")
-    has_manifest = check.record is not None
+    has_manifest = check.manifest is not None
     return PushPlan(
         folder=folder,
-        kind=_kind(folder, check.record),
+        kind=_kind(folder, check.manifest),
         repo=repo,
         endpoint=constants.ENDPOINT,
         revision=revision,

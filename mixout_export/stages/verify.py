@@ -8,6 +8,13 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.parity.battery import Batch, Battery, measure_coverage
+from mixout_export.parity.comparison import (
+    Outputs,
+    Watch,
+    check_agreement,
+    compare_subjects,
+    make_battery,
+)
 from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
@@ -17,14 +24,7 @@ from mixout_export.parity.self_test.examination import ReferenceOutputs, self_te
 from mixout_export.parity.served.address import is_address
 from mixout_export.parity.served.options import ServingOptions
 from mixout_export.parity.subject import Candidate, ServedSubject, Subject, open_subject
-from mixout_export.parity.verdict import (
-    Outputs,
-    Watch,
-    check_agreement,
-    compare_subjects,
-    make_battery,
-)
-from mixout_export.provenance.record import check_record, damage_explained, read_record
+from mixout_export.provenance.manifest import check_manifest, damage_explained, read_manifest
 from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
@@ -87,7 +87,7 @@ def _manifest_problems(*sides: Path | str) -> tuple[str, ...]:
     """Return what does not match the manifests of the sides' folders, as sentences."""
     paths = dict.fromkeys(Path(side) for side in sides if not is_address(str(side)))
     return tuple(
-        problem for path in paths if path.is_dir() for problem in check_record(path).problems
+        problem for path in paths if path.is_dir() for problem in check_manifest(path).problems
     )
 
 
@@ -105,15 +105,15 @@ def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, .
 
 def _graph_of(path: Path) -> Path:
     """Return the first graph of a bundle; any other path is what is opened itself."""
-    if not (path / LAYOUT.record).is_file():
+    if not (path / LAYOUT.manifest).is_file():
         return path
     try:
-        record = read_record(path)
+        manifest = read_manifest(path)
     except CheckpointError:
         return path  # its manifest is judged later
-    graphs = record.link.options.get("graphs") if record.link.step == "bundle" else None
+    graphs = manifest.link.options.get("graphs") if manifest.link.step == "bundle" else None
     first = graphs[0] if isinstance(graphs, list) and graphs else ""
-    return path / first if isinstance(first, str) and first in record.files else path
+    return path / first if isinstance(first, str) and first in manifest.files else path
 
 
 def _all_of(*watches: Watch | None) -> Watch:

@@ -7,7 +7,7 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.served.address import is_address, parse_address
-from mixout_export.parity.served.crowd import ask_at_once
+from mixout_export.parity.served.concurrency import ask_at_once
 from mixout_export.parity.served.description import notes_on
 from mixout_export.parity.served.judgement import Version
 from mixout_export.parity.served.options import ServingOptions
@@ -100,16 +100,16 @@ def with_serving(
         ServerError: The server stopped answering.
     """
     served = candidate.session
-    crowd = None
+    concurrency = None
     if result.outputs:
-        crowd = ask_at_once(served, interface, tolerance=result.tolerance, seed=seed)
+        concurrency = ask_at_once(served, interface, tolerance=result.tolerance, seed=seed)
     serving = Serving(
         server=str(served.server),
         platform=served.facts.platform,
         protocol=served.protocol,
         versions=tuple(sorted(served.answered_by)),
         graph=Version(reference, served).found,
-        crowd=crowd,
+        concurrency=concurrency,
         notes=notes_on(served, generated=result.generation is not None),
     )
     return replace(result, serving=serving)

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
 from mixout_export.errors import TrainingError, TrainingStoppedError
-from mixout_export.products import from_host
-from mixout_export.surgery.usage import ForwardWatch
+from mixout_export.fast_linear import from_host
+from mixout_export.surgery.forward_watch import ForwardWatch
 from mixout_export.training.batches import (
     evaluation_batches,
     grouped,

@@ -35,7 +35,7 @@ class TrainOptions:
             questions, which are read in windows.
         doc_stride: Tokens that neighbouring windows of a context share; None takes a third of the
             longest sequence.
-        blocks: Whether a language model's texts are joined and cut into blocks of the greatest
+        pack_sequences: Join a language model's texts and cut them into blocks of the maximum
             length; else each row is a sequence.
         max_grad_norm: Gradients are scaled to at most this norm; 0 does not clip.
         gradient_accumulation: Forward passes per update. Each draws its own masks.
@@ -68,7 +68,7 @@ class TrainOptions:
     head_weight_decay: float | None = None
     max_length: int | None = None
     doc_stride: int | None = None
-    blocks: bool = False
+    pack_sequences: bool = False
     max_grad_norm: float = 1.0
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False

@@ -29,7 +29,7 @@ class Observer(Protocol):
         """The run is over."""
 
 
-class Silent:
+class NullObserver:
     """An observer that does nothing."""
 
     def started(self, *, updates: int, done: int, examples: int) -> None:

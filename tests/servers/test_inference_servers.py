@@ -102,11 +102,16 @@ def test_each_protocol_gives_the_same_numbers(
 def test_16_clients_get_their_own_answers(server: Served, stations: Stations) -> None:
     result = check(stations.graph(), server.http, requests=200)
     assert result.serving is not None
-    crowd = result.serving.crowd
-    assert crowd is not None
-    assert (crowd.clients, crowd.requests) == (16, 3200)
-    assert (crowd.own, crowd.mixed_up, crowd.changed, crowd.lost) == (3200, 0, 0, 0)
-    assert crowd.too_alike == 0
+    concurrency = result.serving.concurrency
+    assert concurrency is not None
+    assert (concurrency.clients, concurrency.requests) == (16, 3200)
+    assert (concurrency.own, concurrency.mixed_up, concurrency.changed, concurrency.lost) == (
+        3200,
+        0,
+        0,
+        0,
+    )
+    assert concurrency.too_alike == 0
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Battery
 from mixout_export.parity.compare import OutputDifference, compare_outputs
+from mixout_export.parity.comparison import audit_subjects, comparisons_of, runner_of
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
 from mixout_export.parity.epsilons import different_epsilons
@@ -21,7 +22,6 @@ from mixout_export.parity.self_test.folder_copy import FolderCopier
 from mixout_export.parity.self_test.graph_copy import GraphCopier
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.parity.subject import OnnxSubject, Subject, open_subject
-from mixout_export.parity.verdict import audit_subjects, comparisons_of, runner_of
 
 #: Bytes of the reference's outputs that are kept; what is beyond is computed again.
 _KEPT_OUTPUTS = 1 << 30
@@ -166,7 +166,7 @@ class _Examiner:
         comparisons = comparisons_of(
             self._runner.outputs,
             tolerance=verdict.tolerance,
-            bounds=verdict.bounds,
+            limits=verdict.limits,
             task=None if verdict.headless else self._reference.task,
         )
         for number, batch in enumerate(self._battery.batches):

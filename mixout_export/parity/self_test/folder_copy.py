@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mixout_export.checkpoint.companions import link_or_copy
-from mixout_export.checkpoint.folder import write_json
+from mixout_export.checkpoint.artifact import write_json
 from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import tensor_of
+from mixout_export.checkpoint.sidecar_files import link_or_copy
 from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.subject import TorchSubject, unused_tensors

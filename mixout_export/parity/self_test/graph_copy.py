@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from mixout_export.checkpoint.folder import read_json, write_json
+from mixout_export.checkpoint.artifact import read_json, write_json
 from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.self_test.folder_copy import link_beside, with_labels

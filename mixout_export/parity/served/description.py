@@ -7,7 +7,7 @@ from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS, ModelI
 from mixout_export.parity.served.metadata import TensorSpec
 from mixout_export.parity.served.session import ServedModel
 from mixout_export.parity.served.tensors import DATATYPES, FLOATING, INTEGERS
-from mixout_export.printable import shown
+from mixout_export.printable import one_line
 
 #: Rows, and tokens in all, of the largest batch that is made because a server takes no other.
 _MOST_ROWS, _MOST_TOKENS = 1 << 10, 1 << 16
@@ -151,7 +151,7 @@ def output_mismatches(
     given = [spec.name for spec in served.facts.outputs]
     if given and set(given) != set(reference.outputs):
         found.append(
-            f"outputs: {served.address} gives {shown(', '.join(given))}, expected "
+            f"outputs: {served.address} gives {one_line(', '.join(given))}, expected "
             f"{', '.join(reference.outputs)}"
         )
     for spec in served.facts.outputs:
@@ -173,7 +173,7 @@ def notes_on(served: ServedModel, *, generated: bool) -> tuple[str, ...]:
     if not served.facts.inputs or not served.facts.outputs:
         notes.append("the server does not say what the model takes and gives; it was tried")
     if served.facts.precision not in ("", "fp32"):
-        said = shown(served.facts.precision)
+        said = one_line(served.facts.precision)
         notes.append(f"the server says that its model is {said}, which relaxes what is asked of it")
     small = sorted({spec.datatype for spec in served.facts.inputs} & {"INT32"})
     if small:

@@ -21,7 +21,7 @@ from mixout_export.parity.served.tensors import (
 )
 from mixout_export.parity.served.transport import CONNECT_TIMEOUT, LARGEST_ANSWER
 from mixout_export.parity.served.wire import Answer, Question
-from mixout_export.printable import shown
+from mixout_export.printable import one_line
 
 try:
     import grpc
@@ -101,7 +101,7 @@ class GrpcClient:
                     f"{self._address}: did not answer within {self._timeout:g} s; see whether the "
                     "server is well, or give it longer with --timeout"
                 ) from error
-            said = shown(error.details() or "")
+            said = one_line(error.details() or "")
             raise ServerError(f"{self._address}: answered gRPC {code.name} ({said})") from error
 
     def _named(self, message: str) -> Any:
@@ -206,7 +206,7 @@ class GrpcClient:
         if missing:
             names = ", ".join(tensor.name for tensor in said.outputs) or "none"
             raise ServerError(
-                f"{self._address}: the answer lacks output {missing[0]!r}, it has {shown(names)}"
+                f"{self._address}: the answer lacks output {missing[0]!r}, it has {one_line(names)}"
             )
         return found
 

@@ -16,7 +16,7 @@ from mixout_export.parity.served.metadata import (
     read_parameters,
     read_server,
 )
-from mixout_export.parity.served.texts import natural
+from mixout_export.parity.served.texts import parse_uint
 from mixout_export.parity.served.transport import Response, Transport, refused
 from mixout_export.parity.served.wire import (
     HEADER_LENGTH,
@@ -171,6 +171,6 @@ def _labels(content: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
     first = outputs[0] if isinstance(outputs, list) and outputs else None
     data = first.get("data") if isinstance(first, dict) else None
     parts = [str(text).split(":", 2) for text in data] if isinstance(data, list) else []
-    named = {natural(part[1]): part[2] for part in parts if len(part) == 3}
+    named = {parse_uint(part[1]): part[2] for part in parts if len(part) == 3}
     complete = all(index in named for index in range(count))
     return tuple(named[index] for index in range(count)) if complete else None

@@ -17,7 +17,7 @@ from mixout_export.parity.served.description import (
 from mixout_export.parity.served.metadata import MODEL_HASH, SOURCE_HASH
 from mixout_export.parity.served.session import ServedModel
 from mixout_export.parity.subject import OnnxSubject, Subject
-from mixout_export.printable import shown
+from mixout_export.printable import one_line
 
 #: What a hash is of, as a sentence has it.
 _GRAPH, _SOURCE = "its graph has", "it was made from weights with"
@@ -60,7 +60,7 @@ class Version:
     def _shown(self) -> dict[str, str]:
         """The hashes that the server shows."""
         parameters = self.served.facts.parameters
-        return {name: shown(parameters[name]) for name in _HASHES if parameters.get(name)}
+        return {name: one_line(parameters[name]) for name in _HASHES if parameters.get(name)}
 
     @cached_property
     def _pairs(self) -> list[tuple[str, str, str]]:

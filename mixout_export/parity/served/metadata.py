@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.texts import natural
-from mixout_export.printable import shown
+from mixout_export.parity.served.texts import parse_uint
+from mixout_export.printable import one_line
 
 #: Parameters by which a server shows what it serves.
 MODEL_HASH = "model_sha256"
@@ -103,8 +103,8 @@ def read_server(content: Mapping[str, Any]) -> ServerFacts:
     """Read a server's metadata; what is not there is unknown."""
     extensions = content.get("extensions")
     return ServerFacts(
-        name=shown(content.get("name") or ""),
-        version=shown(content.get("version") or ""),
+        name=one_line(content.get("name") or ""),
+        version=one_line(content.get("version") or ""),
         extensions=tuple(map(str, extensions)) if isinstance(extensions, list) else (),
     )
 
@@ -115,26 +115,26 @@ def _size(value: object) -> int | None:
     Numbers as texts come from servers that print 64-bit integers so.
     """
     text = str(value) if type(value) is int or isinstance(value, str) else ""
-    number = -1 if text.startswith("-") else natural(text)
+    number = -1 if text.startswith("-") else parse_uint(text)
     return number if number is not None and number <= _LARGEST_SIZE else None
 
 
 def _spec(tensor: object, where: str) -> TensorSpec:
     if not isinstance(tensor, dict):
-        raise ServerError(f"{where}: the metadata describes a tensor by {shown(tensor)}")
+        raise ServerError(f"{where}: the metadata describes a tensor by {one_line(tensor)}")
     name, datatype, shape = (tensor.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(name, str) or not isinstance(datatype, str):
         raise ServerError(
-            f"{where}: the metadata has a tensor without its name or datatype: {shown(tensor)}"
+            f"{where}: the metadata has a tensor without its name or datatype: {one_line(tensor)}"
         )
     sizes = [_size(size) for size in shape] if isinstance(shape, list) else [None]
     if None in sizes:
         raise ServerError(
-            f"{where}: the metadata says that {shown(name)!r} has shape {shown(repr(shape))}, "
-            "expected sizes"
+            f"{where}: the metadata says that {one_line(name)!r} has shape "
+            f"{one_line(repr(shape))}, expected sizes"
         )
     known = tuple(size for size in sizes if size is not None)
-    return TensorSpec(shown(name), shown(datatype), known)
+    return TensorSpec(one_line(name), one_line(datatype), known)
 
 
 def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:
@@ -142,7 +142,7 @@ def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:
         return ()
     if not isinstance(tensors, list):
         raise ServerError(
-            f"{where}: the metadata's tensors are {shown(repr(tensors))}, expected a list"
+            f"{where}: the metadata's tensors are {one_line(repr(tensors))}, expected a list"
         )
     return tuple(_spec(tensor, where) for tensor in tensors)
 
@@ -161,7 +161,7 @@ def read_parameters(content: object) -> dict[str, str]:
 
 
 def _limit(parameters: Mapping[str, str]) -> int | None:
-    return natural(parameters.get("max_batch_size", "")) or None
+    return parse_uint(parameters.get("max_batch_size", "")) or None
 
 
 def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
@@ -174,8 +174,8 @@ def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
     return ModelFacts(
         inputs=_specs(content.get("inputs"), where),
         outputs=_specs(content.get("outputs"), where),
-        platform=shown(content.get("platform") or ""),
-        versions=tuple(map(shown, versions)) if isinstance(versions, list) else (),
+        platform=one_line(content.get("platform") or ""),
+        versions=tuple(map(one_line, versions)) if isinstance(versions, list) else (),
         parameters=parameters,
         batch_limit=_limit(parameters),
     )

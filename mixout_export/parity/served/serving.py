@@ -22,7 +22,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class CrowdOutcome:
+class ConcurrencyOutcome:
     """What several clients at once were answered.
 
     Attributes:
@@ -81,7 +81,7 @@ class Serving:
         graph: What the served graph's hash says: "this graph", "another graph of these weights",
             "these weights", "another version", "not shown", or "not comparable" where it is shown
             and the reference has none of the kind.
-        crowd: What several clients at once were answered; None where nothing could be asked.
+        concurrency: What several clients at once were answered; None where nothing could be asked.
         notes: What a reader should know and is no fault, as sentences.
     """
 
@@ -90,13 +90,13 @@ class Serving:
     protocol: str
     versions: tuple[str, ...]
     graph: str
-    crowd: CrowdOutcome | None
+    concurrency: ConcurrencyOutcome | None
     notes: tuple[str, ...] = ()
 
     @property
     def holds(self) -> bool:
         """Whether one version alone gave each client its own answers."""
-        return len(self.versions) <= 1 and (self.crowd is None or self.crowd.holds)
+        return len(self.versions) <= 1 and (self.concurrency is None or self.concurrency.holds)
 
     def reasons(self) -> tuple[str, ...]:
         """Return why it does not hold; empty if it does."""
@@ -104,10 +104,11 @@ class Serving:
         versions = f"answers came from several versions of the model: {', '.join(self.versions)}"
         return (
             *((versions,) if several else ()),
-            *(() if self.crowd is None else self.crowd.reasons()),
+            *(() if self.concurrency is None else self.concurrency.reasons()),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        plain["crowd"] = plain.pop("concurrency")  # the name that programs read it by
         return {**plain, "holds": self.holds}

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.errors import ServerError
-from mixout_export.printable import shown
+from mixout_export.printable import one_line
 
 Array = npt.NDArray[Any]
 
@@ -50,7 +50,8 @@ def numeric(datatype: object, where: str) -> np.dtype[Any]:
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise ServerError(
-            f"{where} has datatype {shown(repr(datatype))}, expected one of {', '.join(FLOATING)}"
+            f"{where} has datatype {one_line(repr(datatype))}, "
+            f"expected one of {', '.join(FLOATING)}"
         )
     return DATATYPES[datatype]
 
@@ -63,7 +64,7 @@ def sizes(shape: object, where: str) -> tuple[int, ...]:
     """
     proper = isinstance(shape, Sequence) and not isinstance(shape, str)
     if not proper or not all(type(size) is int and size >= 0 for size in shape):  # type: ignore[attr-defined]
-        raise ServerError(f"{where} has shape {shown(repr(shape))}, expected a list of sizes")
+        raise ServerError(f"{where} has shape {one_line(repr(shape))}, expected a list of sizes")
     return tuple(shape)  # type: ignore[arg-type]
 
 

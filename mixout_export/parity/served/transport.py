@@ -17,7 +17,7 @@ import httpx2
 
 from mixout_export.errors import ServerError
 from mixout_export.parity.served.address import Address
-from mixout_export.printable import shown
+from mixout_export.printable import one_line
 
 #: How often a request is sent at most, and how long it waits before the second time, in seconds;
 #: each further wait is twice as long.
@@ -48,7 +48,7 @@ class Response:
     @property
     def said(self) -> str:
         """What the body says, short enough for a sentence; "" if it is empty."""
-        return shown(_message(self.body[:4096]))
+        return one_line(_message(self.body[:4096]))
 
 
 @cache
@@ -172,7 +172,7 @@ class Transport:
         ) as response:
             if response.has_redirect_location:
                 raise ServerError(
-                    f"{where}: redirects to {shown(response.headers['location'])}, which is not "
+                    f"{where}: redirects to {one_line(response.headers['location'])}, which is not "
                     "followed; give that address if it is the one that is meant"
                 )
             return Response(

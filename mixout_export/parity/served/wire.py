@@ -17,8 +17,8 @@ from mixout_export.parity.served.tensors import (
     from_numbers,
     to_bytes,
 )
-from mixout_export.parity.served.texts import natural
-from mixout_export.printable import shown
+from mixout_export.parity.served.texts import parse_uint
+from mixout_export.printable import one_line
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -117,7 +117,7 @@ def read_json(body: bytes | memoryview, where: str) -> dict[str, Any]:
 def _head_length(given: str | None, body: bytes, where: str) -> int:
     if given is None:
         return len(body)
-    length = natural(given)
+    length = parse_uint(given)
     if length is None or length > len(body):
         raise ServerError(
             f"{where}: the answer's {HEADER_LENGTH} is {given!r}, and the answer has {len(body)} "
@@ -135,7 +135,7 @@ class _Bytes:
     def take(self, size: object, where: str) -> memoryview:
         if type(size) is not int or not 0 <= size <= len(self._rest):
             raise ServerError(
-                f"{where} is said to take {shown(repr(size))} bytes, and {len(self._rest)} are "
+                f"{where} is said to take {one_line(repr(size))} bytes, and {len(self._rest)} are "
                 "left; the answer was cut off"
             )
         piece, self._rest = self._rest[:size], self._rest[size:]
@@ -189,15 +189,17 @@ def decode(body: bytes, header_length: str | None, wanted: Sequence[str], where:
     content = read_json(memoryview(body)[:length], where)
     outputs = content.get("outputs")
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
-        said = f" ({shown(content['error'])})" if content.get("error") else ""
+        said = f" ({one_line(content['error'])})" if content.get("error") else ""
         raise ServerError(f"{where}: the answer has no list of outputs{said}")
     found = _tensors(outputs, _Bytes(memoryview(body)[length:]), wanted, where)
     missing = [name for name in wanted if name not in found]
     if missing:
         names = ", ".join(str(output.get("name")) for output in outputs) or "none"
-        raise ServerError(f"{where}: the answer lacks output {missing[0]!r}, it has {shown(names)}")
+        raise ServerError(
+            f"{where}: the answer lacks output {missing[0]!r}, it has {one_line(names)}"
+        )
     return Answer(
-        identity=shown(content.get("id") or ""),
-        version=shown(content.get("model_version") or ""),
+        identity=one_line(content.get("id") or ""),
+        version=one_line(content.get("model_version") or ""),
         outputs={name: found[name] for name in wanted},
     )

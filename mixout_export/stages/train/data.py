@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.folder import Folder, require_task
+from mixout_export.checkpoint.artifact import Artifact, require_task
 from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
 from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError
@@ -123,7 +123,7 @@ def _check_settings(task: str, reader: Reader, data: DataOptions, options: Train
     """Refuse settings that would do nothing."""
     for name, given in (
         ("doc-stride", options.doc_stride is not None),
-        ("blocks", options.blocks),
+        ("pack-sequences", options.pack_sequences),
         ("choices-column", data.choices_column is not None),
     ):
         if given and name not in reader.uses:
@@ -146,7 +146,7 @@ def _max_length(requested: int | None, limit: int | None, *, special: int) -> in
     return requested
 
 
-def _tokenizer_of(folder: Folder, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """Load the tokenizer, and let it and the model agree on a padding id."""
     tokenizer = load_tokenizer(folder.path)
     if tokenizer is None:
@@ -160,7 +160,7 @@ def _tokenizer_of(folder: Folder, model: PreTrainedModel) -> PreTrainedTokenizer
 
 
 def load_training_data(
-    folder: Folder, model: PreTrainedModel, data: DataOptions, options: TrainOptions
+    folder: Artifact, model: PreTrainedModel, data: DataOptions, options: TrainOptions
 ) -> TrainingData:
     """Read, check and encode the data of a run.
 
@@ -201,7 +201,7 @@ def load_training_data(
         max_length,
         labels=labels,
         doc_stride=options.doc_stride,
-        blocks=options.blocks,
+        pack_sequences=options.pack_sequences,
         seed=options.seed,
     )
     return TrainingData(

@@ -9,7 +9,7 @@ from mixout_export.card.facts import TrainingFacts
 from mixout_export.card.results import Evaluation
 from mixout_export.card.steps import strategy_name, trained_card
 from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.manifest import Manifest
+from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.stages.train.data import DataOptions, TrainingData
 from mixout_export.training.loop import Outcome
 from mixout_export.training.options import TrainOptions
@@ -20,14 +20,14 @@ class RunDescription:
     """A run that has ended.
 
     Attributes:
-        manifest: The trained checkpoint's manifest.
+        metadata: The trained checkpoint's mixout metadata.
         options: Settings of the run.
         sources: Where its data lie.
         data: The data.
         outcome: What came of it.
     """
 
-    manifest: Manifest
+    metadata: MixoutMetadata
     options: TrainOptions
     sources: DataOptions
     data: TrainingData
@@ -47,13 +47,13 @@ class RunDescription:
             dataset=self._hub_dataset()[0],
             curves=LAYOUT.curves,
         )
-        card = trained_card(self.manifest, facts, read_card(prepared / LAYOUT.card))
+        card = trained_card(self.metadata, facts, read_card(prepared / LAYOUT.card))
         write_card(card, folder / LAYOUT.card)
 
     def _strategy(self) -> str:
         options = self.options
         return strategy_name(
-            self.manifest, decay_toward=options.decay_toward, weight_decay=options.weight_decay
+            self.metadata, decay_toward=options.decay_toward, weight_decay=options.weight_decay
         )
 
     def _hub_dataset(self) -> tuple[str | None, str | None]:
@@ -81,12 +81,12 @@ class RunDescription:
         )
 
     def _settings(self) -> dict[str, Any]:
-        base, options, outcome = self.manifest.base, self.options, self.outcome
+        base, options, outcome = self.metadata.base, self.options, self.outcome
         file, evaluation = self.sources.train_file, self._evaluation()
         return {
             "base": f"{base.name} (SHA-256 {base.sha256})",
             "strategy": self._strategy(),
-            "head": self.manifest.head.treatment,
+            "head": self.metadata.head.treatment,
             "training data": self.sources.dataset if file is None else file.name,
             "training examples": self.data.rows,
             "evaluation data": "none" if evaluation is None else evaluation.data,

@@ -13,11 +13,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import (
-    Folder,
-    open_folder,
+from mixout_export.checkpoint.artifact import (
+    Artifact,
+    open_artifact,
     read_json,
-    require_manifest,
+    require_metadata,
     require_task,
     weight_key,
     write_json,
@@ -33,7 +33,7 @@ from mixout_export.checkpoint.output import (
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.provenance.links import DataFile
-from mixout_export.provenance.record import write_record
+from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.describe import RunDescription
 from mixout_export.stages.train.settings import check_agreement, check_settings, run_settings
@@ -45,7 +45,7 @@ from mixout_export.training.loop import Finetuning, Outcome
 from mixout_export.training.memory import keep_freed_memory
 from mixout_export.training.metrics import default_metric
 from mixout_export.training.options import TrainOptions
-from mixout_export.training.records import MetricsLog, Observer, Silent
+from mixout_export.training.records import MetricsLog, NullObserver, Observer
 from mixout_export.training.snapshots import Snapshots
 from mixout_export.version import __version__
 
@@ -80,7 +80,7 @@ class TrainResult:
 
 
 def _parameter_anchors(
-    folder: Folder, model: PreTrainedModel, options: TrainOptions
+    folder: Artifact, model: PreTrainedModel, options: TrainOptions
 ) -> dict[str, Tensor]:
     """Return the pretrained values by parameter, where decay toward them needs them."""
     if options.decay_toward != "pretrained":
@@ -99,7 +99,7 @@ def _parameter_anchors(
     return {name: tensor_of(entry) for name, entry in values.items()}
 
 
-def _ready_model(folder: Folder, options: TrainOptions) -> PreTrainedModel:
+def _ready_model(folder: Artifact, options: TrainOptions) -> PreTrainedModel:
     model = load_mixout(folder.path)
     model.float()  # type: ignore[no-untyped-call]
     for layer in mixout_layers(model).values():
@@ -186,7 +186,7 @@ def train_checkpoint(
     check_destination(out, sources, overwrite=overwrite)
     _refuse_unfinished(out, resume=resume, overwrite=overwrite)
     started = time.monotonic()
-    folder = open_folder(prepared)
+    folder = open_artifact(prepared)
     try:
         accelerator = make_accelerator(options, project=out)
         if accelerator.device.type == "cpu":
@@ -205,7 +205,7 @@ def train_checkpoint(
         with writing as target:
             start_tracker(accelerator, options, project=out)
             run = _Run(target.partial, folder, model, pretrained, data, encoded, metric, options)
-            result = run.train(accelerator, observer or Silent(), must_stop, started=started)
+            result = run.train(accelerator, observer or NullObserver(), must_stop, started=started)
             accelerator.end_training()  # before the tracker's files move to OUT
             if accelerator.is_main_process:
                 _record(target, folder, data, tables, options)
@@ -227,19 +227,19 @@ def _tables(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
 
 def _record(
     target: OutputFolder,
-    folder: Folder,
+    folder: Artifact,
     data: DataOptions,
     tables: Sequence[DataFile],
     options: TrainOptions,
 ) -> None:
     """Write the manifest, once everything else is in the folder."""
     settings = {name: value for name, value in options.to_dict().items() if name != "device"}
-    write_record(
+    write_manifest(
         target.partial,
         step="train",
         source=folder.path,
         input_sha256=folder.weights_sha256(),
-        weights=[path.name for path in open_folder(target.partial).weight_paths],
+        weights=[path.name for path in open_artifact(target.partial).weight_paths],
         options=settings | {k: v for k, v in vars(data).items() if k.endswith("_column")},
         data=tables,
     )
@@ -250,7 +250,7 @@ class _Run:
     """A run inside its folder, `OUT.partial`."""
 
     partial: Path
-    folder: Folder
+    folder: Artifact
     model: PreTrainedModel
     pretrained: dict[str, Tensor]
     sources: DataOptions
@@ -318,7 +318,7 @@ class _Run:
             self.data.evaluation,
             self.metric,
             self.options,
-            fresh=frozenset(require_manifest(self.folder).head.keys),
+            fresh=frozenset(require_metadata(self.folder).head.keys),
             pretrained=self.pretrained,
             snapshots=snapshots,
             log=MetricsLog(self.partial / LAYOUT.metrics),
@@ -348,8 +348,8 @@ class _Run:
             metric=result.metric,
             chosen_step=outcome.chosen_step,
         )
-        manifest = require_manifest(open_folder(self.partial))
-        described = RunDescription(manifest, self.options, self.sources, self.data, outcome)
+        metadata = require_metadata(open_artifact(self.partial))
+        described = RunDescription(metadata, self.options, self.sources, self.data, outcome)
         described.write_card(self.folder.path, self.partial)
         shown = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}
         record = {"settings": settings, "result": shown, "tool_version": __version__}

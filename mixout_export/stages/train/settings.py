@@ -4,16 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.folder import Folder, read_json, require_manifest
+from mixout_export.checkpoint.artifact import Artifact, read_json, require_metadata
 from mixout_export.errors import ArgumentError
 from mixout_export.stages.train.data import TrainingData
 from mixout_export.training.options import TrainOptions
 
 _WEIGHTS = ("prepared_sha256", "pretrained_sha256")
 
+#: Options by the names that records of earlier versions have.
+_RENAMED = {"blocks": "pack_sequences"}
+
 
 def run_settings(
-    folder: Folder, options: TrainOptions, data: TrainingData, *, processes: int
+    folder: Artifact, options: TrainOptions, data: TrainingData, *, processes: int
 ) -> dict[str, Any]:
     """Return what a resumed run must have in common with the one it goes on from.
 
@@ -26,7 +29,7 @@ def run_settings(
     return {
         "options": {**options.to_dict(), "processes": processes},
         "prepared_sha256": folder.weights_sha256(),
-        "pretrained_sha256": require_manifest(folder).pretrained_sha256,
+        "pretrained_sha256": require_metadata(folder).pretrained_sha256,
         "data": data.identity,
         "data_name": data.name,
     }
@@ -45,6 +48,7 @@ def check_settings(path: Path, settings: dict[str, Any]) -> None:
     if not path.exists():
         return
     earlier = read_json(path)["settings"]
+    earlier["options"] = {_RENAMED.get(k, k): v for k, v in earlier["options"].items()}
     for group in ("options", "data"):
         for key in sorted({*earlier[group], *settings[group]}):
             was, now = earlier[group].get(key), settings[group].get(key)

@@ -26,7 +26,7 @@ class Encoding:
         labels: The checkpoint's label names in the order of its outputs.
         doc_stride: Tokens that neighbouring windows of a long context share; None takes a third
             of `max_length`.
-        blocks: Whether texts are joined and cut into blocks of `max_length`.
+        pack_sequences: Whether texts are joined and cut into blocks of `max_length`.
         seed: Of what is drawn anew in each epoch.
     """
 
@@ -35,7 +35,7 @@ class Encoding:
     max_length: int
     labels: tuple[str, ...] = ()
     doc_stride: int | None = None
-    blocks: bool = False
+    pack_sequences: bool = False
     seed: int = 0
 
     @property
@@ -93,7 +93,7 @@ class Reader(ABC):
 
     Attributes:
         uses: Which of the settings that only some tasks have are the task's: "doc-stride",
-            "blocks" or "choices-column".
+            "pack-sequences" or "choices-column".
     """
 
     uses: ClassVar[frozenset[str]] = frozenset()

@@ -97,7 +97,7 @@ class RunningText(Examples):
 class TextReader(Reader):
     """Reads one text a row."""
 
-    uses: ClassVar[frozenset[str]] = frozenset({"blocks"})
+    uses: ClassVar[frozenset[str]] = frozenset({"pack-sequences"})
     task: ClassVar[Task]
 
     def find(
@@ -161,8 +161,8 @@ def read_sequences(
     texts = text_values(table, columns.first)
     tokens = encoding.tokenize(
         texts,
-        truncation=not encoding.blocks,
-        max_length=None if encoding.blocks else encoding.max_length,
+        truncation=not encoding.pack_sequences,
+        max_length=None if encoding.pack_sequences else encoding.max_length,
         return_special_tokens_mask=True,
         verbose=False,  # that a text is longer than the model takes is what blocks are for
     )
@@ -171,10 +171,10 @@ def read_sequences(
     if end is not None:
         for row, there in enumerate(ids):
             # A row of the greatest length may have been cut, which is not where its text ends.
-            whole = encoding.blocks or len(there) < encoding.max_length
+            whole = encoding.pack_sequences or len(there) < encoding.max_length
             if whole and (not len(there) or there[-1] != end):
                 ids[row], special[row] = np.append(there, end), np.append(special[row], True)
-    if not encoding.blocks:
+    if not encoding.pack_sequences:
         return Sequences(ids, special, np.arange(len(ids)))
     return _blocks(ids, special, encoding.max_length)
 

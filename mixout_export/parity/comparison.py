@@ -15,7 +15,6 @@ from mixout_export.parity.battery import (
     Battery,
     build_battery,
 )
-from mixout_export.parity.bounds import BOUNDS, Bounds
 from mixout_export.parity.cache import CachedRunner
 from mixout_export.parity.cached_graph import open_graph
 from mixout_export.parity.compare import (
@@ -27,6 +26,7 @@ from mixout_export.parity.compare import (
     decision_of,
     is_per_token,
 )
+from mixout_export.parity.decision_limits import DECISION_LIMITS, DecisionLimits
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
 from mixout_export.parity.epsilons import different_epsilons
@@ -120,21 +120,21 @@ def runner_of(subject: Candidate, inputs: tuple[str, ...], *, headless: bool = F
 
 
 def comparisons_of(
-    outputs: Sequence[str], *, tolerance: Tolerance | None, bounds: Bounds, task: str | None
+    outputs: Sequence[str], *, tolerance: Tolerance | None, limits: DecisionLimits, task: str | None
 ) -> dict[str, OutputComparison]:
     """Return a comparison for each output, by its name, in which nothing is compared yet.
 
     Args:
         outputs: The outputs' names.
         tolerance: What values are judged by.
-        bounds: What the outputs as a whole are judged by.
+        limits: What the outputs as a whole are judged by.
         task: The task that decides from them; None where only bodies are compared.
     """
     return {
         name: OutputComparison(
             name,
             tolerance,
-            bounds=bounds,
+            limits=limits,
             decision=decision_of(task, name),
             per_token=is_per_token(task, name),
         )
@@ -148,11 +148,11 @@ def _run(
     battery: Battery,
     *,
     tolerance: Tolerance | None,
-    bounds: Bounds,
+    limits: DecisionLimits,
     task: str | None,
     watch: Watch | None,
 ) -> tuple[OutputDifference, ...]:
-    comparisons = comparisons_of(reference.outputs, tolerance=tolerance, bounds=bounds, task=task)
+    comparisons = comparisons_of(reference.outputs, tolerance=tolerance, limits=limits, task=task)
     for number, batch in enumerate(battery.batches):
         ours, theirs = reference.run(batch.inputs), candidate.run(batch.inputs)
         compare_outputs(comparisons, batch, ours, theirs)
@@ -171,8 +171,8 @@ def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolera
     return Tolerance(default.atol if atol is None else atol, default.rtol if rtol is None else rtol)
 
 
-def _bounds(precision: str, min_agreement: float | None) -> Bounds:
-    default = BOUNDS.get(precision, Bounds())
+def _decision_limits(precision: str, min_agreement: float | None) -> DecisionLimits:
+    default = DECISION_LIMITS.get(precision, DecisionLimits())
     return default if min_agreement is None else replace(default, agreement=min_agreement)
 
 
@@ -198,7 +198,7 @@ def _generate(
     candidate: Candidate,
     *,
     tolerance: Tolerance | None,
-    bounds: Bounds,
+    limits: DecisionLimits,
     examples: Sequence[Batch],
     seed: int,
 ) -> GenerationParity | None:
@@ -214,7 +214,7 @@ def _generate(
         plain=plain,
         cached=cached,
         tolerance=tolerance,
-        bounds=bounds,
+        limits=limits,
         examples=examples,
         seed=seed,
     )
@@ -333,7 +333,7 @@ def compare_subjects(
             tolerance=_tolerance("fp32", atol, rtol) if given else None,
         )
     precision = _precision(audit, reference, candidate)
-    bounds = _bounds(precision, min_agreement)
+    limits = _decision_limits(precision, min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     coverage = generation = None
@@ -345,7 +345,7 @@ def compare_subjects(
             reference,
             candidate,
             tolerance=tolerance,
-            bounds=bounds,
+            limits=limits,
             examples=[batch for batch in battery.batches if batch.name == DATA_BATCH],
             seed=seed,
         )
@@ -354,7 +354,7 @@ def compare_subjects(
             runner_of(candidate, theirs.inputs, headless=headless),
             battery,
             tolerance=tolerance,
-            bounds=bounds,
+            limits=limits,
             task=None if headless else reference.task,
             watch=watch,
         )
@@ -365,7 +365,7 @@ def compare_subjects(
         weights=audit,
         outputs=outputs,
         tolerance=tolerance,
-        bounds=bounds,
+        limits=limits,
         precision="given" if given else precision,
         coverage=coverage,
         headless=headless,

@@ -7,12 +7,12 @@ import torch
 from checkpoints import TinyCheckpoints
 from safetensors.torch import load_file, save_file
 
-from mixout_export.checkpoint.folder import (
+from mixout_export.checkpoint.artifact import (
     anchor_key,
     is_anchor,
-    open_folder,
+    open_artifact,
     read_json,
-    require_manifest,
+    require_metadata,
     require_task,
     require_weights,
     weight_files,
@@ -55,19 +55,19 @@ def index_of(path: Path, weight_map: object, name: str = "model") -> None:
 
 
 def test_a_plain_checkpoint(tiny: TinyCheckpoints) -> None:
-    folder = open_folder(tiny.classifier("bert", labels=3))
-    assert (folder.kind, folder.manifest, folder.native) == ("huggingface", None, False)
+    folder = open_artifact(tiny.classifier("bert", labels=3))
+    assert (folder.kind, folder.metadata, folder.native) == ("huggingface", None, False)
     assert folder.config["model_type"] == "bert"
     assert folder.task is TASKS["text-classification"]
     assert folder.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert folder.tensors.keys() == load_file(folder.path / "model.safetensors").keys()
     assert folder.anchors == {}
     with pytest.raises(CheckpointError, match="is a plain checkpoint, expected a mixout"):
-        require_manifest(folder)
+        require_metadata(folder)
 
 
 def test_a_headless_base_has_no_task(tiny: TinyCheckpoints) -> None:
-    folder = open_folder(tiny.base())
+    folder = open_artifact(tiny.base())
     assert (folder.task, folder.labels) == (None, None)
     with pytest.raises(CheckpointError, match="has no head, expected one"):
         require_task(folder)
@@ -103,7 +103,7 @@ def test_what_is_no_checkpoint_is_refused(make_it, message: str, tmp_path: Path)
     path = tmp_path / "folder"
     make_it(path)
     with pytest.raises(CheckpointError, match=message) as caught:
-        open_folder(path)
+        open_artifact(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -111,17 +111,17 @@ def test_what_is_no_checkpoint_is_refused(make_it, message: str, tmp_path: Path)
 def test_an_onnx_file_and_folder(tmp_path: Path) -> None:
     make(tmp_path, {"model_type": "bert"})
     (tmp_path / "model.onnx").write_bytes(b"")
-    assert open_folder(tmp_path).kind == "onnx"
-    assert open_folder(tmp_path / "model.onnx").config == {"model_type": "bert"}
+    assert open_artifact(tmp_path).kind == "onnx"
+    assert open_artifact(tmp_path / "model.onnx").config == {"model_type": "bert"}
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    folder = open_folder(make(tmp_path, {}))
+    folder = open_artifact(make(tmp_path, {}))
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
         require_weights(folder)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"only as a pickle \(pytorch_model\.bin\)"):
-        require_weights(open_folder(tmp_path))
+        require_weights(open_artifact(tmp_path))
 
 
 # Tensors ------------------------------------------------------------------------------------------
@@ -130,9 +130,9 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
 def test_other_files_are_ignored(tmp_path: Path) -> None:
     one = {"a.weight": torch.ones(2)}
     path = make(tmp_path, {}, model=one, other={"b": torch.ones(2)}, optimizer=one)
-    assert open_folder(path).tensors.keys() == {"a.weight"}
+    assert open_artifact(path).tensors.keys() == {"a.weight"}
     make(tmp_path, {}, pretrained={"a.pretrained_weight": torch.ones(2)})
-    assert open_folder(path).tensors.keys() == {"a.weight"}  # a plain folder has no anchors
+    assert open_artifact(path).tensors.keys() == {"a.weight"}  # a plain folder has no anchors
 
 
 def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
         shard3={"c": torch.zeros(3)},
     )
     index_of(path, {"a": "shard1.safetensors", "b": "shard2.safetensors"})
-    folder = open_folder(path)
+    folder = open_artifact(path)
     assert {k: e.file.name for k, e in folder.tensors.items()} == {
         "a": "shard1.safetensors",
         "b": "shard2.safetensors",
@@ -156,7 +156,7 @@ def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
 def test_an_index_without_a_usable_map_is_refused(weight_map: object, tmp_path: Path) -> None:
     index_of(make(tmp_path, {}), weight_map)
     with pytest.raises(CheckpointError, match=r"index\.json: has no usable weight_map"):
-        _ = open_folder(tmp_path).tensors
+        _ = open_artifact(tmp_path).tensors
 
 
 @pytest.mark.parametrize("name", ["gone.safetensors", "../outside.safetensors", "/etc/passwd"])
@@ -165,38 +165,38 @@ def test_an_index_that_lists_a_file_elsewhere_is_refused(name: str, tmp_path: Pa
     path = make(tmp_path / "folder", {})
     index_of(path, {"a": name})
     with pytest.raises(CheckpointError, match="which is missing"):
-        _ = open_folder(path).tensors
+        _ = open_artifact(path).tensors
 
 
 def test_an_index_that_lists_a_tensor_nobody_holds_is_refused(tmp_path: Path) -> None:
     path = make(tmp_path, {}, shard={"a": torch.zeros(1)})
     index_of(path, {"a": "shard.safetensors", "b": "shard.safetensors"})
     with pytest.raises(CheckpointError, match=r"lists 'b' in shard\.safetensors, which does not"):
-        _ = open_folder(path).tensors
+        _ = open_artifact(path).tensors
 
 
 def test_anchors_come_from_either_file(tmp_path: Path) -> None:
     weights = {"a.weight": torch.ones(2, 2), "a.bias": torch.ones(2)}
     anchor = {"a.pretrained_weight": torch.zeros(2, 2)}
-    inside = open_folder(make(tmp_path / "1", record(), model={**weights, **anchor}))
+    inside = open_artifact(make(tmp_path / "1", record(), model={**weights, **anchor}))
     assert inside.tensors.keys() == weights.keys()
     assert inside.anchors.keys() == anchor.keys()
     assert not inside.native
-    beside = open_folder(make(tmp_path / "2", record(), model=weights, pretrained=anchor))
+    beside = open_artifact(make(tmp_path / "2", record(), model=weights, pretrained=anchor))
     assert beside.anchors.keys() == anchor.keys()
 
 
 def test_a_key_in_two_files_must_be_byte_equal(tmp_path: Path) -> None:
     weights, anchor = {"a.weight": torch.ones(2, 2)}, {"a.pretrained_weight": torch.zeros(2, 2)}
     both = {"model": {**weights, **anchor}, "pretrained": anchor}
-    assert open_folder(make(tmp_path / "1", record(), **both)).anchors.keys() == anchor.keys()
+    assert open_artifact(make(tmp_path / "1", record(), **both)).anchors.keys() == anchor.keys()
     for other in (
         torch.tensor([[0.0, 0.0], [0.0, -0.0]]),
         torch.zeros(4),
         torch.zeros(2, 2).half(),
     ):
         both["pretrained"] = {"a.pretrained_weight": other}
-        folder = open_folder(make(tmp_path / "2", record(), **both))
+        folder = open_artifact(make(tmp_path / "2", record(), **both))
         with pytest.raises(CheckpointError, match=r"differs from the one in model\.safetensors"):
             _ = folder.anchors
         shutil.rmtree(tmp_path / "2")
@@ -215,11 +215,11 @@ def test_sharded_anchors(tmp_path: Path) -> None:
         {"a.pretrained_weight": "p1.safetensors", "b.pretrained_weight": "p2.safetensors"},
         name="pretrained",
     )
-    assert open_folder(path).anchors.keys() == {"a.pretrained_weight", "b.pretrained_weight"}
+    assert open_artifact(path).anchors.keys() == {"a.pretrained_weight", "b.pretrained_weight"}
 
 
 def test_a_missing_anchor_is_named(tmp_path: Path) -> None:
-    folder = open_folder(make(tmp_path, record(), model={"a.weight": torch.ones(1)}))
+    folder = open_artifact(make(tmp_path, record(), model={"a.weight": torch.ones(1)}))
     with pytest.raises(CheckpointError, match=r"'a\.pretrained_weight' is missing"):
         folder.check_anchors()
 
@@ -259,7 +259,7 @@ def test_collapsing_the_configuration_undoes_the_recorded_changes(tmp_path: Path
         "set_by_someone": 0.3,
         "other": 1,
     }
-    assert open_folder(make(tmp_path, config)).collapsed_config() == {
+    assert open_artifact(make(tmp_path, config)).collapsed_config() == {
         "model_type": "bert",
         "hidden_dropout_prob": 0.1,
         "set_by_someone": 0.3,
@@ -271,10 +271,10 @@ def test_collapsing_the_configuration_undoes_the_recorded_changes(tmp_path: Path
 def test_labels_are_in_the_order_of_the_outputs(tmp_path: Path) -> None:
     config = {"architectures": ["BertForSequenceClassification"]}
     names = {str(index): f"name{index}" for index in (10, *range(10))}
-    assert open_folder(make(tmp_path, {**config, "id2label": names})).labels == tuple(
+    assert open_artifact(make(tmp_path, {**config, "id2label": names})).labels == tuple(
         f"name{index}" for index in range(11)
     )
-    assert open_folder(make(tmp_path, config)).labels == ("LABEL_0", "LABEL_1")
+    assert open_artifact(make(tmp_path, config)).labels == ("LABEL_0", "LABEL_1")
 
 
 @pytest.mark.parametrize(

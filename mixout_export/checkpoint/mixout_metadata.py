@@ -81,7 +81,7 @@ class ConfigChange:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class MixoutMetadata:
     """The content of `mixout_config.json`.
 
     Attributes:
@@ -138,8 +138,8 @@ class Manifest:
         """Write the file."""
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
-    def with_p(self, p: float) -> "Manifest":
-        """Return the manifest with another mix probability."""
+    def with_p(self, p: float) -> "MixoutMetadata":
+        """Return the mixout metadata with another mix probability."""
         return replace(self, config=replace(self.config, p=p))
 
 
@@ -197,11 +197,11 @@ _KNOWN = {
     "granularity",
     "target_modules",
     "exclude_modules",
-    *(f.name for f in fields(Manifest) if f.name not in ("config", "unknown")),
+    *(f.name for f in fields(MixoutMetadata) if f.name not in ("config", "unknown")),
 }
 
 
-def _parse(data: Mapping[str, Any], origin: Path) -> Manifest:
+def _parse(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
     unknown = {key: value for key, value in data.items() if key not in _KNOWN}
     base, unknown_base = _split(Base, data.get("base") or {})
     head, unknown_head = _split(Head, data.get("head") or {})
@@ -222,7 +222,7 @@ def _parse(data: Mapping[str, Any], origin: Path) -> Manifest:
             data.get("tool_version"),
         )
     labels = data.get("labels")
-    return Manifest(
+    return MixoutMetadata(
         config=MixoutConfig(
             p=data["p"],
             granularity=data["granularity"],
@@ -244,15 +244,15 @@ def _parse(data: Mapping[str, Any], origin: Path) -> Manifest:
     )
 
 
-def parse_manifest(data: Mapping[str, Any], origin: Path) -> Manifest:
-    """Parse a manifest.
+def parse_metadata(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
+    """Parse the mixout metadata.
 
     Args:
         data: The JSON object.
         origin: The file it came from, for messages.
 
     Returns:
-        The manifest; unknown entries are kept and warned about.
+        The metadata; unknown entries are kept and warned about.
 
     Raises:
         CheckpointError: The format version is unknown, or an entry is missing or malformed.

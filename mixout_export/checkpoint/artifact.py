@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.manifest import (
+from mixout_export.checkpoint.mixout_metadata import (
     Base,
     ConfigChange,
     Head,
-    Manifest,
     MixedModule,
-    parse_manifest,
+    MixoutMetadata,
+    parse_metadata,
 )
 from mixout_export.checkpoint.streams import Background, quick_digest
 from mixout_export.checkpoint.tensors import TensorEntry, digest_files, read_tensors
@@ -157,22 +157,22 @@ def _refuse_unlisted(path: Path, index: str, tensors: Mapping[str, TensorEntry])
 
 
 @dataclass(frozen=True)
-class Folder:
+class Artifact:
     """A checkpoint folder.
 
     Attributes:
         path: Where it lies.
         kind: "huggingface" (plain), "mixout" or "onnx".
         config: The parsed `config.json`; empty for a lone ONNX file.
-        manifest: What the checkpoint says of its mixout; None unless `kind` is "mixout".
-        native: Whether the manifest comes from `mixout_config.json`, rather than from a folder
+        metadata: What the checkpoint says of its mixout; None unless `kind` is "mixout".
+        native: Whether the metadata come from `mixout_config.json`, rather than from a folder
             that another trainer saved.
     """
 
     path: Path
     kind: Kind
     config: dict[str, Any]
-    manifest: Manifest | None = None
+    metadata: MixoutMetadata | None = None
     native: bool = False
 
     @cached_property
@@ -211,8 +211,8 @@ class Folder:
     @property
     def task(self) -> Task | None:
         """The task of the checkpoint's head, None for a headless one."""
-        if self.manifest is not None and self.manifest.task is not None:
-            return known_task(self.manifest.task)
+        if self.metadata is not None and self.metadata.task is not None:
+            return known_task(self.metadata.task)
         return task_of_config(self.config)
 
     @property
@@ -240,19 +240,19 @@ class Folder:
         Raises:
             CheckpointError: They differ, or a mixed module's anchor is missing.
         """
-        if self.manifest is None:
+        if self.metadata is None:
             return
-        for module in self.manifest.modules:
+        for module in self.metadata.modules:
             if module.pretrained_key not in self.anchors:
                 raise CheckpointError(
                     f"{self.path}: the pretrained weight {module.pretrained_key!r} is missing; "
                     "restore the folder's pretrained weights or run prepare again"
                 )
-        expected = self.manifest.pretrained_sha256
+        expected = self.metadata.pretrained_sha256
         foreign = not self.native and not self.pretrained_paths  # anchors in the ordinary files
         if expected is None or foreign:
             return
-        quick = self.manifest.pretrained_xxh3 if quickly else None
+        quick = self.metadata.pretrained_xxh3 if quickly else None
         if quick is not None and quick_digest(self.pretrained_paths) == quick:
             return
         found = digest_files(self.pretrained_paths) if self.pretrained_paths else "none"
@@ -266,7 +266,7 @@ class Folder:
     def collapsed_config(self) -> dict[str, Any]:
         """Return `config.json` as a plain checkpoint has it, with what `prepare` changed undone."""
         config = {key: value for key, value in self.config.items() if key != "mixout"}
-        for change in self.manifest.config_changes if self.manifest is not None else ():
+        for change in self.metadata.config_changes if self.metadata is not None else ():
             if config.get(change.key) != change.after:
                 continue  # somebody set another value since: theirs stays
             if change.present:
@@ -276,10 +276,10 @@ class Folder:
         return config
 
 
-def _manifest_of_record(record: Mapping[str, Any], origin: Path) -> Manifest:
-    """Build a manifest from what `inject_mixout` left in the model's configuration."""
+def _metadata_of_config(record: Mapping[str, Any], origin: Path) -> MixoutMetadata:
+    """Build the metadata from what `inject_mixout` left in the model's configuration."""
     if "config_changes" in record or "base" in record:
-        return parse_manifest(record, origin)
+        return parse_metadata(record, origin)
     try:
         names = list(record["modules"])
         config = MixoutConfig(
@@ -298,14 +298,14 @@ def _manifest_of_record(record: Mapping[str, Any], origin: Path) -> Manifest:
         for name in names
         for weight, anchor in [(f"{name}.weight", f"{name}.{LAYOUT.pretrained_prefix}weight")]
     )
-    return Manifest(config=config, modules=modules)
+    return MixoutMetadata(config=config, modules=modules)
 
 
-def _open_onnx(path: Path) -> Folder:
+def _open_onnx(path: Path) -> Artifact:
     folder = path if path.is_dir() else path.parent
     config_path = folder / LAYOUT.config
     config = read_json(config_path) if config_path.exists() else {}
-    return Folder(path, "onnx", config)
+    return Artifact(path, "onnx", config)
 
 
 def other_kind(path: Path) -> str:
@@ -313,13 +313,13 @@ def other_kind(path: Path) -> str:
     if (path / LAYOUT.onnx).exists():
         return "; it is an ONNX folder, so give the checkpoint that it was exported from"
     try:
-        step = read_json(path / LAYOUT.record).get("step")
+        step = read_json(path / LAYOUT.manifest).get("step")
     except CheckpointError:
         return ""
     return "; it is a bundle, so give the folder that it was made from" if step == "bundle" else ""
 
 
-def open_folder(path: Path) -> Folder:
+def open_artifact(path: Path) -> Artifact:
     """Find out what a path holds.
 
     Args:
@@ -347,30 +347,30 @@ def open_folder(path: Path) -> Folder:
             f"{other_kind(path)}"
         )
     config = read_json(config_path)
-    manifest_path = path / LAYOUT.mixout_config
-    if manifest_path.exists():
-        manifest = parse_manifest(read_json(manifest_path), manifest_path)
-        return Folder(path, "mixout", config, manifest, native=True)
+    metadata_path = path / LAYOUT.mixout_config
+    if metadata_path.exists():
+        metadata = parse_metadata(read_json(metadata_path), metadata_path)
+        return Artifact(path, "mixout", config, metadata, native=True)
     record = config.get("mixout")
     if isinstance(record, dict):
-        return Folder(path, "mixout", config, _manifest_of_record(record, config_path))
-    return Folder(path, "huggingface", config)
+        return Artifact(path, "mixout", config, _metadata_of_config(record, config_path))
+    return Artifact(path, "huggingface", config)
 
 
-def require_manifest(folder: Folder) -> Manifest:
-    """Return the folder's manifest.
+def require_metadata(folder: Artifact) -> MixoutMetadata:
+    """Return the folder's metadata.
 
     Raises:
         CheckpointError: It is not a mixout checkpoint.
     """
-    if folder.manifest is None:
+    if folder.metadata is None:
         raise CheckpointError(
             f"{folder.path}: is a plain checkpoint, expected a mixout checkpoint; run prepare on it"
         )
-    return folder.manifest
+    return folder.metadata
 
 
-def require_task(folder: Folder) -> Task:
+def require_task(folder: Artifact) -> Task:
     """Return the task of the folder's head.
 
     Raises:
@@ -383,7 +383,7 @@ def require_task(folder: Folder) -> Task:
     return folder.task
 
 
-def require_weights(folder: Folder) -> Folder:
+def require_weights(folder: Artifact) -> Artifact:
     """Return the folder if it has safetensors weights.
 
     Raises:
@@ -403,15 +403,15 @@ def require_weights(folder: Folder) -> Folder:
 
 
 __all__ = [
+    "Artifact",
     "Base",
     "ConfigChange",
-    "Folder",
     "Head",
     "anchor_key",
     "is_anchor",
-    "open_folder",
+    "open_artifact",
     "read_json",
-    "require_manifest",
+    "require_metadata",
     "require_task",
     "require_weights",
     "weight_key",

@@ -7,7 +7,7 @@ from pathlib import Path
 from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 
 
-def copy_companions(source: Path, destination: Path) -> tuple[str, ...]:
+def copy_sidecar_files(source: Path, destination: Path) -> tuple[str, ...]:
     """Copy tokenizer and processor files, and the generation configuration.
 
     Args:

@@ -30,19 +30,20 @@ def _why_it_holds(result: ParityResult, inputs: int) -> str:
         measured = f"{outputs} on {count(inputs)} inputs"
     else:
         measured = f"{outputs} by at most {difference(result.max_abs)} over {count(inputs)} inputs"
-    crowd = None if result.serving is None else result.serving.crowd
+    concurrency = None if result.serving is None else result.serving.concurrency
     if result.weights is not None:
         first = f"All {count(result.weights.total)} weights are accounted for"
-    elif crowd is not None:
+    elif concurrency is not None:
         first = (
-            f"{count(crowd.own)} requests of {count(crowd.clients)} clients got their own answers"
+            f"{count(concurrency.own)} requests of {count(concurrency.clients)} clients "
+            "got their own answers"
         )
     else:
         first = "A server shows no weights"
     return f"{first}. {measured}; judged by {result.criteria()}."
 
 
-def summarise(result: ParityResult) -> Summary:
+def summarize(result: ParityResult) -> Summary:
     """Return the verdict and why."""
     inputs = 0 if result.coverage is None else result.coverage.examples
     if result.holds:

@@ -6,7 +6,7 @@ from mixout_export.parity.decisions import DecisionCounts
 
 
 @dataclass(frozen=True)
-class Bounds:
+class DecisionLimits:
     """What an output is judged by as a whole; None where it is not.
 
     Attributes:
@@ -52,6 +52,6 @@ class Bounds:
 #: By precision. int8 weights move values by an amount that depends on the model, so what counts is
 #: what they decide; the other precisions judge every value. Where nothing is decided, the norm has
 #: to do: a 22 M BERT's hidden states move by 0.2 of theirs.
-BOUNDS: dict[str, Bounds] = {
-    "int8": Bounds(agreement=0.97, mean_shift=0.05, relative_l2=0.3),
+DECISION_LIMITS: dict[str, DecisionLimits] = {
+    "int8": DecisionLimits(agreement=0.97, mean_shift=0.05, relative_l2=0.3),
 }

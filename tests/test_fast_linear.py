@@ -4,10 +4,10 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixout_export import MixoutConv1D, MixoutLinear, products
+from mixout_export import MixoutConv1D, MixoutLinear, fast_linear
+from mixout_export.fast_linear import needs_plain_ops
 from mixout_export.functional import mix
 from mixout_export.masks import PackedMask
-from mixout_export.products import must_spell_out
 
 SHAPE = (3, 7, 40)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -36,7 +36,7 @@ def outcome(layer: nn.Module, dtype: torch.dtype, *, fast: bool, autocast: bool)
     layer.zero_grad()
     torch.manual_seed(5)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert not must_spell_out(layer.weight, inputs)
+        assert not needs_plain_ops(layer.weight, inputs)
         result = layer(inputs) if fast else spelled_out(layer, inputs)
     upstream = torch.randn(result.shape, generator=generator).to(result.dtype)
     result.backward(upstream)
@@ -101,7 +101,7 @@ def test_nothing_of_the_weights_size_is_kept() -> None:
 @pytest.mark.parametrize("active", [0, 40])
 def test_all_or_no_neuron_active(active: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.full((1, 40), bool(active))
-    monkeypatch.setattr("mixout_export.products.draw_mask", lambda *_, **__: mask)
+    monkeypatch.setattr("mixout_export.fast_linear.draw_mask", lambda *_, **__: mask)
     layer = make_layer("linear", p=0.5)
     result = outcome(layer, torch.float64, fast=True, autocast=False)
     weight = layer.pretrained_weight + (2.0 if active else 0.0) * (
@@ -115,10 +115,10 @@ def test_all_or_no_neuron_active(active: int, monkeypatch: pytest.MonkeyPatch) -
 
 def test_plain_operations_where_they_are_needed() -> None:
     layer, inputs = make_layer("linear"), torch.randn(2, 40, dtype=torch.float64)
-    assert not must_spell_out(layer.weight, inputs)
+    assert not needs_plain_ops(layer.weight, inputs)
     layer.weight.requires_grad_(False)
-    assert must_spell_out(layer.weight, inputs)
-    assert must_spell_out(layer.weight.to("meta"), inputs.to("meta"))
+    assert needs_plain_ops(layer.weight, inputs)
+    assert needs_plain_ops(layer.weight.to("meta"), inputs.to("meta"))
 
 
 @pytest.mark.parametrize("granularity", ["neuron", "element"])
@@ -152,7 +152,7 @@ def test_a_layer_on_meta_gives_its_shape(granularity: str) -> None:
 
 @pytest.mark.parametrize("granularity", ["neuron", "element"])
 def test_many_gradients_at_once(granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
     layer = MixoutLinear(80, 60, granularity=granularity)
     inputs = torch.randn(5, 80, requires_grad=True)
     wanted = (inputs, layer.weight, layer.bias)
@@ -167,7 +167,7 @@ def test_many_gradients_at_once(granularity: str, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
 def test_the_biases_gradient_keeps_nothing_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
     layer = make_layer(kind)
     layer(torch.randn(9, 40, dtype=torch.float64)).sum().backward()
     assert layer.bias.grad.untyped_storage().nbytes() == layer.bias.grad.nbytes
@@ -211,8 +211,8 @@ def test_dtypes_are_judged_as_by_the_plain_layer() -> None:
 def test_gathered_columns_are_the_formula(
     kind: str, p: float, step: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
-    monkeypatch.setitem(products._PADDING, "cpu", step)
+    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setitem(fast_linear._PADDING, "cpu", step)
     layer = make_layer(kind, dtype, p)
     fast = outcome(layer, dtype, fast=True, autocast=False)
     slow = outcome(layer, dtype, fast=False, autocast=False)
@@ -228,15 +228,15 @@ def test_gathered_columns_are_the_formula(
 def test_second_derivatives_of_gathered_columns(
     p: float, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
-    monkeypatch.setitem(products._PADDING, "cpu", 4)
+    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setitem(fast_linear._PADDING, "cpu", 4)
     torch.manual_seed(0)
     layer = MixoutLinear(12, 3, bias, p=p).double()
     inputs = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
 
     def product(value: Tensor, weight: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return products.neuron_product(
+        return fast_linear.neuron_product(
             value, weight, layer.pretrained_weight, layer.bias, p=p, input_dim=1
         )
 
@@ -246,7 +246,7 @@ def test_second_derivatives_of_gathered_columns(
 
 
 def test_gathered_columns_are_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_FEWEST_SAVED", ALWAYS)
+    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
     torch.manual_seed(0)
     layer, inputs = MixoutLinear(640, 8, p=0.9), torch.randn(50, 640, requires_grad=True)
     kept: list[Tensor] = []

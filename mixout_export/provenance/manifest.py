@@ -1,6 +1,6 @@
 """`manifest.json`: what a folder holds and where that comes from, with a hash for each file.
 
-The record guards itself too: it holds the SHA-256 of its own text without that line, and its text
+The manifest guards itself too: it holds the SHA-256 of its own text without that line, and its text
 is the only one that its content may have, so a change of any byte shows.
 """
 
@@ -37,7 +37,7 @@ _OURS = {"format", "chain", "files", "weights_sha256", "manifest_guard"}
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
 
 #: Files that no manifest lists: itself, a signature of the whole, and the mark of work in progress.
-_UNLISTED = (LAYOUT.record, LAYOUT.signature, LOCK)
+_UNLISTED = (LAYOUT.manifest, LAYOUT.signature, LOCK)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
-class Record:
+class Manifest:
     """What a manifest says.
 
     Attributes:
@@ -89,17 +89,17 @@ class Record:
 
 
 @dataclass(frozen=True)
-class RecordCheck:
+class ManifestCheck:
     """What became of comparing a folder with its manifest.
 
     Attributes:
-        record: What the manifest says; None where there is none, or it cannot be read.
+        manifest: What the manifest says; None where there is none, or it cannot be read.
         problems: What does not match, as sentences; empty if all does.
         unlisted: Files that the manifest does not know as they are, which is no problem: those that
             were added, and a model card that somebody wrote on.
     """
 
-    record: Record | None
+    manifest: Manifest | None
     problems: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
 
@@ -141,30 +141,30 @@ def _links_before(
     source: Path, input_sha256: str, base: Link | None
 ) -> tuple[tuple[Link, ...], tuple[str, ...]]:
     """Return the steps that led to what is read, and its files that are not as they were."""
-    path = source / LAYOUT.record
-    if not _has_record(source):
+    path = source / LAYOUT.manifest
+    if not _has_manifest(source):
         return (base or Link("source", input_sha256, source.resolve().name),), ()
-    record = read_record(source)
-    last = replace(record.link, manifest_sha256=file_digest(path))
-    return (*record.chain, last), tuple(_changed_since(source, record))
+    manifest = read_manifest(source)
+    last = replace(manifest.link, manifest_sha256=file_digest(path))
+    return (*manifest.chain, last), tuple(_changed_since(source, manifest))
 
 
-def _changed_since(source: Path, record: Record) -> Iterator[str]:
+def _changed_since(source: Path, manifest: Manifest) -> Iterator[str]:
     """Yield the files that a step read and that had been changed, but for weights and the card.
 
     Weights are many bytes, and hashed as they are read; see `Link.input_sha256`.
     """
-    for name, file in record.files.items():
+    for name, file in manifest.files.items():
         path = source / name
-        if path.suffix in _WEIGHTS or _is_for_people(name, record):
+        if path.suffix in _WEIGHTS or _is_for_people(name, manifest):
             continue
         if not path.is_file() or file_digest(path) != file.sha256:
             yield name
-    if (source / LAYOUT.record).read_bytes() != record.to_text().encode():
-        yield LAYOUT.record
+    if (source / LAYOUT.manifest).read_bytes() != manifest.to_text().encode():
+        yield LAYOUT.manifest
 
 
-def write_record(
+def write_manifest(
     folder: Path,
     *,
     step: str,
@@ -175,7 +175,7 @@ def write_record(
     data: Sequence[DataFile] = (),
     base: Link | None = None,
     known: Mapping[str, str] | None = None,
-) -> Record:
+) -> Manifest:
     """Write a folder's manifest, once all of its other files are there.
 
     Args:
@@ -198,7 +198,7 @@ def write_record(
     present = {path.relative_to(folder).as_posix(): path for path in _files_of(folder)}
     fresh = _digests(path for key, path in present.items() if key not in known)
     hashes = {key: known.get(key) or fresh[path] for key, path in present.items()}
-    record = Record(
+    manifest = Manifest(
         link=Link(
             step=step,
             weights_sha256=joint_digest({key: hashes[key] for key in weights}),
@@ -211,19 +211,19 @@ def write_record(
         chain=chain,
         files={key: ListedFile(hashes[key], path.stat().st_size) for key, path in present.items()},
     )
-    (folder / LAYOUT.record).write_text(record.to_text(), encoding="utf-8", newline="\n")
-    for problem in broken_links(record.whole_chain):
+    (folder / LAYOUT.manifest).write_text(manifest.to_text(), encoding="utf-8", newline="\n")
+    for problem in broken_links(manifest.whole_chain):
         logger.warning("%s: %s; inspect will say so from now on", source, problem)
-    return record
+    return manifest
 
 
-def read_record(folder: Path) -> Record:
+def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest.
 
     Raises:
         CheckpointError: It is missing, or is not one, or was written in a format that is unknown.
     """
-    path = folder / LAYOUT.record
+    path = folder / LAYOUT.manifest
     try:
         content = json.loads(path.read_bytes())
         _text(content).encode()  # half a surrogate pair is JSON, and no text
@@ -237,7 +237,7 @@ def read_record(folder: Path) -> Record:
         )
     own = {"format", "tool", "chain", "files", "manifest_guard"}
     try:
-        return Record(
+        return Manifest(
             link=Link.from_dict({k: v for k, v in content.items() if k not in own}),
             chain=tuple(Link.from_dict(link) for link in content["chain"]),
             files={name: _listed(name, file) for name, file in content["files"].items()},
@@ -246,9 +246,9 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{path}: is not a manifest of this tool ({error})") from error
 
 
-def _has_record(folder: Path) -> bool:
+def _has_manifest(folder: Path) -> bool:
     """Tell whether a folder has a manifest of ours, damaged or not: other tools write some too."""
-    path = folder / LAYOUT.record
+    path = folder / LAYOUT.manifest
     try:
         content = json.loads(path.read_bytes())
     except OSError:
@@ -273,18 +273,18 @@ def _listed(name: str, fields: Mapping[str, Any]) -> ListedFile:
     return file
 
 
-def _is_for_people(name: str, record: Record) -> bool:
+def _is_for_people(name: str, manifest: Manifest) -> bool:
     """Tell whether a file is a model card, there to be written on; a bundle's is a guide."""
-    return name == LAYOUT.card and record.link.step != "bundle"
+    return name == LAYOUT.card and manifest.link.step != "bundle"
 
 
-def _changed_files(folder: Path, record: Record) -> Iterator[str]:
-    step = record.link.step
-    there = {name: folder / name for name in record.files if (folder / name).is_file()}
+def _changed_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    step = manifest.link.step
+    there = {name: folder / name for name in manifest.files if (folder / name).is_file()}
     digests = _digests(there.values())
-    for name, file in record.files.items():
+    for name, file in manifest.files.items():
         path = there.get(name)
-        if _is_for_people(name, record):
+        if _is_for_people(name, manifest):
             continue
         if path is None:
             yield f"{folder / name}: is missing, {step} wrote it"
@@ -306,13 +306,13 @@ def damage_explained(*folders: Path) -> Iterator[None]:
         yield
     except CheckpointError as error:
         for folder in folders:
-            problems = check_record(folder).problems if folder.is_dir() else ()
+            problems = check_manifest(folder).problems if folder.is_dir() else ()
             if problems:
                 raise ParityError(f"{problems[0]}; it cannot be opened: {error}") from error
         raise
 
 
-def check_record(folder: Path) -> RecordCheck:
+def check_manifest(folder: Path) -> ManifestCheck:
     """Compare a folder with its manifest.
 
     Args:
@@ -324,28 +324,28 @@ def check_record(folder: Path) -> RecordCheck:
     Raises:
         OSError: A file cannot be read.
     """
-    path = folder / LAYOUT.record
-    if not _has_record(folder):
-        return RecordCheck(None)
+    path = folder / LAYOUT.manifest
+    if not _has_manifest(folder):
+        return ManifestCheck(None)
     try:
-        record = read_record(folder)
+        manifest = read_manifest(folder)
     except CheckpointError as error:
-        return RecordCheck(None, (str(error),))
-    problems = list(_changed_files(folder, record))
-    if path.read_bytes() != record.to_text().encode():
-        problems.append(f"{path}: was changed itself after {record.link.step} wrote it")
-    problems += [f"{folder}: {problem}" for problem in broken_links(record.whole_chain)]
+        return ManifestCheck(None, (str(error),))
+    problems = list(_changed_files(folder, manifest))
+    if path.read_bytes() != manifest.to_text().encode():
+        problems.append(f"{path}: was changed itself after {manifest.link.step} wrote it")
+    problems += [f"{folder}: {problem}" for problem in broken_links(manifest.whole_chain)]
     there = {found.relative_to(folder).as_posix(): found for found in _files_of(folder)}
     unlisted = {
         name
         for name, found in there.items()
-        if name not in record.files
-        or (_is_for_people(name, record) and file_digest(found) != record.files[name].sha256)
+        if name not in manifest.files
+        or (_is_for_people(name, manifest) and file_digest(found) != manifest.files[name].sha256)
     }
-    if record.link.step == "bundle":
+    if manifest.link.step == "bundle":
         problems += [
             f"{folder / name}: was added after bundle wrote the folder, which a server may serve"
             for name in sorted(unlisted)
             if not any(part.startswith((".", "__pycache__")) for part in PurePosixPath(name).parts)
         ]
-    return RecordCheck(record, tuple(problems), tuple(sorted(unlisted)))
+    return ManifestCheck(manifest, tuple(problems), tuple(sorted(unlisted)))

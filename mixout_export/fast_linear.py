@@ -25,7 +25,7 @@ _FEWEST_SAVED = 4_000_000
 _KEPT_SHARE = 0.5
 
 
-def must_spell_out(weight: Tensor, input: Tensor) -> bool:
+def needs_plain_ops(weight: Tensor, input: Tensor) -> bool:
     """Tell whether the product must be left to autograd.
 
     Compilers and function transforms see through plain operations only; a tensor subclass (a
@@ -167,7 +167,7 @@ class _Active:
             gathered.select(1, self.count).fill_(1.0)
         return gathered
 
-    def spread(self, values: Tensor, whole: Tensor, dim: int) -> Tensor:
+    def scatter(self, values: Tensor, whole: Tensor, dim: int) -> Tensor:
         """Write the active neurons' values into a tensor of zeros.
 
         Args:
@@ -228,23 +228,32 @@ class _NeuronProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, of_gathered: Tensor | None) -> tuple[Any, ...]:
         kept, weight, pretrained_weight, row = ctx.saved_tensors
-        to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
-        for_input = for_weight = for_bias = None
-        if of_gathered is not None and to_input:  # from a second derivative
+        needs_input_grad, needs_weight_grad, _, needs_bias_grad, *_ = ctx.needs_input_grad
+        grad_input = grad_weight = grad_bias = None
+        if of_gathered is not None and needs_input_grad:  # from a second derivative
             whole = of_gathered.new_zeros(of_gathered.shape[0], ctx.shape[-1])
-            for_input = ctx.active.spread(of_gathered, whole, 1).view(ctx.shape)
+            grad_input = ctx.active.scatter(of_gathered, whole, 1).view(ctx.shape)
         if grad is None:
-            return for_input, None, None, None, None, None, None, None
+            return grad_input, None, None, None, None, None, None, None
         flat = grad.reshape(-1, grad.shape[-1])
-        if to_input:
+        if needs_input_grad:
             mixed = mixed_in(flat.dtype, row, weight, pretrained_weight, ctx.p)
             product = _input_gradient(flat, mixed, ctx.input_dim, ctx.shape)
-            for_input = product if for_input is None else for_input + product
-        if to_weight:
-            for_weight, for_bias = _neuron_gradients(ctx, flat, kept, weight, row)
-        if to_bias and for_bias is None:
-            for_bias = flat.sum(0)
-        return for_input, for_weight, None, for_bias if to_bias else None, None, None, None, None
+            grad_input = product if grad_input is None else grad_input + product
+        if needs_weight_grad:
+            grad_weight, grad_bias = _neuron_gradients(ctx, flat, kept, weight, row)
+        if needs_bias_grad and grad_bias is None:
+            grad_bias = flat.sum(0)
+        return (
+            grad_input,
+            grad_weight,
+            None,
+            grad_bias if needs_bias_grad else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _neuron_gradients(
@@ -259,9 +268,9 @@ def _neuron_gradients(
     part = _outer(grad, gathered, dim)
     scaled = part.to(weight.dtype) * scale
     # of the values, not of the weight: of many gradients at once, each needs zeros of its own
-    for_weight = active.spread(scaled, scaled.new_zeros(weight.shape), dim)
+    grad_weight = active.scatter(scaled, scaled.new_zeros(weight.shape), dim)
     # a copy, or the bias's gradient would keep the whole product
-    return for_weight, part.select(dim, active.count).clone() if active.has_ones else None
+    return grad_weight, part.select(dim, active.count).clone() if active.has_ones else None
 
 
 def _scaled(gradient: Tensor, factors: Tensor, p: float) -> Tensor:
@@ -334,14 +343,14 @@ class _ElementProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         input, weight, pretrained_weight = ctx.saved_tensors
         flat = grad.reshape(-1, grad.shape[-1])
-        to_input, to_weight, _, to_bias, *_ = ctx.needs_input_grad
-        for_input = for_weight = None
-        if to_input:
+        needs_input_grad, needs_weight_grad, _, needs_bias_grad, *_ = ctx.needs_input_grad
+        grad_input = grad_weight = None
+        if needs_input_grad:
             mixed = _element_mixed(ctx.mask, weight, pretrained_weight)
-            for_input = _input_gradient(flat, mixed, ctx.input_dim, input.shape)
+            grad_input = _input_gradient(flat, mixed, ctx.input_dim, input.shape)
             del mixed
-        if to_weight:
+        if needs_weight_grad:
             whole = _outer(flat, input.reshape(-1, input.shape[-1]), ctx.input_dim)
-            for_weight = _element_scaled(ctx.mask, whole.to(weight.dtype).contiguous())
-        for_bias = flat.sum(0) if to_bias else None
-        return for_input, for_weight, None, for_bias, None, None
+            grad_weight = _element_scaled(ctx.mask, whole.to(weight.dtype).contiguous())
+        grad_bias = flat.sum(0) if needs_bias_grad else None
+        return grad_input, grad_weight, None, grad_bias, None, None

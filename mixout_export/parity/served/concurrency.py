@@ -22,7 +22,7 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import MixoutError, ParityError
 from mixout_export.parity.battery import draw_batches
 from mixout_export.parity.compare import Tolerance
-from mixout_export.parity.served.serving import CrowdOutcome, Latency
+from mixout_export.parity.served.serving import ConcurrencyOutcome, Latency
 from mixout_export.parity.served.session import Client, ServedModel, complete
 
 Array = npt.NDArray[Any]
@@ -177,11 +177,11 @@ class _Crowd:
                     group.start_soon(self._be, client, which, requests)
             return time.perf_counter() - start, client.retried
 
-    def outcome(self, clients: int, requests: int) -> CrowdOutcome:
+    def outcome(self, clients: int, requests: int) -> ConcurrencyOutcome:
         """Let all clients ask at once, and return what they were answered."""
         seconds, retried = complete(lambda: self._meet(clients, requests))
         tally, total = self._tally, clients * requests
-        return CrowdOutcome(
+        return ConcurrencyOutcome(
             clients=clients,
             requests=total,
             own=tally.own,
@@ -204,7 +204,7 @@ def _latency(seconds: Sequence[float]) -> Latency | None:
 
 def ask_at_once(
     served: ServedModel, interface: ModelInterface, *, tolerance: Tolerance | None, seed: int = 0
-) -> CrowdOutcome:
+) -> ConcurrencyOutcome:
     """Let several clients ask a server at once, each for answers to inputs of its own.
 
     Args:

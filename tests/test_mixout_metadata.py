@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 from mixout_export import MixoutConfig, __version__
-from mixout_export.checkpoint.manifest import (
+from mixout_export.checkpoint.mixout_metadata import (
     Base,
     ConfigChange,
     Head,
-    Manifest,
     MixedModule,
-    parse_manifest,
+    MixoutMetadata,
+    parse_metadata,
 )
 from mixout_export.errors import CheckpointError
 
 ORIGIN = Path("here/mixout_config.json")
 
-MANIFEST = Manifest(
+MANIFEST = MixoutMetadata(
     config=MixoutConfig(0.4, "element", "query,value", "embeddings"),
     modules=(
         MixedModule("a.query", "Linear", "a.query.weight", "a.query.pretrained_weight"),
@@ -42,12 +42,12 @@ MANIFEST = Manifest(
 def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "mixout_config.json"
     MANIFEST.write(path)
-    assert parse_manifest(json.loads(path.read_text("utf-8")), path) == MANIFEST
+    assert parse_metadata(json.loads(path.read_text("utf-8")), path) == MANIFEST
 
 
-def test_a_minimal_manifest_gets_the_defaults() -> None:
+def test_minimal_metadata_gets_the_defaults() -> None:
     data = {"format_version": 1, "p": 0.5, "granularity": "neuron", "modules": []}
-    assert parse_manifest(data, ORIGIN) == Manifest(MixoutConfig(0.5), ())
+    assert parse_metadata(data, ORIGIN) == MixoutMetadata(MixoutConfig(0.5), ())
 
 
 def test_file_says_what_the_contract_lists() -> None:
@@ -77,19 +77,19 @@ def test_unknown_entries_are_kept_and_warned_about(caplog: pytest.LogCaptureFixt
     data["modules"][1]["p"] = 0.9
     data["config_changes"][0]["why"] = "paper"
     with caplog.at_level(logging.WARNING, logger="mixout_export"):
-        manifest = parse_manifest(data, ORIGIN)
+        metadata = parse_metadata(data, ORIGIN)
     (record,) = caplog.records
     text = record.getMessage()
     assert text.startswith("here/mixout_config.json: ")
     assert "version 9.9" in text
     for name in ("schedule", "base.license", "head.depth", "modules.p", "config_changes.why"):
         assert name in text
-    assert manifest.to_dict() == data
-    assert manifest.with_p(0.2).to_dict() == {**data, "p": 0.2}
+    assert metadata.to_dict() == data
+    assert metadata.with_p(0.2).to_dict() == {**data, "p": 0.2}
 
 
 def test_known_entries_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    parse_manifest(MANIFEST.to_dict(), ORIGIN)
+    parse_metadata(MANIFEST.to_dict(), ORIGIN)
     assert not caplog.records
 
 
@@ -97,7 +97,7 @@ def test_known_entries_warn_of_nothing(caplog: pytest.LogCaptureFixture) -> None
 def test_an_unknown_format_version_is_refused(version: object) -> None:
     data = {**MANIFEST.to_dict(), "format_version": version, "tool_version": "9.9"}
     with pytest.raises(CheckpointError, match=r"has format version .* reads 1; .*\(9\.9\)"):
-        parse_manifest(data, ORIGIN)
+        parse_metadata(data, ORIGIN)
 
 
 @pytest.mark.parametrize("missing", ["p", "granularity", "modules", "format_version"])
@@ -105,7 +105,7 @@ def test_a_missing_entry_is_refused(missing: str) -> None:
     data = MANIFEST.to_dict()
     del data[missing]
     with pytest.raises(CheckpointError, match=rf"here/mixout_config\.json: .*{missing[:6]}"):
-        parse_manifest(data, ORIGIN)
+        parse_metadata(data, ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -129,4 +129,4 @@ def test_a_missing_entry_is_refused(missing: str) -> None:
 )
 def test_a_malformed_entry_is_refused(entry: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match=r"here/mixout_config\.json: is malformed"):
-        parse_manifest({**MANIFEST.to_dict(), **entry}, ORIGIN)
+        parse_metadata({**MANIFEST.to_dict(), **entry}, ORIGIN)
