@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,16 @@ def count_of(count: int, noun: str) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number for people, "-" for none, "nan" for one that is not defined."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def next_command(command: str, *arguments: str | Path) -> str:
+    """Return the command that the user types next, quoted for a shell.
+
+    Args:
+        command: A command of this program, such as "collapse".
+        arguments: Its arguments, paths as the user gave them.
+    """
+    return shlex.join(["mixout-export", command, *map(str, arguments)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -159,12 +170,14 @@ class Output:
         except OSError:
             self.quiet = True  # whoever read it left, which is no reason to stop the work
 
-    def result(self, result: Any, text: str) -> None:
+    def result(self, result: Any, text: str, *, following: str | None = None) -> None:
         """Write the command's result.
 
         Args:
             result: The JSON object, as a dataclass or dictionary.
             text: The same for people.
+            following: The command to type next, from `next_command`. It is the last line for
+                people and is left out with `--json` and `--quiet`.
         """
         for line in dict.fromkeys(self._warnings.lines):  # a folder may be opened several times
             self.note(f"warning: {line}")
@@ -175,3 +188,5 @@ class Output:
             click.echo(json.dumps(as_json(result), allow_nan=False))
         else:
             click.echo(_encodable(text))
+            if following is not None and not self.quiet:
+                click.echo(_encodable(f"next: {following}"))

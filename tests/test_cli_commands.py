@@ -17,6 +17,7 @@ from training_runs import sentences, write_tsv
 from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.parity.compare import TOLERANCES, Tolerance
 from mixout_export_cli.main import cli
+from mixout_export_cli.output import Output, next_command
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,26 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 def training(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "training.json").read_text())
+
+
+# What a result ends with
+
+
+@pytest.mark.parametrize(
+    ("output", "last"),
+    [
+        (Output(), "next: mixout-export collapse 'my runs/trained' out"),
+        (Output(quiet=True), "text"),
+        (Output(json=True), "{}"),
+    ],
+    ids=["people", "quiet", "json"],
+)
+def test_a_result_ends_with_the_next_command(
+    program: Program, capfd: pytest.CaptureFixture[str], output: Output, last: str
+) -> None:
+    following = next_command("collapse", Path("my runs/trained"), "out")
+    output.result({}, "text", following=following)
+    assert capfd.readouterr().out.splitlines()[-1] == last
 
 
 # The whole way
