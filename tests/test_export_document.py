@@ -13,7 +13,7 @@ from tiny_models import make_model, make_tokenizer
 
 import mixout_export
 from mixout_export.checkpoint.interface import ModelInterface, describe_interface
-from mixout_export.export.document import Provenance, stamp_graph, write_graph
+from mixout_export.export.document import Provenance, finalize_graph, write_graph
 from mixout_export.export.graph import ExportedGraph, export_graph
 from mixout_export.tasks import TASKS
 from mixout_export.version import __version__
@@ -21,25 +21,25 @@ from mixout_export.version import __version__
 LABELS = ("non", "ja", "ça dépend")
 
 
-def stamped_graph() -> tuple[ExportedGraph, ModelInterface]:
-    """Export the tiny BERT and stamp it, as the stage does."""
+def finalized_graph() -> tuple[ExportedGraph, ModelInterface]:
+    """Export the tiny BERT and finalize its graph, as the `onnx` command does."""
     torch.set_num_threads(1)
     model = make_model("bert")
     interface = describe_interface(model, TASKS["text-classification"], make_tokenizer())
     graph = export_graph(model, interface)
     provenance = Provenance("text-classification", LABELS, "0" * 64, interface.to_dict())
-    stamp_graph(graph, provenance)
+    finalize_graph(graph, provenance)
     return graph, interface
 
 
 @pytest.fixture(scope="module")
-def stamped() -> tuple[ExportedGraph, ModelInterface]:
-    return stamped_graph()
+def finalized() -> tuple[ExportedGraph, ModelInterface]:
+    return finalized_graph()
 
 
 @pytest.fixture(scope="module")
-def file(stamped: tuple[ExportedGraph, ModelInterface], tmp_path_factory) -> Path:
-    (written,) = write_graph(stamped[0], tmp_path_factory.mktemp("onnx"))
+def file(finalized: tuple[ExportedGraph, ModelInterface], tmp_path_factory) -> Path:
+    (written,) = write_graph(finalized[0], tmp_path_factory.mktemp("onnx"))
     return written
 
 
@@ -49,7 +49,7 @@ def run(path: Path, interface: ModelInterface) -> np.ndarray:
 
 
 def test_graph_says_where_it_comes_from(
-    file: Path, stamped: tuple[ExportedGraph, ModelInterface]
+    file: Path, finalized: tuple[ExportedGraph, ModelInterface]
 ) -> None:
     model = onnx.load(file)
     assert (model.producer_name, model.producer_version) == ("mixout-export", __version__)
@@ -59,7 +59,7 @@ def test_graph_says_where_it_comes_from(
     assert metadata["source_sha256"] == "0" * 64
     assert metadata["tool_version"] == __version__
     assert metadata["opset"] == "20" == str(model.opset_import[0].version)
-    assert ModelInterface.from_dict(json.loads(metadata["interface"])) == stamped[1]
+    assert ModelInterface.from_dict(json.loads(metadata["interface"])) == finalized[1]
 
 
 def test_graph_is_valid_and_holds_no_traces_of_the_machine(file: Path) -> None:
@@ -78,7 +78,7 @@ def test_graph_is_valid_and_holds_no_traces_of_the_machine(file: Path) -> None:
 def test_file_is_the_same_from_another_process(file: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; import test_export_document as t;"
-        "t.write_graph(t.stamped_graph()[0], Path(sys.argv[1]))"
+        "t.write_graph(t.finalized_graph()[0], Path(sys.argv[1]))"
     )
     paths = [str(Path(__file__).parent), str(Path(mixout_export.__file__).parent.parent)]
     environment = {
@@ -93,14 +93,14 @@ def test_file_is_the_same_from_another_process(file: Path, tmp_path: Path) -> No
 
 
 def test_large_weights_go_beside_the_graph(
-    file: Path, stamped: tuple[ExportedGraph, ModelInterface], tmp_path: Path
+    file: Path, finalized: tuple[ExportedGraph, ModelInterface], tmp_path: Path
 ) -> None:
-    graph, data = write_graph(stamped[0], tmp_path, single_file_limit=1000)
+    graph, data = write_graph(finalized[0], tmp_path, single_file_limit=1000)
     assert (graph.name, data.name) == ("model.onnx", "model.onnx.data")
     assert graph.stat().st_size < file.stat().st_size
     assert data.stat().st_size > 10_000
     assert str(tmp_path).encode() not in graph.read_bytes()
     assert not onnx.load(graph, load_external_data=False).graph.value_info
-    np.testing.assert_array_equal(run(graph, stamped[1]), run(file, stamped[1]))
-    (again,) = write_graph(stamped[0], tmp_path)  # the graph in memory is unharmed
+    np.testing.assert_array_equal(run(graph, finalized[1]), run(file, finalized[1]))
+    (again,) = write_graph(finalized[0], tmp_path)  # the graph in memory is unharmed
     assert again.read_bytes() == file.read_bytes()

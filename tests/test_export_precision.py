@@ -14,7 +14,7 @@ from tiny_models import make_model, make_tokenizer
 import mixout_export
 from mixout_export.checkpoint.interface import ModelInterface, describe_interface
 from mixout_export.errors import ArgumentError, ExportError
-from mixout_export.export.document import Provenance, stamp_graph, write_graph
+from mixout_export.export.document import Provenance, finalize_graph, write_graph
 from mixout_export.export.graph import ExportedGraph, export_graph
 from mixout_export.export.half import to_half
 from mixout_export.export.precision import PRECISIONS, Conversion, convert_graph
@@ -51,7 +51,7 @@ def write(
     converted, made = convert_graph(graph, conversion, samples=inputs, **options)
     provenance = Provenance("", (), "", {}, conversion.precision, made)
     if converted is not graph:  # stamping is for good, and the graph is used again
-        stamp_graph(converted, provenance, captured=graph)
+        finalize_graph(converted, provenance, captured=graph)
     (path,) = write_graph(converted, folder)
     return path
 

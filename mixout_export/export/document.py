@@ -1,4 +1,8 @@
-"""Turn a captured graph into a file: no traces of the machine, the provenance, the same bytes."""
+"""Write an ONNX graph to a file.
+
+The file holds no paths or stack traces of the machine that made it, it records where the model
+comes from, and the same graph always gives the same bytes.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,27 +21,28 @@ from mixout_export.version import __version__
 
 PRODUCER = "mixout-export"
 
-#: Metadata entry that says which values are the outputs of which modules, for the drift map.
+#: Metadata key that maps each module to the names of its output values. The drift map reads it.
 MODULE_VALUES = "module_values"
 
-#: A protobuf message holds at most 2 GiB; the nodes get some of it too.
+#: Largest size of the weights, in bytes, for a single file. A protobuf message holds at most
+#: 2 GiB, and the nodes need part of that.
 SINGLE_FILE_LIMIT = 2**31 - 2**26
 
-#: Above the limit, tensors larger than this (in bytes) go to the file beside the graph.
+#: Above that limit, tensors larger than this many bytes are stored in a second file.
 EXTERNAL_TENSOR_BYTES = 1024
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a graph says about itself in its `metadata_props`.
+    """What a graph's `metadata_props` record about its origin.
 
     Attributes:
         task: The task's name; "" for a model without a head.
-        labels: Names of the labels, by index; empty where the task has none.
-        source_sha256: Hash of the weights it was made from.
-        interface: Ranges of its inputs, as `ModelInterface.to_dict` gives them.
+        labels: Label names by index; empty if the task has no labels.
+        source_sha256: SHA-256 of the weights that the graph was exported from.
+        interface: Ranges of the inputs, as `ModelInterface.to_dict` returns them.
         precision: "fp32", "fp16" or "int8".
-        conversion: How that was made, as plain JSON values; {} for a graph as it was captured.
+        conversion: How the graph was converted, as JSON values; {} if it was not converted.
     """
 
     task: str
@@ -48,7 +53,7 @@ class Provenance:
     conversion: Mapping[str, Any] = field(default_factory=dict)
 
     def to_metadata(self, *, opset: int) -> dict[str, str]:
-        """Return the entries, all text; lists and objects are JSON."""
+        """Return the metadata entries. All values are text; lists and objects are JSON."""
         return {
             "task": self.task,
             "labels": json.dumps(list(self.labels), ensure_ascii=False),
@@ -62,7 +67,7 @@ class Provenance:
 
 
 def _strip(model: ir.Model) -> None:
-    """Remove what the exporter recorded: stack traces with absolute paths, inferred shapes."""
+    """Remove what the exporter recorded: stack traces with absolute paths and inferred shapes."""
     kept = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     kept |= {id(value) for value in model.graph.initializers.values()}
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
@@ -85,26 +90,31 @@ def _strip(model: ir.Model) -> None:
     model.graph.doc_string = None
 
 
-def _still_there(modules: Mapping[str, Sequence[str]], model: ir.Model) -> dict[str, Sequence[str]]:
-    """Leave out modules of which a conversion has taken a value from the graph."""
-    there = {value.name for node in model.graph for value in node.outputs}
-    return {module: names for module, names in modules.items() if there.issuperset(names)}
+def _modules_in_graph(
+    modules: Mapping[str, Sequence[str]], model: ir.Model
+) -> dict[str, Sequence[str]]:
+    """Keep only the modules whose output values all exist in the graph.
+
+    A conversion may have removed some values.
+    """
+    present = {value.name for node in model.graph for value in node.outputs}
+    return {module: names for module, names in modules.items() if present.issuperset(names)}
 
 
-def stamp_graph(
+def finalize_graph(
     graph: ExportedGraph, provenance: Provenance, *, captured: ExportedGraph | None = None
 ) -> None:
-    """Strip the graph of its maker's traces and record where it comes from, in place.
+    """Remove the exporter's traces from a graph and record its origin, in place.
 
     Args:
         graph: The graph.
-        provenance: What to record.
-        captured: The graph that this one was converted from, where it was: a conversion loses
-            which module made a node, and keeps most values' names.
+        provenance: The origin to record.
+        captured: The graph that `graph` was converted from, if it was converted. It still knows
+            which module made which node; a conversion loses that but keeps most values' names.
     """
     model = graph.model
     origin = captured or graph
-    modules = _still_there(values_by_module(origin.model, origin.modules_by_node), model)
+    modules = _modules_in_graph(values_by_module(origin.model, origin.modules_by_node), model)
     _strip(model)
     model.producer_name = PRODUCER
     model.producer_version = __version__
@@ -121,19 +131,22 @@ def write_graph(
     name: str = LAYOUT.onnx,
     single_file_limit: int = SINGLE_FILE_LIMIT,
 ) -> tuple[Path, ...]:
-    """Write the graph into `folder`, as one file or, above the limit, with its weights beside it.
+    """Write the graph into `folder`.
+
+    Up to `single_file_limit` bytes of weights, one file holds everything. Above that, the weights
+    go to a second file.
 
     Args:
-        graph: A stamped graph.
+        graph: A graph that `finalize_graph` has prepared.
         folder: An existing folder.
-        name: Name of the file in it.
-        single_file_limit: Bytes of weights up to which one file holds everything.
+        name: Name of the graph's file.
+        single_file_limit: Largest size of the weights, in bytes, for a single file.
 
     Returns:
         The files written, the graph first.
 
     Raises:
-        ExportError: The graph cannot be serialised.
+        ExportError: The graph cannot be serialized.
     """
     path = folder / name
     weights = sum(
@@ -156,9 +169,9 @@ def write_graph(
 
 
 def _write_proto(proto: onnx.ModelProto, path: Path) -> None:
-    """Write a graph without the types of its weights, which the weights themselves say."""
+    """Write a graph without `value_info`, which repeats the dtypes and shapes of its weights."""
     del proto.graph.value_info[:]
     try:
         path.write_bytes(proto.SerializeToString(deterministic=True))
     except ValueError as error:
-        raise ExportError(f"{path.name}: cannot be serialised ({error})") from error
+        raise ExportError(f"{path.name}: the graph cannot be serialized: {error}") from error

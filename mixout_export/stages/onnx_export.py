@@ -14,7 +14,7 @@ from mixout_export.checkpoint.output import OutputFolder
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
 from mixout_export.errors import ArgumentError, ExportError, ParityError
-from mixout_export.export.document import Provenance, stamp_graph, write_graph
+from mixout_export.export.document import Provenance, finalize_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
 from mixout_export.export.graph import ExportedGraph, check_opset, export_graph
 from mixout_export.export.precision import Conversion, convert_graph
@@ -198,7 +198,7 @@ class _Export:
                 _provenance(self.source), precision=conversion.precision, conversion=made
             )
             nodes.append(len(graph.model.graph))
-            stamp_graph(graph, provenance, captured=captured)
+            finalize_graph(graph, provenance, captured=captured)
             files = write_graph(graph, folder, name=name)
             size += sum(file.stat().st_size for file in files)
         return size, nodes[0]
