@@ -17,14 +17,14 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.measure import Ratio, by_turns, machine, markdown_table
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.evaluation import EvaluationData
 from mixout_export.export.precision import Conversion
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, decision_of
 from mixout_export.parity.subject import TorchSubject, torch_subject
 from mixout_export.stages.onnx_export import ExportData, export_onnx
 from mixout_export.stages.verify_data import read_data
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets.evaluation import EvaluationData
 
 #: Name → how it is made; static ones are calibrated.
 VARIANTS: dict[str, tuple[Conversion, bool]] = {

@@ -5,9 +5,9 @@ from typing import Any
 from checkpoints import POSITIONS, VOCABULARY, make_tokenizer
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets import READERS, Encoding
-from mixout_export.training.tables import Table
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.readers import READERS, Encoding
+from mixout_export.data.tables import Table
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 

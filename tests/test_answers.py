@@ -3,8 +3,7 @@ from typing import Any
 import pytest
 from datasets_setup import table
 
-from mixout_export.errors import DataError
-from mixout_export.training.datasets.answers import (
+from mixout_export.data.readers.answers import (
     Answer,
     answer_scores,
     exact_match,
@@ -12,6 +11,7 @@ from mixout_export.training.datasets.answers import (
     read_answers,
     word_f1,
 )
+from mixout_export.errors import DataError
 
 CONTEXT = "The old dog sees a cat."
 

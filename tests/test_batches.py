@@ -3,9 +3,8 @@ import pytest
 import torch
 from checkpoints import make_tokenizer
 
+from mixout_export.data.encoded import EncodedExamples, encode
 from mixout_export.training.batches import (
-    EncodedExamples,
-    encode,
     evaluation_batches,
     grouped,
     share_of,

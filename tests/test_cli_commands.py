@@ -369,7 +369,7 @@ def test_formats_of_data(suffix: str, way: Way, program: Program, tmp_path: Path
 def test_a_data_set_of_the_hub(
     way: Way, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mixout_export.training.tables import read_table
+    from mixout_export.data.tables import read_table
 
     asked = []
 
@@ -377,7 +377,7 @@ def test_a_data_set_of_the_hub(
         asked.append(name)
         return read_table(way.train_file), read_table(way.eval_file)
 
-    monkeypatch.setattr("mixout_export.training.hub.read_hub_dataset", read)
+    monkeypatch.setattr("mixout_export.data.hub.read_hub_dataset", read)
     options = ("--dataset", "nyu-mll/glue:cola", "--max-steps", 1, "--json")
     run = program("train", way.prepared, tmp_path / "o", *options).done()
     assert asked == ["nyu-mll/glue:cola"]

@@ -2,9 +2,9 @@
 
 import pytest
 
+from mixout_export.data.columns import Columns, find_columns
+from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
-from mixout_export.training.columns import Columns, find_columns
-from mixout_export.training.tables import Table
 
 
 def _table(*names: str) -> Table:

@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from mixout_export.training.datasets.entities import (
+from mixout_export.data.readers.entities import (
     Entity,
     entity_scores,
     find_entities,

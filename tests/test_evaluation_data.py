@@ -6,10 +6,10 @@ import pytest
 from checkpoints import make_tokenizer
 from datasets_setup import INPUTS, encoding, table
 
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.evaluation import evaluation_data
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import TASKS
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets.evaluation import evaluation_data
 
 INTERFACE = encoding().interface
 TEXTS = ("the dog sees", "a cat", "the old house in the garden", "he")

@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset, DatasetDict, are_progress_bars_disabled, enable_progress_bars
 from datasets.exceptions import DatasetNotFoundError
 
+from mixout_export.data import hub
+from mixout_export.data.hub import read_hub_dataset
 from mixout_export.errors import DataError
-from mixout_export.training import hub
-from mixout_export.training.hub import read_hub_dataset
 
 ROWS = {"sentence": ["NA", "None"], "label": [1, 0]}
 
@@ -126,7 +126,7 @@ def test_the_loader_is_silenced_and_then_as_before(
 def test_offline_leaves_nothing_on_the_terminal() -> None:
     code = (
         "from mixout_export.errors import DataError\n"
-        "from mixout_export.training.hub import read_hub_dataset\n"
+        "from mixout_export.data.hub import read_hub_dataset\n"
         "try:\n    read_hub_dataset('no-such/data-set')\n"
         "except DataError as error:\n    assert 'cannot be loaded' in str(error)\n"
         "else:\n    raise SystemExit(9)\n"

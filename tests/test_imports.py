@@ -20,6 +20,7 @@ ORDER = (
     ("surgery",),
     ("checkpoint",),
     ("card", "provenance"),
+    ("data",),
     ("training", "export", "parity", "bundling"),
     ("report",),
     ("stages",),

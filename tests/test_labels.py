@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mixout_export.data.labels import LabelMap, encode_labels, text_values
+from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import DataError
 from mixout_export.tasks import TASKS
-from mixout_export.training.labels import LabelMap, encode_labels, text_values
-from mixout_export.training.tables import Table, read_table
 
 CLASSES, REGRESSION = TASKS["text-classification"], TASKS["regression"]
 DEFAULT = ("LABEL_0", "LABEL_1")

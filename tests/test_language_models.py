@@ -7,8 +7,8 @@ import torch
 from checkpoints import VOCABULARY, make_tokenizer
 from datasets_setup import encoding, read, table
 
+from mixout_export.data.readers.running_text import Surprise
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
-from mixout_export.training.datasets.running_text import Surprise
 
 MASK = VOCABULARY.index("[MASK]")
 WORDS = (*("the", "good", "dog", "sees", "the", "old", "cat"), *("in", "the", "house", "and"))

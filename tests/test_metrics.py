@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mixout_export.errors import ArgumentError
-from mixout_export.tasks import TASKS
-from mixout_export.training.metrics import (
+from mixout_export.data.metrics import (
     METRICS,
     compute_metrics,
     default_metric,
     is_better,
     metrics_of,
 )
+from mixout_export.errors import ArgumentError
+from mixout_export.tasks import TASKS
 
 CLASSES = "text-classification"
 
@@ -152,7 +152,7 @@ def test_predictions_that_are_not_numbers_count_as_failed() -> None:
 def test_degenerate_predictions_leave_stderr_empty() -> None:
     code = (
         "import numpy as np\n"
-        "from mixout_export.training.metrics import compute_metrics\n"
+        "from mixout_export.data.metrics import compute_metrics\n"
         "labels = np.array([0., 1., 2.])\n"
         "compute_metrics('regression', np.ones(3), labels)\n"
         "compute_metrics('regression', np.array([1, 1 + 1e-15, 1]), labels)\n"

@@ -8,8 +8,8 @@ import torch
 from checkpoints import make_tokenizer
 from datasets_setup import encoding, read, table
 
+from mixout_export.data.readers.question_answering import Guess, best_spans
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
-from mixout_export.training.datasets.question_answering import Guess, best_spans
 
 TASK = "question-answering"
 CONTEXT = "the dog sees the good cat in the old house and the bird runs"

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import DataError
-from mixout_export.training.tables import Table, read_table
 
 GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
 

@@ -20,14 +20,14 @@ from training_runs import TrainingGround, assert_close, same_weights, weights, w
 from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.interface import describe_interface
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
+from mixout_export.data.evaluation import EvaluationData, evaluation_data
+from mixout_export.data.readers import READERS
+from mixout_export.data.tables import read_table
 from mixout_export.errors import ArgumentError
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions, TrainResult
 from mixout_export.tasks import TASKS
-from mixout_export.training.datasets import READERS
-from mixout_export.training.datasets.evaluation import EvaluationData, evaluation_data
 from mixout_export.training.records import NullObserver
-from mixout_export.training.tables import read_table
 
 #: Task → an architecture, epochs, and what its metric must reach. Four seeds gave at least 0.91
 #: for sets of labels and words with labels, 1.00 for questions and choices, and losses of at most

@@ -142,9 +142,9 @@ def onnx(
     tolerance, or decide differently too often, the exit code is 3 and OUT is not written.
     """
     with quick_imports():
+        from mixout_export.data.columns import ColumnNames
         from mixout_export.export.precision import Conversion
         from mixout_export.stages.onnx_export import ExportData, export_onnx
-        from mixout_export.training.columns import ColumnNames
 
     result = export_onnx(
         source,

@@ -13,6 +13,7 @@ from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.output import OutputFolder
 from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
+from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, ExportError, ParityError
 from mixout_export.export.document import Provenance, finalize_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
@@ -26,7 +27,6 @@ from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.export_facts import export_facts
 from mixout_export.stages.verify_data import data_batches, read_data
-from mixout_export.training.columns import ColumnNames
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.parity.battery import Batch, Battery, measure_coverage
 from mixout_export.parity.comparison import (
@@ -30,7 +31,6 @@ from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
 from mixout_export.stages.verify_server import check_options, open_candidate, with_serving
-from mixout_export.training.columns import ColumnNames
 
 
 def _check_tolerance(name: str, value: float | None) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.evaluation import EvaluationData, evaluation_data
+from mixout_export.data.tables import read_table
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.subject import Candidate, Subject
 from mixout_export.tasks import TASKS
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets.evaluation import EvaluationData, evaluation_data
-from mixout_export.training.tables import read_table
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 

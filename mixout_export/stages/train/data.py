@@ -9,11 +9,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixout_export.checkpoint.artifact import Artifact, require_task
 from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
 from mixout_export.checkpoint.model import load_tokenizer
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.readers import READERS, Encoding, Examples, Reader
+from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets import READERS, Encoding, Examples, Reader
 from mixout_export.training.options import TrainOptions
-from mixout_export.training.tables import Table, read_table
 
 _DEFAULT_MAX_LENGTH = 128
 
@@ -85,7 +85,7 @@ def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
             "data: --dataset comes with its own evaluation split; leave --eval-file out"
         )
     if data.dataset is not None:
-        from mixout_export.training.hub import read_hub_dataset
+        from mixout_export.data.hub import read_hub_dataset
 
         train, evaluation = read_hub_dataset(data.dataset)
         return train, evaluation, data.dataset

@@ -31,6 +31,7 @@ from mixout_export.checkpoint.output import (
     partial_path,
 )
 from mixout_export.checkpoint.streams import file_digest
+from mixout_export.data.metrics import default_metric
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
@@ -43,7 +44,6 @@ from mixout_export.training.curves import write_curves
 from mixout_export.training.device import make_accelerator, release_accelerator, start_tracker
 from mixout_export.training.loop import Finetuning, Outcome
 from mixout_export.training.memory import keep_freed_memory
-from mixout_export.training.metrics import default_metric
 from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import MetricsLog, NullObserver, Observer
 from mixout_export.training.snapshots import Snapshots

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixout_export.data.labels import as_integer, is_missing, show
+from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
-from mixout_export.training.labels import as_integer, is_missing, show
-from mixout_export.training.tables import Table
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)

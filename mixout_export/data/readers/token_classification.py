@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixout_export.errors import ArgumentError, DataError
-from mixout_export.tasks import TASKS
-from mixout_export.training.columns import (
+from mixout_export.data.columns import (
     ColumnNames,
     find_first,
     find_optional_label,
     require_columns,
     single_column,
 )
-from mixout_export.training.datasets.entities import entity_scores, has_scheme
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.labels import LabelMap, label_ids, refuse_missing, require_text, show
-from mixout_export.training.tables import Table
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, require_text, show
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.readers.entities import entity_scores, has_scheme
+from mixout_export.data.tables import Table
+from mixout_export.errors import ArgumentError, DataError
+from mixout_export.tasks import TASKS
 
 logger = logging.getLogger(__name__)
 

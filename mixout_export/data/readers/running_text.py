@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixout_export.data.columns import SINGLES, ColumnNames, find_first, require_columns
+from mixout_export.data.encoded import EncodedExamples
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import list_rows, text_values
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import Task
-from mixout_export.training.batches import EncodedExamples
-from mixout_export.training.columns import SINGLES, ColumnNames, find_first, require_columns
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.labels import list_rows, text_values
-from mixout_export.training.tables import Table
 
 #: Label of a token that is not to be predicted: PyTorch's and transformers' own.
 IGNORED = -100

@@ -2,8 +2,8 @@
 
 from typing import ClassVar
 
+from mixout_export.data.readers.text_classification import TextClassification
 from mixout_export.tasks import TASKS, Task
-from mixout_export.training.datasets.text_classification import TextClassification
 
 
 class Regression(TextClassification):

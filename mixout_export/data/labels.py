@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
 from mixout_export.tasks import Task
-from mixout_export.training.tables import Table
 
 _ROWS_SHOWN = 5
 _NAMES_SHOWN = 10

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import BatchEncoding
 
+from mixout_export.data.columns import ColumnNames, find_first, require_columns
+from mixout_export.data.encoded import Row
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import list_rows, text_values
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.readers.answers import Answer, answer_scores, read_answers
+from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import TASKS
-from mixout_export.training.batches import Row
-from mixout_export.training.columns import ColumnNames, find_first, require_columns
-from mixout_export.training.datasets.answers import Answer, answer_scores, read_answers
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.labels import list_rows, text_values
-from mixout_export.training.tables import Table
 
 _TASK = TASKS["question-answering"]
 _QUESTIONS = ("question", "query")

@@ -6,16 +6,16 @@ asks nobody which task it is. `evaluation.evaluation_data` gives the same to who
 from elsewhere.
 """
 
-from mixout_export.training.datasets.causal_lm import CausalLM
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.masked_lm import MaskedLM
-from mixout_export.training.datasets.multi_label import MultiLabel
-from mixout_export.training.datasets.multiple_choice import MultipleChoice
-from mixout_export.training.datasets.question_answering import QuestionAnswering
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.datasets.regression import Regression
-from mixout_export.training.datasets.text_classification import TextClassification
-from mixout_export.training.datasets.token_classification import TokenClassification
+from mixout_export.data.examples import Examples
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.readers.causal_lm import CausalLM
+from mixout_export.data.readers.masked_lm import MaskedLM
+from mixout_export.data.readers.multi_label import MultiLabel
+from mixout_export.data.readers.multiple_choice import MultipleChoice
+from mixout_export.data.readers.question_answering import QuestionAnswering
+from mixout_export.data.readers.regression import Regression
+from mixout_export.data.readers.text_classification import TextClassification
+from mixout_export.data.readers.token_classification import TokenClassification
 
 #: Task name → its reader; every task of `mixout_export.tasks` has one.
 READERS: dict[str, Reader] = {

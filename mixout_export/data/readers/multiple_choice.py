@@ -10,9 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixout_export.errors import DataError
-from mixout_export.tasks import TASKS
-from mixout_export.training.columns import (
+from mixout_export.data.columns import (
     ColumnNames,
     find_first,
     find_numbered,
@@ -21,11 +19,13 @@ from mixout_export.training.columns import (
     require_columns,
     single_column,
 )
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.datasets.text_classification import read_texts
-from mixout_export.training.labels import as_integer, refuse_missing, require_text, show
-from mixout_export.training.tables import Table
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import as_integer, refuse_missing, require_text, show
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.readers.text_classification import read_texts
+from mixout_export.data.tables import Table
+from mixout_export.errors import DataError
+from mixout_export.tasks import TASKS
 
 _TASK = TASKS["multiple-choice"]
 _LISTS = ("choices", "endings", "options")

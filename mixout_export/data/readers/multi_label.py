@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from torch import Tensor
 
+from mixout_export.data.columns import ColumnNames, find_optional_label, find_texts
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import LabelMap, as_integer, label_ids, list_rows, show
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.readers.text_classification import read_texts
+from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
 from mixout_export.tasks import TASKS
-from mixout_export.training.columns import ColumnNames, find_optional_label, find_texts
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.datasets.text_classification import read_texts
-from mixout_export.training.labels import LabelMap, as_integer, label_ids, list_rows, show
-from mixout_export.training.tables import Table
 
 _TASK = TASKS["multi-label"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixout_export.training.batches import EncodedExamples
+from mixout_export.data.encoded import EncodedExamples
 
 
 @dataclass(frozen=True)

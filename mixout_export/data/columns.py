@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
-from mixout_export.training.tables import Table
 
 #: Usual names of a text and its second text.
 _PAIRS = (

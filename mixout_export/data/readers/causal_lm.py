@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.errors import CheckpointError
-from mixout_export.tasks import TASKS
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets.reader import Encoding
-from mixout_export.training.datasets.running_text import (
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.reader import Encoding
+from mixout_export.data.readers.running_text import (
     IGNORED,
     RunningText,
     TextReader,
     read_sequences,
     refuse_empty,
 )
-from mixout_export.training.tables import Table
+from mixout_export.data.tables import Table
+from mixout_export.errors import CheckpointError
+from mixout_export.tasks import TASKS
 
 
 @dataclass(frozen=True)

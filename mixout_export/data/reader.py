@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.encoded import EncodedExamples, Row, encode, fill_values
+from mixout_export.data.examples import Examples
+from mixout_export.data.tables import Table
 from mixout_export.errors import CheckpointError
-from mixout_export.training.batches import EncodedExamples, Row, encode, fill_values
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.tables import Table
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import is_missing
+from mixout_export.data.reader import Encoding
+from mixout_export.data.readers import READERS
+from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import TASKS, Task
-from mixout_export.training.columns import ColumnNames
-from mixout_export.training.datasets import READERS
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding
-from mixout_export.training.labels import is_missing
-from mixout_export.training.tables import Table
 
 #: Longest sequence where neither the model nor the caller sets a limit, and at most.
 _LONGEST = 512

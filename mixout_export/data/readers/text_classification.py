@@ -8,19 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixout_export.tasks import TASKS, Task
-from mixout_export.training.columns import (
+from mixout_export.data.columns import (
     ColumnNames,
     find_columns,
     find_optional_label,
     find_texts,
     single_column,
 )
-from mixout_export.training.datasets.examples import Examples
-from mixout_export.training.datasets.reader import Encoding, Reader
-from mixout_export.training.labels import encode_labels, text_values
-from mixout_export.training.metrics import compute_metrics
-from mixout_export.training.tables import Table
+from mixout_export.data.examples import Examples
+from mixout_export.data.labels import encode_labels, text_values
+from mixout_export.data.metrics import compute_metrics
+from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.tables import Table
+from mixout_export.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Tables of examples: reading, columns, labels, encoding and metrics."""
