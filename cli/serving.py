@@ -10,7 +10,7 @@ import click
 from mixout_export_cli.options import PATH
 
 if TYPE_CHECKING:
-    from mixout_export.parity.served.serving import Serving
+    from mixout_export.parity.serving import Serving
 
     PathOrText = click.ParamType[Path | str]
 else:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from mixout_export.checkpoint.interface import sequence_limit
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import MixoutError
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.onnx_export import export_onnx
 
 

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from matrix.families import SETTINGS, SIZES, SPECIAL_TOKENS
-from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.quiet import quiet_libraries
 
 #: Width of the normal noise that is added to every parameter, so that no scale is left at one and
 #: no bias at zero, which would hide a graph that drops it.

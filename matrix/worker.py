@@ -20,11 +20,11 @@ from matrix.plain import exports_unmodified, rows_of
 from matrix.tiny import write_checkpoint
 from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import first_line, load_mixout, save_mixout
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import MixoutError
+from mixout_export.files.layout import LAYOUT
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint

@@ -11,7 +11,7 @@ from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.quiet import quiet_libraries
 
 HIDDEN = 32
 POSITIONS = 64

@@ -11,7 +11,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.quiet import quiet_libraries
 
 SCRIPT = "<script>document.title='owned'</script>"
 STYLE = "</style><img/src='https://example.org/x.png'/onerror=alert(1)>"

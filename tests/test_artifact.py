@@ -11,15 +11,14 @@ from mixout_export.checkpoint.artifact import (
     anchor_key,
     is_anchor,
     open_artifact,
-    read_json,
     require_metadata,
     require_task,
     require_weights,
-    weight_files,
     weight_key,
-    write_json,
 )
 from mixout_export.errors import CheckpointError
+from mixout_export.files.json_files import read_json, write_json
+from mixout_export.files.weight_files import weight_files
 from mixout_export.tasks import TASKS, get_task, task_of_config
 
 

@@ -18,9 +18,9 @@ from tokenizers.processors import TemplateProcessing
 from mixout_export.bundling.plan import SERVERS, BundleOptions
 from mixout_export.bundling.source import open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_texts, check_tokenizer
-from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
 from mixout_export.export.precision import Conversion
+from mixout_export.files.streams import file_digest
 from mixout_export.provenance.manifest import check_manifest, read_manifest
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.onnx_export import export_onnx

@@ -15,7 +15,7 @@ from mixout_export.card.steps import USE
 from mixout_export.card.usage import graph_usage, model_usage
 from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint

@@ -20,10 +20,10 @@ from mixout_export.checkpoint import model as model_module
 from mixout_export.checkpoint.artifact import anchor_key
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.model import load_plain
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.streams import quick_digest
-from mixout_export.checkpoint.tensors import digest_files
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.files.streams import quick_digest
+from mixout_export.files.tensors import digest_files
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 

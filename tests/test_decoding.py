@@ -14,7 +14,6 @@ from mixout_export.errors import CheckpointError
 from mixout_export.export.document import write_graph
 from mixout_export.export.generation import export_cached_graph
 from mixout_export.parity.battery import Batch
-from mixout_export.parity.cached_graph import CachedGraph
 from mixout_export.parity.compare import TOLERANCES
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.decoding import (
@@ -24,7 +23,8 @@ from mixout_export.parity.decoding import (
     sliding_window,
 )
 from mixout_export.parity.generation import GenerationParity, compare_generation
-from mixout_export.parity.runners import OnnxRunner
+from mixout_export.runners.cached_graph import CachedGraph
+from mixout_export.runners.onnx_runner import OnnxRunner
 from mixout_export.tasks import TASKS
 
 WINDOW = 16

@@ -16,7 +16,7 @@ from training_runs import sentences, write_tsv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mixout_export import load_mixout
-from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.surgery import mixout_layers
 

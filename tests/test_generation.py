@@ -14,8 +14,8 @@ from mixout_export.errors import ExportError
 from mixout_export.export.generation import describe_cache
 from mixout_export.parity.compare import Tolerance
 from mixout_export.parity.generation import tie_margins
-from mixout_export.parity.runners import OnnxRunner
 from mixout_export.parity.subject import torch_subject
+from mixout_export.runners.onnx_runner import OnnxRunner
 from mixout_export.stages.onnx_export import OnnxResult, export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 from mixout_export.tasks import TASKS

@@ -11,16 +11,17 @@ ROOT = Path(mixout_export.__file__).parent
 
 #: Each part may import those before it, and none of those after; parts of a group none of another.
 ORDER = (
-    ("errors", "printable"),
+    ("errors", "printable", "quiet"),
     ("config", "tasks", "version"),
     ("functional", "masks", "fused_kernel"),
     ("fused",),
     ("fast_linear",),
     ("layers",),
     ("surgery",),
-    ("checkpoint",),
-    ("card", "provenance"),
-    ("data",),
+    ("files",),
+    ("checkpoint", "provenance"),
+    ("card", "data", "runners"),
+    ("served",),
     ("training", "export", "parity", "bundling"),
     ("report",),
     ("stages",),
@@ -110,6 +111,8 @@ def test_the_order_notices_a_step_back(kind: type, tmp_path: Path) -> None:
         "mixout_export.checkpoint",
         "mixout_export.checkpoint.mixout_metadata",
         "mixout_export.config",
+        "mixout_export.files.tensors",
+        "mixout_export.served.session",
         "mixout_export.tasks",
     ],
 )

@@ -8,7 +8,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from mixout_export.bundling.plan import BundleOptions
-from mixout_export.checkpoint.streams import file_digest
+from mixout_export.files.streams import file_digest
 from mixout_export.provenance.links import DataFile, Link
 from mixout_export.provenance.manifest import check_manifest
 from mixout_export.provenance.ml_bom import write_bom

@@ -30,9 +30,9 @@ from mixout_export.checkpoint.model import (
     write_anchors,
     write_mixout,
 )
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.tensors import digest_files, read_tensors
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.files.tensors import digest_files, read_tensors
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 from mixout_export.surgery import mixout_layers
 

@@ -11,13 +11,14 @@ import transformers
 from checkpoints import ARCHITECTURES, TinyCheckpoints, make_model, save_checkpoint
 from safetensors.torch import load_file, save_file
 
-from mixout_export.checkpoint.artifact import BaseDigest, anchor_key
+from mixout_export.checkpoint.artifact import anchor_key
 from mixout_export.checkpoint.model import TensorInMemory
 from mixout_export.checkpoint.moving import SavePlan, plan_saving
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.tensors import digest_files, read_tensors
-from mixout_export.checkpoint.writing import TensorFile, write_twice
 from mixout_export.errors import CheckpointError
+from mixout_export.files.tensors import digest_files, read_tensors
+from mixout_export.files.weight_files import BaseDigest
+from mixout_export.files.writing import TensorFile, write_twice
+from mixout_export.quiet import quiet_libraries
 
 HEAD = "AutoModelForSequenceClassification"
 

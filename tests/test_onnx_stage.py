@@ -10,7 +10,6 @@ from onnx import numpy_helper
 from repeats import mostly_repeats
 from tiny_models import ARCHITECTURES, POSITIONS, edit_config, make_model, save_checkpoint
 
-from mixout_export.checkpoint.artifact import read_json
 from mixout_export.errors import (
     ArgumentError,
     CheckpointError,
@@ -19,6 +18,7 @@ from mixout_export.errors import (
     ParityError,
 )
 from mixout_export.export import document
+from mixout_export.files.json_files import read_json
 from mixout_export.stages import onnx_export
 from mixout_export.stages.onnx_export import OnnxResult, export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint

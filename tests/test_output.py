@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mixout_export.checkpoint.output import check_destination, output_folder, partial_path
 from mixout_export.errors import ArgumentError, OutputError
+from mixout_export.files.output import check_destination, output_folder, partial_path
 
 MARK = ".mixout-export.lock"
 
@@ -179,7 +179,7 @@ def test_somebody_elses_partial_folder_is_refused(tmp_path: Path) -> None:
 def test_two_processes_do_not_write_the_same_folder(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         from pathlib import Path
-        from mixout_export.checkpoint.output import output_folder
+        from mixout_export.files.output import output_folder
         from mixout_export.errors import OutputError
         try:
             with output_folder(Path({str(tmp_path / "out")!r})):

@@ -9,8 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixout_export.checkpoint.tensors import TensorEntry, read_tensors
 from mixout_export.errors import CheckpointError
+from mixout_export.files.tensors import TensorEntry, read_tensors
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.weights import WeightAudit
 

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
-from mixout_export.checkpoint.tensors import read_tensors
+from mixout_export.files.tensors import read_tensors
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.quantized_weights import QuantizedConstant
 from mixout_export.parity.weights import WeightAudit

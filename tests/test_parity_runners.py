@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tiny_models import make_model
 
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.parity.runners import OnnxRunner, TorchRunner
+from mixout_export.runners.onnx_runner import OnnxRunner
+from mixout_export.runners.torch_runner import TorchRunner
 
 
 def ids(*shape: int) -> np.ndarray:

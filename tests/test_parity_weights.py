@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mixout_export.checkpoint.tensors import read_tensors
+from mixout_export.files.tensors import read_tensors
 from mixout_export.parity.compare import Tolerance
 from mixout_export.parity.weights import WeightAudit, WeightSet, audit_folders
 

@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from mixout_export import MixoutConfig, load_mixout
 from mixout_export.checkpoint.artifact import anchor_key, open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.streams import quick_digest
-from mixout_export.checkpoint.tensors import digest_files
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, TargetError
+from mixout_export.files.streams import quick_digest
+from mixout_export.files.tensors import digest_files
+from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.prepare import PrepareOptions, PrepareResult, prepare_checkpoint
 from mixout_export.surgery import mixout_layers
 

@@ -12,8 +12,8 @@ from checkpoints import TinyCheckpoints
 from cli_runs import Program
 from safetensors.torch import load_file, save_file
 
-from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import CheckpointError
+from mixout_export.files.streams import file_digest
 from mixout_export.provenance.links import Link, broken_links, plain_options
 from mixout_export.provenance.manifest import check_manifest, read_manifest, write_manifest
 from mixout_export.stages.collapse import collapse_checkpoint

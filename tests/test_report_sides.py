@@ -5,8 +5,8 @@ import onnx
 import pytest
 from tiny_models import make_model, save_checkpoint
 
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import CheckpointError
+from mixout_export.files.layout import LAYOUT
 from mixout_export.parity.subject import open_subject
 from mixout_export.report.sides import Side, describe_side
 from mixout_export.stages.onnx_export import export_onnx

@@ -1,7 +1,7 @@
 import pytest
 
 from mixout_export.errors import ArgumentError
-from mixout_export.parity.served.address import is_address, parse_address
+from mixout_export.served.address import is_address, parse_address
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from checkpoints import TinyCheckpoints
 
 from mixout_export.errors import ArgumentError, ServerError
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.served.grpc_messages import MESSAGES, SERVICE
-from mixout_export.parity.served.options import ServingOptions
+from mixout_export.served.grpc_messages import MESSAGES, SERVICE
+from mixout_export.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 

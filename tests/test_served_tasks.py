@@ -9,10 +9,10 @@ from checkpoints import TinyCheckpoints
 from served_models import served
 from test_vision import vit
 
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.served.options import ServingOptions
+from mixout_export.files.streams import file_digest
+from mixout_export.quiet import quiet_libraries
+from mixout_export.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 

@@ -1,7 +1,7 @@
 import pytest
 
-from mixout_export.parity.served.texts import parse_uint
 from mixout_export.printable import one_line
+from mixout_export.served.texts import parse_uint
 
 
 def test_texts_of_a_server_fit_into_a_sentence() -> None:

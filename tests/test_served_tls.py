@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from served_models import OipServer, served
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served import transport
-from mixout_export.parity.served.options import ServingOptions
+from mixout_export.served import transport
+from mixout_export.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 

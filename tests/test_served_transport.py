@@ -10,9 +10,9 @@ import anyio
 import pytest
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served import transport as module
-from mixout_export.parity.served.address import parse_address
-from mixout_export.parity.served.transport import ATTEMPTS, Response, Transport
+from mixout_export.served import transport as module
+from mixout_export.served.address import parse_address
+from mixout_export.served.transport import ATTEMPTS, Response, Transport
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 

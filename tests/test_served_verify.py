@@ -22,8 +22,8 @@ from served_models import Handler, OipServer, served
 from mixout_export.errors import ArgumentError, ParityError, ServerError
 from mixout_export.export.precision import Conversion
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.served import transport
-from mixout_export.parity.served.options import ServingOptions
+from mixout_export.served import transport
+from mixout_export.served.options import ServingOptions
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.verify import verify_checkpoints

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.tensors import DATATYPES, datatype_of
-from mixout_export.parity.served.wire import (
+from mixout_export.served.tensors import DATATYPES, datatype_of
+from mixout_export.served.wire import (
     HEADER_LENGTH,
     Question,
     decode,

@@ -11,8 +11,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import verifying
 
 from mixout_export.bundling.plan import BundleOptions
-from mixout_export.checkpoint.output import LOCK
 from mixout_export.errors import ArgumentError, MixoutError
+from mixout_export.files.output import LOCK
 from mixout_export.provenance.manifest import check_manifest
 from mixout_export.provenance.signature import check_signature, sign_folder
 from mixout_export.stages.bundle import bundle_onnx

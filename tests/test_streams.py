@@ -9,7 +9,8 @@ import torch
 from cli_runs import small_files
 from safetensors.torch import save_file
 
-from mixout_export.checkpoint.streams import (
+from mixout_export.errors import CheckpointError
+from mixout_export.files.streams import (
     PIECE,
     Background,
     BackgroundHashing,
@@ -18,8 +19,7 @@ from mixout_export.checkpoint.streams import (
     file_digest,
     output_file,
 )
-from mixout_export.checkpoint.tensors import digest_files, read_tensors, write_tensors
-from mixout_export.errors import CheckpointError
+from mixout_export.files.tensors import digest_files, read_tensors, write_tensors
 
 DATA = random.Random(0).randbytes(3 * PIECE + 12_345)
 

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mixout_export.checkpoint.model import _DTYPES, tensor_of
-from mixout_export.checkpoint.tensors import (
+from mixout_export.errors import CheckpointError
+from mixout_export.files.tensors import (
     DTYPE_SIZES,
     digest_files,
     read_tensors,
     write_index,
     write_tensors,
 )
-from mixout_export.errors import CheckpointError
 
 LIBRARY_ONLY = {
     "F8_E4M3": torch.float8_e4m3fn,

@@ -163,7 +163,7 @@ def finish_without_appearing(
     def killed(self: Any) -> None:
         raise KeyboardInterrupt
 
-    patch.setattr("mixout_export.checkpoint.output.OutputFolder.publish", killed)
+    patch.setattr("mixout_export.files.output.OutputFolder.publish", killed)
     with pytest.raises(KeyboardInterrupt):
         ground.run(out, prepared=prepared, **OPTIONS)
 

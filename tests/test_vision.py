@@ -18,11 +18,11 @@ from transformers import (
 from mixout_export import MixoutLinear, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
 from mixout_export.checkpoint.model import load_plain
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.parity.battery import build_battery, measure_coverage
-from mixout_export.parity.runners import OnnxRunner
 from mixout_export.parity.subject import torch_subject
+from mixout_export.quiet import quiet_libraries
+from mixout_export.runners.onnx_runner import OnnxRunner
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.inspection import inspect_path
 from mixout_export.stages.onnx_export import export_onnx

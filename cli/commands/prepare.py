@@ -114,7 +114,7 @@ def prepare(
 
     OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones.
     """
-    from mixout_export.checkpoint.artifact import BaseDigest
+    from mixout_export.files.weight_files import BaseDigest
 
     digest = BaseDigest.begin(Path(base))  # while PyTorch is imported
 

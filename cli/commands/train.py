@@ -241,8 +241,8 @@ def train(
     --resume continues from it exactly.
     """
     with quick_imports():
-        from mixout_export.checkpoint.output import partial_path
         from mixout_export.errors import TrainingStoppedError
+        from mixout_export.files.output import partial_path
         from mixout_export.stages.train import DataOptions, train_checkpoint
         from mixout_export.training.options import TrainOptions
         from mixout_export.training.snapshots import Snapshots

@@ -259,7 +259,7 @@ def verify(
     --self-test finds a fault that the comparison misses.
     """
     with quick_imports():
-        from mixout_export.parity.served.options import ServingOptions
+        from mixout_export.served.options import ServingOptions
         from mixout_export.stages.verify import verify_checkpoints
 
     result = verify_checkpoints(

@@ -6,8 +6,8 @@ from pathlib import PurePosixPath
 
 from mixout_export.bundling.plan import BundleOptions, Model, Plan
 from mixout_export.bundling.source import OnnxFolder
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError
+from mixout_export.files.layout import LAYOUT
 
 #: What both libraries append to a graph's name for a precision.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from mixout_export.bundling.source import Graph, OnnxFolder
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError
+from mixout_export.files.layout import LAYOUT
 
 SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
 

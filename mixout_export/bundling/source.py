@@ -10,15 +10,16 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import uses_external_data
 
-from mixout_export.checkpoint.artifact import open_artifact, read_json
-from mixout_export.checkpoint.graph_metadata import (
+from mixout_export.checkpoint.artifact import open_artifact
+from mixout_export.errors import CheckpointError
+from mixout_export.files.graph_metadata import (
     recorded_labels,
     recorded_object,
     recorded_precision,
 )
-from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
-from mixout_export.checkpoint.streams import file_digest
-from mixout_export.errors import CheckpointError
+from mixout_export.files.json_files import read_json
+from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
+from mixout_export.files.streams import file_digest
 
 #: onnxruntime's name of a type → that of the Open Inference Protocol; Triton's is `TYPE_` of it,
 #: but for BYTES.

@@ -14,8 +14,8 @@ from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.model import load_tokenizer
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import ParityError
+from mixout_export.quiet import quiet_libraries
 
 _FILE = "tokenizer.json"
 _REPEATS = 120

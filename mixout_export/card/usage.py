@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mixout_export.card.header import pipeline_tag
 from mixout_export.card.markdown import python
-from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.files.layout import LAYOUT
 from mixout_export.tasks import Task
 
 _FOLDER = 'folder = "."  # this folder, or its name on the hub'

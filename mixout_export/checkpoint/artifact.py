@@ -1,116 +1,26 @@
 """What a folder holds, found out from file headers alone, without PyTorch."""
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.mixout_metadata import (
-    Base,
-    ConfigChange,
-    Head,
     MixedModule,
     MixoutMetadata,
     parse_metadata,
 )
-from mixout_export.checkpoint.streams import Background, quick_digest
-from mixout_export.checkpoint.tensors import TensorEntry, digest_files, read_tensors
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import CheckpointError, MixoutError
+from mixout_export.files.json_files import read_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import quick_digest
+from mixout_export.files.tensors import TensorEntry, digest_files, read_tensors
+from mixout_export.files.weight_files import weight_files
 from mixout_export.tasks import Task, known_task, task_of_config
 
 Kind = Literal["huggingface", "mixout", "onnx"]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing, not UTF-8, not JSON or not an object.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error}); restore the file") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, expected an object")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object the way transformers does, keys sorted, so that it is reproducible."""
-    text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)  # never half-written, even if the process is killed now
-
-
-def weight_files(path: Path, weights: str, index: str) -> list[Path]:
-    """Return the files an index lists, else the single file, else nothing.
-
-    Raises:
-        CheckpointError: The index is malformed or lists a file that is missing.
-    """
-    index_path = path / index
-    if not index_path.exists():
-        single = path / weights
-        return [single] if single.exists() else []
-    weight_map = read_json(index_path).get("weight_map")
-    if (
-        not isinstance(weight_map, dict)
-        or not weight_map
-        or not all(isinstance(name, str) for name in weight_map.values())
-    ):
-        raise CheckpointError(f"{index_path}: has no usable weight_map; restore the file")
-    files = [path / name for name in sorted(set(weight_map.values()))]
-    for file in files:
-        if file.parent != path or not file.exists():
-            raise CheckpointError(
-                f"{index_path}: lists {file.name!r}, which is missing; restore it"
-            )
-    return files
-
-
-class BaseDigest:
-    """The SHA-256 of a folder's safetensors weights, computed in a second thread.
-
-    Begun before PyTorch is imported, it is done by the time that is. Pieces are large because the
-    thread has to wait for the interpreter's lock after each.
-
-    Attributes:
-        files: The weight files.
-    """
-
-    _PIECE = 16 << 20
-
-    def __init__(self, files: Sequence[Path]) -> None:
-        self.files = tuple(files)
-        self._digest = Background(partial(digest_files, self.files, self._PIECE))
-
-    @classmethod
-    def begin(cls, path: Path) -> "BaseDigest | None":
-        """Begin, or return None if the folder holds no such weights, or they cannot be read."""
-        try:
-            files = weight_files(path, LAYOUT.weights, LAYOUT.weights_index)
-        except CheckpointError:
-            return None
-        return cls(files) if files else None
-
-    def result(self) -> str:
-        """Wait for the digest and return it.
-
-        Raises:
-            CheckpointError: A file cannot be read.
-        """
-        try:
-            return self._digest.result()
-        except OSError as error:
-            raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
 
 
 def is_anchor(key: str) -> bool:
@@ -400,20 +310,3 @@ def require_weights(folder: Artifact) -> Artifact:
         f"{folder.path}: holds no {LAYOUT.weights}, expected the weights there"
         f"{other_kind(folder.path)}"
     )
-
-
-__all__ = [
-    "Artifact",
-    "Base",
-    "ConfigChange",
-    "Head",
-    "anchor_key",
-    "is_anchor",
-    "open_artifact",
-    "read_json",
-    "require_metadata",
-    "require_task",
-    "require_weights",
-    "weight_key",
-    "write_json",
-]

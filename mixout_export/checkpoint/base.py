@@ -13,19 +13,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.artifact import (
-    BaseDigest,
-    open_artifact,
-    other_kind,
-    read_json,
-    weight_files,
-)
-from mixout_export.checkpoint.layout import LAYOUT, TOKENIZER_PATTERNS
+from mixout_export.checkpoint.artifact import open_artifact, other_kind
 from mixout_export.checkpoint.mixout_metadata import Base
 from mixout_export.checkpoint.model import first_line
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.tensors import read_tensors
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.json_files import read_json
+from mixout_export.files.layout import LAYOUT, TOKENIZER_PATTERNS
+from mixout_export.files.tensors import read_tensors
+from mixout_export.files.weight_files import BaseDigest, weight_files
+from mixout_export.quiet import quiet_libraries
 from mixout_export.tasks import Task, get_task, task_of_config
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

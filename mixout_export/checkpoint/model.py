@@ -19,29 +19,28 @@ from mixout_export.checkpoint.artifact import (
     Artifact,
     anchor_key,
     open_artifact,
-    read_json,
     require_metadata,
     require_weights,
-    weight_files,
     weight_key,
-    write_json,
 )
-from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
-from mixout_export.checkpoint.output import output_folder
-from mixout_export.checkpoint.quiet import quiet_libraries
-from mixout_export.checkpoint.sidecar_files import copy_sidecar_files, link_or_copy
-from mixout_export.checkpoint.tensors import (
+from mixout_export.config import MixoutConfig
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.json_files import read_json, write_json
+from mixout_export.files.layout import LAYOUT, is_tokenizer_file
+from mixout_export.files.output import output_folder
+from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy
+from mixout_export.files.tensors import (
     TensorEntry,
     TensorSource,
     digest_files,
     read_tensors,
 )
-from mixout_export.checkpoint.writing import ANCHOR_SHARD, write_sharded
-from mixout_export.checkpoint.writing import SHARD_SIZE as _SHARD_SIZE
-from mixout_export.config import MixoutConfig
-from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.weight_files import weight_files
+from mixout_export.files.writing import ANCHOR_SHARD, write_sharded
+from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.layers import MixoutLayer
+from mixout_export.quiet import quiet_libraries
 from mixout_export.surgery import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.dropout import set_module_dropout
 from mixout_export.surgery.key_names import disk_keys

@@ -16,21 +16,23 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.artifact import anchor_key, weight_files, write_json
-from mixout_export.checkpoint.layout import LAYOUT
+from mixout_export.checkpoint.artifact import anchor_key
 from mixout_export.checkpoint.model import (
     TensorInMemory,
     dtype_code,
     plain_state,
     save_without_record,
 )
-from mixout_export.checkpoint.streams import Hash
-from mixout_export.checkpoint.tensors import (
+from mixout_export.files.json_files import write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import Hash
+from mixout_export.files.tensors import (
     TensorEntry,
     joint_digest,
     read_tensors,
 )
-from mixout_export.checkpoint.writing import (
+from mixout_export.files.weight_files import weight_files
+from mixout_export.files.writing import (
     ANCHOR_SHARD,
     SHARD_SIZE,
     TensorFile,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.artifact import read_json
+from mixout_export.files.json_files import read_json
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 

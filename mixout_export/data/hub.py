@@ -14,9 +14,9 @@ from datasets import (
 )
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
+from mixout_export.quiet import quiet_libraries
 
 _TRAIN, _EVALUATION = "train", ("validation", "dev")
 

@@ -13,10 +13,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import ExportedGraph
 from mixout_export.export.module_values import values_by_module
+from mixout_export.files.layout import LAYOUT
 from mixout_export.version import __version__
 
 PRODUCER = "mixout-export"

@@ -18,7 +18,6 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import (
     ExportedGraph,
@@ -28,6 +27,7 @@ from mixout_export.export.graph import (
     rename_values,
 )
 from mixout_export.export.tracing import traceable
+from mixout_export.quiet import quiet_libraries
 
 #: Shape of the example the graph is captured with: primes, so that no other size equals them.
 _BATCH, _PAST, _LENGTH = 3, 5, 7

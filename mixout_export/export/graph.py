@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface, forward_options
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import ArgumentError, ExportError
 from mixout_export.export.patched import capture_patched
 from mixout_export.export.tracing import traceable
+from mixout_export.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
-from mixout_export.checkpoint.graph_metadata import recorded_labels
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import CheckpointError
+from mixout_export.files.graph_metadata import recorded_labels
+from mixout_export.files.layout import LAYOUT
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.quiet import quiet_libraries
+from mixout_export.quiet import quiet_libraries
 
 
 def capture_patched(

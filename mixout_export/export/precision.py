@@ -10,12 +10,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from mixout_export.checkpoint.graph_metadata import PRECISIONS
 from mixout_export.errors import ArgumentError
 from mixout_export.export.graph import ExportedGraph
 from mixout_export.export.half import to_half
 from mixout_export.export.optimization import optimize
 from mixout_export.export.quantization import OPERATORS, quantize_weights
+from mixout_export.files.graph_metadata import PRECISIONS
 
 Batches = Sequence[Mapping[str, npt.NDArray[Any]]]
 

@@ -15,8 +15,6 @@ from mixout_export.parity.battery import (
     Battery,
     build_battery,
 )
-from mixout_export.parity.cache import CachedRunner
-from mixout_export.parity.cached_graph import open_graph
 from mixout_export.parity.compare import (
     TOLERANCES,
     OutputComparison,
@@ -33,9 +31,8 @@ from mixout_export.parity.epsilons import different_epsilons
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.runners import Array, OnnxRunner, Runner
-from mixout_export.parity.served.description import can_be_asked
-from mixout_export.parity.served.judgement import served_mismatches
+from mixout_export.parity.served_description import can_be_asked
+from mixout_export.parity.served_version import served_mismatches
 from mixout_export.parity.subject import (
     Candidate,
     OnnxSubject,
@@ -45,6 +42,10 @@ from mixout_export.parity.subject import (
     unused_tensors,
 )
 from mixout_export.parity.weights import WeightAudit, audit_folders
+from mixout_export.runners.cache import CachedRunner
+from mixout_export.runners.cached_graph import open_graph
+from mixout_export.runners.onnx_runner import OnnxRunner
+from mixout_export.runners.runner import Array, Runner
 
 #: One side's outputs of a batch, by name.
 Outputs = Mapping[str, Array]

@@ -13,12 +13,12 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model import first_line
-from mixout_export.checkpoint.quiet import quiet_libraries
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import UNBOUNDED_SEQUENCE, Batch
-from mixout_export.parity.cache import CachedRunner
 from mixout_export.parity.decisions import DATA_BATCH
-from mixout_export.parity.runners import OnnxRunner
+from mixout_export.quiet import quiet_libraries
+from mixout_export.runners.cache import CachedRunner
+from mixout_export.runners.onnx_runner import OnnxRunner
 
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]

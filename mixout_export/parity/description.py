@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.served.description import served_interface
+from mixout_export.files.layout import LAYOUT
+from mixout_export.parity.served_description import served_interface
 from mixout_export.parity.subject import (
     Candidate,
     OnnxSubject,

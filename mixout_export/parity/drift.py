@@ -19,7 +19,7 @@ import onnxruntime
 from torch import Tensor, nn
 
 from mixout_export.checkpoint.experts import gathered_experts
-from mixout_export.checkpoint.graph_metadata import recorded_lists
+from mixout_export.files.graph_metadata import recorded_lists
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.drift_map import DriftMap, ModuleDrift

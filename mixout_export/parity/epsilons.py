@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from torch import nn
 
-from mixout_export.checkpoint.graph_metadata import recorded_lists
+from mixout_export.files.graph_metadata import recorded_lists
 from mixout_export.parity.subject import Candidate, ServedSubject, Subject, TorchSubject
 
 #: Operators that normalise, with their epsilon as an attribute.

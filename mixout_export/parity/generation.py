@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.parity.battery import Batch
-from mixout_export.parity.cache import CachedRunner
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decoding import (
@@ -28,8 +27,9 @@ from mixout_export.parity.decoding import (
     sliding_window,
     takes_positions,
 )
-from mixout_export.parity.runners import OnnxRunner
 from mixout_export.parity.weights import WeightAudit
+from mixout_export.runners.cache import CachedRunner
+from mixout_export.runners.onnx_runner import OnnxRunner
 
 Array = npt.NDArray[Any]
 

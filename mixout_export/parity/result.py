@@ -10,7 +10,7 @@ from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.drift_map import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.self_test.outcome import SelfTest
-from mixout_export.parity.served.serving import Serving
+from mixout_export.parity.serving import Serving
 from mixout_export.parity.weights import WeightAudit
 
 

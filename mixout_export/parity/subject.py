@@ -10,23 +10,24 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.artifact import Artifact, open_artifact
-from mixout_export.checkpoint.graph_metadata import recorded_labels, recorded_object
 from mixout_export.checkpoint.interface import (
     HEADLESS_OUTPUTS,
     ModelInterface,
     describe_interface,
     settle_pad_token,
 )
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.errors import CheckpointError
+from mixout_export.files.graph_metadata import recorded_labels, recorded_object
+from mixout_export.files.layout import LAYOUT
 from mixout_export.parity.battery import shortest_batch, smallest_batch
-from mixout_export.parity.cached_graph import CachedGraph, open_graph
-from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner, TorchRunner
-from mixout_export.parity.served.address import Address
-from mixout_export.parity.served.options import ServingOptions
-from mixout_export.parity.served.session import ServedModel, open_served
 from mixout_export.parity.weights import WeightSet
+from mixout_export.runners.cached_graph import CachedGraph, open_graph
+from mixout_export.runners.onnx_runner import CPU_PROVIDER, OnnxRunner
+from mixout_export.runners.torch_runner import TorchRunner
+from mixout_export.served.address import Address
+from mixout_export.served.options import ServingOptions
+from mixout_export.served.session import ServedModel, open_served
 from mixout_export.surgery.key_names import disk_keys
 
 #: Lengths that are tried until a model runs: those that pool need as many tokens as they pool.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixout_export.checkpoint.model import tensor_of
-from mixout_export.checkpoint.tensors import DTYPE_SIZES, FLOATING, TensorEntry
+from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance
 
 #: How messages call them.

@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.output import LOCK
-from mixout_export.checkpoint.streams import file_digest
-from mixout_export.checkpoint.tensors import joint_digest
 from mixout_export.errors import CheckpointError, ParityError
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import LOCK
+from mixout_export.files.streams import file_digest
+from mixout_export.files.tensors import joint_digest
 from mixout_export.provenance.links import DataFile, Link, broken_links, plain_options
 from mixout_export.version import __version__
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import MixoutError
+from mixout_export.files.layout import LAYOUT
 from mixout_export.provenance.links import Link
 from mixout_export.version import __version__
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.output import LOCK
 from mixout_export.errors import ArgumentError, CheckpointError, MixoutError
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import LOCK
 
 #: How the library says which files differ, and how that is put here.
 _DIFFERENCES = {

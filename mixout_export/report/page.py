@@ -10,8 +10,8 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from mixout_export.checkpoint.output import check_file, replaced_file
 from mixout_export.errors import ArgumentError
+from mixout_export.files.output import check_file, replaced_file
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.printable import printable
 from mixout_export.report import words

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import onnx
 
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.streams import file_digest
 from mixout_export.errors import CheckpointError
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import file_digest
 from mixout_export.parity.subject import (
     Candidate,
     OnnxSubject,

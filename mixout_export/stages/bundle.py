@@ -16,12 +16,12 @@ from mixout_export.bundling.tokenizer_check import check_tokenizer
 from mixout_export.bundling.triton import plan_triton
 from mixout_export.card.document import Card, read_card, write_card
 from mixout_export.card.header import bundled_header
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.output import OutputFolder, check_destination, output_folder
-from mixout_export.checkpoint.streams import file_digest
-from mixout_export.checkpoint.tensors import joint_digest
 from mixout_export.checkpoint.tokenizer_file import name_class_for_all, normalize_tokenizer
 from mixout_export.errors import ArgumentError, OutputError, ParityError
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import OutputFolder, check_destination, output_folder
+from mixout_export.files.streams import file_digest
+from mixout_export.files.tensors import joint_digest
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import check_manifest, write_manifest
 from mixout_export.provenance.ml_bom import check_bom_library, write_bom

@@ -13,20 +13,20 @@ from mixout_export.checkpoint.artifact import (
     require_metadata,
     require_weights,
     weight_key,
-    write_json,
 )
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.output import output_folder
-from mixout_export.checkpoint.sidecar_files import copy_sidecar_files
-from mixout_export.checkpoint.streams import Background
-from mixout_export.checkpoint.tensors import (
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.json_files import write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import output_folder
+from mixout_export.files.sidecar_files import copy_sidecar_files
+from mixout_export.files.streams import Background
+from mixout_export.files.tensors import (
     FLOATING,
     TensorEntry,
     TensorSource,
     write_index,
     write_tensors,
 )
-from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.provenance.manifest import write_manifest
 
 
@@ -104,7 +104,7 @@ def _source_of(
         pretrained = None
     if (pretrained is None or not floating) and target == entry.dtype:
         return entry
-    from mixout_export.checkpoint.arithmetic import Converted, Interpolated  # numpy only if needed
+    from mixout_export.files.arithmetic import Converted, Interpolated  # numpy only if needed
 
     if pretrained is not None and floating:
         return Interpolated(entry, target, pretrained, alpha)
@@ -114,7 +114,7 @@ def _source_of(
 def _dtype_code(name: str | None) -> str | None:
     if name is None:
         return None
-    from mixout_export.checkpoint.arithmetic import dtype_code  # numpy only where it is needed
+    from mixout_export.files.arithmetic import dtype_code  # numpy only where it is needed
 
     return dtype_code(name)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.output import output_folder
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import CheckpointError
+from mixout_export.files.output import output_folder
 from mixout_export.parity.result import ParityResult
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx

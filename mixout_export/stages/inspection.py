@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from mixout_export.checkpoint.arithmetic import as_array
 from mixout_export.checkpoint.artifact import Artifact, open_artifact, require_weights
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.files.arithmetic import as_array
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import check_manifest, damage_explained, read_manifest
 

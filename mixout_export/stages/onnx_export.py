@@ -7,11 +7,6 @@ from typing import Any
 
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import exported_card
-from mixout_export.checkpoint import copy_sidecar_files, output_folder
-from mixout_export.checkpoint.artifact import write_json
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.output import OutputFolder
-from mixout_export.checkpoint.streams import file_digest
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
 from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, ExportError, ParityError
@@ -19,6 +14,11 @@ from mixout_export.export.document import Provenance, finalize_graph, write_grap
 from mixout_export.export.generation import export_cached_graph
 from mixout_export.export.graph import ExportedGraph, check_opset, export_graph
 from mixout_export.export.precision import Conversion, convert_graph
+from mixout_export.files.json_files import write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import OutputFolder, output_folder
+from mixout_export.files.sidecar_files import copy_sidecar_files
+from mixout_export.files.streams import file_digest
 from mixout_export.parity.battery import Batch, Battery
 from mixout_export.parity.comparison import check_agreement, compare_subjects, make_battery
 from mixout_export.parity.result import ParityResult

@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
-from mixout_export.checkpoint.artifact import BaseDigest, open_artifact, read_json, write_json
+from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
 from mixout_export.checkpoint.model import (
     anchors_of_weights,
@@ -21,12 +20,15 @@ from mixout_export.checkpoint.model import (
     write_weights,
 )
 from mixout_export.checkpoint.moving import plan_saving
-from mixout_export.checkpoint.output import check_destination, output_folder
-from mixout_export.checkpoint.sidecar_files import copy_sidecar_files
-from mixout_export.checkpoint.streams import quick_hash
 from mixout_export.checkpoint.tokenizer_file import forget_machine_path
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
+from mixout_export.files.json_files import read_json, write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import check_destination, output_folder
+from mixout_export.files.sidecar_files import copy_sidecar_files
+from mixout_export.files.streams import quick_hash
+from mixout_export.files.weight_files import BaseDigest
 from mixout_export.layers import is_mixable
 from mixout_export.provenance.links import Link, plain_options
 from mixout_export.provenance.manifest import write_manifest

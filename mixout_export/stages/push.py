@@ -12,9 +12,9 @@ from huggingface_hub.utils._paths import filter_repo_objects
 from huggingface_hub.utils._validators import validate_repo_id
 
 from mixout_export.checkpoint.artifact import open_artifact
-from mixout_export.checkpoint.layout import LAYOUT
-from mixout_export.checkpoint.output import LOCK
 from mixout_export.errors import ArgumentError, CheckpointError, HubError, ParityError
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import LOCK
 from mixout_export.provenance.manifest import Manifest, check_manifest
 from mixout_export.version import __version__
 

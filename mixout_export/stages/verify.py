@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.layout import LAYOUT
 from mixout_export.parity.battery import Batch, Battery, measure_coverage
 from mixout_export.parity.comparison import (
     Outputs,
@@ -20,15 +20,15 @@ from mixout_export.parity.description import interfaces, shared_interface
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.runners import CPU_PROVIDER, check_provider
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
-from mixout_export.parity.served.address import is_address
-from mixout_export.parity.served.options import ServingOptions
 from mixout_export.parity.subject import Candidate, ServedSubject, Subject, open_subject
 from mixout_export.provenance.manifest import check_manifest, damage_explained, read_manifest
 from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
+from mixout_export.runners.onnx_runner import CPU_PROVIDER, check_provider
+from mixout_export.served.address import is_address
+from mixout_export.served.options import ServingOptions
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
 from mixout_export.stages.verify_server import check_options, open_candidate, with_serving
 

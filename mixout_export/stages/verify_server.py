@@ -5,13 +5,11 @@ from pathlib import Path
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError
+from mixout_export.parity.concurrency import ask_at_once
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.served.address import is_address, parse_address
-from mixout_export.parity.served.concurrency import ask_at_once
-from mixout_export.parity.served.description import notes_on
-from mixout_export.parity.served.judgement import Version
-from mixout_export.parity.served.options import ServingOptions
-from mixout_export.parity.served.serving import Serving
+from mixout_export.parity.served_description import notes_on
+from mixout_export.parity.served_version import Version
+from mixout_export.parity.serving import Serving
 from mixout_export.parity.subject import (
     Candidate,
     ServedSubject,
@@ -19,6 +17,8 @@ from mixout_export.parity.subject import (
     open_subject,
     served_subject,
 )
+from mixout_export.served.address import is_address, parse_address
+from mixout_export.served.options import ServingOptions
 
 #: What else looks into a model, and what to do where a server holds it.
 _NOT_SHOWN = {

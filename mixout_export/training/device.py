@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from mixout_export.checkpoint.output import partial_path
 from mixout_export.errors import ArgumentError
+from mixout_export.files.output import partial_path
 from mixout_export.training.options import PRECISIONS, TrainOptions
 
 

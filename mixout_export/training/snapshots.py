@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mixout_export.checkpoint.sidecar_files import link_or_copy
+from mixout_export.files.sidecar_files import link_or_copy
 
 _STATE = "trainer_state.pt"
 _PREFIX = "step-"

@@ -14,7 +14,7 @@ from stations import NAME, SENTENCES, Stations
 
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.served.options import Protocol, ServingOptions
+from mixout_export.served.options import Protocol, ServingOptions
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.verify import verify_checkpoints

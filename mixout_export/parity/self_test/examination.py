@@ -16,12 +16,12 @@ from mixout_export.parity.description import find_mismatches, interfaces, shared
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
 from mixout_export.parity.epsilons import different_epsilons
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.runners import Array
 from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotApplicableError
 from mixout_export.parity.self_test.folder_copy import FolderCopier
 from mixout_export.parity.self_test.graph_copy import GraphCopier
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.parity.subject import OnnxSubject, Subject, open_subject
+from mixout_export.runners.runner import Array
 
 #: Bytes of the reference's outputs that are kept; what is beyond is computed again.
 _KEPT_OUTPUTS = 1 << 30

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mixout_export.checkpoint.artifact import write_json
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import tensor_of
-from mixout_export.checkpoint.sidecar_files import link_or_copy
-from mixout_export.checkpoint.tensors import FLOATING, TensorEntry
+from mixout_export.files.json_files import write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.sidecar_files import link_or_copy
+from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.subject import TorchSubject, unused_tensors
 from mixout_export.surgery.key_names import disk_keys

@@ -12,8 +12,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from mixout_export.checkpoint.artifact import read_json, write_json
-from mixout_export.checkpoint.layout import LAYOUT, is_tokenizer_file
+from mixout_export.files.json_files import read_json, write_json
+from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.self_test.folder_copy import link_beside, with_labels
 from mixout_export.parity.self_test.graph_parts import Constant, GraphParts, LinearNode

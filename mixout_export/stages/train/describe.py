@@ -8,8 +8,8 @@ from mixout_export.card.document import read_card, write_card
 from mixout_export.card.facts import TrainingFacts
 from mixout_export.card.results import Evaluation
 from mixout_export.card.steps import strategy_name, trained_card
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
+from mixout_export.files.layout import LAYOUT
 from mixout_export.stages.train.data import DataOptions, TrainingData
 from mixout_export.training.loop import Outcome
 from mixout_export.training.options import TrainOptions

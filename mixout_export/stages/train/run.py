@@ -16,23 +16,22 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.artifact import (
     Artifact,
     open_artifact,
-    read_json,
     require_metadata,
     require_task,
     weight_key,
-    write_json,
 )
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.checkpoint.model import load_mixout, tensor_of, write_mixout
-from mixout_export.checkpoint.output import (
+from mixout_export.data.metrics import default_metric
+from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.files.json_files import read_json, write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import (
     OutputFolder,
     check_destination,
     output_folder,
     partial_path,
 )
-from mixout_export.checkpoint.streams import file_digest
-from mixout_export.data.metrics import default_metric
-from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.files.streams import file_digest
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data

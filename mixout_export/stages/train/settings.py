@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.artifact import Artifact, read_json, require_metadata
+from mixout_export.checkpoint.artifact import Artifact, require_metadata
 from mixout_export.errors import ArgumentError
+from mixout_export.files.json_files import read_json
 from mixout_export.stages.train.data import TrainingData
 from mixout_export.training.options import TrainOptions
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from mixout_export.checkpoint.streams import BackgroundHashing, Buffers, Hash, Piece, output_file
-from mixout_export.checkpoint.tensors import (
+from mixout_export.files.streams import BackgroundHashing, Buffers, Hash, Piece, output_file
+from mixout_export.files.tensors import (
     TensorSource,
     header_of,
     pieces,

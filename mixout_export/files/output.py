@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from mixout_export.checkpoint.layout import LAYOUT
 from mixout_export.errors import ArgumentError, OutputError
+from mixout_export.files.layout import LAYOUT
 
 #: The mark of work in progress.
 LOCK = ".mixout-export.lock"

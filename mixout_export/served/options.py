@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mixout_export.errors import ArgumentError
-from mixout_export.parity.served.address import Address
+from mixout_export.served.address import Address
 
 #: How tensors are sent: as numbers in JSON, as bytes over HTTP, or over gRPC.
 Protocol = Literal["json", "binary", "grpc"]

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.checkpoint.streams import file_digest
+from mixout_export.files.streams import file_digest
 from mixout_export.parity.battery import smallest_batch
 from mixout_export.parity.description import different_labels, shared_interface
-from mixout_export.parity.runners import Runner
-from mixout_export.parity.served.description import (
+from mixout_export.parity.served_description import (
     can_be_asked,
     input_mismatches,
     output_mismatches,
     served_interface,
 )
-from mixout_export.parity.served.metadata import MODEL_HASH, SOURCE_HASH
-from mixout_export.parity.served.session import ServedModel
 from mixout_export.parity.subject import OnnxSubject, Subject
 from mixout_export.printable import one_line
+from mixout_export.runners.runner import Runner
+from mixout_export.served.metadata import MODEL_HASH, SOURCE_HASH
+from mixout_export.served.session import ServedModel
 
 #: What a hash is of, as a sentence has it.
 _GRAPH, _SOURCE = "its graph has", "it was made from weights with"

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mixout_export.checkpoint.tensors import DTYPE_SIZES, TensorEntry
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.tensors import DTYPE_SIZES, TensorEntry
 
 _NUMPY = {
     "F64": np.dtype(np.float64),

@@ -16,7 +16,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from mixout_export.checkpoint.streams import (
+from mixout_export.errors import CheckpointError
+from mixout_export.files.streams import (
     PIECE,
     BackgroundHashing,
     Buffers,
@@ -24,7 +25,6 @@ from mixout_export.checkpoint.streams import (
     file_digest,
     output_file,
 )
-from mixout_export.errors import CheckpointError
 
 #: Bytes an element takes, by the format's dtype names.
 DTYPE_SIZES = {

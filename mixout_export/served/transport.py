@@ -16,8 +16,8 @@ import anyio
 import httpx2
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.address import Address
 from mixout_export.printable import one_line
+from mixout_export.served.address import Address
 
 #: How often a request is sent at most, and how long it waits before the second time, in seconds;
 #: each further wait is twice as long.

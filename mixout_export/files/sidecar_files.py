@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from mixout_export.checkpoint.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
+from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 
 
 def copy_sidecar_files(source: Path, destination: Path) -> tuple[str, ...]:

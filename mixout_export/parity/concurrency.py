@@ -22,8 +22,8 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import MixoutError, ParityError
 from mixout_export.parity.battery import draw_batches
 from mixout_export.parity.compare import Tolerance
-from mixout_export.parity.served.serving import ConcurrencyOutcome, Latency
-from mixout_export.parity.served.session import Client, ServedModel, complete
+from mixout_export.parity.serving import ConcurrencyOutcome, Latency
+from mixout_export.served.session import Client, ServedModel, complete
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]

@@ -8,20 +8,20 @@ import anyio
 from google.protobuf.message import DecodeError
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.address import Address
-from mixout_export.parity.served.grpc_messages import MESSAGES, SERVICE
-from mixout_export.parity.served.http_client import check_identity
-from mixout_export.parity.served.metadata import ModelFacts, ServerFacts, read_model, read_server
-from mixout_export.parity.served.tensors import (
+from mixout_export.printable import one_line
+from mixout_export.served.address import Address
+from mixout_export.served.grpc_messages import MESSAGES, SERVICE
+from mixout_export.served.http_client import check_identity
+from mixout_export.served.metadata import ModelFacts, ServerFacts, read_model, read_server
+from mixout_export.served.tensors import (
     Array,
     datatype_of,
     from_bytes,
     from_numbers,
     to_bytes,
 )
-from mixout_export.parity.served.transport import CONNECT_TIMEOUT, LARGEST_ANSWER
-from mixout_export.parity.served.wire import Answer, Question
-from mixout_export.printable import one_line
+from mixout_export.served.transport import CONNECT_TIMEOUT, LARGEST_ANSWER
+from mixout_export.served.wire import Answer, Question
 
 try:
     import grpc

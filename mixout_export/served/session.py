@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.errors import ArgumentError, MixoutError, ServerError
-from mixout_export.parity.cache import CachedRunner, cache_outputs
-from mixout_export.parity.served.address import Address
-from mixout_export.parity.served.http_client import HttpClient
-from mixout_export.parity.served.metadata import ModelFacts, ServerFacts
-from mixout_export.parity.served.options import ServingOptions
-from mixout_export.parity.served.tensors import DATATYPES, FLOATING, datatype_of
-from mixout_export.parity.served.transport import Transport
-from mixout_export.parity.served.wire import Answer, Question
+from mixout_export.runners.cache import CachedRunner, cache_outputs
+from mixout_export.served.address import Address
+from mixout_export.served.http_client import HttpClient
+from mixout_export.served.metadata import ModelFacts, ServerFacts
+from mixout_export.served.options import ServingOptions
+from mixout_export.served.tensors import DATATYPES, FLOATING, datatype_of
+from mixout_export.served.transport import Transport
+from mixout_export.served.wire import Answer, Question
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def connect(address: Address, options: ServingOptions, protocol: str) -> Client:
         ServerError: gRPC is asked for, and its library is not installed.
     """
     if protocol == "grpc":
-        from mixout_export.parity.served.grpc_client import GrpcClient
+        from mixout_export.served.grpc_client import GrpcClient
 
         return GrpcClient(address, timeout=options.timeout)
     transport = Transport(address, timeout=options.timeout, connections=options.concurrency)

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any, Literal, Self
 
 from mixout_export.errors import ParityError, ServerError
-from mixout_export.parity.served.address import Address
-from mixout_export.parity.served.metadata import (
+from mixout_export.served.address import Address
+from mixout_export.served.metadata import (
     ModelFacts,
     ServerFacts,
     batch_limit,
@@ -16,9 +16,9 @@ from mixout_export.parity.served.metadata import (
     read_parameters,
     read_server,
 )
-from mixout_export.parity.served.texts import parse_uint
-from mixout_export.parity.served.transport import Response, Transport, refused
-from mixout_export.parity.served.wire import (
+from mixout_export.served.texts import parse_uint
+from mixout_export.served.transport import Response, Transport, refused
+from mixout_export.served.wire import (
     HEADER_LENGTH,
     Answer,
     Question,

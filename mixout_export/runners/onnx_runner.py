@@ -1,23 +1,15 @@
-"""Run a model on a batch, whatever it is made of."""
+"""Run an ONNX graph on a batch, in onnxruntime."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import onnxruntime
-import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
-from torch import Tensor
-from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.interface import forward_options
 from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import ArgumentError, CheckpointError
-
-Array = npt.NDArray[Any]
+from mixout_export.runners.runner import Array, require_inputs
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -30,89 +22,6 @@ _LOAD_ERRORS = (
     onnxruntime_errors.NotImplemented,
     onnxruntime_errors.RuntimeException,
 )
-
-
-class Runner(Protocol):
-    """Something that computes named outputs from named inputs."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs it takes."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs it gives."""
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch; inputs it does not take are ignored."""
-
-
-class TorchRunner:
-    """A PyTorch model in float32, on the CPU, without gradients."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        *,
-        inputs: Sequence[str],
-        outputs: Sequence[str],
-        headless: bool = False,
-        row_by_row: bool = False,
-    ) -> None:
-        """Prepare a model.
-
-        Args:
-            model: A plain model in evaluation mode.
-            inputs: Inputs to give it.
-            outputs: Outputs to take from it.
-            headless: Run only the model without its head.
-            row_by_row: Give it one row at a time: a decoder's classifier without a padding id
-                refuses batches.
-        """
-        self.inputs = tuple(inputs)
-        self.outputs = tuple(outputs)
-        self._model = (model.base_model if headless else model).eval().float()
-        self._row_by_row = row_by_row
-        self._options = forward_options(model)
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch, float32.
-
-        Raises:
-            ArgumentError: An input is missing.
-            CheckpointError: The model does not accept the batch.
-        """
-        _require(type(self._model).__name__, "model", self.inputs, inputs)
-        tensors = {name: torch.from_numpy(inputs[name]) for name in self.inputs}
-        rows = next(iter(tensors.values())).shape[0]
-        step = 1 if self._row_by_row else rows
-        parts = [
-            self._run({name: value[start : start + step] for name, value in tensors.items()})
-            for start in range(0, rows, step)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
-
-    def _run(self, tensors: Mapping[str, Tensor]) -> dict[str, Array]:
-        try:
-            with torch.inference_mode():
-                outputs = self._model(**tensors, **self._options)
-        except (RuntimeError, ValueError, IndexError) as error:
-            shape = tuple(next(iter(tensors.values())).shape)
-            raise CheckpointError(
-                f"{type(self._model).__name__}: does not run on inputs of shape {shape} "
-                f"({first_line(error)})"
-            ) from error
-        return {name: outputs[name].numpy() for name in self.outputs}
-
-
-def _require(where: str, what: str, names: Sequence[str], inputs: Mapping[str, Array]) -> None:
-    """Check that a batch has all inputs."""
-    missing = [name for name in names if name not in inputs]
-    if missing:
-        raise ArgumentError(
-            f"{where}: the {what} takes an input {missing[0]!r} that the batch lacks; it has "
-            f"{', '.join(inputs)}"
-        )
 
 
 def check_provider(provider: str) -> None:
@@ -187,7 +96,7 @@ class OnnxRunner:
             ArgumentError: An input is missing.
             CheckpointError: The graph does not accept the batch.
         """
-        _require(str(self.path), "graph", self.inputs, inputs)
+        require_inputs(str(self.path), "graph", self.inputs, inputs)
         feed = {name: inputs[name] for name in self.inputs}
         try:
             values = self._session.run(list(self.outputs), feed)

@@ -1,14 +1,10 @@
 """Models with a key/value cache, whose tensors are named as Optimum and transformers.js do."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mixout_export.parity.runners import Runner
-
-Array = npt.NDArray[Any]
+from mixout_export.runners.runner import Array, Runner
 
 _PAST, _PRESENT = "past_key_values.", "present."
 

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS, ModelInterface
-from mixout_export.parity.served.metadata import TensorSpec
-from mixout_export.parity.served.session import ServedModel
-from mixout_export.parity.served.tensors import DATATYPES, FLOATING, INTEGERS
 from mixout_export.printable import one_line
+from mixout_export.served.metadata import TensorSpec
+from mixout_export.served.session import ServedModel
+from mixout_export.served.tensors import DATATYPES, FLOATING, INTEGERS
 
 #: Rows, and tokens in all, of the largest batch that is made because a server takes no other.
 _MOST_ROWS, _MOST_TOKENS = 1 << 10, 1 << 16

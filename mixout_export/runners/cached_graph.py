@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mixout_export.parity.cache import Array, CachedRunner, cache_outputs
-from mixout_export.parity.runners import CPU_PROVIDER, OnnxRunner
+from mixout_export.runners.cache import CachedRunner, cache_outputs
+from mixout_export.runners.onnx_runner import CPU_PROVIDER, OnnxRunner
+from mixout_export.runners.runner import Array
 
 #: onnxruntime's names of the types that a cache may have; what else there is counts as float32.
 _DTYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.tensors import (
+from mixout_export.printable import one_line
+from mixout_export.served.tensors import (
     Array,
     datatype_of,
     from_bytes,
     from_numbers,
     to_bytes,
 )
-from mixout_export.parity.served.texts import parse_uint
-from mixout_export.printable import one_line
+from mixout_export.served.texts import parse_uint
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 

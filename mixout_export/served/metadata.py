@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixout_export.errors import ServerError
-from mixout_export.parity.served.texts import parse_uint
 from mixout_export.printable import one_line
+from mixout_export.served.texts import parse_uint
 
 #: Parameters by which a server shows what it serves.
 MODEL_HASH = "model_sha256"

@@ -1,0 +1,74 @@
+"""The files that hold a folder's weights, and their hash."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from mixout_export.errors import CheckpointError
+from mixout_export.files.json_files import read_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import Background
+from mixout_export.files.tensors import digest_files
+
+
+def weight_files(path: Path, weights: str, index: str) -> list[Path]:
+    """Return the files an index lists, else the single file, else nothing.
+
+    Raises:
+        CheckpointError: The index is malformed or lists a file that is missing.
+    """
+    index_path = path / index
+    if not index_path.exists():
+        single = path / weights
+        return [single] if single.exists() else []
+    weight_map = read_json(index_path).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
+        raise CheckpointError(f"{index_path}: has no usable weight_map; restore the file")
+    files = [path / name for name in sorted(set(weight_map.values()))]
+    for file in files:
+        if file.parent != path or not file.exists():
+            raise CheckpointError(
+                f"{index_path}: lists {file.name!r}, which is missing; restore it"
+            )
+    return files
+
+
+class BaseDigest:
+    """The SHA-256 of a folder's safetensors weights, computed in a second thread.
+
+    Begun before PyTorch is imported, it is done by the time that is. Pieces are large because the
+    thread has to wait for the interpreter's lock after each.
+
+    Attributes:
+        files: The weight files.
+    """
+
+    _PIECE = 16 << 20
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.files = tuple(files)
+        self._digest = Background(partial(digest_files, self.files, self._PIECE))
+
+    @classmethod
+    def begin(cls, path: Path) -> "BaseDigest | None":
+        """Begin, or return None if the folder holds no such weights, or they cannot be read."""
+        try:
+            files = weight_files(path, LAYOUT.weights, LAYOUT.weights_index)
+        except CheckpointError:
+            return None
+        return cls(files) if files else None
+
+    def result(self) -> str:
+        """Wait for the digest and return it.
+
+        Raises:
+            CheckpointError: A file cannot be read.
+        """
+        try:
+            return self._digest.result()
+        except OSError as error:
+            raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""Client of inference servers, over the Open Inference Protocol, version 2."""
