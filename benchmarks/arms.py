@@ -2,7 +2,7 @@
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from mixout_export import MixoutConfig, fast_linear, fused, inject_mixout
+from mixout_export import MixoutConfig, fused, inject_mixout
+from mixout_export.fast_linear import never_gather
 from mixout_export.surgery import mixout_layers
 from mixout_export.training.optimizer import PretrainedDecay
 
@@ -86,15 +87,10 @@ ARMS: dict[str, Arm] = {
 
 @contextmanager
 def _ways_of(arm: Arm) -> Iterator[None]:
-    """Let layers take the ways that an arm asks for."""
-    fewest = fast_linear._FEWEST_SAVED
-    if not arm.gathers:
-        fast_linear._FEWEST_SAVED = 1 << 62
-    try:
-        with fused.one_pass(arm.one_pass):
-            yield
-    finally:
-        fast_linear._FEWEST_SAVED = fewest
+    """Compute the mixed layers in the way that an arm asks for."""
+    gathers = nullcontext() if arm.gathers else never_gather()
+    with gathers, fused.one_pass(arm.one_pass):
+        yield
 
 
 class LiteralLinear(nn.Linear):

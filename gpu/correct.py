@@ -74,34 +74,19 @@ def check_products(device: torch.device) -> Finding:
 
 def check_one_pass(device: torch.device) -> Finding:
     """The one-pass kernel for Φ, where there is one."""
-    errors, calls = [], _count_calls()
-    with fused.one_pass(), calls:
+    errors = []
+    with fused.one_pass() as kernel:
         for kind, precision in itertools.product(_PRODUCTS, _PRECISIONS):
             errors.append(examine(Case(kind, "neuron", *precision), device))
         for half in _HALVES:
             case = Case("linear", "neuron", torch.float32, half)
             errors.append(examine(case, device, call=_with_half_anchors))
         _check_no_waits(device, autocast=True)
-    if calls.count < 2 * len(errors):
-        raise CheckFailed(f"the kernel ran {calls.count} times, expected both passes of all layers")
+    if kernel.calls < 2 * len(errors):
+        raise CheckFailed(
+            f"the kernel ran {kernel.calls} times, expected both passes of all layers"
+        )
     return _worst(errors, "layers with the one-pass kernel; no training step waits for the GPU")
-
-
-class _count_calls:  # noqa: N801 (a context manager)
-    """Counts the calls of the kernel within a `with` block."""
-
-    def __init__(self) -> None:
-        self.count, self._run = 0, fused._mix_in_one_pass
-
-    def __enter__(self) -> None:
-        def counted(*arguments: Any) -> Tensor:
-            self.count += 1
-            return self._run(*arguments)
-
-        fused._mix_in_one_pass = counted  # type: ignore[assignment]
-
-    def __exit__(self, *_: object) -> None:
-        fused._mix_in_one_pass = self._run
 
 
 def _with_half_anchors(layer: MixoutLayer, inputs: Tensor) -> Tensor:

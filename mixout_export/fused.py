@@ -11,6 +11,7 @@ measured on a GPU yet. `python -m gpu` times training steps with and without it.
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -22,23 +23,36 @@ from mixout_export.functional import is_full_precision, mix_by
 _BLOCK = 1024
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-#: A plain global, because autograd runs GPU backward passes in another thread.
-_enabled = False
+
+@dataclass
+class KernelUse:
+    """How often the kernel ran within a block of `one_pass`."""
+
+    calls: int = 0
+
+
+#: Counts the calls while the kernel is on; None while it is off. A plain global, because autograd
+#: runs GPU backward passes in another thread.
+_use: KernelUse | None = None
 
 
 @contextmanager
-def one_pass(enabled: bool = True) -> Iterator[None]:
+def one_pass(enabled: bool = True) -> Iterator[KernelUse]:
     """Turn the kernel on, or off, within a `with` block.
 
     Args:
         enabled: Whether `mixed_in` may use the kernel.
+
+    Yields:
+        A count of the kernel's calls. It stays 0 where the plain operations run instead.
     """
-    global _enabled
-    before, _enabled = _enabled, enabled
+    global _use
+    use = KernelUse()
+    before, _use = _use, use if enabled else None
     try:
-        yield
+        yield use
     finally:
-        _enabled = before
+        _use = before
 
 
 def mixed_in(
@@ -57,12 +71,13 @@ def mixed_in(
     Returns:
         Φ, of the weight's shape.
     """
-    if _enabled and _kernel_applies(dtype, weight, pretrained_weight):
-        return _mix_in_one_pass(dtype, factors, weight, pretrained_weight, p)
+    if _use is not None and kernel_applies(dtype, weight, pretrained_weight):
+        _use.calls += 1
+        return run_kernel(dtype, factors, weight, pretrained_weight, p)
     return mix_by(factors, weight, pretrained_weight, p).to(dtype)
 
 
-def _kernel_applies(dtype: torch.dtype, weight: Tensor, pretrained_weight: Tensor) -> bool:
+def kernel_applies(dtype: torch.dtype, weight: Tensor, pretrained_weight: Tensor) -> bool:
     """Tell whether the kernel can run. It has no gradient, so gradients must be disabled."""
     tensors = (weight, pretrained_weight)
     return (
@@ -78,10 +93,10 @@ def _has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _mix_in_one_pass(
+def run_kernel(
     dtype: torch.dtype, factors: Tensor, weight: Tensor, pretrained_weight: Tensor, p: float
 ) -> Tensor:
-    """Run the kernel; see `mixed_in`."""
+    """Compute Φ with the kernel; the arguments and the result are those of `mixed_in`."""
     mixed = torch.empty_like(weight, dtype=dtype)
     count = weight.numel()
     # in half precisions the factors are the mask alone, see `coefficients`

@@ -1,19 +1,25 @@
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixout_export import MixoutConv1D, MixoutLinear, fast_linear
-from mixout_export.fast_linear import needs_plain_ops
+from mixout_export import MixoutConv1D, MixoutLinear
+from mixout_export.fast_linear import always_gather, gathering, needs_plain_ops, neuron_product
 from mixout_export.functional import mix
 from mixout_export.masks import PackedMask
 
 SHAPE = (3, 7, 40)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-#: Leaves columns out of the product however little that saves.
-ALWAYS = -1
+
+@pytest.fixture
+def always_gathered() -> Iterator[None]:
+    """Gather the active neurons although the layers of these tests are small."""
+    with always_gather():
+        yield
 
 
 def make_layer(kind: str, dtype: torch.dtype = torch.float64, p: float = 0.7) -> nn.Module:
@@ -101,7 +107,7 @@ def test_nothing_of_the_weights_size_is_kept() -> None:
 @pytest.mark.parametrize("active", [0, 40])
 def test_all_or_no_neuron_active(active: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.full((1, 40), bool(active))
-    monkeypatch.setattr("mixout_export.fast_linear.draw_mask", lambda *_, **__: mask)
+    monkeypatch.setattr("mixout_export.fast_linear.neuron.draw_mask", lambda *_, **__: mask)
     layer = make_layer("linear", p=0.5)
     result = outcome(layer, torch.float64, fast=True, autocast=False)
     weight = layer.pretrained_weight + (2.0 if active else 0.0) * (
@@ -151,8 +157,8 @@ def test_a_layer_on_meta_gives_its_shape(granularity: str) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["neuron", "element"])
-def test_many_gradients_at_once(granularity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
+@pytest.mark.usefixtures("always_gathered")
+def test_many_gradients_at_once(granularity: str) -> None:
     layer = MixoutLinear(80, 60, granularity=granularity)
     inputs = torch.randn(5, 80, requires_grad=True)
     wanted = (inputs, layer.weight, layer.bias)
@@ -166,8 +172,8 @@ def test_many_gradients_at_once(granularity: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
-def test_the_biases_gradient_keeps_nothing_else(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
+@pytest.mark.usefixtures("always_gathered")
+def test_the_biases_gradient_keeps_nothing_else(kind: str) -> None:
     layer = make_layer(kind)
     layer(torch.randn(9, 40, dtype=torch.float64)).sum().backward()
     assert layer.bias.grad.untyped_storage().nbytes() == layer.bias.grad.nbytes
@@ -208,11 +214,11 @@ def test_dtypes_are_judged_as_by_the_plain_layer() -> None:
 @pytest.mark.parametrize("step", [1, 16])
 @pytest.mark.parametrize("p", [0.2, 0.7, 0.9])  # kept whole, kept gathered, few columns
 @pytest.mark.parametrize("kind", ["linear", "conv1d"])
+@pytest.mark.usefixtures("always_gathered")
 def test_gathered_columns_are_the_formula(
     kind: str, p: float, step: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
-    monkeypatch.setitem(fast_linear._PADDING, "cpu", step)
+    monkeypatch.setitem(gathering.PADDING, "cpu", step)
     layer = make_layer(kind, dtype, p)
     fast = outcome(layer, dtype, fast=True, autocast=False)
     slow = outcome(layer, dtype, fast=False, autocast=False)
@@ -225,28 +231,26 @@ def test_gathered_columns_are_the_formula(
 
 @pytest.mark.parametrize("p", [0.2, 0.7])
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.usefixtures("always_gathered")
 def test_second_derivatives_of_gathered_columns(
     p: float, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
-    monkeypatch.setitem(fast_linear._PADDING, "cpu", 4)
+    monkeypatch.setitem(gathering.PADDING, "cpu", 4)
     torch.manual_seed(0)
     layer = MixoutLinear(12, 3, bias, p=p).double()
     inputs = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
 
     def product(value: Tensor, weight: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return fast_linear.neuron_product(
-            value, weight, layer.pretrained_weight, layer.bias, p=p, input_dim=1
-        )
+        return neuron_product(value, weight, layer.pretrained_weight, layer.bias, p=p, input_dim=1)
 
     arguments = (inputs, layer.weight)
     assert torch.autograd.gradcheck(product, arguments)
     assert torch.autograd.gradgradcheck(product, arguments)
 
 
-def test_gathered_columns_are_all_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast_linear, "_FEWEST_SAVED", ALWAYS)
+@pytest.mark.usefixtures("always_gathered")
+def test_gathered_columns_are_all_that_is_kept() -> None:
     torch.manual_seed(0)
     layer, inputs = MixoutLinear(640, 8, p=0.9), torch.randn(50, 640, requires_grad=True)
     kept: list[Tensor] = []

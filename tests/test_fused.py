@@ -15,7 +15,7 @@ from mixout_export.functional import coefficients, draw_mask, mix_by
 #: Triton decides when a kernel is defined whether it is interpreted, so this runs on its own.
 _SCRIPT = """
 import itertools, json, torch
-from mixout_export.fused import _mix_in_one_pass
+from mixout_export.fused import run_kernel
 from mixout_export.functional import coefficients, draw_mask
 
 f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
@@ -27,7 +27,7 @@ for shape, dim, (of_weight, of_anchor, of_mixed) in itertools.product(shapes, [0
     weight, anchor = torch.randn(shape).to(of_weight), torch.randn(shape).to(of_anchor)
     mask = draw_mask(weight, 0.7, granularity="neuron", input_dim=dim)
     factors = coefficients(mask, of_weight, 0.7)
-    got = _mix_in_one_pass(of_mixed, factors, weight, anchor, 0.7).double()
+    got = run_kernel(of_mixed, factors, weight, anchor, 0.7).double()
     away = (weight.double() - anchor.double()) / 0.3
     wanted = anchor.double() + mask * away
     error = ((got - wanted).abs() / (anchor.double().abs() + away.abs())).max().item()
@@ -57,15 +57,15 @@ def test_the_kernel_is_the_formula() -> None:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
-    """Let the kernel's place be taken by the plain operations, on any device, and count calls."""
+    """Replace the kernel by the plain operations on any device, and note each call's dtype."""
     seen: list[torch.dtype] = []
 
     def instead(dtype, factors, weight, pretrained_weight, p):
         seen.append(dtype)
         return mix_by(factors, weight, pretrained_weight, p).to(dtype)
 
-    monkeypatch.setattr(fused, "_kernel_applies", lambda *_: not torch.is_grad_enabled())
-    monkeypatch.setattr(fused, "_mix_in_one_pass", instead)
+    monkeypatch.setattr(fused, "kernel_applies", lambda *_: not torch.is_grad_enabled())
+    monkeypatch.setattr(fused, "run_kernel", instead)
     return seen
 
 
@@ -85,12 +85,13 @@ def test_both_passes_use_the_kernel_if_it_is_on(calls: list[torch.dtype]) -> Non
     torch.nn.init.normal_(layer.weight)
     plain = step(layer)
     assert calls == []
-    with fused.one_pass():
+    with fused.one_pass() as kernel:
         quick = step(layer)
+    assert kernel.calls == 2
     assert calls == [torch.bfloat16, torch.bfloat16]  # Φ comes in the dtype of the product
     assert all(torch.equal(a, b) for a, b in zip(plain, quick, strict=True))
     step(layer)
-    assert len(calls) == 2
+    assert len(calls) == kernel.calls == 2
 
 
 def test_autograd_is_never_left_behind() -> None:

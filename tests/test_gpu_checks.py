@@ -17,7 +17,9 @@ from gpu.closed_form import Case, examine, make_layer
 from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed
 from gpu.waits import no_waiting
-from mixout_export import fast_linear, fused, layers
+from mixout_export import fused, layers
+from mixout_export.fast_linear import element, neuron, never_gather
+from mixout_export.fast_linear.gathering import ActiveNeurons
 from mixout_export.layers import MixoutLayer
 from mixout_export.masks import PackedMask
 from mixout_export.training import loop
@@ -64,9 +66,11 @@ def test_products_pass() -> None:
     ("where", "name"),
     [
         (fused, "mix_by"),  # Φ of neuron masks
-        (fast_linear, "mix_by"),  # Φ of element masks
-        (fast_linear, "_outer"),  # the weight's gradient
-        (fast_linear, "_input_gradient"),
+        (element, "mix_by"),  # Φ of element masks
+        (neuron, "weight_gradient"),
+        (element, "weight_gradient"),
+        (neuron, "input_gradient"),
+        (element, "input_gradient"),
         (layers, "mix"),  # embeddings, and where plain operations are needed
     ],
 )
@@ -86,15 +90,15 @@ def test_a_wrong_scale_is_noticed(
 
 
 def test_a_wrong_gradient_of_the_bias_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    gather = fast_linear._Active.gather
+    gather = ActiveNeurons.gather
 
-    def without_ones(self: fast_linear._Active, input: Tensor) -> Tensor:
+    def without_ones(self: ActiveNeurons, input: Tensor) -> Tensor:
         gathered = gather(self, input)
         if self.has_ones:
             gathered.select(1, self.count).fill_(0.0)
         return gathered
 
-    monkeypatch.setattr(fast_linear._Active, "gather", without_ones)
+    monkeypatch.setattr(ActiveNeurons, "gather", without_ones)
     assert "the bias's gradient" in fails(correct.check_products)
 
 
@@ -130,8 +134,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             mixed = fused.mix_by(factors, weight, pretrained_weight, p)
             return (mixed * factor).to(dtype)
 
-        monkeypatch.setattr(fused, "_kernel_applies", lambda *_: not torch.is_grad_enabled())
-        monkeypatch.setattr(fused, "_mix_in_one_pass", instead)
+        monkeypatch.setattr(fused, "kernel_applies", lambda *_: not torch.is_grad_enabled())
+        monkeypatch.setattr(fused, "run_kernel", instead)
 
     return install
 
@@ -164,7 +168,7 @@ def test_a_mask_that_differs_in_the_recomputation_is_noticed(
         return PackedMask(int(torch.randint(1 << 62, (), generator=own)), shape, p)
 
     monkeypatch.setattr(correct, "_GRANULARITIES", (granularity,))
-    monkeypatch.setattr(fast_linear, "draw_mask", draw)
+    monkeypatch.setattr(neuron, "draw_mask", draw)
     monkeypatch.setattr(PackedMask, "draw", draw_packed)
     assert "gradient" in fails(correct.check_checkpointing)
 
@@ -175,17 +179,16 @@ def test_accumulated_batches_pass() -> None:
 
 def test_a_batch_that_takes_anothers_mask_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    gradients = fast_linear._neuron_gradients
+    gradients = neuron._parameter_gradients
 
     def with_the_first_row(ctx, grad, kept, weight, row):
         seen.append(row)
         return gradients(ctx, grad, kept, weight, seen[0])
 
-    # the whole product, which is multiplied with the mask
-    monkeypatch.setattr(fast_linear._Active, "of", classmethod(lambda *_: None))
-    assert correct.check_accumulation(CPU)
-    monkeypatch.setattr(fast_linear, "_neuron_gradients", with_the_first_row)
-    assert "the weight's gradient" in fails(correct.check_accumulation)
+    with never_gather():  # the whole product, which is multiplied with the mask
+        assert correct.check_accumulation(CPU)
+        monkeypatch.setattr(neuron, "_parameter_gradients", with_the_first_row)
+        assert "the weight's gradient" in fails(correct.check_accumulation)
 
 
 def test_compiled_layers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,16 +205,16 @@ def test_mask_statistics_pass() -> None:
 
 
 def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = fast_linear.draw_mask
+    draw = neuron.draw_mask
     monkeypatch.setattr(
-        fast_linear, "draw_mask", lambda weight, p, **named: draw(weight, p + 0.03, **named)
+        neuron, "draw_mask", lambda weight, p, **named: draw(weight, p + 0.03, **named)
     )
     assert "the share of kept neurons" in fails(correct.check_masks)
 
 
 def test_a_mask_that_stays_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.rand(1, 128, generator=torch.Generator().manual_seed(0)) >= 0.7
-    monkeypatch.setattr(fast_linear, "draw_mask", lambda *_, **__: mask)
+    monkeypatch.setattr(neuron, "draw_mask", lambda *_, **__: mask)
     fails(correct.check_masks)
 
 
@@ -222,7 +225,7 @@ def test_layers_that_share_a_mask_are_noticed(monkeypatch: pytest.MonkeyPatch) -
         generator = torch.Generator().manual_seed(next(numbers) // 2)
         return torch.rand(1, 128, generator=generator) >= 0.7
 
-    monkeypatch.setattr(fast_linear, "draw_mask", draw)
+    monkeypatch.setattr(neuron, "draw_mask", draw)
     assert "the correlation of two layers" in fails(correct.check_masks)
 
 
@@ -244,13 +247,13 @@ def test_no_step_waits() -> None:
 def test_a_step_that_waits_is_noticed(
     wait: Callable[[Tensor], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mixed_in = fast_linear.mixed_in
+    mixed_in = neuron.mixed_in
 
     def waits(dtype, factors, weight, *rest):
         wait(weight)
         return mixed_in(dtype, factors, weight, *rest)
 
-    monkeypatch.setattr(fast_linear, "mixed_in", waits)
+    monkeypatch.setattr(neuron, "mixed_in", waits)
     assert "waits for the device" in fails(correct.check_waits)
 
 
@@ -347,7 +350,7 @@ def test_replays_with_one_mask_are_noticed() -> None:
     assert "have the same mask" in fails(correct.check_graph_capture, FrozenMask)
 
 
-@pytest.mark.parametrize(("place", "ours"), [(fast_linear.__file__, True), ("other.py", False)])
+@pytest.mark.parametrize(("place", "ours"), [(neuron.__file__, True), ("other.py", False)])
 def test_waits_of_train_are_ours_or_not(
     place: str, ours: bool, kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

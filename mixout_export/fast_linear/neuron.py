@@ -1,0 +1,130 @@
+"""The product with Φ under a neuron mask: one bit per input neuron."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixout_export.fast_linear.gathering import ActiveNeurons
+from mixout_export.fast_linear.products import (
+    as_matrix,
+    cast_as_autocast,
+    fits,
+    from_host,
+    input_gradient,
+    mask_gradient,
+    product,
+    weight_gradient,
+)
+from mixout_export.functional import coefficients, draw_mask
+from mixout_export.fused import mixed_in
+
+
+def neuron_product(
+    input: Tensor,
+    weight: Tensor,
+    pretrained_weight: Tensor,
+    bias: Tensor | None,
+    *,
+    p: float,
+    input_dim: int,
+) -> Tensor:
+    """Multiply an input with Φ under a fresh neuron mask and add the bias.
+
+    Φ = u + (m / (1 - p)) ⊙ (w - u), as in `functional.mixout`. The mask is drawn on the CPU, where
+    it can be counted without waiting for a GPU.
+
+    Args:
+        input: Shape (..., in), floating point.
+        weight: w, of shape (out, in) if `input_dim` is 1, (in, out) if it is 0.
+        pretrained_weight: u, of the same shape.
+        bias: Shape (out,), or None.
+        p: Mix probability in (0, 1).
+        input_dim: The dimension of `weight` that counts input neurons.
+
+    Returns:
+        Shape (..., out), of the input's dtype, or of autocast's if it is enabled.
+
+    Raises:
+        RuntimeError: The last dimension of `input` is not the weight's number of input neurons.
+    """
+    input, bias = cast_as_autocast(input, bias)
+    if not fits(input, weight, input_dim):
+        return product(input, weight, bias, input_dim)  # raises the plain layer's error
+    mask = draw_mask(weight, p, granularity="neuron", input_dim=input_dim, device="cpu")
+    active = None
+    if torch.is_grad_enabled():
+        active = ActiveNeurons.of(mask, weight, input.numel() // max(1, input.shape[-1]))
+    factors = coefficients(from_host(mask, weight.device), weight.dtype, p)
+    # As a matrix, so that the function's output is not a view made inside the function. Such a
+    # view must not be changed in place, and Longformer does that with its queries.
+    output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
+        as_matrix(input), weight, pretrained_weight, bias, factors, active, p, input_dim
+    )
+    return output.view(*input.shape[:-1], weight.shape[1 - input_dim])  # type: ignore[no-any-return]
+
+
+class _NeuronProduct(torch.autograd.Function):
+    """y = x Φᵀ + b under a neuron mask.
+
+    The gathered columns are an output too. Without that, second derivatives would not reach the
+    input.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        pretrained_weight: Tensor,
+        bias: Tensor | None,
+        factors: Tensor,
+        active: ActiveNeurons | None,
+        p: float,
+        input_dim: int,
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.set_materialize_grads(False)
+        ctx.active, ctx.p, ctx.input_dim, ctx.shape = active, p, input_dim, input.shape
+        gathered = active.gather(input) if active is not None and active.keeps_gathered else None
+        kept = input if gathered is None else gathered
+        ctx.save_for_backward(kept, weight, pretrained_weight, factors)
+        mixed = mixed_in(input.dtype, factors, weight, pretrained_weight, p)
+        return product(input, mixed, bias, input_dim), gathered
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, grad_gathered: Tensor | None) -> tuple[Any, ...]:
+        kept, weight, pretrained_weight, factors = ctx.saved_tensors
+        needs_input_grad, needs_weight_grad, _, needs_bias_grad, *_ = ctx.needs_input_grad
+        grad_input = grad_weight = grad_bias = None
+        if grad_gathered is not None and needs_input_grad:  # from a second derivative
+            grad_input = ctx.active.scatter(grad_gathered, grad_gathered.new_zeros(ctx.shape), 1)
+        if grad is not None:
+            if needs_input_grad:
+                mixed = mixed_in(grad.dtype, factors, weight, pretrained_weight, ctx.p)
+                from_output = input_gradient(grad, mixed, ctx.input_dim)
+                grad_input = from_output if grad_input is None else grad_input + from_output
+            if needs_weight_grad:
+                grad_weight, grad_bias = _parameter_gradients(ctx, grad, kept, weight, factors)
+            if needs_bias_grad and grad_bias is None:
+                grad_bias = grad.sum(0)
+        if not needs_bias_grad:
+            grad_bias = None
+        return grad_input, grad_weight, None, grad_bias, None, None, None, None
+
+
+def _parameter_gradients(
+    ctx: Any, grad: Tensor, kept: Tensor, weight: Tensor, factors: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Return the weight's gradient, and the bias's if the same product has computed it."""
+    active, dim = ctx.active, ctx.input_dim
+    if active is None:
+        whole = weight_gradient(grad, kept, dim)
+        return mask_gradient(whole.to(weight.dtype), factors, ctx.p), None
+    gathered = kept if active.keeps_gathered else active.gather(kept)
+    part = weight_gradient(grad, gathered, dim)
+    scaled = part.to(weight.dtype) * (1.0 / (1.0 - ctx.p))
+    # Zeros made from the values, not from the weight: under `is_grads_batched` the values have one
+    # dimension more, and so must the zeros.
+    grad_weight = active.scatter(scaled, scaled.new_zeros(weight.shape), dim)
+    # A copy of the bias's gradient: a view would keep the whole product alive.
+    return grad_weight, part.select(dim, active.count).clone() if active.has_ones else None

@@ -1,0 +1,75 @@
+"""The matrix products of a linear layer, for a weight stored as (out, in) or as (in, out)."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own idiom)
+from torch import Tensor
+
+from mixout_export.functional import is_full_precision
+
+
+def from_host(host: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to a device without waiting for the device."""
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+def cast_as_autocast(input: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Cast an input and a bias as autocast does before a product."""
+    kind = input.device.type
+    if not torch.is_autocast_enabled(kind):
+        return input, bias
+    dtype = torch.get_autocast_dtype(kind)
+    return input.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def fits(input: Tensor, weight: Tensor, input_dim: int) -> bool:
+    """Tell whether the last dimension of an input is the weight's number of input neurons."""
+    return input.dim() > 0 and input.shape[-1] == weight.shape[input_dim]
+
+
+def as_matrix(input: Tensor) -> Tensor:
+    """Return an input of shape (..., in) as (rows, in)."""
+    return input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
+
+
+def product(input: Tensor, weight: Tensor, bias: Tensor | None, input_dim: int) -> Tensor:
+    """Return the layer's output, of shape (..., out) and the input's dtype.
+
+    Args:
+        input: Shape (..., in).
+        weight: Shape (out, in) if `input_dim` is 1, (in, out) if it is 0.
+        bias: Shape (out,), or None.
+        input_dim: The dimension of `weight` that counts input neurons.
+    """
+    weight = weight.to(input.dtype)
+    return F.linear(input, weight if input_dim == 1 else weight.t(), bias)
+
+
+def input_gradient(grad: Tensor, weight: Tensor, input_dim: int) -> Tensor:
+    """Return the gradient of the input, shape (rows, in), from the output's, (rows, out)."""
+    weight = weight.to(grad.dtype)
+    return grad @ (weight if input_dim == 1 else weight.t())
+
+
+def weight_gradient(grad: Tensor, input: Tensor, input_dim: int) -> Tensor:
+    """Return the gradient of the weight, in the weight's layout.
+
+    Args:
+        grad: The output's gradient, shape (rows, out).
+        input: Shape (rows, in).
+        input_dim: The dimension of the result that counts input neurons.
+    """
+    return grad.t() @ input if input_dim == 1 else input.t() @ grad
+
+
+def mask_gradient(gradient: Tensor, factors: Tensor, p: float) -> Tensor:
+    """Multiply a gradient of Φ by m / (1 - p), in place, which makes it the gradient of w.
+
+    Args:
+        gradient: The gradient of Φ; written to.
+        factors: The mask as `functional.coefficients` returns it; broadcasts against `gradient`.
+        p: Mix probability in (0, 1).
+    """
+    gradient = gradient.mul_(factors)
+    return gradient if is_full_precision(gradient.dtype) else gradient.mul_(1.0 / (1.0 - p))
