@@ -2,7 +2,7 @@
 
 The data set of `mixout-export demo` comes from here; the standard library is all it needs:
 
-    python examples/acceptability_grammar.py OUT_DIR [--seed 0]
+    python tools/acceptability_grammar.py OUT_DIR [--seed 0]
 
 It writes `train.tsv` and `eval.tsv` with the columns `sentence` and `label` (1 acceptable,
 0 unacceptable). Every template yields minimal pairs: two sentences that differ in the order, the

@@ -1,17 +1,16 @@
-import importlib.util
 import os
 import subprocess
 import sys
 from collections import Counter
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 
+import acceptability_grammar as grammar
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "acceptability_grammar.py"
+SCRIPT = Path(grammar.__file__)
 HALVES = ("train", "eval")
 
 # What stays in a skeleton; the forms of one word, and words of one kind, count as one.
@@ -57,16 +56,6 @@ def rows(half: str) -> list[tuple[str, str]]:
     return [(sentence, label) for sentence, label in pairs]
 
 
-@pytest.fixture(scope="module")
-def grammar() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("acceptability_grammar", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("hash_seed", ["0", "1"])
 def test_the_script_regenerates_the_shipped_files(tmp_path: Path, hash_seed: str) -> None:
     subprocess.run(
@@ -79,7 +68,7 @@ def test_the_script_regenerates_the_shipped_files(tmp_path: Path, hash_seed: str
         assert (tmp_path / f"{half}.tsv").read_bytes() == shipped(half)
 
 
-def test_another_seed_gives_other_sentences(tmp_path: Path, grammar: ModuleType) -> None:
+def test_another_seed_gives_other_sentences(tmp_path: Path) -> None:
     grammar.main([str(tmp_path / "new"), "--seed", "1"])
     assert (tmp_path / "new" / "train.tsv").read_bytes() != shipped("train")
 
@@ -115,7 +104,7 @@ def test_no_sentence_occurs_twice() -> None:
     assert len(set(sentences)) == len(sentences)
 
 
-def test_the_halves_share_no_frame(grammar: ModuleType) -> None:
+def test_the_halves_share_no_frame() -> None:
     train, evaluation = (
         {grammar.frame_of(sentence) for sentence, _ in rows(half)} for half in HALVES
     )
@@ -127,7 +116,7 @@ def test_the_halves_share_no_skeleton() -> None:
     assert not train & evaluation
 
 
-def test_no_seed_shares_a_frame(grammar: ModuleType) -> None:
+def test_no_seed_shares_a_frame() -> None:
     for seed in range(1, 4):
         train, evaluation = (
             {grammar.frame_of(row.sentence) for row in half}
@@ -136,28 +125,26 @@ def test_no_seed_shares_a_frame(grammar: ModuleType) -> None:
         assert not train & evaluation
 
 
-def test_a_frame_ignores_the_choice_of_words(grammar: ModuleType) -> None:
+def test_a_frame_ignores_the_choice_of_words() -> None:
     frame = grammar.frame_of("The nurses near the park are tired.")
     assert frame == ("D", "N", "P", "D", "N", "BE", "ADJ", ".")
     assert frame == grammar.frame_of("A king beside these pianos was polite.")
     assert frame != grammar.frame_of("The nurses are tired near the park.")
 
 
-def test_no_content_word_is_left_in_a_frame(grammar: ModuleType) -> None:
+def test_no_content_word_is_left_in_a_frame() -> None:
     frames = {grammar.frame_of(sentence) for half in HALVES for sentence, _ in rows(half)}
     literal = {item for frame in frames for item in frame if item.islower()}
     assert literal <= set(OTHER_WORDS.split())
 
 
-def test_a_word_in_two_classes_is_an_error(
-    grammar: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_word_in_two_classes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(grammar.LEXICON, "adjective", [{"word": "nurse"}])
     with pytest.raises(ValueError, match="'nurse' is in the classes N and ADJ"):
         grammar.word_classes()
 
 
-def test_every_template_gives_as_many_of_each_label(grammar: ModuleType) -> None:
+def test_every_template_gives_as_many_of_each_label() -> None:
     for half, generated in grammar.generate().items():
         counts = Counter((row.template, row.label) for row in generated)
         assert counts.keys() == {(t, label) for t in grammar.templates(half) for label in (0, 1)}
