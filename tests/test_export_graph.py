@@ -169,8 +169,8 @@ def test_model_that_cannot_be_captured_names_the_reason(monkeypatch: pytest.Monk
     with pytest.raises(ExportError) as caught:
         export_graph(model, interface_of("bert"))
     assert str(caught.value) == (
-        "BertForSequenceClassification: cannot be captured with dynamic batch and sequence "
-        "(ValueError: the weather is bad)"
+        "BertForSequenceClassification: cannot be exported with dynamic batch and sequence sizes: "
+        "ValueError: the weather is bad"
     )
 
 

@@ -45,22 +45,22 @@ def batch(interface: ModelInterface) -> dict[str, np.ndarray]:
 def write(
     captured: tuple[ExportedGraph, ModelInterface], folder: Path, conversion: Conversion, **options
 ) -> Path:
-    """Convert, stamp and write a captured graph, as the stage does."""
+    """Convert, finalize and write a captured graph, as the `onnx` command does."""
     graph, interface = captured
     inputs = [batch(interface)]
     converted, made = convert_graph(graph, conversion, samples=inputs, **options)
     provenance = Provenance("", (), "", {}, conversion.precision, made)
-    if converted is not graph:  # stamping is for good, and the graph is used again
+    if converted is not graph:  # finalizing changes the graph, which other tests use too
         finalize_graph(converted, provenance, captured=graph)
     (path,) = write_graph(converted, folder)
     return path
 
 
 def run(path: Path, interface: ModelInterface) -> np.ndarray:
-    """Run a graph, without the overflow of 8-bit products on x86 processors that lack VNNI.
+    """Run a graph without the overflow of 8-bit products on x86 processors that lack VNNI.
 
-    There the sum of two products is cut off at 16 bits, so what an int8 graph computes is that of
-    the processor as much as of the conversion.
+    Those processors cut off the sum of two products at 16 bits. The result would then depend on
+    the processor as well as on the conversion.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -91,7 +91,7 @@ def test_conversions_compute_nearly_the_same(captured, conversion, tmp_path: Pat
         assert np.abs(found - reference).max() > 0
 
 
-def test_statically_quantised_steps_do_not_depend_on_the_batch(captured, tmp_path: Path) -> None:
+def test_static_quantization_does_not_depend_on_the_batch(captured, tmp_path: Path) -> None:
     reference = run(write(captured, tmp_path, Conversion()), captured[1])
     calibration = [batch(captured[1])]
     path = write(captured, tmp_path, Conversion("int8"), calibration=calibration)
@@ -112,7 +112,7 @@ def dtypes(path: Path) -> dict[str, int]:
     return found
 
 
-def test_weights_and_tables_are_in_the_precision_asked_for(captured, tmp_path: Path) -> None:
+def test_weights_and_tables_have_the_requested_precision(captured, tmp_path: Path) -> None:
     whole = dtypes(write(captured, tmp_path, Conversion()))["FLOAT"]
     half = dtypes(write(captured, tmp_path, Conversion("fp16")))
     assert (half["FLOAT16"], "FLOAT" in half) == (pytest.approx(whole / 2, rel=0.01), False)
@@ -122,7 +122,9 @@ def test_weights_and_tables_are_in_the_precision_asked_for(captured, tmp_path: P
 
 
 @pytest.mark.parametrize("conversion", CONVERSIONS, ids=str)
-def test_operators_are_the_standards_unless_extended(captured, conversion, tmp_path: Path) -> None:
+def test_only_extended_optimization_adds_other_operators(
+    captured, conversion, tmp_path: Path
+) -> None:
     model = onnx.load(write(captured, tmp_path, conversion))
     domains = {opset.domain for opset in model.opset_import}
     extended = conversion.optimize and conversion.precision != "fp16"
@@ -130,7 +132,7 @@ def test_operators_are_the_standards_unless_extended(captured, conversion, tmp_p
     assert domains == {node.domain for node in model.graph.node}
 
 
-def test_metadata_says_how_it_was_made(captured, tmp_path: Path) -> None:
+def test_metadata_records_the_conversion(captured, tmp_path: Path) -> None:
     path = write(captured, tmp_path, Conversion("int8"), calibration=[batch(captured[1])])
     found = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert found["precision"] == "int8"
@@ -178,7 +180,7 @@ def test_files_are_the_same_from_process_to_process(captured, tmp_path: Path) ->
         assert other.read_bytes() == mine.read_bytes(), name
 
 
-def test_nothing_is_logged_on_the_way(captured, tmp_path: Path, capfd) -> None:
+def test_conversion_logs_nothing(captured, tmp_path: Path, capfd) -> None:
     capfd.readouterr()
     write(captured, tmp_path, Conversion("int8"), calibration=[batch(captured[1])])
     write(captured, tmp_path, Conversion("fp16", optimize=True))
@@ -214,7 +216,7 @@ def run_small(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     return session.run(None, {"x": x.astype(np.float32)})[0]
 
 
-def test_what_leaves_fp16s_range_stays_in_fp32() -> None:
+def test_nodes_beyond_the_range_of_fp16_stay_in_fp32() -> None:
     nodes = [
         ("Mul", ["x", "large"], ["a"]),
         ("Add", ["a", "a"], ["b"]),
@@ -232,7 +234,7 @@ def test_what_leaves_fp16s_range_stays_in_fp32() -> None:
     assert stored == {"large": 1, "larger": 1, "one": TensorProto.FLOAT16}
 
 
-def test_a_masks_infinity_is_no_reason_to_stay_in_fp32() -> None:
+def test_an_attention_masks_infinity_does_not_keep_a_node_in_fp32() -> None:
     nodes = [("Add", ["x", "mask"], ["a"]), ("Softmax", ["a"], ["y"])]
     mask = np.array([[0.0, np.finfo(np.float32).min]])
     x = np.array([[3.0, 5.0]])
@@ -241,7 +243,7 @@ def test_a_masks_infinity_is_no_reason_to_stay_in_fp32() -> None:
     np.testing.assert_array_equal(run_small(converted, x), [[1.0, 0.0]])
 
 
-def test_a_normalisation_of_small_numbers_is_not_lost() -> None:
+def test_a_normalization_of_small_numbers_stays_accurate() -> None:
     nodes = [
         ("Pow", ["x", "two"], ["square"]),
         ("ReduceMean", ["square"], ["mean"]),
@@ -258,7 +260,7 @@ def test_a_normalisation_of_small_numbers_is_not_lost() -> None:
     np.testing.assert_allclose(run_small(converted, x), expected, rtol=2e-3)
 
 
-def test_tiny_weights_are_rounded_as_everybody_does() -> None:
+def test_tiny_weights_are_rounded_as_numpy_does() -> None:
     weight = np.array([1e-8, -1e-8, 4e-8, 1.0 / 3.0])
     model = small_graph([("Mul", ["x", "w"], ["y"])], {"w": weight[None, :2]})
     converted, _ = to_half(model, [{"x": np.ones((1, 2), np.float32)}])
@@ -268,6 +270,6 @@ def test_tiny_weights_are_rounded_as_everybody_does() -> None:
     )
 
 
-def test_graph_without_weights_cannot_be_quantised() -> None:
-    with pytest.raises(ExportError, match="no MatMul, Gather with a weight"):
+def test_graph_without_weights_cannot_be_quantized() -> None:
+    with pytest.raises(ExportError, match="no MatMul or Gather with a weight"):
         quantize_weights(small_graph([("Relu", ["x"], ["y"])], {}))

@@ -86,8 +86,8 @@ def test_code_that_depends_on_a_length_is_one_clear_error() -> None:
     with pytest.raises(ExportError) as caught:
         exported(Looping(), torch.arange(33).reshape(3, 11))
     assert str(caught.value) == (
-        "Looping: cannot be captured with dynamic batch and sequence (its code depends on the size "
-        "of sequence, so a graph of 11 would hold for no other)"
+        "Looping: cannot be exported with dynamic batch and sequence sizes: its code depends on "
+        "the size of sequence, so a graph captured at size 11 would be wrong for every other size"
     )
 
 

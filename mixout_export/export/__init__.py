@@ -1,1 +1,1 @@
-"""A plain model becomes an ONNX graph: capture, clean, stamp, write."""
+"""Export a plain model to an ONNX graph: capture, convert, record its origin, write."""

@@ -1,8 +1,8 @@
-"""Capture a causal language model as an ONNX graph with a key/value cache.
+"""Export a causal language model to an ONNX graph with a key/value cache.
 
-One graph serves both phases: with an empty cache it reads a prompt, with a filled one it reads the
-tokens since. Names are those that Optimum and transformers.js know: `past_key_values.0.key`, …,
-`present.0.key`, ….
+One graph serves both phases of generation. With an empty cache it reads the prompt; with a filled
+cache it reads the tokens that follow. Inputs and outputs have the names that Optimum and
+transformers.js expect: `past_key_values.0.key`, …, `present.0.key`, ….
 """
 
 import inspect
@@ -29,13 +29,14 @@ from mixout_export.export.graph import (
 from mixout_export.export.tracing import traceable
 from mixout_export.quiet import quiet_libraries
 
-#: Shape of the example the graph is captured with: primes, so that no other size equals them.
+#: Sizes of the example input that the graph is captured with. They are primes so that no other
+#: size in the model equals them by accident.
 _BATCH, _PAST, _LENGTH = 3, 5, 7
 
-#: Name of the attention mask's length, which is that of the cache and of the new tokens together.
+#: Name of the attention mask's length: the cached tokens plus the new ones.
 _TOTAL = "total_sequence_length"
 
-#: Layers of a cache that hold a key and a value for each token, or for each of the latest.
+#: Cache layers that hold one key and one value for each token, or for each recent token.
 _GROWING = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -44,8 +45,8 @@ class CacheLayout:
     """The key/value cache of a model.
 
     Attributes:
-        shapes: For each layer, (heads, size of a key's head, size of a value's head).
-        takes_positions: Whether the model is told each token's position.
+        shapes: For each layer, (number of heads, size of a key's head, size of a value's head).
+        takes_positions: Whether the model takes `position_ids` as an input.
     """
 
     shapes: tuple[tuple[int, int, int], ...]
@@ -67,42 +68,43 @@ class CacheLayout:
         return [f"{prefix}.{layer}.{part}" for layer in layers for part in ("key", "value")]
 
     def empty(self, batch: int, past: int) -> list[Tensor]:
-        """Return keys and values of no meaning, float32 `(batch, heads, past, size)` each."""
+        """Return keys and values of zeros, each float32 `(batch, heads, past, size)`."""
         return [
             torch.zeros(batch, heads, past, size) for heads, *sizes in self.shapes for size in sizes
         ]
 
 
 def _cache_layers(model: PreTrainedModel) -> list[Any]:
-    """Return the layers of the cache that a model leaves after one token; [] if it leaves none."""
+    """Return the layers of the cache that a model returns for one token; [] if it returns none."""
     token = torch.zeros((1, 1), dtype=torch.int64)
     with quiet_libraries(), torch.no_grad():
         try:
             outputs = model(
                 input_ids=token, attention_mask=token + 1, use_cache=True, return_dict=True
             )
-        except TypeError:  # its forward knows no use_cache
+        except TypeError:  # its forward does not take use_cache
             return []
     cache = getattr(outputs, "past_key_values", None)
     return list(getattr(cache, "layers", []))
 
 
 def describe_cache(model: PreTrainedModel) -> CacheLayout:
-    """Run a model on one token and look at the cache that it leaves.
+    """Run a model on one token and describe the cache that it returns.
 
-    A layer with a sliding window is given a cache of everything: the mask leaves out what the
-    window does, and a user need not know how the model would have cut it.
+    A layer with a sliding window gets a cache of all tokens. The attention mask then hides the
+    tokens outside the window, so users of the graph need not know how the model cuts its cache.
 
     Raises:
-        ExportError: It leaves none, or one that does not grow by a key and a value a token.
+        ExportError: The model returns no cache, or one that does not grow by one key and one value
+            per token.
     """
     layers = _cache_layers(model)
     other = [layer for layer in layers if type(layer) not in _GROWING]
     if not layers or other:
-        kind = f"a {type(other[0]).__name__}" if other else "no list of layers"
+        found = f"its cache has a {type(other[0]).__name__}" if other else "it returns no cache"
         raise ExportError(
-            f"{type(model).__name__}: what it keeps from token to token is {kind}, expected a key "
-            "and a value for each token, so a graph with a cache cannot be written; give --no-cache"
+            f"{type(model).__name__}: a graph with a key/value cache cannot be written because "
+            f"{found}, expected one key and one value per token; give --no-cache"
         )
     return CacheLayout(
         shapes=tuple(
@@ -113,7 +115,7 @@ def describe_cache(model: PreTrainedModel) -> CacheLayout:
 
 
 class _CachedModel(nn.Module):
-    """A model called with positional inputs and a flat cache, that returns the new cache too."""
+    """Wrap a model so that it takes and returns its cache as a flat sequence of tensors."""
 
     def __init__(self, model: PreTrainedModel, layout: CacheLayout) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ class _CachedModel(nn.Module):
         self._names = layout.inputs[: -2 * len(layout.shapes)]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the model; see `CacheLayout.inputs` and `outputs`."""
+        """Run the model; `CacheLayout.inputs` and `outputs` name the tensors."""
         named = dict(zip(self._names, inputs, strict=False))
         past = inputs[len(self._names) :]
         cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
@@ -131,30 +133,33 @@ class _CachedModel(nn.Module):
 
 
 def _example(layout: CacheLayout, interface: ModelInterface) -> tuple[Tensor, ...]:
-    """Return a batch whose last row is padded on the left, with a cache of some tokens."""
+    """Return a batch with a cache of a few tokens. Its last row is padded on the left."""
     ids = torch.arange(_LENGTH).expand(_BATCH, _LENGTH) % interface.vocabulary_size
     mask = torch.ones((_BATCH, _PAST + _LENGTH), dtype=torch.int64)
     mask[-1, :2] = 0
     made = {"input_ids": ids.clone(), "attention_mask": mask, "position_ids": positions_of(mask)}
-    # a slice's strides are those of the whole, and torch 2.11 takes them for a limit on the length
+    # A slice keeps the strides of the whole, and torch 2.11 takes them for a limit on the length.
     made["position_ids"] = made["position_ids"][:, _PAST:].contiguous()
     names = [name for name in layout.inputs if name in made]
     return (*(made[name] for name in names), *layout.empty(_BATCH, _PAST))
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """Return each token's position among those of its row that are not padding, as `generate` does.
+    """Return each token's position in its row, not counting padding, as `generate` does.
 
     Args:
         mask: int64 `(batch, length)`, 1 for tokens and 0 for padding.
+
+    Returns:
+        int64 `(batch, length)`.
     """
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _axis_names(layout: CacheLayout) -> list[dict[int, str]]:
-    """Return each input's dynamic axes by name, in order.
+    """Return axis → name of each input's dynamic axes.
 
-    The names are Optimum's: transformers.js finds the size of an empty cache by them.
+    The names are Optimum's. transformers.js needs them to find the size of an empty cache.
     """
     tokens = {0: "batch_size", 1: "sequence_length"}
     own = {
@@ -167,12 +172,12 @@ def _axis_names(layout: CacheLayout) -> list[dict[int, str]]:
 
 
 def _dims(names: Sequence[dict[int, str]], limit: int | None) -> list[dict[int, object]]:
-    """Return each input's dynamic axes, where no length is above a limit."""
+    """Return each input's dynamic axes. `limit` is the largest length, in tokens."""
     dims: dict[str, object] = {
         "batch_size": Dim("batch_size", min=1),
         "sequence_length": Dim("sequence_length", min=1, max=limit),
         "past_sequence_length": Dim("past_sequence_length", min=0, max=limit),
-        _TOTAL: Dim.DYNAMIC,  # the sum of two others, which the exporter finds out
+        _TOTAL: Dim.DYNAMIC,  # the exporter infers that it is the sum of the two lengths
     }
     return [{axis: dims[name] for axis, name in named.items()} for named in names]
 
@@ -201,21 +206,26 @@ def _capture(
 def export_cached_graph(
     model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
 ) -> ExportedGraph:
-    """Capture a causal language model as an ONNX graph with a key/value cache.
+    """Export a causal language model to an ONNX graph with a key/value cache.
 
-    Its inputs are `input_ids` `(batch, sequence)`, `attention_mask` `(batch, past + sequence)` and,
-    where the model takes them, `position_ids` `(batch, sequence)`, all int64, and a key and a value
-    a layer, float32 `(batch, heads, past, size)`, where `past` may be 0. Its outputs are `logits`
-    `(batch, sequence, vocabulary)` and the grown cache.
+    The graph's inputs are:
+
+    - `input_ids`, int64 `(batch, sequence)`
+    - `attention_mask`, int64 `(batch, past + sequence)`
+    - `position_ids`, int64 `(batch, sequence)`, if the model takes them
+    - one key and one value per layer, float32 `(batch, heads, past, size)`; `past` may be 0
+
+    Its outputs are `logits`, float32 `(batch, sequence, vocabulary)`, and the cache extended by the
+    new tokens.
 
     Args:
-        model: A plain causal language model; it is put in evaluation mode.
-        interface: Its inputs and outputs.
+        model: A plain causal language model. It is put in evaluation mode.
+        interface: The model's inputs and outputs.
         opset: ONNX operator set version.
 
     Raises:
         ArgumentError: The opset is not supported.
-        ExportError: The model has no such cache, or cannot be captured.
+        ExportError: The model has no such cache, or it cannot be captured.
     """
     check_opset(opset)
     model.eval()  # type: ignore[no-untyped-call]
@@ -225,8 +235,8 @@ def export_cached_graph(
     except ExportError:
         if limit is None or limit // 2 < _LENGTH:
             raise
-        # a model that checks the sum of both lengths is captured with halves, for no range of two
-        # lengths can say so; the graph itself knows no limits
+        # Some models check that past + sequence is within the limit. A range for each length
+        # cannot express that, so each gets half of it here. The graph itself has no limit.
         graph = _capture(model, layout, interface, opset=opset, limit=limit // 2)
     modules = modules_by_node(graph, dict(model.named_modules()).keys())
     rename_values(graph, _axis_names(layout), default=_TOTAL)

@@ -1,4 +1,4 @@
-"""Capture a plain model as an ONNX graph with dynamic batch and sequence."""
+"""Export a plain model to an ONNX graph with dynamic batch and sequence sizes."""
 
 import ast
 import logging
@@ -15,41 +15,46 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface, forward_options
 from mixout_export.errors import ArgumentError, ExportError
-from mixout_export.export.patched import capture_patched
 from mixout_export.export.tracing import traceable
+from mixout_export.export.transformers_exporter import capture_with_transformers
 from mixout_export.quiet import quiet_libraries
 
 logger = logging.getLogger(__name__)
 
-#: Operator sets that can be written.
+#: ONNX operator sets that the exporter can write.
 OPSETS = range(18, 24)
 
-#: Shape of the example the graph is captured with: primes, so that no other size equals them.
+#: Sizes of the example input that the graph is captured with. They are primes so that no other
+#: size in the model equals them by accident.
 EXAMPLE_BATCH, EXAMPLE_CHOICES, EXAMPLE_LENGTH = 3, 5, 11
 
-#: What the wrapper puts before every name of the model's own.
+#: Prefix that the wrapper module adds to every name in the model.
 _PREFIX = "model."
 
 #: Operators that move a weight's values without changing them.
 _LAYOUT_CHANGES = frozenset({"Transpose", "Identity"})
 
-#: What PyTorch says where a model's code makes an axis a constant, or differs for small ones, and
-#: what that means.
+#: Messages with which PyTorch rejects code that fixes the size of an axis, or that takes another
+#: path for small sizes, and our explanation of each.
 _SIZE_REASONS = {
     re.compile(
         r"Not all values of (?P<axis>\w+) = .* guard (?P<size>\d+) <= .* and .* <= (?P=size)$"
-    ): "its code depends on the size of {axis}, so a graph of {size} would hold for no other",
-    re.compile(
-        r"Not all values of (?P<axis>\w+) = .* guard (?P<size>\d+) <= "
-    ): "its code differs for small sizes of {axis}, so a graph would hold from {size} on only",
-    re.compile(
-        r"Specializations unexpectedly required \((?P<axis>\w+)\)"
-    ): "its code depends on the size of {axis}, so a graph would hold for few of them",
+    ): (
+        "its code depends on the size of {axis}, so a graph captured at size {size} would be "
+        "wrong for every other size"
+    ),
+    re.compile(r"Not all values of (?P<axis>\w+) = .* guard (?P<size>\d+) <= "): (
+        "its code takes another path for small sizes of {axis}, so the graph would be right only "
+        "from size {size} up"
+    ),
+    re.compile(r"Specializations unexpectedly required \((?P<axis>\w+)\)"): (
+        "its code depends on the size of {axis}, so the graph would be right only for some sizes"
+    ),
 }
 
 _NAME_SCOPES = "pkg.torch.onnx.name_scopes"
 
-#: Capturing runs the model's own forward, so it fails with whatever that raises on symbolic sizes.
+#: Capturing runs the model's own `forward` with symbolic sizes, so it can raise any of these.
 _CAPTURE_ERRORS = (
     RuntimeError,
     ValueError,
@@ -66,9 +71,9 @@ class ExportedGraph:
     """An ONNX graph in memory.
 
     Attributes:
-        model: The graph; its initializers are the model's own tensors, not copies.
-        modules_by_node: For each node, the qualified name of the module whose forward made it
-            ("" where none did).
+        model: The graph. Its initializers are the model's own tensors, not copies.
+        modules_by_node: Node name → qualified name of the module whose `forward` created the
+            node; "" if no module did.
         opset: The ONNX operator set version.
     """
 
@@ -78,7 +83,7 @@ class ExportedGraph:
 
 
 class _PositionalModel(nn.Module):
-    """A model called with positional inputs that returns its outputs as a tuple."""
+    """Wrap a model so that it takes positional inputs and returns a tuple."""
 
     def __init__(self, model: PreTrainedModel, interface: ModelInterface) -> None:
         super().__init__()
@@ -87,16 +92,16 @@ class _PositionalModel(nn.Module):
         self._options = forward_options(model)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Run the model on inputs in the interface's order -> outputs in the interface's order."""
+        """Run the model. Inputs and outputs are in the interface's order."""
         named = dict(zip(self._interface.inputs, inputs, strict=True))
         outputs = self.model(**named, **self._options)
         return tuple(outputs[name] for name in self._interface.outputs)
 
 
 def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
-    """Return one small valid batch, int64, in the interface's order; its last row is padded.
+    """Return one small valid batch in the interface's order.
 
-    Of a model of images, it is a few images, float32.
+    For texts, the values are int64 and the last row is padded. For images, they are float32.
     """
     if interface.image is not None:
         return (torch.zeros(EXAMPLE_BATCH, *interface.image),)
@@ -105,9 +110,9 @@ def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
     pad = interface.pad_token_id or 0
     ids = torch.arange(length).expand(*shape, length) % interface.vocabulary_size
     taken = (pad, interface.final_token_id)
-    ordinary = next((i for i in range(interface.vocabulary_size) if i not in taken), 0)
+    replacement = next((i for i in range(interface.vocabulary_size) if i not in taken), 0)
     for token in taken:
-        ids = ids if token is None else torch.where(ids == token, ordinary, ids)
+        ids = ids if token is None else torch.where(ids == token, replacement, ids)
     mask = torch.ones_like(ids)
     if interface.final_token_id is not None:
         ids[..., -1] = interface.final_token_id
@@ -120,10 +125,10 @@ def _example(interface: ModelInterface) -> tuple[Tensor, ...]:
 
 
 def _axes(interface: ModelInterface) -> dict[int, Any]:
-    """Return the dynamic axes that every input shares, as `torch.export.Dim`s."""
+    """Return the dynamic axes that all inputs have, as axis → `torch.export.Dim`."""
     axes: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
     if interface.image is not None:
-        return axes  # a vision transformer has a position for each patch of one size of image
+        return axes  # a vision transformer's position table fixes the image size
     if interface.choices:
         axes[1] = torch.export.Dim("choice", min=1)
     axes[len(axes)] = torch.export.Dim("sequence", min=1, max=interface.sequence_limit)
@@ -131,17 +136,17 @@ def _axes(interface: ModelInterface) -> dict[int, Any]:
 
 
 def _reason(error: BaseException) -> str:
-    """Return what the innermost cause says, as one line."""
+    """Return the message of the innermost cause as one line."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
     lines = [line.strip(" -.") for line in str(cause).splitlines() if line.strip()]
     if len(lines) > 1 and lines[0].startswith("Constraints violated"):
         lines = lines[1:]
-    for pattern, says in _SIZE_REASONS.items():
+    for pattern, explanation in _SIZE_REASONS.items():
         found = pattern.search(lines[0]) if lines else None
         if found is not None:
-            return says.format(**found.groupdict())
+            return explanation.format(**found.groupdict())
     return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
 
 
@@ -149,13 +154,19 @@ def _remedy(interface: ModelInterface) -> str:
     if interface.pad_token_id is not None:
         return ""
     return (
-        "; config.json has no pad_token_id, which a decoder's classifier needs for batches: set "
-        "it, to the eos_token_id for instance"
+        ". config.json has no pad_token_id, but a decoder's classifier needs one to read batches; "
+        "set it, for example to the value of eos_token_id"
     )
 
 
 def modules_by_node(model: ir.Model, modules: Set[str], *, prefix: str = _PREFIX) -> dict[str, str]:
-    """Read which module made each node, from the nested scopes that the exporter recorded."""
+    """Return the name of the module that created each node, "" where no module did.
+
+    Args:
+        model: A graph as the exporter returns it, with the nested scopes that it records.
+        modules: Qualified names of the model's modules.
+        prefix: Prefix of each module's name in those scopes.
+    """
     found: dict[str, str] = {}
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get(_NAME_SCOPES, "[]"))
@@ -165,10 +176,10 @@ def modules_by_node(model: ir.Model, modules: Set[str], *, prefix: str = _PREFIX
 
 
 def check_opset(opset: int) -> None:
-    """Refuse an operator set that the exporter cannot write.
+    """Check that the exporter can write an operator set.
 
     Raises:
-        ArgumentError: It is outside `OPSETS`.
+        ArgumentError: `opset` is outside `OPSETS`.
     """
     if opset not in OPSETS:
         raise ArgumentError(f"opset: got {opset!r}, expected {OPSETS.start} to {OPSETS.stop - 1}")
@@ -188,17 +199,17 @@ def capture(
     """Capture a module as an ONNX graph.
 
     Args:
-        module: What to capture, in evaluation mode.
-        example: Positional inputs.
-        dynamic_shapes: Their dynamic axes, as `torch.export.export` takes them.
-        name: What to call the module in messages.
-        inputs: Names of the graph's inputs.
-        outputs: Names of its outputs.
+        module: The module to capture, in evaluation mode.
+        example: Example inputs, by position.
+        dynamic_shapes: Dynamic axes of the inputs, as `torch.export.export` takes them.
+        name: Name of the module in error messages.
+        inputs: Names for the graph's inputs.
+        outputs: Names for the graph's outputs.
         opset: ONNX operator set version.
-        remedy: What may help where the module cannot be captured, for the message.
+        remedy: Advice that is appended to the error message if capturing fails.
 
     Raises:
-        ExportError: The module cannot be captured, or an operator has no ONNX counterpart.
+        ExportError: The module cannot be captured, or an operation has no ONNX operator.
     """
     with quiet_libraries(), torch.no_grad():
         try:
@@ -207,14 +218,14 @@ def capture(
                 example,
                 dynamic_shapes=dynamic_shapes,
                 strict=False,
-                # a guard like "sequence - 1 != 1" would forbid lengths that the graph can run;
-                # whether it runs them right is for the comparison to say
+                # A guard such as "sequence - 1 != 1" would forbid lengths that the graph can run.
+                # The comparison with the model tests whether it computes them correctly.
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
         except _CAPTURE_ERRORS as error:
             raise ExportError(
-                f"{name}: cannot be captured with dynamic batch and sequence "
-                f"({_reason(error)}){remedy}"
+                f"{name}: cannot be exported with dynamic batch and sequence sizes: "
+                f"{_reason(error)}{remedy}"
             ) from error
         try:
             exported = torch.onnx.export(
@@ -225,23 +236,24 @@ def capture(
                 input_names=list(inputs),
                 output_names=list(outputs),
                 verbose=False,
-                optimize=False,  # below, with the weights kept
+                optimize=False,  # `_optimize` does it without changing weights
             )
         except _CAPTURE_ERRORS as error:
             raise ExportError(
-                f"{name}: cannot be written at opset {opset} ({_reason(error)})"
+                f"{name}: cannot be written with opset {opset}: {_reason(error)}"
             ) from error
     if exported is None:
-        raise ExportError(f"{name}: the exporter returned no graph")
+        raise ExportError(f"{name}: torch.onnx.export returned no graph")
     _optimize(exported.model, module.state_dict().keys())
     return exported.model
 
 
 def _optimize(model: ir.Model, parameters: Set[str]) -> None:
-    """Fold constants in place, but leave each weight its own initializer.
+    """Fold constants in place, but keep each weight as its own initializer.
 
-    A norm that scales by `1 + weight` would otherwise lose its weight to the sum, and nothing
-    could find it in the graph again. Changes of layout are folded, as they keep every value.
+    A norm may scale by `1 + weight`. If that sum were folded, the weight would no longer be in the
+    graph, and it could not be compared with the model's. Changes of layout are folded because they
+    keep every value.
     """
 
     def should_fold(node: ir.Node) -> bool | None:
@@ -258,13 +270,13 @@ def rename_values(
     default: str | None = None,
     prefix: str = _PREFIX,
 ) -> None:
-    """Give weights their names in the checkpoint and dynamic axes readable ones, in place.
+    """Name weights as in the checkpoint and give dynamic axes readable names, in place.
 
     Args:
         model: The graph.
         axes: For each input, axis → name.
-        default: Name of axes that are none of an input's.
-        prefix: What stands before every weight's name.
+        default: Name for dynamic axes that no input has.
+        prefix: Prefix to remove from the weights' names.
     """
     for name in list(model.graph.initializers):
         value = model.graph.initializers.pop(name)
@@ -287,16 +299,16 @@ def rename_values(
 def export_graph(
     model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
 ) -> ExportedGraph:
-    """Capture `model` as an ONNX graph.
+    """Export `model` to an ONNX graph in memory.
 
     Args:
-        model: A plain model; it is put in evaluation mode.
-        interface: Its inputs and outputs.
+        model: A plain model. It is put in evaluation mode.
+        interface: The model's inputs and outputs.
         opset: ONNX operator set version.
 
     Raises:
         ArgumentError: The opset is not supported.
-        ExportError: The model cannot be captured, or an operator has no ONNX counterpart.
+        ExportError: The model cannot be captured, or an operation has no ONNX operator.
     """
     check_opset(opset)
     example, axes = _example(interface), _axes(interface)
@@ -315,12 +327,14 @@ def export_graph(
             )
     except ExportError:
         named_inputs = dict(zip(interface.inputs, example, strict=True))
-        found = capture_patched(model, named_inputs, axes, outputs=interface.outputs, opset=opset)
+        found = capture_with_transformers(
+            model, named_inputs, axes, outputs=interface.outputs, opset=opset
+        )
         if found is None:
             raise
         graph, prefix = found, ""
         _optimize(graph, set(graph.graph.initializers))
-        logger.info("%s: exported with transformers' own patches", type(model).__name__)
+        logger.info("%s: exported with transformers' own exporter", type(model).__name__)
     modules = modules_by_node(graph, dict(model.named_modules()).keys(), prefix=prefix)
     named = {axis: str(dim.__name__) for axis, dim in axes.items()}
     rename_values(graph, [named for _ in example], prefix=prefix)

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself."""
+"""Read facts about an ONNX file without loading its external data."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from mixout_export.files.layout import LAYOUT
 
 @dataclass(frozen=True)
 class GraphFacts:
-    """What an ONNX file says of itself.
+    """Facts about an ONNX file.
 
     Attributes:
         path: The file.
@@ -22,9 +22,9 @@ class GraphFacts:
         inputs: Names of the inputs.
         outputs: Names of the outputs.
         initializers: Number of initializers.
-        parameters: Number of their elements.
-        dtypes: Their dtypes, each with the number of initializers.
-        metadata: The file's metadata.
+        parameters: Number of elements in all initializers.
+        dtypes: dtype → number of initializers that have it.
+        metadata: The file's `metadata_props`.
     """
 
     path: Path
@@ -38,23 +38,28 @@ class GraphFacts:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Label names from the metadata, None where there are none."""
+        """Label names from the metadata; None if it has none."""
         return recorded_labels(self.metadata, self.path) or None
 
 
 def read_graph_facts(path: Path) -> GraphFacts:
-    """Read an ONNX file, or the one in a folder, without its external data.
+    """Read the facts about an ONNX file.
+
+    Args:
+        path: An ONNX file, or a folder that holds `model.onnx`.
 
     Raises:
-        CheckpointError: It is no ONNX file.
+        CheckpointError: The file is not an ONNX file, or it holds no graph.
     """
     file = path / LAYOUT.onnx if path.is_dir() else path
     try:
         model = onnx.load(file, load_external_data=False)
     except (DecodeError, OSError) as error:
-        raise CheckpointError(f"{file}: is not an ONNX file ({error}); export it again") from error
+        raise CheckpointError(
+            f"{file}: cannot be read as an ONNX file ({error}); export it again"
+        ) from error
     if not model.graph.node:
-        raise CheckpointError(f"{file}: holds no graph; export it again")
+        raise CheckpointError(f"{file}: the ONNX file holds no graph; export it again")
     graph = model.graph
     names = [onnx.TensorProto.DataType.Name(tensor.data_type) for tensor in graph.initializer]
     opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]

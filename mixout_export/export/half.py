@@ -1,4 +1,4 @@
-"""Turn a graph's floating point into fp16, except where fp16 cannot hold the numbers."""
+"""Convert an ONNX graph to fp16, except for nodes whose values fp16 cannot hold."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
@@ -10,39 +10,49 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-from mixout_export.export.saving import is_large, saved
+from mixout_export.export.temporary_file import is_large, temporary_file
 
 Array = npt.NDArray[Any]
 
-#: Largest magnitude seen that a node may take or give in fp16, whose own limit is 65504: inputs
-#: that were not tried get four times as much.
-LARGEST = 16384.0
+#: A node is converted only if no measured value of its inputs and outputs is larger than this. The
+#: limit of fp16 is 65504, so values of inputs that were not measured may be four times larger.
+LARGEST_SAFE_VALUE = 16384.0
 
-#: From here on a number is no number but a mask's "minus infinity": softmax makes 0 of it, as it
-#: does of fp16's -65504 or -inf.
-MASK = 1e30
+#: Values of at least this magnitude are the "minus infinity" of an attention mask. They may
+#: overflow: softmax returns 0 for them as well as for fp16's -65504 and -inf.
+SMALLEST_MASK_VALUE = 1e30
 
-#: What a normalisation is made of where it is no operator of its own: squares leave fp16's range in
-#: both directions long before the values do.
-_NORMALISATION = ("Pow", "ReduceMean", "ReduceSumSquare", "ReduceL2", "Sqrt", "Reciprocal")
+#: Operators that compute a normalization where the graph does not have it as one operator. Squares
+#: leave the range of fp16 in both directions long before the values themselves do.
+_NORMALIZATION_OPERATORS = (
+    "Pow",
+    "ReduceMean",
+    "ReduceSumSquare",
+    "ReduceL2",
+    "Sqrt",
+    "Reciprocal",
+)
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
 def _magnitude(values: Array) -> float:
-    """Return the largest finite magnitude that is no mask's."""
+    """Return the largest finite magnitude, ignoring values of an attention mask."""
     magnitudes = np.abs(values[np.isfinite(values)])
-    return float(magnitudes[magnitudes < MASK].max(initial=0.0))
+    return float(magnitudes[magnitudes < SMALLEST_MASK_VALUE].max(initial=0.0))
 
 
 def measure_magnitudes(
     model: onnx.ModelProto, batches: Iterable[Mapping[str, Array]]
 ) -> dict[str, float]:
-    """Run a graph and return the largest magnitude of each of its float values, by name.
+    """Run a graph and measure the largest magnitude of each of its float values.
 
     Args:
-        model: A graph in fp32; it is left as it is.
-        batches: Inputs by name, each batch on its own.
+        model: A graph in fp32. It is not changed.
+        batches: Batches of inputs, each input name → array.
+
+    Returns:
+        Value name → largest magnitude over all batches.
     """
     given = {value.name for value in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name not in given]
@@ -50,7 +60,7 @@ def measure_magnitudes(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    with saved(model) as path:
+    with temporary_file(model) as path:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     del model.graph.output[len(given) :]
     taken = [value.name for value in session.get_inputs()]
@@ -69,17 +79,27 @@ def _float_constants(model: onnx.ModelProto) -> Iterator[tuple[onnx.TensorProto,
             yield tensor, numpy_helper.to_array(tensor)
 
 
-def _too_large(model: onnx.ModelProto, magnitudes: Mapping[str, float]) -> set[str]:
-    """Return the names of nodes that take or give a number too large for fp16."""
+def _nodes_with_large_values(model: onnx.ModelProto, magnitudes: Mapping[str, float]) -> set[str]:
+    """Return the names of nodes with an input or output that is too large for fp16."""
     return {
         node.name
         for node in model.graph.node
-        if any(magnitudes.get(name, 0.0) > LARGEST for name in (*node.input, *node.output))
+        if any(
+            magnitudes.get(name, 0.0) > LARGEST_SAFE_VALUE for name in (*node.input, *node.output)
+        )
     }
 
 
-def _enclosed(model: onnx.ModelProto, kept: Set[str], floats: Set[str]) -> set[str]:
-    """Return the nodes between nodes that are kept: a cast to fp16 and back would gain nothing."""
+def _nodes_between(model: onnx.ModelProto, kept: Set[str], floats: Set[str]) -> set[str]:
+    """Return the nodes whose float inputs and outputs all belong to nodes kept in fp32.
+
+    Casting to fp16 and back around them would save nothing.
+
+    Args:
+        model: The graph.
+        kept: Names of the nodes that stay in fp32.
+        floats: Names of the float values.
+    """
     constants = {tensor.name for tensor in model.graph.initializer}
     maker = {name: node.name for node in model.graph.node for name in node.output}
     users: dict[str, set[str]] = {}
@@ -100,10 +120,11 @@ def _enclosed(model: onnx.ModelProto, kept: Set[str], floats: Set[str]) -> set[s
     return found
 
 
-def _round(model: onnx.ModelProto) -> None:
-    """Round weights to what fp16 holds, as everybody else does.
+def _round_weights(model: onnx.ModelProto) -> None:
+    """Round weights to the nearest fp16 number in place, as `tensor.half()` does.
 
-    The library would keep numbers below fp16's smallest from becoming zero.
+    The converter alone would raise the magnitude of tiny weights to 1e-7 instead of rounding them.
+    Weights too large for fp16 keep their value.
     """
     for tensor, values in _float_constants(model):
         with np.errstate(over="ignore"):
@@ -116,32 +137,32 @@ def _round(model: onnx.ModelProto) -> None:
 def to_half(
     model: onnx.ModelProto, batches: Sequence[Mapping[str, Array]]
 ) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Turn a graph's weights and arithmetic into fp16; its inputs and outputs stay what they are.
+    """Convert a graph's weights and arithmetic to fp16.
 
-    Nodes whose numbers leave fp16's range on any batch stay in fp32, and so do the parts of a
-    normalisation that is not an operator of its own.
+    The graph's inputs and outputs keep their types. A node stays in fp32 if one of its values
+    leaves the range of fp16 in any batch, or if it is a part of a normalization.
 
     Args:
-        model: A graph in fp32 with names of its nodes; it is changed.
-        batches: Inputs by name, to find what is too large.
+        model: A graph in fp32 whose nodes have names. It is changed.
+        batches: Batches of inputs, each input name → array, to measure the graph's values with.
 
     Returns:
-        The graph, and the names of the nodes that stay in fp32.
+        The converted graph, and the names of the nodes that stay in fp32.
     """
     magnitudes = measure_magnitudes(model, batches)
-    kept = _too_large(model, magnitudes)
-    kept |= {node.name for node in model.graph.node if node.op_type in _NORMALISATION}
-    while more := _enclosed(model, kept, magnitudes.keys()) - kept:
+    kept = _nodes_with_large_values(model, magnitudes)
+    kept |= {node.name for node in model.graph.node if node.op_type in _NORMALIZATION_OPERATORS}
+    while more := _nodes_between(model, kept, magnitudes.keys()) - kept:
         kept |= more
-    _round(model)
+    _round_weights(model)
     names = tuple(node.name for node in model.graph.node if node.name in kept)
     original = {node.name for node in model.graph.node}
     if is_large(model):
-        with saved(model) as path:
+        with temporary_file(model) as path:
             converted = _convert(str(path), names)
     else:
         converted = _convert(model, names)
-    _join(converted.graph, original)
+    _remove_round_trips(converted.graph, original)
     return converted, names
 
 
@@ -155,21 +176,26 @@ def _convert(model: onnx.ModelProto | str, kept: Sequence[str]) -> onnx.ModelPro
     return converted
 
 
-def _join(graph: onnx.GraphProto, original: Set[str]) -> None:
-    """Take out the casts to fp16 and back that the library puts between nodes in fp32."""
+def _remove_round_trips(graph: onnx.GraphProto, original: Set[str]) -> None:
+    """Remove the casts to fp16 and back that the converter adds between two fp32 nodes.
+
+    Args:
+        graph: The converted graph. It is changed.
+        original: Names of the nodes that the graph had before the conversion.
+    """
     added = [node for node in graph.node if node.name not in original and node.op_type == "Cast"]
     target = {node.name: next(a.i for a in node.attribute if a.name == "to") for node in added}
-    wide = {node.output[0]: node.input[0] for node in added if target[node.name] == _HALF}
-    joined = {
-        node.output[0]: wide[node.input[0]]
+    source = {node.output[0]: node.input[0] for node in added if target[node.name] == _HALF}
+    round_trips = {
+        node.output[0]: source[node.input[0]]
         for node in added
-        if target[node.name] == _FLOAT and node.input[0] in wide
+        if target[node.name] == _FLOAT and node.input[0] in source
     }
     for node in graph.node:
         for index, name in enumerate(node.input):
-            node.input[index] = joined.get(name, name)
+            node.input[index] = round_trips.get(name, name)
     outputs = {value.name for value in graph.output}
-    for casts in (joined, wide):
+    for casts in (round_trips, source):
         used = outputs | {name for node in graph.node for name in node.input}
         kept = [n for n in graph.node if n.output[0] not in casts or n.output[0] in used]
         del graph.node[:]

@@ -1,4 +1,4 @@
-"""Which values of a graph are the outputs of which modules."""
+"""Find which values of an ONNX graph are the outputs of which modules."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ _FLOATING = (
 
 
 def _with_ancestors(module: str) -> Iterator[str]:
-    """Yield a module's name and those of the modules around it; none for ""."""
+    """Yield a module's name and the names of all modules that contain it; nothing for ""."""
     while module:
         yield module
         module = module.rpartition(".")[0]
@@ -26,19 +26,19 @@ def _is_inside(module: str, ancestor: str) -> bool:
 def values_by_module(
     model: ir.Model, modules_by_node: Mapping[str, str]
 ) -> dict[str, tuple[str, ...]]:
-    """Find the values that leave each module: made inside it, used outside it.
+    """Find each module's output values: those created inside it and used outside it.
 
-    The last value that a module makes itself need not be what it returns, for the modules in it
-    may go on from there; what leaves it is.
+    The last value that a module creates itself may differ from what it returns, because its
+    submodules may process that value further.
 
     Args:
-        model: The graph, its values' types still known.
-        modules_by_node: For each node, the module that made it; "" where none did.
+        model: The graph. The types of its values must still be known.
+        modules_by_node: Node name → name of the module that created the node; "" if none did.
 
     Returns:
-        For each module of which floating-point values leave, their names in the graph's order;
-        the one that the module returns is the last, and a module that is called several times has
-        one a call.
+        Module → names of its floating-point output values, in the graph's order. The last name is
+        the value that the module returns. A module that is called several times has one name per
+        call.
     """
     found: dict[str, list[str]] = {}
     outputs = {id(value) for value in model.graph.outputs}

@@ -1,13 +1,14 @@
-"""Let onnxruntime rewrite a graph once, rather than at every start."""
+"""Optimize a graph with onnxruntime once, instead of each time it loads the graph."""
 
 from typing import Literal
 
 import onnx
 import onnxruntime
 
-from mixout_export.export.saving import is_large, saved
+from mixout_export.export.temporary_file import is_large, temporary_file
 
-#: "basic" stays within the standard's operators, "extended" fuses some into onnxruntime's own.
+#: "basic" uses only standard ONNX operators. "extended" also fuses some nodes into operators that
+#: only onnxruntime has.
 Level = Literal["basic", "extended"]
 
 _LEVELS = {
@@ -19,11 +20,11 @@ _EXTERNAL_DATA = "optimized.data"
 
 
 def optimize(model: onnx.ModelProto, level: Level) -> onnx.ModelProto:
-    """Return a graph as onnxruntime's optimiser leaves it, for any CPU.
+    """Return a graph optimized by onnxruntime. The result runs on any CPU.
 
     Args:
-        model: A graph; it is left as it is.
-        level: How far to go.
+        model: A graph. It is not changed.
+        level: Which optimizations to apply.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -32,7 +33,7 @@ def optimize(model: onnx.ModelProto, level: Level) -> onnx.ModelProto:
         options.add_session_config_entry(
             "session.optimized_model_external_initializers_file_name", _EXTERNAL_DATA
         )
-    with saved(model) as source:
+    with temporary_file(model) as source:
         target = source.with_name("optimized.onnx")
         options.optimized_model_filepath = str(target)
         onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -42,7 +43,7 @@ def optimize(model: onnx.ModelProto, level: Level) -> onnx.ModelProto:
 
 
 def _remove_unused_domains(model: onnx.ModelProto) -> None:
-    """Take out the operator sets that onnxruntime lists though no node is of them."""
+    """Remove the operator sets that onnxruntime lists although no node uses them, in place."""
     used = {node.domain for node in model.graph.node} | {""}
     kept = [opset for opset in model.opset_import if opset.domain in used]
     del model.opset_import[:]

@@ -1,4 +1,4 @@
-"""From a captured graph in fp32 to the graph that was asked for: fp16, int8, optimised."""
+"""Convert a captured fp32 graph to fp16 or int8, and optimize it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +22,12 @@ Batches = Sequence[Mapping[str, npt.NDArray[Any]]]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What becomes of a captured graph.
+    """How to convert a captured graph.
 
     Attributes:
         precision: One of `PRECISIONS`.
-        optimize: Apply onnxruntime's graph optimisations.
-        reduce_range: int8 weights in 7 bits, for x86 processors without VNNI.
+        optimize: Whether to apply onnxruntime's graph optimizations.
+        reduce_range: Whether int8 weights use 7 bits, for x86 processors without VNNI.
     """
 
     precision: str = "fp32"
@@ -38,37 +38,44 @@ class Conversion:
         """Check the arguments.
 
         Raises:
-            ArgumentError: One is outside its domain, or they contradict each other.
+            ArgumentError: An argument is outside its domain, or two contradict each other.
         """
         if self.precision not in PRECISIONS:
             raise ArgumentError(
                 f"precision: got {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
             )
         if self.reduce_range and self.precision != "int8":
-            raise ArgumentError("reduce-range: is about int8 weights; give --precision int8")
+            raise ArgumentError(
+                f"reduce-range: applies only to int8, got precision {self.precision}; give "
+                "--precision int8"
+            )
 
     @property
-    def changes_nothing(self) -> bool:
-        """Whether the graph stays as it was captured."""
+    def keeps_graph(self) -> bool:
+        """Whether the captured graph needs no conversion."""
         return self.precision == "fp32" and not self.optimize
 
 
-def _complete(model: onnx.ModelProto, batch: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Give a batch what a graph with a key/value cache takes besides: positions, an empty cache."""
+def _add_cache_inputs(
+    model: onnx.ModelProto, batch: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, Any]:
+    """Return a batch with the inputs of a graph with a cache: positions and an empty cache."""
     first = next(iter(batch.values()))
     positions = np.broadcast_to(np.arange(first.shape[-1]), first.shape).copy()
-    made = {"position_ids": positions, **batch}
+    arrays = {"position_ids": positions, **batch}
     for value in model.graph.input:
-        if value.name not in made:
+        if value.name not in arrays:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            made[value.name] = np.zeros((len(first), *shape[1:]), dtype=np.float32)
-    return {value.name: made[value.name] for value in model.graph.input}
+            arrays[value.name] = np.zeros((len(first), *shape[1:]), dtype=np.float32)
+    return {value.name: arrays[value.name] for value in model.graph.input}
 
 
 def _to_int8(
     model: onnx.ModelProto, conversion: Conversion, calibration: Batches | None
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    batches = None if calibration is None else [_complete(model, batch) for batch in calibration]
+    batches = (
+        None if calibration is None else [_add_cache_inputs(model, batch) for batch in calibration]
+    )
     record: dict[str, Any] = {
         "method": "dynamic" if batches is None else "static",
         "operators": sorted(OPERATORS),
@@ -88,21 +95,20 @@ def _convert(
     samples: Batches,
     calibration: Batches | None,
 ) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """Return the converted graph and how it was made."""
+    """Return the converted graph and a record of how it was converted."""
     record: dict[str, Any] = {"onnxruntime": onnxruntime.__version__}
     if conversion.precision == "fp16":
-        if conversion.optimize:  # before, for onnxruntime has few fp16 operators on a CPU
+        if conversion.optimize:  # in fp32, because onnxruntime has few fp16 operators on a CPU
             model = optimize(model, "basic")
             model = onnx.shape_inference.infer_shapes(model)
             record["optimized"] = "basic"
-        model, kept = to_half(model, [_complete(model, batch) for batch in samples])
+        model, kept = to_half(model, [_add_cache_inputs(model, batch) for batch in samples])
         return model, record | {"fp32_nodes": list(kept), "outputs": "float32"}
     if conversion.precision == "int8":
         model, made = _to_int8(model, conversion, calibration)
         record |= made
-    if (
-        conversion.optimize
-    ):  # after, for it fuses what quantising leaves, and fused is not quantised
+    if conversion.optimize:
+        # after quantization, because fused operators are not quantized
         model = optimize(model, "extended")
         record["optimized"] = "extended"
     return model, record
@@ -115,26 +121,28 @@ def convert_graph(
     samples: Batches = (),
     calibration: Batches | None = None,
 ) -> tuple[ExportedGraph, dict[str, Any]]:
-    """Turn a captured graph into the one that was asked for.
+    """Convert a captured graph to another precision, and optimize it if asked to.
 
     Args:
-        graph: A graph as it was captured, with the types of its values; it is left as it is.
-        conversion: What to make of it.
-        samples: Inputs by name that show, for fp16, which numbers grow too large.
-        calibration: Inputs by name that show, for int8, how large activations are; None rounds
-            activations by each batch's own range (dynamic quantisation).
+        graph: A graph as it was captured, with the types of its values. It is not changed.
+        conversion: How to convert it.
+        samples: Batches of inputs, each input name → array. For fp16, the graph runs on them to
+            find values that are too large.
+        calibration: Batches of inputs, each input name → array. For int8, they fix the range of
+            the activations (static quantization). With None, each batch is measured when it
+            arrives (dynamic quantization).
 
     Returns:
-        The graph, and how it was made as plain JSON values; {} if nothing was done.
+        The graph, and a record of the conversion as JSON values; {} if nothing was converted.
 
     Raises:
         ExportError: The graph cannot be converted.
     """
-    if conversion.changes_nothing:
+    if conversion.keeps_graph:
         return graph, {}
     proto, record = _convert(
         ir.to_proto(graph.model), conversion, samples=samples, calibration=calibration
     )
     model = ir.from_proto(proto)
-    model.graph.sort()  # casts are appended at the end
+    model.graph.sort()  # the converter appends casts at the end
     return replace(graph, model=model), record

@@ -1,4 +1,4 @@
-"""Operations that models use and that cannot be captured as they are, put another way."""
+"""Replace operations that cannot be captured by equal operations that can."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from mixout_export.checkpoint.experts import gathered_experts
 
 
 def _is_tail(index: Any, value: Any) -> bool:
-    """Tell whether an index is all but the first along the last axis, `[..., 1:]` or `[:, 1:]`."""
+    """Return whether an index is `[..., 1:]` or `[:, 1:]`: all but the first of the last axis."""
     if not isinstance(index, tuple) or not isinstance(value, Tensor):
         return False
     *rest, last = index
@@ -22,16 +22,19 @@ def _is_tail(index: Any, value: Any) -> bool:
 
 
 def _set_tail(target: Tensor, index: Any, value: Tensor) -> None:
-    """Do `target[..., 1:] = value` as one copy of the whole.
+    """Compute `target[..., 1:] = value` as one copy of the whole tensor.
 
-    Encoder-decoders shift their input so. A copy into a part is captured only for a part of two
-    elements at least, which would forbid sequences of one and two tokens.
+    Encoder-decoders shift their inputs this way. PyTorch captures a copy into a part only if the
+    part has at least two elements, which would forbid sequences of one and two tokens.
     """
     target.copy_(torch.cat([target[..., :1], value], dim=-1))
 
 
 def _squeeze(value: Tensor) -> Tensor:
-    """Drop the axes that are always of size one: in a graph, a batch of one would lose its axis."""
+    """Remove only the axes whose size is the constant 1.
+
+    A plain `squeeze` would also remove the batch axis when the graph runs on a batch of one.
+    """
     return value.squeeze(
         [axis for axis, size in enumerate(value.shape) if type(size) is int and size == 1]
     )
@@ -57,6 +60,6 @@ class _TraceableOperations(TorchFunctionMode):
 
 @contextmanager
 def traceable(model: PreTrainedModel) -> Iterator[None]:
-    """Make what a model computes capturable while inside; it computes the same."""
+    """Replace the operations while inside the context. The model computes the same values."""
     with gathered_experts(model), _TraceableOperations():
         yield

@@ -1,4 +1,4 @@
-"""Capture a model with the patches that transformers has for its own exporter."""
+"""Export models that `torch.onnx` alone cannot export, with transformers' own exporter."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from mixout_export.quiet import quiet_libraries
 
 
-def capture_patched(
+def capture_with_transformers(
     model: PreTrainedModel,
     inputs: Mapping[str, Tensor],
     axes: Mapping[int, Any],
@@ -19,21 +19,21 @@ def capture_patched(
     outputs: Sequence[str],
     opset: int,
 ) -> ir.Model | None:
-    """Capture a model by transformers' own exporter, for what cannot be captured without it.
+    """Capture a model with transformers' own exporter.
 
-    It knows another way for complex rotations, splits of symbolic size and the like. It calls
-    itself experimental, so it is not what is tried first.
+    It replaces operations such as complex rotations and splits of symbolic size, which ONNX does
+    not have. Transformers calls it experimental, so we try it only after our own way has failed.
 
     Args:
         model: A plain model in evaluation mode.
-        inputs: An example by name.
-        axes: The dynamic axes that all inputs share.
+        inputs: Example inputs by name.
+        axes: The dynamic axes that all inputs have.
         outputs: Names of the outputs to keep.
         opset: ONNX operator set version.
 
     Returns:
-        The graph, its weights named as the model names them; None where this transformers has no
-        such exporter, or where it fails too.
+        The graph, with weights named as in the model. None if the installed transformers has no
+        such exporter, or if it fails.
     """
     try:
         from transformers.exporters.configs import OnnxConfig
@@ -54,7 +54,7 @@ def capture_patched(
                 model.config.use_cache = False
             exporter = OnnxExporter()  # type: ignore[no-untyped-call]
             program, _ = exporter.export_program(model, dict(inputs), config=config)
-        except Exception:  # whatever it raises, the reason to give is why the plain way failed
+        except Exception:  # the caller reports why our own way failed
             return None
         finally:
             if cached:
