@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from typing import Any
 import click
 
 from mixout_export.printable import printable
+
+_NAME = "mixout-export"
 
 
 class InterruptionError(Exception):
@@ -83,6 +86,14 @@ def number(value: float | None, digits: int = 4) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _program() -> list[str]:
+    """Return how a shell starts this program: by its name, if it is on PATH, else by its path."""
+    script = Path(sys.executable).with_name(_NAME)
+    if shutil.which(_NAME) is not None:
+        return [_NAME]
+    return [str(script)] if script.is_file() else [sys.executable, "-m", "mixout_export_cli"]
+
+
 def next_command(command: str, *arguments: str | Path) -> str:
     """Return the command that the user types next, quoted for a shell.
 
@@ -90,7 +101,7 @@ def next_command(command: str, *arguments: str | Path) -> str:
         command: A command of this program, such as "collapse".
         arguments: Its arguments, paths as the user gave them.
     """
-    return shlex.join(["mixout-export", command, *map(str, arguments)])
+    return shlex.join([*_program(), command, *map(str, arguments)])
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

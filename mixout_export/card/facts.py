@@ -1,4 +1,4 @@
-"""What the steps tell a card."""
+"""Facts that the steps pass to a card."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ def _share(part: int, whole: int) -> str:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a run did.
+    """Facts about a training run.
 
     Attributes:
-        strategy: In the paper's notation.
-        settings: Name → value, as they are shown.
-        evaluation: How the result did; None where it was not evaluated.
+        strategy: The strategy in the paper's notation.
+        settings: Option → value, as shown.
+        evaluation: The evaluation of the result; None if there was none.
         dataset: The training data's name on the hub; None for a file.
-        curves: File name of the picture; None without.
+        curves: File name of the picture; None if there is none.
     """
 
     strategy: str
@@ -34,13 +34,13 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class CollapseFacts:
-    """What became of the weights.
+    """What `collapse` did to the weights.
 
     Attributes:
-        tensors: Tensors in all.
-        interpolated: Those of them that were mixed with their pretrained value.
-        alpha: The trained weights' share, in [0, 1].
-        dtype: Dtype that they were converted to; None if it was kept.
+        tensors: Number of tensors.
+        interpolated: Number of tensors that were interpolated with their pretrained value.
+        alpha: Share of the trained weights, in [0, 1].
+        dtype: The dtype to which they were converted; None if it was kept.
     """
 
     tensors: int
@@ -50,33 +50,33 @@ class CollapseFacts:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it is bit for bit the model that was trained."""
+        """Whether the weights are those of the trained model, bit for bit."""
         return self.alpha == 1.0 and self.dtype is None
 
     def to_markdown(self) -> str:
-        """Return how many tensors are what."""
+        """Return a table of how many tensors were changed, and how."""
         exact = self.tensors - self.interpolated
         rows = []
         if self.interpolated:
             mixed = f"(1 - {self.alpha:g}) · pretrained + {self.alpha:g} · trained"
             rows.append((_share(self.interpolated, self.tensors), mixed))
         if exact:
-            how = "the trained ones, bit for bit"
-            changed = f"the trained ones, as {self.dtype} where they are numbers with a fraction"
+            how = "trained, bit for bit"
+            changed = f"trained, converted to {self.dtype} if they are floating point"
             rows.append((_share(exact, self.tensors), changed if self.dtype else how))
-        shown = table(("tensors", "are"), rows)
-        return f"Collapsed from the checkpoint that was trained.\n\n{shown}"
+        shown = table(("tensors", "value"), rows)
+        return f"Collapsed from the trained checkpoint.\n\n{shown}"
 
 
 @dataclass(frozen=True)
 class OutputParity:
-    """How far one of a graph's outputs is from PyTorch's.
+    """How far an output of a graph is from PyTorch's.
 
     Attributes:
-        name: The output.
-        max_abs: Largest difference.
-        mean_abs: Mean difference.
-        agreement: Share of equal decisions in [0, 1]; None where it carries none.
+        name: Name of the output.
+        max_abs: Largest absolute difference.
+        mean_abs: Mean absolute difference.
+        agreement: Share of equal decisions in [0, 1]; None if nothing is decided from the output.
     """
 
     name: str
@@ -87,13 +87,14 @@ class OutputParity:
 
 @dataclass(frozen=True)
 class ParityFacts:
-    """What a comparison with PyTorch came to.
+    """The result of a comparison with PyTorch.
 
     Attributes:
         outputs: The graph's outputs.
-        criteria: What they were judged by.
-        weights: Weights found, and looked for; None where none were.
-        covered: What it was run on, name → how much.
+        criteria: The tolerance, or another criterion, in words.
+        weights: Number of weights that are accounted for, and of all weights; None if no weights
+            were compared.
+        covered: What was run: name → amount.
     """
 
     outputs: Sequence[OutputParity]
@@ -102,7 +103,7 @@ class ParityFacts:
     covered: Mapping[str, str] = field(default_factory=dict)
 
     def to_markdown(self) -> str:
-        """Return the outputs' table and what was run."""
+        """Return a table of the outputs, and one of what was compared."""
         rows = [
             (
                 output.name,
@@ -115,23 +116,23 @@ class ParityFacts:
         header = ("output", "largest difference", "mean difference", "equal decisions")
         found = [] if self.weights is None else [("weights accounted for", _share(*self.weights))]
         covered = table(
-            ("what was compared", ""),
-            [*self.covered.items(), *found, ("held to", self.criteria)],
+            ("compared", "amount"),
+            [*self.covered.items(), *found, ("criterion", self.criteria)],
         )
         return f"{table(header, rows)}\n\n{covered}"
 
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What a graph is.
+    """Facts about an ONNX graph.
 
     Attributes:
-        task: The model's task; None for one without a head.
+        task: The model's task; None for a model without a head.
         architecture: The model's class.
         precision: "fp32", "fp16" or "int8".
         opset: ONNX operator set version.
         inputs: Names of the graph's inputs.
-        parity: The comparison with PyTorch; None where there was none.
+        parity: The comparison with PyTorch; None if there was none.
     """
 
     task: Task | None

@@ -1,4 +1,4 @@
-"""The card that each step writes, from the card of what it read and from what it did."""
+"""Write the card of each step, from the card of its input and from what the step did."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,15 @@ from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.tasks import known_task
 from mixout_export.version import __version__
 
-#: Sections that each step writes again.
+#: Sections that a step replaces.
 RESULTS_SECTION, TRAINING, CURVES = "Results", "How it was trained", "Curves"
 PARITY, USE, CITATION = "Parity", "Use", "Citation"
 
-_CITATION = """Mixout replaces weights by their pretrained values at random while training.
-In evaluation the model computes with its own weights: it is a plain one.
+#: Labels that a card lists. `config.json` has all of them.
+_SHOWN_LABELS = 50
+
+_CITATION = """During training, mixout randomly replaces weights by their pretrained values.
+At inference the model uses its own weights only, like any other model.
 
 ```bibtex
 @inproceedings{lee2020mixout,
@@ -34,14 +37,14 @@ def _base_name(metadata: MixoutMetadata) -> str:
     return metadata.base.name or "a pretrained checkpoint"
 
 
-def _title(metadata: MixoutMetadata) -> str:
-    """Name a model by what it comes from: what its folder is called means nothing elsewhere."""
+def model_title(metadata: MixoutMetadata) -> str:
+    """Name a model by its base and its task, because a folder's name means nothing elsewhere."""
     task = f" for {metadata.task}" if metadata.task else ""
     return f"{_base_name(metadata).rpartition('/')[2]}{task}"
 
 
 def strategy_name(metadata: MixoutMetadata, *, decay_toward: str, weight_decay: float) -> str:
-    """Return the strategy in the paper's notation: "mixout(0.7) + wdecay(pre, 0.01)", say."""
+    """Return the strategy in the paper's notation, as in "mixout(0.7) + wdecay(pre, 0.01)"."""
     p = metadata.config.p
     mixed = f"mixout({p:g})" if p else "no mixout"
     if metadata.config.granularity == "element" and p:
@@ -54,7 +57,7 @@ def strategy_name(metadata: MixoutMetadata, *, decay_toward: str, weight_decay: 
 
 def _header(metadata: MixoutMetadata, before: Card) -> dict[str, Any]:
     task = None if metadata.task is None else known_task(metadata.task)
-    # a base that is a folder was made of something, too
+    # a base that is a folder may itself have been made from a model of the hub
     named = hub_id(metadata.base) or before.header.get("base_model")
     return {
         **inherited(before.header, metadata.base),
@@ -67,31 +70,40 @@ def _header(metadata: MixoutMetadata, before: Card) -> dict[str, Any]:
 
 
 def prepared_card(metadata: MixoutMetadata, base: Card) -> Card:
-    """Return the card of a prepared checkpoint, which passes the base's licence on.
+    """Return the card of a prepared checkpoint, which keeps the base's license.
 
     Args:
         metadata: The checkpoint's mixout metadata.
         base: The base's card, empty if it has none.
     """
     lead = (
-        f"{inline(_base_name(metadata))}, prepared by mixout-export {__version__} for finetuning "
+        f"{inline(_base_name(metadata))}, prepared by mixout-export {__version__} to be finetuned "
         f"for {metadata.task} with mixout({metadata.config.p:g}). It is not finetuned yet."
     )
-    return Card(_header(metadata, base), opening(inline(_title(metadata)), lead)).ending_with(
+    return Card(_header(metadata, base), opening(inline(model_title(metadata)), lead)).ending_with(
         {CITATION: _CITATION}
     )
+
+
+def _options(metadata: MixoutMetadata, facts: TrainingFacts) -> dict[str, Any]:
+    """Return the rows of the table of options, with the labels of a classifier."""
+    labels = metadata.labels or ()
+    if len(labels) < 2:
+        return dict(facts.settings)
+    more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
+    return {**facts.settings, "labels": ", ".join(labels[:_SHOWN_LABELS]) + more}
 
 
 def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card) -> Card:
     """Return the card of a trained checkpoint.
 
     Args:
-        metadata: Its mixout metadata.
+        metadata: The checkpoint's mixout metadata.
         facts: What the run did.
-        prepared: The card of the checkpoint that it started from.
+        prepared: The card of the checkpoint from which the run started.
     """
     task = None if metadata.task is None else known_task(metadata.task)
-    title, evaluation = _title(metadata), facts.evaluation
+    title, evaluation = model_title(metadata), facts.evaluation
     lead = (
         f"{inline(_base_name(metadata))} finetuned for {metadata.task} with {facts.strategy} by "
         f"mixout-export {__version__}."
@@ -103,13 +115,15 @@ def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card)
         header["metrics"] = evaluation.metric_ids()
         index = evaluation.model_index(title, header["pipeline_tag"] or "other")
         header["model-index"] = index
-    shown = "It was not evaluated." if evaluation is None else evaluation.to_markdown()
+    shown = "It was not evaluated."
+    if evaluation is not None:
+        shown = evaluation.to_markdown(metadata.task, metadata.labels or ())
     kept = prepared.sections if prepared.is_ours else ()
     return Card(header, opening(inline(title), lead), kept).ending_with(
         {
             RESULTS_SECTION: shown,
-            TRAINING: table(("setting", "value"), facts.settings.items()),
-            CURVES: f"![loss and metric against updates]({facts.curves})" if facts.curves else "",
+            TRAINING: table(("option", "value"), _options(metadata, facts).items()),
+            CURVES: f"![loss and metric at each step]({facts.curves})" if facts.curves else "",
             USE: model_usage(task),
             CITATION: _CITATION,
         }
@@ -117,7 +131,10 @@ def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card)
 
 
 def _measured_before(card: Card, what: str) -> Card:
-    """Return a card whose results are another model's: the text says so, the header is silent."""
+    """Return a card that says that its results are those of an earlier model.
+
+    The header then has no results, because the hub would take them for this model's.
+    """
     results = card.section(RESULTS_SECTION)
     header = {key: value for key, value in card.header.items() if key not in RESULTS}
     sections = tuple(
@@ -134,17 +151,17 @@ def collapsed_card(metadata: MixoutMetadata, facts: CollapseFacts, trained: Card
 
     Args:
         metadata: The mixout metadata of the checkpoint that was collapsed.
-        facts: What became of the weights.
-        trained: That checkpoint's card; one that another trainer wrote is kept, one that is
-            missing is made.
+        facts: What happened to the weights.
+        trained: The card of that checkpoint. A card that another trainer wrote is kept, and a
+            missing one is created.
     """
     task = None if metadata.task is None else known_task(metadata.task)
     card = trained.without(CURVES) if trained.is_ours else trained
     if not card.opening:
         lead = f"{inline(_base_name(metadata))} with mixout({metadata.config.p:g})."
-        card = replace(card, opening=opening(inline(_title(metadata)), lead))
+        card = replace(card, opening=opening(inline(model_title(metadata)), lead))
     if not facts.is_exact:
-        card = _measured_before(card, "before the weights were changed as told below")
+        card = _measured_before(card, "before the weights were changed as described below")
     made = {k: v for k, v in _header(metadata, card).items() if v is not None}
     header = {
         **made,
@@ -165,9 +182,9 @@ def exported_card(facts: ExportFacts, source: Card) -> Card:
     """Return the card of a graph.
 
     Args:
-        facts: What the graph is.
-        source: The card of the checkpoint; of one that another wrote, only the header is kept, for
-            what it says of its use is not so of a graph.
+        facts: Facts about the graph.
+        source: The card of the checkpoint. If another tool wrote it, only its header is kept,
+            because its instructions do not apply to a graph.
     """
     title = source.title or inline(facts.architecture)
     said = f"{title} in ONNX ({facts.precision}, opset {facts.opset})"

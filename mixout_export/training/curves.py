@@ -1,4 +1,4 @@
-"""The picture of a run: loss and metric against updates."""
+"""Draw a training run: its loss and its metric at each step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,42 +18,59 @@ def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], lis
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _style(axes: Axes, title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.set_xlabel("updates")
+def _draw_training_loss(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
+    """Draw each recorded loss, a mean, over the steps that it is the mean of."""
+    steps, losses = _series(records, "loss")
+    start = [0] if steps else []
+    axes.plot(
+        [*start, *steps],
+        [*losses[:1], *losses],
+        color=_TRAIN,
+        label="training",
+        drawstyle="steps-pre",
+    )
+
+
+def _style(axes: Axes, name: str) -> None:
+    axes.set_xlabel("step")
+    axes.set_ylabel(name)
+    axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
 
 
 def write_curves(
-    records: Sequence[dict[str, Any]], path: Path, *, metric: str, chosen_step: int
+    records: Sequence[dict[str, Any]], path: Path, *, metric: str, chosen_step: int, title: str
 ) -> None:
-    """Draw a run's records into a PNG.
+    """Draw the records of a run into a PNG file.
 
     Args:
         records: The lines of `metrics.jsonl`.
         path: The file to write.
-        metric: Name of the metric that ranks checkpoints; in the place of the loss, which has a
-            panel of its own, another one is shown.
-        chosen_step: Update whose model is the result.
+        metric: Name of the metric that selects the checkpoint. If that is the loss, which has a
+            panel of its own, the second panel shows another metric.
+        chosen_step: The step whose checkpoint was selected.
+        title: Which run this is.
     """
     names = [key.removeprefix("eval_") for r in records for key in r if key.startswith("eval_")]
     evaluated = "loss" in names
     if metric == "loss":
         metric = next((name for name in names if name != "loss"), metric)
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(9.0 if evaluated else 5.0, 3.4), layout="constrained")
+        figure = Figure(figsize=(9.0 if evaluated else 5.0, 3.6), layout="constrained")
         FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.01, horizontalalignment="left", wrap=True, fontsize=11)
         panels = figure.subplots(1, 2 if evaluated else 1, squeeze=False)[0]
-        panels[0].plot(*_series(records, "loss"), color=_TRAIN, label="training")
+        _draw_training_loss(panels[0], records)
         if evaluated:
-            panels[0].plot(*_series(records, "eval_loss"), "o-", color=_EVAL, label="evaluation")
+            steps, losses = _series(records, "eval_loss")
+            panels[0].plot(steps, losses, "o-", color=_EVAL, label="evaluation", clip_on=False)
             steps, values = _series(records, f"eval_{metric}")
-            panels[1].plot(steps, values, "o-", color=_EVAL)
-            panels[1].axvline(chosen_step, color=_CHOSEN, linestyle="--", label="chosen")
-            panels[1].legend(frameon=False)
+            panels[1].plot(steps, values, "o-", color=_EVAL, label="evaluation", clip_on=False)
+            selected = f"selected, step {chosen_step}"
+            panels[1].axvline(chosen_step, color=_CHOSEN, linestyle="--", label=selected)
             _style(panels[1], metric)
-        panels[0].legend(frameon=False)
         _style(panels[0], "loss")
         figure.savefig(path, dpi=150, metadata={"Software": None})

@@ -90,11 +90,11 @@ class RunDescription:
             "training data": self.sources.dataset if file is None else file.name,
             "training examples": self.data.rows,
             "evaluation data": "none" if evaluation is None else evaluation.data,
-            "updates": f"{outcome.steps}, the model is that of update {outcome.chosen_step}",
+            "steps": f"{outcome.steps}, the model is that of step {outcome.chosen_step}",
             "batch size": options.batch_size * options.gradient_accumulation,
             "peak learning rate": f"{options.lr:g}",
-            "schedule": f"{options.scheduler}, warm-up over {options.warmup_ratio:.0%} of the "
-            "updates",
+            "schedule": f"{options.scheduler}, {options.warmup_ratio:.0%} of the steps are warm-up",
+            "maximum length": f"{options.max_length} tokens",
             "precision": options.precision,
             "seed": options.seed,
         }

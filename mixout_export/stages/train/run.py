@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mixout_export.card.steps import model_title
 from mixout_export.checkpoint.artifact import (
     Artifact,
     open_artifact,
@@ -341,13 +342,14 @@ class _Run:
         is_newest = outcome.chosen_step == outcome.steps or not snapshots.best.exists()
         snapshots.promote(newest if is_newest else snapshots.best)
         records = MetricsLog(self.partial / LAYOUT.metrics).records()
+        metadata = require_metadata(open_artifact(self.partial))
         write_curves(
             records,
             self.partial / LAYOUT.curves,
             metric=result.metric,
             chosen_step=outcome.chosen_step,
+            title=model_title(metadata),
         )
-        metadata = require_metadata(open_artifact(self.partial))
         described = RunDescription(metadata, self.options, self.sources, self.data, outcome)
         described.write_card(self.folder.path, self.partial)
         shown = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}

