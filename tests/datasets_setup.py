@@ -6,8 +6,10 @@ from checkpoints import POSITIONS, VOCABULARY, make_tokenizer
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.readers import READERS, Encoding
+from mixout_export.data.encoding import Encoding
+from mixout_export.data.reader import reader_of
 from mixout_export.data.tables import Table
+from mixout_export.tasks import TASKS
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -32,6 +34,7 @@ def read(
 ) -> Any:
     """Find a task's columns and read them."""
     made = made if made is not None else encoding()
-    reader = READERS[task]
+    reader = reader_of(TASKS[task])
+    assert reader is not None
     columns = reader.find(data, ColumnNames.named(**named), made.labels, labelled=labelled)
     return reader.read(data, columns, made)

@@ -1,15 +1,34 @@
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from checkpoints import make_tokenizer
 
-from mixout_export.data.encoded import EncodedExamples, encode
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.data.encoding import EncodedExamples, Encoding
 from mixout_export.training.batches import (
     evaluation_batches,
     grouped,
     share_of,
     training_batches,
 )
+
+
+def encode(
+    tokenizer: Any,
+    texts: list[str],
+    pairs: list[str] | None,
+    labels: Any,
+    *,
+    inputs: tuple[str, ...],
+    max_length: int,
+) -> EncodedExamples:
+    interface = ModelInterface(inputs, ("logits",), len(tokenizer), None, 2, None)
+    made = Encoding(tokenizer, interface, max_length).texts(texts, pairs)
+    return replace(made, labels=labels)
+
 
 LENGTHS = np.random.default_rng(0).integers(3, 120, size=1003)
 

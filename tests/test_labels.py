@@ -7,12 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mixout_export.data.labels import LabelMap, encode_labels, text_values
+from mixout_export.data.labels import LabelMap, class_ids, number_values, text_values
 from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import DataError
-from mixout_export.tasks import TASKS
 
-CLASSES, REGRESSION = TASKS["text-classification"], TASKS["regression"]
 DEFAULT = ("LABEL_0", "LABEL_1")
 STARS = ("1", "2", "3", "4", "5")
 
@@ -23,7 +21,7 @@ def _table(values: list[Any]) -> Table:
 
 
 def _ids(values: list[Any], names: tuple[str, ...]) -> list[int]:
-    ids = encode_labels(_table(values), "label", CLASSES, names)
+    ids = class_ids(_table(values), "label", names)
     assert ids.dtype == np.int64
     assert ids.shape == (len(values),)
     return [int(index) for index in ids]
@@ -53,9 +51,13 @@ def test_class_ids(values: list[Any], names: tuple[str, ...], expected: list[int
     assert _ids(values, names) == expected
 
 
-def _refusal(values: list[Any], names: tuple[str, ...] | None, *, regression: bool = False) -> str:
+def _refusal(values: list[Any], names: tuple[str, ...] = (), *, regression: bool = False) -> str:
+    def read() -> Any:
+        table = _table(values)
+        return number_values(table, "label") if regression else class_ids(table, "label", names)
+
     with pytest.raises(DataError) as caught:
-        encode_labels(_table(values), "label", REGRESSION if regression else CLASSES, names)
+        read()
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -109,7 +111,7 @@ def test_missing_values_are_refused_with_their_rows(missing: Any, regression: bo
 
 def test_numbers() -> None:
     values = ["0.5", "-1e3", " 2 ", 3, 4.25, True, "1.400"]
-    numbers = encode_labels(_table(values), "label", REGRESSION, None)
+    numbers = number_values(_table(values), "label")
     assert numbers.dtype == np.float32
     expected = np.array([0.5, -1000, 2, 3, 4.25, 1, 1.4], np.float32)
     np.testing.assert_array_equal(numbers, expected)
@@ -121,7 +123,7 @@ def test_numbers() -> None:
     ["good", "nan", "inf", "-inf", math.nan, math.inf, "1e39", 1e300, 10**400, "1_000", "１", [1]],
 )
 def test_what_is_no_number_is_refused(value: Any) -> None:
-    message = _refusal(["1", value, value], None, regression=True)
+    message = _refusal(["1", value, value], regression=True)
     assert "where a number is expected, in row 2 (line 3), row 3 (line 4);" in message
     assert message.startswith(f"data.tsv: column 'label' holds {repr(value)[:50]}")
 
@@ -161,4 +163,4 @@ def test_an_absent_json_key_and_a_null_are_missing(tmp_path: Path) -> None:
 def test_unused_columns_may_have_gaps(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("note,label\n,1\nx,0\n", encoding="utf-8")
-    assert encode_labels(read_table(path), "label", CLASSES, DEFAULT).tolist() == [1, 0]
+    assert class_ids(read_table(path), "label", DEFAULT).tolist() == [1, 0]

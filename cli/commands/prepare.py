@@ -1,14 +1,24 @@
 """`mixout-export prepare`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from mixout_export.tasks import TASKS
+from mixout_export.tasks import TASKS, known_task
 from mixout_export_cli.command import Command
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
 from mixout_export_cli.output import Output, count_of
+
+
+class TaskChoice(click.Choice[str]):
+    """The name of a task, also of one that was registered after this module was imported."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name, or raise a usage error."""
+        self.choices = tuple(TASKS)
+        return super().convert(value, param, ctx)
 
 
 def _parse_labels(text: str | None) -> int | list[str] | None:
@@ -25,7 +35,7 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
 @click.argument("out", type=PATH)
 @click.option(
     "--task",
-    type=click.Choice(list(TASKS)),
+    type=TaskChoice(TASKS),
     metavar="NAME",
     help=f"The task: {', '.join(TASKS)}.  [default: the task of BASE's head]",
 )
@@ -150,7 +160,8 @@ def prepare(
         f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one bit per {granularity}",
         f"  fresh    {', '.join(result.fresh) or 'nothing, the head came with the base'}",
     ]
-    if result.labels is not None and result.task != "regression":
+    known = known_task(result.task)
+    if result.labels is not None and known is not None and not known.single_output:
         lines.append(f"  labels   {', '.join(result.labels)}")
     for key, (before, after) in result.config_changes.items():
         lines.append(f"  config   {key}: {before} -> {after} while training")

@@ -9,6 +9,7 @@ import onnxruntime
 
 from mixout_export.bundling.source import Graph, OnnxFolder
 from mixout_export.checkpoint.model import load_tokenizer
+from mixout_export.tasks import known_task
 
 SENTENCE = "The film was a delight from the first scene to the last."
 
@@ -80,7 +81,8 @@ def _inputs_of(folder: OnnxFolder, graph: Graph) -> tuple[str, dict[str, Array]]
 
 def _decision(folder: OnnxFolder, outputs: dict[str, Array]) -> tuple[str, float]:
     logits = outputs.get("logits")
-    if logits is None or folder.task != "text-classification" or logits.ndim != 2:
+    task = known_task(folder.task)
+    if logits is None or task is None or not task.classifies or logits.ndim != 2:
         return "", 0.0
     if len(folder.labels) != logits.shape[-1]:
         return "", 0.0

@@ -7,7 +7,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixout_export.bundling.example import Example
 from mixout_export.bundling.plan import BundleOptions, Plan
-from mixout_export.bundling.usage import DTYPES, javascript, python
+from mixout_export.card.usage import usage_code
+from mixout_export.tasks import known_task
 from mixout_export.version import __version__
 
 _TITLES: Mapping[str, str] = {
@@ -18,6 +19,9 @@ _TITLES: Mapping[str, str] = {
     "optimum": "Optimum",
 }
 
+#: transformers.js' names of precisions.
+DTYPES: Mapping[str, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}
+
 
 def _code(text: str) -> str:
     """Return a text as Markdown shows it as it is: on one line, within backticks."""
@@ -25,11 +29,19 @@ def _code(text: str) -> str:
     return f"`{line}`"
 
 
-def _usage(plan: Plan, options: BundleOptions) -> str:
-    """Return the program that asks a library; "" for a server, which is asked over the network."""
+def _usage(plan: Plan, options: BundleOptions, example: Example | None) -> str:
+    """Return the program that calls the first model; "" for a server."""
+    model = plan.models[0]
+    task = known_task(model.folder.task)
+    # The page shows the answer to this text.
+    text = json.dumps(example.text) if example is not None and example.label else ""
     if options.server == "transformers-js":
-        return javascript(plan, options)
-    return python(plan) if options.server == "optimum" else ""
+        dtype = DTYPES[model.folder.precision]
+        return usage_code("javascript", task, name=options.name, dtype=dtype, text=text)
+    if options.server == "optimum":
+        images = any(value.name == "pixel_values" for value in model.graph.inputs)
+        return usage_code("optimum", task, images=images, file=model.path, text=text)
+    return ""
 
 
 def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> str:
@@ -55,7 +67,8 @@ def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> 
         options=options,
         models=plan.models,
         folder=plan.models[0].folder,
-        usage=_usage(plan, options),
+        task=known_task(plan.models[0].folder.task),
+        usage=_usage(plan, options, example),
         dtypes=DTYPES,
         example=example,
         body=None if example is None else json.dumps(example.request()),

@@ -8,6 +8,7 @@ from mixout_export.bundling.plan import BundleOptions, Model, Plan
 from mixout_export.bundling.source import OnnxFolder
 from mixout_export.errors import ArgumentError
 from mixout_export.files.layout import LAYOUT
+from mixout_export.tasks import known_task
 
 #: What both libraries append to a graph's name for a precision.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
@@ -46,10 +47,11 @@ def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) 
     Raises:
         ArgumentError: transformers.js has no class for the task.
     """
-    if folders[0].task == "multiple-choice":
+    task = known_task(folders[0].task)
+    if task is not None and task.usage.javascript is None:
         raise ArgumentError(
-            f"{folders[0].path}: is for multiple choice, for which transformers.js has no class; "
-            "bundle it for a server, or for optimum"
+            f"{folders[0].path}: transformers.js has no class for the task {task.name}; use "
+            "another --server, for example optimum"
         )
     return _plan(folders, options, PurePosixPath("onnx"))
 

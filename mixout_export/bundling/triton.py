@@ -7,14 +7,12 @@ from pathlib import PurePosixPath
 from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
 from mixout_export.bundling.source import OnnxFolder, Value
 from mixout_export.errors import CheckpointError
+from mixout_export.tasks import known_task
 
 _LABELS = "labels.txt"
 
 #: How long a request waits for others to share its batch.
 _QUEUE_DELAY_MICROSECONDS = 1000
-
-#: Tasks whose labels belong to the last axis of an output without tokens.
-_CLASSIFIES = ("text-classification", "image-classification")
 
 
 def _quoted(text: str) -> str:
@@ -70,7 +68,8 @@ def _labels_file(folder: OnnxFolder) -> str:
     Raises:
         CheckpointError: A label has several lines.
     """
-    if folder.task not in _CLASSIFIES:
+    task = known_task(folder.task)
+    if task is None or not task.classifies:
         return ""
     for label in folder.labels:
         if len(label.splitlines()) > 1:

@@ -4,26 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixout_export.checkpoint.mixout_metadata import Base
-from mixout_export.tasks import Task
-
-#: The hub's names of tasks, where they are others.
-_PIPELINES = {
-    "regression": "text-classification",
-    "multi-label": "text-classification",
-    "masked-lm": "fill-mask",
-    "causal-lm": "text-generation",
-}
 
 #: What a model has from the one it was made from.
 _INHERITED = ("license", "license_name", "license_link", "language")
 
 #: What is said of the training data and of the results on them.
 RESULTS = ("metrics", "model-index")
-
-
-def pipeline_tag(task: Task | None) -> str | None:
-    """Return the hub's name of a task; None without one."""
-    return None if task is None else _PIPELINES.get(task.name, task.name)
 
 
 def hub_id(base: Base) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mixout_export.card.document import Card, opening
 from mixout_export.card.facts import CollapseFacts, ExportFacts, TrainingFacts
-from mixout_export.card.header import RESULTS, hub_id, inherited, pipeline_tag, tags
+from mixout_export.card.header import RESULTS, hub_id, inherited, tags
 from mixout_export.card.markdown import inline, table
 from mixout_export.card.usage import graph_usage, model_usage
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
@@ -56,13 +56,13 @@ def strategy_name(metadata: MixoutMetadata, *, decay_toward: str, weight_decay: 
 
 
 def _header(metadata: MixoutMetadata, before: Card) -> dict[str, Any]:
-    task = None if metadata.task is None else known_task(metadata.task)
+    task = known_task(metadata.task)
     # a base that is a folder may itself have been made from a model of the hub
     named = hub_id(metadata.base) or before.header.get("base_model")
     return {
         **inherited(before.header, metadata.base),
         "library_name": "transformers",
-        "pipeline_tag": pipeline_tag(task),
+        "pipeline_tag": None if task is None else task.pipeline_tag,
         "base_model": named,
         "base_model_relation": "finetune" if named else None,
         "tags": ["mixout"],
@@ -102,7 +102,7 @@ def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card)
         facts: What the run did.
         prepared: The card of the checkpoint from which the run started.
     """
-    task = None if metadata.task is None else known_task(metadata.task)
+    task = known_task(metadata.task)
     title, evaluation = model_title(metadata), facts.evaluation
     lead = (
         f"{inline(_base_name(metadata))} finetuned for {metadata.task} with {facts.strategy} by "
@@ -155,7 +155,7 @@ def collapsed_card(metadata: MixoutMetadata, facts: CollapseFacts, trained: Card
         trained: The card of that checkpoint. A card that another trainer wrote is kept, and a
             missing one is created.
     """
-    task = None if metadata.task is None else known_task(metadata.task)
+    task = known_task(metadata.task)
     card = trained.without(CURVES) if trained.is_ours else trained
     if not card.opening:
         lead = f"{inline(_base_name(metadata))} with mixout({metadata.config.p:g})."
@@ -199,7 +199,7 @@ def exported_card(facts: ExportFacts, source: Card) -> Card:
         **inherited(card.header),
         **{k: card.header[k] for k in ("base_model", "datasets", *RESULTS) if k in card.header},
         "library_name": "onnx",
-        "pipeline_tag": pipeline_tag(facts.task),
+        "pipeline_tag": None if facts.task is None else facts.task.pipeline_tag,
         "tags": tags(card.header, "onnx"),
     }
     parity = facts.parity.to_markdown() if facts.parity else "It was not compared with PyTorch."

@@ -189,8 +189,8 @@ def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, o
             raise ArgumentError(
                 f"labels: the task {task.name} needs them; give --labels a number or names"
             )
-    if task.name == "regression" and labels is not None and labels != 1:
-        raise ArgumentError("labels: regression has one output; leave --labels out")
+    if task.single_output and labels is not None and labels != 1:
+        raise ArgumentError(f"labels: {task.name} has one output; leave --labels out")
     if isinstance(labels, int):
         _check_label_count(labels, task)
         if not own or labels != len(_label_names(config)):  # the same number keeps the names

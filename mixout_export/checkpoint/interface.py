@@ -97,9 +97,7 @@ def output_names(task: Task | None) -> tuple[str, ...]:
     """Return the outputs of a model for `task`; None is a model without a head."""
     if task is None:
         return HEADLESS_OUTPUTS
-    if task.name == "question-answering":
-        return ("start_logits", "end_logits")
-    return (task.output,)
+    return task.outputs
 
 
 def _inputs(
@@ -161,7 +159,7 @@ def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 def _final_token(model: PreTrainedModel, task: Task | None) -> int | None:
     """Return the token that every row must end with; None where there is none such."""
     config = model.config.get_text_config()
-    classifies = task is not None and task.architecture_suffix == "ForSequenceClassification"
+    classifies = task is not None and "ForSequenceClassification" in task.architecture_suffixes
     if not classifies or not getattr(config, "is_encoder_decoder", False):
         return None
     token = getattr(config, "eos_token_id", None)
@@ -218,7 +216,7 @@ def describe_interface(
         sequence_limit=sequence_limit(model),
         segments=segments,
         pad_token_id=getattr(config, "pad_token_id", None),
-        choices=task is not None and task.name == "multiple-choice",
+        choices=task is not None and task.has_choices,
         final_token_id=_final_token(model, task),
         left_padding=_takes_left_padding(model, tokenizer),
     )

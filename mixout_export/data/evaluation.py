@@ -19,13 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import is_missing
-from mixout_export.data.reader import Encoding
-from mixout_export.data.readers import READERS
+from mixout_export.data.reader import reader_of
 from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError
-from mixout_export.tasks import TASKS, Task
+from mixout_export.tasks import Task
+from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
 
 #: Longest sequence where neither the model nor the caller sets a limit, and at most.
 _LONGEST = 512
@@ -147,16 +148,16 @@ def evaluation_data(
         CheckpointError: The tokenizer lacks what the task needs.
         DataError: A column is missing, or a value is or does not fit; the message names the row.
     """
-    table = _head(table, max_examples)
-    limit = (
-        min(interface.sequence_limit or _LONGEST, _LONGEST) if max_length is None else max_length
-    )
+    table = table.head(max_examples)
+    limit = choose_max_length(max_length, interface, default=_LONGEST)
     encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
     named = columns if columns is not None else ColumnNames()
-    name = (task or TASKS["text-classification"]).name
-    if name not in READERS:
-        raise ArgumentError(f"data: no table is read for {name}; run it without --data")
-    reader = READERS[name]
+    reader = reader_of(task or TEXT_CLASSIFICATION)
+    if reader is None:
+        raise ArgumentError(
+            f"data: tables cannot be read for the task {task.name if task else ''}; run the "
+            "command without --data"
+        )
     found = reader.find(table, named, tuple(labels), labelled=False)
     if task is None or (named.label is None and _says_nothing(table, found.label)):
         found = replace(found, label=None)
@@ -168,14 +169,6 @@ def evaluation_data(
     )
     batches = tuple(_inputs(examples, batch, interface) for batch in members)
     return EvaluationData(examples, interface, members, batches, found)
-
-
-def _head(table: Table, count: int | None) -> Table:
-    """Return the first rows of a table."""
-    if count is None or count >= table.rows:
-        return table
-    columns = {name: values[:count] for name, values in table.columns.items()}
-    return Table(table.name, columns, count, None if table.lines is None else table.lines[:count])
 
 
 def _says_nothing(table: Table, columns: Sequence[str] | None) -> bool:

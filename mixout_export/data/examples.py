@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixout_export.data.encoded import EncodedExamples
+from mixout_export.data.encoding import EncodedExamples
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
-from mixout_export.tasks import Task
 
 _ROWS_SHOWN = 5
 _NAMES_SHOWN = 10
@@ -206,7 +205,12 @@ def _as_number(value: Any) -> float:
     return number if abs(number) <= float(np.finfo(np.float32).max) else math.nan
 
 
-def _numbers(table: Table, column: str) -> NDArray[np.float32]:
+def number_values(table: Table, column: str) -> NDArray[np.float32]:
+    """Return a column of numbers, shape (rows,).
+
+    Raises:
+        DataError: A value is missing or is not a finite number.
+    """
     values = refuse_missing(table, column)
     numbers = [_as_number(value) for value in values]
     wrong = [row for row, number in enumerate(numbers) if math.isnan(number)]
@@ -219,24 +223,16 @@ def _numbers(table: Table, column: str) -> NDArray[np.float32]:
     return np.array(numbers, np.float32)
 
 
-def encode_labels(
-    table: Table, column: str, task: Task, names: Sequence[str] | None
-) -> NDArray[Any]:
-    """Return the targets of a column.
+def class_ids(table: Table, column: str, names: Sequence[str]) -> NDArray[np.int64]:
+    """Return the class id of each row, shape (rows,), as `LabelMap` finds it.
 
     Args:
         table: The data.
         column: Name of the label column.
-        task: The task, text-classification or regression.
-        names: The checkpoint's label names in the order of its outputs, None for regression.
-
-    Returns:
-        Shape (rows,): int64 class ids as `LabelMap` finds them; float32 numbers for regression.
+        names: The checkpoint's label names in the order of its outputs.
 
     Raises:
-        DataError: A label is missing, unknown, or not a finite number.
+        DataError: A label is missing or unknown.
     """
-    if task.name == "regression":
-        return _numbers(table, column)
-    labels, values = LabelMap(tuple(names or ())), refuse_missing(table, column)
-    return label_ids(table, column, labels, range(table.rows), values)
+    values = refuse_missing(table, column)
+    return label_ids(table, column, LabelMap(tuple(names)), range(table.rows), values)

@@ -1,91 +1,17 @@
 """How a task reads a table: which columns, and what becomes of them."""
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
-from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoded import EncodedExamples, Row, encode, fill_values
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.tables import Table
-from mixout_export.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How texts become a model's inputs.
-
-    Attributes:
-        tokenizer: The checkpoint's tokenizer.
-        interface: What the model takes.
-        max_length: Longest sequence in tokens.
-        labels: The checkpoint's label names in the order of its outputs.
-        doc_stride: Tokens that neighbouring windows of a long context share; None takes a third
-            of `max_length`.
-        pack_sequences: Whether texts are joined and cut into blocks of `max_length`.
-        seed: Of what is drawn anew in each epoch.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    interface: ModelInterface
-    max_length: int
-    labels: tuple[str, ...] = ()
-    doc_stride: int | None = None
-    pack_sequences: bool = False
-    seed: int = 0
-
-    @property
-    def fill(self) -> dict[str, int]:
-        """What pads each input; the padding id is the model's, which heads and positions use."""
-        return fill_values(self.tokenizer, self.interface.pad_token_id)
-
-    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedExamples:
-        """Tokenise texts, or pairs of texts, without padding and without labels."""
-        return encode(
-            self.tokenizer,
-            texts,
-            pairs,
-            None,
-            inputs=self.interface.inputs,
-            max_length=self.max_length,
-            pad_token_id=self.interface.pad_token_id,
-        )
-
-    def tokenize(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
-    ) -> BatchEncoding:
-        """Return what the tokenizer makes of texts cut to the longest sequence, without padding.
-
-        Args:
-            texts: One text per example.
-            pairs: The second texts, None for single texts.
-            options: The tokenizer's own.
-        """
-        settings = {"truncation": True, "max_length": self.max_length, "padding": False, **options}
-        seconds = None if pairs is None else list(pairs)
-        encoded: BatchEncoding = self.tokenizer(list(texts), seconds, **settings)
-        return encoded
-
-    def pack(self, columns: Mapping[str, Sequence[Row]]) -> EncodedExamples:
-        """Return those columns that are inputs of the model, without labels."""
-        inputs = {name: columns[name] for name in self.interface.inputs if name in columns}
-        return EncodedExamples(inputs, None, self.fill, self.tokenizer.padding_side)
-
-    def require_offsets(self, task: str) -> None:
-        """Refuse a tokenizer that does not tell where in the text its tokens lie.
-
-        Raises:
-            CheckpointError: It is one of the slow ones.
-        """
-        if not self.tokenizer.is_fast:
-            raise CheckpointError(
-                f"{type(self.tokenizer).__name__}: does not tell where its tokens lie in the text, "
-                f"which {task} needs; convert it to a tokenizer.json"
-            )
+from mixout_export.tasks import Task
 
 
 class Reader(ABC):
@@ -141,3 +67,12 @@ class Reader(ABC):
             CheckpointError: The tokenizer lacks what the task needs.
             DataError: A value is missing or does not fit; the message names row and column.
         """
+
+
+def reader_of(task: Task) -> Reader | None:
+    """Import and return a task's reader; None for a task that reads no tables."""
+    if task.reader is None:
+        return None
+    module, _, name = task.reader.partition(":")
+    reader: Reader = getattr(importlib.import_module(module), name)()
+    return reader

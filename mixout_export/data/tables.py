@@ -6,6 +6,7 @@ JSON null, a parquet null and an absent JSON key are missing.
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import zlib
@@ -54,6 +55,21 @@ class Table:
         """Name a row as a user finds it: "row 3 (line 4)", counted from 1."""
         line = "" if self.lines is None else f" (line {self.lines[row]})"
         return f"row {row + 1}{line}"
+
+    def head(self, count: int | None) -> "Table":
+        """Return the first rows; None returns all."""
+        if count is None or count >= self.rows:
+            return self
+        columns = {name: values[:count] for name, values in self.columns.items()}
+        lines = None if self.lines is None else self.lines[:count]
+        return Table(self.name, columns, count, lines)
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the names and values."""
+        digest = hashlib.sha256()
+        for name, values in self.columns.items():
+            digest.update(repr((name, values)).encode())
+        return digest.hexdigest()
 
     def column(self, name: str, *, option: str) -> list[Any]:
         """Return a column.

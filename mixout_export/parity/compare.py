@@ -12,18 +12,22 @@ from mixout_export.parity.battery import Batch
 from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decisions import (
     DATA_BATCH,
-    Decision,
     DecisionComparison,
     DecisionCounts,
     Flip,
     Rows,
 )
+from mixout_export.tasks import known_task
+from mixout_export.tasks.decision import Rule
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 #: Values compared at once: language models give a number for each token and each word.
 _CHUNK = 1 << 20
+
+#: Outputs that have a value for each token, whether the task is known or not.
+_PER_TOKEN_OUTPUTS = ("last_hidden_state", "start_logits", "end_logits")
 
 #: The histogram of |candidate − reference| counts zeros, then values below the first edge, then
 #: those of each decade, then those of the last edge and above, NaN and infinity among them.
@@ -167,7 +171,7 @@ class OutputComparison:
         tolerance: Tolerance | None,
         *,
         limits: DecisionLimits | None = None,
-        decision: Decision | None = None,
+        decision: Rule | None = None,
         per_token: bool = False,
     ) -> None:
         """Start with nothing compared.
@@ -359,20 +363,20 @@ def _runs(chosen: Mask, longest: int) -> Iterator[slice]:
             yield slice(first, min(first + longest, stop))
 
 
-def decision_of(task: str | None, output: str) -> Decision | None:
+def decision_of(task: str | None, output: str) -> Rule | None:
     """Return how a task decides from an output; None where it does not."""
-    if task is None or task == "regression" or output == "last_hidden_state":
+    if task is None or output == "last_hidden_state":
         return None
-    return "sign" if task == "multi-label" else "argmax"
+    known = known_task(task)
+    if known is None:
+        return "argmax"  # a graph of another tool may name any task
+    return None if known.decision is None else known.decision.rule
 
 
 def is_per_token(task: str | None, output: str) -> bool:
     """Tell whether an output has a value for each token of the input."""
-    return output in ("last_hidden_state", "start_logits", "end_logits") or task in (
-        "token-classification",
-        "masked-lm",
-        "causal-lm",
-    )
+    known = known_task(task)
+    return output in _PER_TOKEN_OUTPUTS or (known is not None and known.per_token)
 
 
 def compare_outputs(

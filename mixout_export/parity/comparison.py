@@ -46,6 +46,7 @@ from mixout_export.runners.cache import CachedRunner
 from mixout_export.runners.cached_graph import open_graph
 from mixout_export.runners.onnx_runner import OnnxRunner
 from mixout_export.runners.runner import Array, Runner
+from mixout_export.tasks import known_task
 
 #: One side's outputs of a batch, by name.
 Outputs = Mapping[str, Array]
@@ -204,7 +205,8 @@ def _generate(
     seed: int,
 ) -> GenerationParity | None:
     """Let a causal language model generate against its graphs; None for anything else."""
-    if reference.task != "causal-lm" or not isinstance(reference, TorchSubject):
+    task = known_task(reference.task)
+    if task is None or not task.generates or not isinstance(reference, TorchSubject):
         return None
     plain, cached = _generators(candidate)
     if plain is None and cached is None:
@@ -250,7 +252,8 @@ def make_battery(
         examples: The user's own inputs, appended.
         vocabulary_budget: Most vocabulary ids to cover.
     """
-    language_model = reference.task in ("masked-lm", "causal-lm")
+    task = known_task(reference.task)
+    language_model = task is not None and task.over_vocabulary
     return build_battery(
         interface,
         seed=seed,

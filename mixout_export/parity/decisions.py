@@ -3,18 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mixout_export.parity.battery import Batch
+from mixout_export.tasks.decision import Rule
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
-
-#: How an output becomes a decision: the largest logit, each logit's sign, or none.
-Decision = Literal["argmax", "sign"]
 
 #: Flips kept with their inputs, those with the widest margins.
 FLIP_EXAMPLES = 20
@@ -138,19 +136,19 @@ def _sigmoid(logits: Array) -> Array:
         return np.asarray(1.0 / (1.0 + np.exp(-logits)))
 
 
-def _decide(logits: Array, decision: Decision) -> Array:
+def _decide(logits: Array, decision: Rule) -> Array:
     """Return what is decided, int64, from float64 logits `(..., labels)`."""
     chosen = logits.argmax(axis=-1) if decision == "argmax" else logits > 0
     return np.asarray(chosen, dtype=np.int64)
 
 
-def _probabilities(logits: Array, decision: Decision) -> Array:
+def _probabilities(logits: Array, decision: Rule) -> Array:
     """Return each label's probability, of the same shape."""
     with np.errstate(invalid="ignore"):
         return _sigmoid(logits) if decision == "sign" else _softmax(logits)
 
 
-def _shift(reference: Array, candidate: Array, decision: Decision) -> Array:
+def _shift(reference: Array, candidate: Array, decision: Rule) -> Array:
     """Return the total variation distance of each decision's probabilities, in [0, 1].
 
     It bounds by how much the probability of any set of labels differs; of two labels it is the
@@ -170,7 +168,7 @@ def _shift(reference: Array, candidate: Array, decision: Decision) -> Array:
     return np.where(np.isnan(shift), 1.0, shift)
 
 
-def _is_sure(probabilities: Array, chosen: Array, decision: Decision) -> Mask:
+def _is_sure(probabilities: Array, chosen: Array, decision: Rule) -> Mask:
     """Return which decisions are sure: bool of the decisions' shape."""
     if decision == "sign":
         return np.asarray(np.abs(2.0 * probabilities - 1.0) >= SURE)
@@ -233,7 +231,7 @@ class Rows:
 class DecisionComparison:
     """Gathers one output's decisions over the batches of a battery."""
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: Rule) -> None:
         """Start with nothing compared."""
         self.decision = decision
         self._groups: dict[str, _Gathered] = {}

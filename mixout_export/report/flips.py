@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.decisions import DATA_BATCH, Flip
+from mixout_export.tasks import known_task
+from mixout_export.tasks.decision import LABEL, Role
 
 #: Tokens of a text that are shown; the rest is counted.
 SHOWN_TOKENS = 128
-
-Role = Literal["", "place", "reference", "candidate"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class FlipReader:
             labels: Names of its labels, in the order of the outputs.
             tokenizer: What made the ids of texts; None leaves ids as they are.
         """
-        self._task = task
+        known = known_task(task)
+        self._decision = (known and known.decision) or LABEL
         self._labels = labels
         self._tokenizer = tokenizer
 
@@ -116,50 +117,29 @@ class FlipReader:
     def _read(self, flip: Flip, generated: bool) -> FlipFacts:
         sequences = _sequences(flip.inputs)
         titles = [f"choice {i}" for i in range(len(sequences))] if len(sequences) > 1 else [""]
-        marks = {} if generated or len(sequences) != 1 else self._marks(flip)
+        ids = sequences[0] if sequences else []
+        decision = self._decision
+        marks: dict[int, Role] = {}
+        if not generated and len(sequences) == 1:
+            marks = decision.marks(flip.index, flip.reference, flip.candidate)
         return FlipFacts(
             flip=flip,
-            place=self._place(flip, generated),
-            reference=self._decided(flip, flip.reference),
-            candidate=self._decided(flip, flip.candidate),
+            place=f"generated token {flip.index[0]}"
+            if generated and flip.index
+            else decision.place(flip.index, self),
+            reference=decision.answer(flip.reference, ids, self),
+            candidate=decision.answer(flip.candidate, ids, self),
             texts=tuple(
                 self._text(title, ids, marks) for title, ids in zip(titles, sequences, strict=False)
             ),
         )
 
-    def _marks(self, flip: Flip) -> dict[int, Role]:
-        """Return the tokens that the decision is about, or that were decided for."""
-        if self._task == "question-answering":
-            return {flip.reference: "reference", flip.candidate: "candidate"}
-        if flip.index and self._task != "multi-label":
-            return {flip.index[0]: "place"}
-        return {}
-
-    def _place(self, flip: Flip, generated: bool) -> str:
-        if not flip.index:
-            return ""
-        if self._task == "multi-label":
-            return self._label(flip.index[0])
-        if generated:
-            return f"generated token {flip.index[0]}"
-        return f"token {flip.index[0]}"
-
-    def _decided(self, flip: Flip, chosen: int) -> str:
-        if self._task == "multi-label":
-            return "yes" if chosen else "no"
-        if self._task == "multiple-choice":
-            return f"choice {chosen}"
-        if self._task == "question-answering":
-            (ids,) = _sequences(flip.inputs)
-            return f"token {chosen}, “{self._token(ids[chosen])}”"
-        if self._task in ("masked-lm", "causal-lm"):
-            return self._token(chosen)
-        return self._label(chosen)
-
-    def _label(self, index: int) -> str:
+    def label(self, index: int) -> str:
+        """Return the name of a label, or its number if it has no name."""
         return self._labels[index] if index < len(self._labels) else f"label {index}"
 
-    def _token(self, token: int) -> str:
+    def token(self, token: int) -> str:
+        """Return the text of a token, or its id if the text shows nothing."""
         text = self._decode([token])
         return text if text.strip() else f"token id {token}"
 
@@ -179,7 +159,7 @@ class FlipReader:
         done = start
         for position in sorted(p for p in marks if start <= p < stop):
             pieces.append(Piece(self._decode(ids[done:position])))
-            pieces.append(Piece(self._token(ids[position]), marks[position]))
+            pieces.append(Piece(self.token(ids[position]), marks[position]))
             done = position + 1
         pieces.append(Piece(self._decode(ids[done:stop])))
         return Text(

@@ -27,6 +27,7 @@ from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.export_facts import export_facts
 from mixout_export.stages.verify_data import data_batches, read_data
+from mixout_export.tasks import known_task
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +138,8 @@ def _capture(source: TorchSubject, *, opset: int, cache: bool) -> dict[str, Expo
     not, a warning says so.
     """
     graphs = {LAYOUT.onnx: export_graph(source.model, source.interface, opset=opset)}
-    if cache and source.task == "causal-lm":
+    task = known_task(source.task)
+    if cache and task is not None and task.generates:
         try:
             cached = export_cached_graph(source.model, source.interface, opset=opset)
             graphs[LAYOUT.onnx_cached] = cached

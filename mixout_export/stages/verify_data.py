@@ -16,7 +16,7 @@ from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Batch
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.subject import Candidate, Subject
-from mixout_export.tasks import TASKS
+from mixout_export.tasks import known_task
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -50,7 +50,7 @@ def read_data(
     whole = reference.headless or candidate.headless
     return evaluation_data(
         read_table(path),
-        None if whole or reference.task is None else TASKS[reference.task],
+        None if whole else known_task(reference.task),
         tokenizer,
         interface,
         labels=reference.labels or candidate.labels or (),

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.model import load_weights
+from mixout_export.data.examples import Examples
 from mixout_export.data.metrics import is_better
-from mixout_export.data.readers import Examples
 from mixout_export.errors import TrainingError, TrainingStoppedError
 from mixout_export.fast_linear import from_host
 from mixout_export.surgery.forward_watch import ForwardWatch

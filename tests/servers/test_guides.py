@@ -35,7 +35,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any], str]] = {
     ),
     "token-classification": ("bert", "ForTokenClassification", {"num_labels": 3}, ""),
     "question-answering": ("bert", "ForQuestionAnswering", {}, ""),
-    "multiple-choice": ("bert", "ForMultipleChoice", {}, "logits"),
+    "multiple-choice": ("bert", "ForMultipleChoice", {}, "choice "),
     "masked-lm": ("bert", "ForMaskedLM", {}, ""),
     "causal-lm": ("gpt2", "LMHeadModel", {}, "with"),
     "headless": ("bert", "Model", {}, ""),

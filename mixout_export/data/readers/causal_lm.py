@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.reader import Encoding
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.readers.running_text import (
     IGNORED,
     RunningText,
@@ -20,7 +20,7 @@ from mixout_export.data.readers.running_text import (
 )
 from mixout_export.data.tables import Table
 from mixout_export.errors import CheckpointError
-from mixout_export.tasks import TASKS
+from mixout_export.tasks.causal_lm import CAUSAL_LM
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class CausalLM(TextReader):
     text's first token has the first position.
     """
 
-    task = TASKS["causal-lm"]
+    task = CAUSAL_LM
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that sees the word it is to predict."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.reader import Encoding
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.readers.running_text import (
     IGNORED,
     RunningText,
@@ -20,7 +20,7 @@ from mixout_export.data.readers.running_text import (
 )
 from mixout_export.data.tables import Table
 from mixout_export.errors import CheckpointError
-from mixout_export.tasks import TASKS
+from mixout_export.tasks.masked_lm import MASKED_LM
 
 #: Share of a sequence's tokens that are to be predicted; of these, the shares that are replaced
 #: by the mask and by any token; the rest stay as they are (Devlin et al., 2019, section 3.1).
@@ -93,7 +93,7 @@ def hidden_count(tokens: int) -> int:
 class MaskedLM(TextReader):
     """Reads texts to hide words of."""
 
-    task = TASKS["masked-lm"]
+    task = MASKED_LM
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MaskedText:
         """Read rows or blocks."""

@@ -11,15 +11,14 @@ from sklearn import metrics as sk
 from torch import Tensor
 
 from mixout_export.data.columns import ColumnNames, find_optional_label, find_texts
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import LabelMap, as_integer, label_ids, list_rows, show
-from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.reader import Reader
 from mixout_export.data.readers.text_classification import read_texts
 from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
-from mixout_export.tasks import TASKS
-
-_TASK = TASKS["multi-label"]
+from mixout_export.tasks.multi_label import MULTI_LABEL
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class MultiLabelTexts(Examples):
         """
         logits, labels = np.stack(list(predictions)), np.asarray(self.encoded.labels).astype(int)
         if np.isnan(logits).any():
-            return dict.fromkeys(_TASK.metrics, float("nan"))
+            return dict.fromkeys(MULTI_LABEL.metrics, float("nan"))
         predicted = (logits > 0).astype(int)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -19,15 +19,14 @@ from mixout_export.data.columns import (
     require_columns,
     single_column,
 )
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import as_integer, refuse_missing, require_text, show
-from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.reader import Reader
 from mixout_export.data.readers.text_classification import read_texts
 from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
-from mixout_export.tasks import TASKS
 
-_TASK = TASKS["multiple-choice"]
 _LISTS = ("choices", "endings", "options")
 _STEMS = ("ending", "choice", "option", "answer", "alternative")
 #: Usual names of the prompt, alone or with the beginning that all choices share.

@@ -11,16 +11,15 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from mixout_export.data.columns import ColumnNames, find_first, require_columns
-from mixout_export.data.encoded import Row
+from mixout_export.data.encoding import Encoding, Row
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
-from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.reader import Reader
 from mixout_export.data.readers.answers import Answer, answer_scores, read_answers
 from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
-from mixout_export.tasks import TASKS
+from mixout_export.tasks.question_answering import QUESTION_ANSWERING
 
-_TASK = TASKS["question-answering"]
 _QUESTIONS = ("question", "query")
 _CONTEXTS = ("context", "passage", "paragraph", "document")
 _ANSWERS, _TEXT_AND_START = "answers", ("answer_text", "answer_start")
@@ -139,7 +138,7 @@ class Questions(Examples):
         """
         answers = self.answers or ()
         if any(np.isnan([guess.score, guess.null]).any() for guess in predictions):
-            return dict.fromkeys(_TASK.metrics, float("nan"))
+            return dict.fromkeys(QUESTION_ANSWERING.metrics, float("nan"))
         may_be_none = any(not known for known in answers)
         predicted = self.texts(predictions, may_be_none=may_be_none)
         return answer_scores(predicted, [[a.text for a in known] for known in answers])
@@ -222,7 +221,7 @@ class QuestionAnswering(Reader):
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Questions:
         """Read questions, cut contexts into windows, and find the answers' tokens."""
-        encoding.require_offsets(_TASK.name)
+        encoding.require_offsets(QUESTION_ANSWERING.name)
         stride = _stride(encoding)
         questions = text_values(table, columns.first)
         contexts = text_values(table, columns.text_pair or "")

@@ -1,12 +1,23 @@
-"""Regression: one number for a text or a pair of texts."""
+"""Reads tables for regression."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any
 
+from numpy.typing import NDArray
+
+from mixout_export.data.labels import number_values
+from mixout_export.data.metrics import regression_metrics
 from mixout_export.data.readers.text_classification import TextClassification
-from mixout_export.tasks import TASKS, Task
+from mixout_export.data.tables import Table
 
 
 class Regression(TextClassification):
-    """Reads what a text classification does, with a number in the place of the label."""
+    """Reads what text classification reads, with a number in place of the label."""
 
-    task: ClassVar[Task] = TASKS["regression"]
+    def labels(self, table: Table, column: str, names: Sequence[str]) -> NDArray[Any]:
+        """Return the number of each row."""
+        return number_values(table, column)
+
+    def metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """Return the task's metrics."""
+        return regression_metrics(logits, labels)

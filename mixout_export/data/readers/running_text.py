@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixout_export.data.columns import SINGLES, ColumnNames, find_first, require_columns
-from mixout_export.data.encoded import EncodedExamples
+from mixout_export.data.encoding import EncodedExamples, Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
-from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import Task

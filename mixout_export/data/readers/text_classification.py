@@ -1,8 +1,8 @@
 """Text classification: one label for a text or a pair of texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +15,23 @@ from mixout_export.data.columns import (
     find_texts,
     single_column,
 )
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
-from mixout_export.data.labels import encode_labels, text_values
-from mixout_export.data.metrics import compute_metrics
-from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.labels import class_ids, text_values
+from mixout_export.data.metrics import classification_metrics
+from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table
-from mixout_export.tasks import TASKS, Task
 
 
 @dataclass(frozen=True)
-class LabelledTexts(Examples):
+class LabeledTexts(Examples):
     """Texts with one class id or number each.
 
     Attributes:
-        task: Whose metrics are computed.
+        compute: Computes the metrics of logits `(examples, outputs)` and labels `(examples,)`.
     """
 
-    task: Task
+    compute: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
 
     @property
     def labelled(self) -> bool:
@@ -45,15 +45,12 @@ class LabelledTexts(Examples):
         return list(outputs["logits"].float().cpu().numpy())
 
     def metrics(self, predictions: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-        """Return the metrics of `compute_metrics`."""
-        labels: NDArray[Any] = np.asarray(self.encoded.labels)
-        return compute_metrics(self.task.name, np.stack(list(predictions)), labels)
+        """Return the task's metrics."""
+        return self.compute(np.stack(list(predictions)), np.asarray(self.encoded.labels))
 
 
 class TextClassification(Reader):
     """Reads a text, perhaps a second one, and a label."""
-
-    task: ClassVar[Task] = TASKS["text-classification"]
 
     def find(
         self,
@@ -74,14 +71,21 @@ class TextClassification(Reader):
         found = find_columns(table, **texts, label_column=column)
         return ColumnNames(found.text, found.text_pair, (found.label,))
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabelledTexts:
-        """Read class ids as `LabelMap` finds them, or numbers for a regression."""
+    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabeledTexts:
+        """Read texts and labels."""
         encoded = encoding.texts(*read_texts(table, columns))
         if columns.label is not None:
             column = single_column(table, columns.label, "--label-column")
-            targets = encode_labels(table, column, self.task, encoding.labels)
-            encoded = replace(encoded, labels=targets)
-        return LabelledTexts(encoded, self.task)
+            encoded = replace(encoded, labels=self.labels(table, column, encoding.labels))
+        return LabeledTexts(encoded, self.metrics)
+
+    def labels(self, table: Table, column: str, names: Sequence[str]) -> NDArray[Any]:
+        """Return the label of each row: a class id."""
+        return class_ids(table, column, names)
+
+    def metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+        """Return the task's metrics."""
+        return classification_metrics(logits, labels)
 
 
 def read_texts(table: Table, columns: ColumnNames) -> tuple[list[str], list[str] | None]:

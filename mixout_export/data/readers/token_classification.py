@@ -17,17 +17,17 @@ from mixout_export.data.columns import (
     require_columns,
     single_column,
 )
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, require_text, show
-from mixout_export.data.reader import Encoding, Reader
+from mixout_export.data.reader import Reader
 from mixout_export.data.readers.entities import entity_scores, has_scheme
 from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
-from mixout_export.tasks import TASKS
+from mixout_export.tasks.token_classification import TOKEN_CLASSIFICATION
 
 logger = logging.getLogger(__name__)
 
-_TASK = TASKS["token-classification"]
 _WORDS = ("tokens", "words", "text", "sentence")
 _TAGS = ("tags", "ner_tags", "ner", "pos_tags", "pos", "upos", "chunk_tags")
 
@@ -79,7 +79,7 @@ class TaggedWords(Examples):
         tags = self.tags or ()
         guesses, right = np.concatenate(list(predictions)), np.concatenate(list(tags))
         if (guesses < 0).any():
-            return dict.fromkeys(_TASK.metrics, float("nan"))
+            return dict.fromkeys(TOKEN_CLASSIFICATION.metrics, float("nan"))
         expected, predicted = (
             [[self.names[index] for index in sentence] for sentence in sentences]
             for sentences in (tags, predictions)
@@ -115,7 +115,7 @@ class TokenClassification(Reader):
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> TaggedWords:
         """Read words and tokenise them; words beyond the longest sequence are not read."""
-        encoding.require_offsets(_TASK.name)
+        encoding.require_offsets(TOKEN_CLASSIFICATION.name)
         words = _word_lists(table, columns.first)
         tags: list[NDArray[np.int64]] | None = None
         if columns.label is not None:

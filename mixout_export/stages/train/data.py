@@ -1,6 +1,5 @@
 """The data of a run: from files to encoded examples."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,9 @@ from mixout_export.checkpoint.artifact import Artifact, require_task
 from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
 from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.readers import READERS, Encoding, Examples, Reader
+from mixout_export.data.encoding import Encoding, choose_max_length
+from mixout_export.data.examples import Examples
+from mixout_export.data.reader import Reader, reader_of
 from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.training.options import TrainOptions
@@ -99,26 +100,6 @@ def _data_name(file: Path) -> str:
     return file.name.split(".")[0] or file.name
 
 
-def _digest(table: Table | None) -> str | None:
-    """Return a SHA-256 of a table's names and values, None for no table."""
-    if table is None:
-        return None
-    digest = hashlib.sha256()
-    for name, values in table.columns.items():
-        digest.update(repr((name, values)).encode())
-    return digest.hexdigest()
-
-
-def _identity(
-    train: Table, evaluation: Table | None, columns: ColumnNames
-) -> dict[str, str | None]:
-    return {
-        "training_data_sha256": _digest(train),
-        "evaluation_data_sha256": _digest(evaluation),
-        **columns.identity(),
-    }
-
-
 def _check_settings(task: str, reader: Reader, data: DataOptions, options: TrainOptions) -> None:
     """Refuse settings that would do nothing."""
     for name, given in (
@@ -128,22 +109,6 @@ def _check_settings(task: str, reader: Reader, data: DataOptions, options: Train
     ):
         if given and name not in reader.uses:
             raise ArgumentError(f"{name}: does nothing for {task}; leave it out")
-
-
-def _max_length(requested: int | None, limit: int | None, *, special: int) -> int:
-    """Return the longest sequence in tokens, of which `special` are not the text's."""
-    if requested is None:
-        return min(_DEFAULT_MAX_LENGTH, limit or _DEFAULT_MAX_LENGTH)
-    if limit is not None and requested > limit:
-        raise ArgumentError(
-            f"max-length: got {requested}, the model takes at most {limit} tokens; lower it"
-        )
-    if requested <= special:
-        raise ArgumentError(
-            f"max-length: got {requested}, which leaves no room for text beside the {special} "
-            "special tokens; raise it"
-        )
-    return requested
 
 
 def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -176,12 +141,12 @@ def load_training_data(
         DataError: The data cannot be read or do not fit.
     """
     task = require_task(folder)
-    if task.name not in READERS:
+    reader = reader_of(task)
+    if reader is None:
         raise ArgumentError(
             f"{folder.path}: train reads texts, and none for {task.name}; train it in a loop of "
             "your own, with load_mixout and save_mixout"
         )
-    reader = READERS[task.name]
     _check_settings(task.name, reader, data, options)
     train, evaluation, name = _tables(data)
     labels = tuple(folder.labels or ())
@@ -190,9 +155,10 @@ def load_training_data(
     reader.check(model)
     interface = describe_interface(model, task, tokenizer)
     paired = columns.text_pair is not None or columns.choices is not None
-    max_length = _max_length(
+    max_length = choose_max_length(
         options.max_length,
-        interface.sequence_limit,
+        interface,
+        default=_DEFAULT_MAX_LENGTH,
         special=tokenizer.num_special_tokens_to_add(pair=paired),
     )
     encoding = Encoding(
@@ -211,6 +177,10 @@ def load_training_data(
         else reader.read(evaluation, reader.find(evaluation, columns, labels), encoding),
         train.rows,
         name,
-        _identity(train, evaluation, columns),
+        {
+            "training_data_sha256": train.digest(),
+            "evaluation_data_sha256": None if evaluation is None else evaluation.digest(),
+            **columns.identity(),
+        },
         "" if evaluation is None else evaluation.name,
     )

@@ -1,0 +1,193 @@
+"""From texts to token ids, and from examples to padded batches."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.errors import ArgumentError, CheckpointError
+
+#: Tokens of one example: ids, or whatever else there is one of per token.
+Row = Sequence[int] | NDArray[Any]
+
+
+def pad(rows: Sequence[Row], *, fill: int, side: str) -> NDArray[np.int64]:
+    """Pad rows to the longest.
+
+    Args:
+        rows: One row of integers per example.
+        fill: What pads.
+        side: "right" or "left".
+
+    Returns:
+        Shape (examples, longest).
+    """
+    width = max(1, *(len(row) for row in rows))
+    padded = np.full((len(rows), width), fill, np.int64)
+    for line, row in zip(padded, rows, strict=True):
+        if side == "left":
+            line[width - len(row) :] = row
+        else:
+            line[: len(row)] = row
+    return padded
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Tokenized examples.
+
+    Attributes:
+        columns: Input name → one row of integers per example.
+        labels: int64 class ids or float32 values, shape (examples,) or (examples, labels); None
+            where there are none, or where they are one of the columns.
+        fill: Input name → the value that pads it.
+        padding_side: "right" or "left".
+    """
+
+    columns: Mapping[str, Sequence[Row]]
+    labels: NDArray[Any] | None
+    fill: Mapping[str, int]
+    padding_side: str
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens of each example, shape (examples,)."""
+        first = next(iter(self.columns.values()))
+        return np.fromiter((len(row) for row in first), np.int64, len(first))
+
+    def starts(self, indices: Sequence[int]) -> NDArray[np.int64]:
+        """Return where in a batch's rows each example's first token stands, shape (batch,)."""
+        first = next(iter(self.columns.values()))
+        lengths = np.array([len(first[i]) for i in indices])
+        return (
+            max(1, lengths.max()) - lengths
+            if self.padding_side == "left"
+            else np.zeros_like(lengths)
+        )
+
+    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return a batch padded to its longest example.
+
+        Args:
+            indices: Which examples.
+
+        Returns:
+            Input name → int64 tensor of shape (batch, longest), and "labels" of shape (batch,) or
+            (batch, labels) if there are any.
+        """
+        batch = {
+            name: torch.from_numpy(
+                pad([rows[i] for i in indices], fill=self.fill[name], side=self.padding_side)
+            )
+            for name, rows in self.columns.items()
+        }
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[list(indices)])
+        return batch
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How texts become a model's inputs.
+
+    Attributes:
+        tokenizer: The checkpoint's tokenizer.
+        interface: What the model takes.
+        max_length: Longest sequence in tokens.
+        labels: The checkpoint's label names in the order of its outputs.
+        doc_stride: Tokens that neighboring windows of a long context share; None takes a third
+            of `max_length`.
+        pack_sequences: Whether texts are joined and cut into blocks of `max_length`.
+        seed: Seed of what is drawn anew in each epoch.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    interface: ModelInterface
+    max_length: int
+    labels: tuple[str, ...] = ()
+    doc_stride: int | None = None
+    pack_sequences: bool = False
+    seed: int = 0
+
+    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedExamples:
+        """Tokenize texts, or pairs of texts, without padding and without labels."""
+        return self.pack(self.tokenize(texts, pairs))
+
+    def tokenize(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
+    ) -> BatchEncoding:
+        """Tokenize texts, cut to the longest sequence, without padding.
+
+        Args:
+            texts: One text per example.
+            pairs: The second texts, None for single texts.
+            options: The tokenizer's own options.
+        """
+        settings = {"truncation": True, "max_length": self.max_length, "padding": False, **options}
+        seconds = None if pairs is None else list(pairs)
+        encoded: BatchEncoding = self.tokenizer(list(texts), seconds, **settings)
+        return encoded
+
+    def pack(self, columns: Mapping[str, Sequence[Row]]) -> EncodedExamples:
+        """Return those columns that are inputs of the model, without labels.
+
+        The padding id is the model's own, which heads and positions use, else the tokenizer's.
+        """
+        inputs = {name: columns[name] for name in self.interface.inputs if name in columns}
+        ids = (self.interface.pad_token_id, self.tokenizer.pad_token_id, 0)
+        fill = {
+            "input_ids": next(value for value in ids if value is not None),
+            "attention_mask": 0,
+            "token_type_ids": self.tokenizer.pad_token_type_id,
+        }
+        return EncodedExamples(inputs, None, fill, self.tokenizer.padding_side)
+
+    def require_offsets(self, task: str) -> None:
+        """Refuse a tokenizer that does not report the positions of its tokens in the text.
+
+        Raises:
+            CheckpointError: It is a slow tokenizer, written in Python.
+        """
+        if not self.tokenizer.is_fast:
+            raise CheckpointError(
+                f"{type(self.tokenizer).__name__}: is a slow tokenizer, which does not tell where "
+                f"its tokens lie in the text; {task} needs that, so convert it to a tokenizer.json"
+            )
+
+
+def choose_max_length(
+    requested: int | None, interface: ModelInterface, *, default: int, special: int = 0
+) -> int:
+    """Return the longest sequence in tokens.
+
+    Args:
+        requested: What the user asked for; None takes `default`, or the model's limit if lower.
+        interface: Says the model's limit.
+        default: Length without a request.
+        special: Tokens of each sequence that the tokenizer adds.
+
+    Raises:
+        ArgumentError: The model does not take so many tokens, or no room is left for text.
+    """
+    limit = interface.sequence_limit
+    if requested is None:
+        return min(default, limit or default)
+    if limit is not None and requested > limit:
+        raise ArgumentError(
+            f"max-length: got {requested}, the model takes at most {limit} tokens; lower it"
+        )
+    if requested <= special:
+        raise ArgumentError(
+            f"max-length: got {requested}, which leaves no room for text beside the {special} "
+            "special tokens; raise it"
+        )
+    return requested

@@ -1,0 +1,23 @@
+"""Masked language modeling: the tokens that are hidden in a text."""
+
+from mixout_export.tasks.decision import TOKEN
+from mixout_export.tasks.task import Task, Usage
+
+MASKED_LM = Task(
+    name="masked-lm",
+    auto_class="AutoModelForMaskedLM",
+    architecture_suffixes=("ForMaskedLM",),
+    pipeline_tag="fill-mask",
+    reader="mixout_export.data.readers.masked_lm:MaskedLM",
+    has_labels=False,
+    metrics=("loss", "perplexity"),
+    lower_is_better=frozenset({"loss", "perplexity"}),
+    decision=TOKEN,
+    per_token=True,
+    over_vocabulary=True,
+    usage=Usage(
+        text='f"A text with a {tokenizer.mask_token}."',
+        pipeline='f"A text with a {model.tokenizer.mask_token}."',
+        javascript="`A text with a ${model.tokenizer.mask_token}.`",
+    ),
+)

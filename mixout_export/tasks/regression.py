@@ -1,0 +1,23 @@
+"""Regression: one number for a text or a pair of texts."""
+
+from mixout_export.tasks.task import Task, Usage
+
+REGRESSION = Task(
+    name="regression",
+    auto_class="AutoModelForSequenceClassification",
+    architecture_suffixes=("ForSequenceClassification",),
+    pipeline_tag="text-classification",
+    reader="mixout_export.data.readers.regression:Regression",
+    problem_type="regression",
+    single_output=True,
+    default_labels=1,
+    metrics=("pearson", "spearman", "mse"),
+    lower_is_better=frozenset({"mse"}),
+    decision=None,
+    usage=Usage(
+        text='"A text to rate."',
+        pipeline='"A text to rate."',
+        pipeline_options=', function_to_apply="none"',
+        javascript='"A text to rate."',
+    ),
+)

@@ -1,0 +1,84 @@
+"""What the project knows about a task."""
+
+from dataclasses import dataclass
+
+from mixout_export.tasks.decision import LABEL, Decision
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Source code that calls a model, for the examples in model cards and bundles.
+
+    Attributes:
+        text: Python arguments of the tokenizer.
+        pipeline: Python arguments of transformers' pipeline; None if the task has no pipeline.
+        pipeline_options: Further Python arguments that create the pipeline.
+        javascript: Arguments of transformers.js' pipeline; None if it has no class for the task.
+        call: Python expression that gives the outputs for `inputs`.
+        answer: Python statements that print the answer from `outputs`.
+    """
+
+    text: str
+    pipeline: str | None = None
+    pipeline_options: str = ""
+    javascript: str | None = None
+    call: str = "model(**inputs)"
+    answer: str = "print(outputs)"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task. Each one has a module in this package.
+
+    Attributes:
+        name: What the user writes (`--task`).
+        auto_class: Name of the `transformers.AutoModelFor…` class.
+        architecture_suffixes: How class names of models for the task end.
+        pipeline_tag: The hub's name of the task.
+        usage: How a model is called.
+        reader: Reads a table for the task: "module:class", imported when data is read. None for a
+            task that `prepare` and `train` do not support.
+        problem_type: transformers' `config.problem_type`, if the task needs it.
+        has_labels: Whether the width of the head is the number of labels.
+        single_output: Whether the head gives one number, which has no label.
+        default_labels: Number of labels if the user gives none; None if the user must give them.
+        metrics: What an evaluation reports. The first one ranks checkpoints unless the user names
+            another with `--metric`.
+        lower_is_better: Those metrics of which a smaller value is better.
+        outputs: Names of the model's outputs that carry the result.
+        decision: What an output decides; None if it decides nothing.
+        per_token: Whether an output has a value for each token of the input.
+        over_vocabulary: Whether that value is a vector as long as the vocabulary.
+        generates: Whether the model generates text, so that `onnx` also writes a graph with a
+            key/value cache.
+        has_choices: Whether an input is a group of sequences, one for each choice.
+    """
+
+    name: str
+    auto_class: str
+    architecture_suffixes: tuple[str, ...]
+    pipeline_tag: str
+    usage: Usage
+    reader: str | None = None
+    problem_type: str | None = None
+    has_labels: bool = True
+    single_output: bool = False
+    default_labels: int | None = 2
+    metrics: tuple[str, ...] = ("accuracy",)
+    lower_is_better: frozenset[str] = frozenset()
+    outputs: tuple[str, ...] = ("logits",)
+    decision: Decision | None = LABEL
+    per_token: bool = False
+    over_vocabulary: bool = False
+    generates: bool = False
+    has_choices: bool = False
+
+    @property
+    def metric(self) -> str:
+        """Metric that ranks checkpoints unless the user names another."""
+        return self.metrics[0]
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the output as a whole stands for one label."""
+        return self.decision is LABEL and not self.per_token
