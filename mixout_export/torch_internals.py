@@ -6,7 +6,9 @@ one. The documented ways were measured and are slower: see "Private parts of PyT
 """
 
 import torch
+from torch import nn
 from torch.autograd import forward_ad
+from torch.nn.parallel import DistributedDataParallel
 
 
 def is_transformed() -> bool:
@@ -17,3 +19,26 @@ def is_transformed() -> bool:
 def computes_forward_gradients() -> bool:
     """Tell whether the code runs inside `torch.autograd.forward_ad.dual_level`."""
     return forward_ad._current_level >= 0
+
+
+def synchronizing_ddp(model: nn.Module) -> DistributedDataParallel | None:
+    """Return the DistributedDataParallel whose training forward is running on a model.
+
+    Args:
+        model: The module that DistributedDataParallel may have wrapped.
+
+    Returns:
+        The wrapper, if this forward pass runs on all ranks of its process group: gradients are
+        enabled and the backward pass will reduce them. None in every other case, which includes
+        `no_sync`, the `join` of uneven inputs, and a call of the model without its wrapper.
+    """
+    running = DistributedDataParallel._active_ddp_module
+    if (
+        running is None
+        or running.module is not model
+        or not (model.training and torch.is_grad_enabled())
+        or not running.require_backward_grad_sync
+        or running._join_config.enable
+    ):
+        return None
+    return running

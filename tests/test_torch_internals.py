@@ -1,10 +1,15 @@
 """Each undocumented part of PyTorch that the package uses still exists and still works."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed, nn
 from torch.autograd import forward_ad
+from torch.nn.parallel import DistributedDataParallel
 
-from mixout_export.torch_internals import computes_forward_gradients, is_transformed
+from mixout_export.torch_internals import (
+    computes_forward_gradients,
+    is_transformed,
+    synchronizing_ddp,
+)
 
 MISSING = "PyTorch {} changed {}; find its successor for mixout_export/torch_internals.py"
 
@@ -38,3 +43,27 @@ def test_the_level_of_forward_gradients() -> None:
     with forward_ad.dual_level():
         within = computes_forward_gradients()
     assert (before, within, computes_forward_gradients()) == (False, True, False), message(name)
+
+
+def test_what_a_running_ddp_says_of_itself() -> None:
+    name = "torch.nn.parallel.DistributedDataParallel"
+    for part in ("_active_ddp_module", "no_sync"):
+        assert hasattr(DistributedDataParallel, part), message(f"{name}.{part}")
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        ddp = DistributedDataParallel(nn.Sequential(nn.Linear(2, 2)))
+        for part in ("_join_config", "require_backward_grad_sync", "process_group", "module"):
+            assert hasattr(ddp, part), message(f"{name}.{part}")
+        seen: list[DistributedDataParallel | None] = []
+        ddp.module.register_forward_pre_hook(lambda m, _: seen.append(synchronizing_ddp(m)))
+        x = torch.ones(1, 2)
+        ddp(x)
+        ddp.module(x)
+        with ddp.no_sync():
+            ddp(x)
+        with torch.no_grad():
+            ddp(x)
+        ddp.eval()(x)
+        assert seen == [ddp, None, None, None, None], message(name)
+    finally:
+        distributed.destroy_process_group()

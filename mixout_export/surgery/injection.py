@@ -9,6 +9,7 @@ from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.layers import MixoutLayer, to_mixout, to_plain
 from mixout_export.surgery.key_names import disk_keys
+from mixout_export.surgery.ranks import unwatch_anchors, watch_anchors
 from mixout_export.surgery.selection import select_targets
 from mixout_export.version import __version__
 
@@ -120,15 +121,8 @@ def attach_mixout(
         for layer in attached:  # all or nothing
             to_plain(layer)
         raise
-    _leave_anchors_out_of_ddp(model)
+    watch_anchors(model, mixout_layers(model))
     _record(model, names, config)
-
-
-def _leave_anchors_out_of_ddp(model: nn.Module) -> None:
-    """Keep DistributedDataParallel from broadcasting every anchor on every forward pass."""
-    ignored = [f"{name}.pretrained_weight".lstrip(".") for name in mixout_layers(model)]
-    earlier = getattr(model, "_ddp_params_and_buffers_to_ignore", [])
-    model._ddp_params_and_buffers_to_ignore = [*earlier, *ignored]  # type: ignore[assignment]
 
 
 def _record(model: nn.Module, names: Sequence[str], config: MixoutConfig) -> None:
@@ -168,14 +162,7 @@ def collapse_mixout(model: nn.Module) -> tuple[str, ...]:
         raise ArgumentError("model: holds no mixout layer, expected at least one to collapse")
     for layer in layers.values():
         to_plain(layer)
-    ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", None)
-    if ignored is not None:
-        anchors = {f"{name}.pretrained_weight".lstrip(".") for name in layers}
-        kept = [name for name in ignored if name not in anchors]
-        if kept:
-            model._ddp_params_and_buffers_to_ignore = kept  # type: ignore[assignment]
-        else:
-            del model._ddp_params_and_buffers_to_ignore
+    unwatch_anchors(model, layers)
     vars(model).pop(ORIGIN_ATTRIBUTE, None)  # anchors of a later injection come from elsewhere
     if hasattr(getattr(model, "config", None), "mixout"):
         del model.config.mixout  # type: ignore[union-attr]
