@@ -1,14 +1,18 @@
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from mixout_export.errors import ArgumentError, OutputError
+from mixout_export.files import output
 from mixout_export.files.output import check_destination, output_folder, partial_path
 
 MARK = ".mixout-export.lock"
@@ -195,6 +199,57 @@ def test_two_processes_do_not_write_the_same_folder(tmp_path: Path) -> None:
         assert "another process is writing it" in other.stdout
         assert (folder.partial / "file").read_text() == "mine"
     assert (tmp_path / "out" / "file").read_text() == "mine"
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from mixout_export.files.output import output_folder
+        with output_folder(Path({str(tmp_path / "out")!r})) as folder:
+            (folder.partial / "file").write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    killed = subprocess.run([sys.executable, "-c", script])
+    assert killed.returncode == -signal.SIGKILL
+    assert names(tmp_path / "out.partial") == {MARK, "file"}
+    write(tmp_path / "out")
+    assert names(tmp_path) == {"out"}
+    assert names(tmp_path / "out") == {"file"}
+
+
+def test_one_process_does_not_write_the_same_folder_twice(tmp_path: Path) -> None:
+    with (
+        output_folder(tmp_path / "out"),
+        pytest.raises(OutputError, match=r"out\.partial: another process is writing it; wait"),
+    ):
+        write(tmp_path / "out")
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("error", [None, ValueError("stop")])
+def test_no_file_is_open_in_a_folder_that_windows_renames_or_removes(
+    error: ValueError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "_WINDOWS", True)
+    moved = []
+
+    def unlocked(function):
+        def call(path, *arguments, **options):
+            if Path(path).name == "out.partial":
+                with FileLock(Path(path) / MARK, blocking=False):
+                    moved.append(function.__name__)
+            return function(path, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "rename", unlocked(os.rename))
+    monkeypatch.setattr(shutil, "rmtree", unlocked(shutil.rmtree))
+    (tmp_path / "out").mkdir()
+    with suppress(ValueError):
+        write(tmp_path / "out", error=error)
+    assert moved == (["rename"] if error is None else ["rmtree"])
+    assert names(tmp_path / "out") == ({"file"} if error is None else set())
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])

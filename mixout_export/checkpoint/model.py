@@ -29,7 +29,7 @@ from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.files.output import output_folder
-from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy
+from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy, make_read_only
 from mixout_export.files.tensors import (
     TensorEntry,
     TensorSource,
@@ -368,7 +368,7 @@ def write_anchors(
         directory, LAYOUT.pretrained, LAYOUT.pretrained_index, tensors, limit=limit
     )
     for file in files:
-        file.chmod(0o444)
+        make_read_only(file)
     return digest_files(files)
 
 

@@ -25,6 +25,7 @@ from mixout_export.checkpoint.model import (
 )
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
+from mixout_export.files.sidecar_files import make_read_only
 from mixout_export.files.streams import Hash
 from mixout_export.files.tensors import (
     TensorEntry,
@@ -103,7 +104,7 @@ class SavePlan:
             write_json(directory / LAYOUT.weights_index, self.index)
         write_shard_index(directory / LAYOUT.pretrained_index, anchors)
         for file in anchors:
-            file.path.chmod(0o444)
+            make_read_only(file.path)
         return WrittenWeights(digests, tuple(file.path.name for file in anchors))
 
 

@@ -1,20 +1,21 @@
 """Make an output folder appear complete or not at all."""
 
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from mixout_export.errors import ArgumentError, OutputError
 from mixout_export.files.layout import LAYOUT
 
-#: The mark of work in progress.
+#: The lock on a folder in progress. While the file exists, the folder counts as ours.
 LOCK = ".mixout-export.lock"
+_WINDOWS = os.name == "nt"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -44,19 +45,22 @@ class OutputFolder:
     out: Path
     partial: Path
     resumed: bool = False
-    _lock: IO[str] | None = field(default=None, repr=False)
+    _lock: BaseFileLock | None = field(default=None, repr=False)
 
     def publish(self) -> None:
-        """Rename `partial` to `out`, replacing what was there only now.
+        """Rename `partial` to `out`; only then remove what was there before.
 
-        Both folders bear the mark while they are renamed, so that after a kill at any moment the
-        next run knows them for its own.
+        Both folders hold the lock's file while they are renamed. After a kill at any moment, the
+        next run therefore recognizes them as ours.
         """
+        self._unlock_for_windows()
         previous = _with_suffix(self.out, LAYOUT.previous_suffix)
         replace = self.out.exists() and not _is_empty(self.out)
         if replace:
             (self.out / LOCK).touch()
             os.rename(self.out, previous)
+        elif self.out.exists():
+            self.out.rmdir()  # Windows renames to no path that exists
         os.rename(self.partial, self.out)
         (self.out / LOCK).unlink(missing_ok=True)
         if replace:
@@ -64,28 +68,36 @@ class OutputFolder:
 
     def discard(self) -> None:
         """Remove the unfinished folder."""
+        self._unlock_for_windows()
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def lock(self) -> None:
-        """Mark `partial` as this process's own.
+        """Lock `partial` for this process. The system ends the lock if the process is killed.
 
         Raises:
             OutputError: Another process is writing the same folder.
         """
-        self._lock = (self.partial / LOCK).open("w")
+        lock = FileLock(self.partial / LOCK, blocking=False, thread_local=False)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
+            lock.acquire()
+        except Timeout as error:
             raise OutputError(
                 f"{self.partial}: another process is writing it; wait for it or choose another OUT"
             ) from error
+        self._lock = lock
 
     def unlock(self) -> None:
-        """Give the mark back."""
+        """Release the lock. An unfinished folder keeps the lock's file, which says it is ours."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
+            if self.partial.is_dir():
+                (self.partial / LOCK).touch()  # released on Windows, the file is gone
+
+    def _unlock_for_windows(self) -> None:
+        """Release the lock on Windows, which cannot rename or remove a folder with an open file."""
+        if _WINDOWS:
+            self.unlock()
 
 
 def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
@@ -210,10 +222,10 @@ def output_folder(
         _recover(out)
         check_destination(out, sources, overwrite=overwrite)
         has_work = _prepare_partial(partial, resume=resume)
+        folder = OutputFolder(out=out, partial=partial, resumed=has_work)
+        folder.lock()
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
-    folder = OutputFolder(out=out, partial=partial, resumed=has_work)
-    folder.lock()
     try:
         if not resume:
             _clear(partial)

@@ -32,5 +32,11 @@ def link_or_copy(source: Path, destination: Path) -> None:
     """Hard-link an immutable file, or copy it where links do not work."""
     try:
         os.link(source, destination)
-    except OSError:
+    except (AttributeError, OSError):  # not every system has os.link
         shutil.copy(source, destination)  # with its mode, which keeps anchors read-only
+
+
+def make_read_only(path: Path) -> None:
+    """Make an immutable file read-only, except on Windows, which does not delete such files."""
+    if os.name != "nt":
+        path.chmod(0o444)

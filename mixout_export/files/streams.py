@@ -1,7 +1,6 @@
 """Bytes on their way to a file: hashed in a second thread, and sent straight to the disk."""
 
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -15,6 +14,13 @@ from typing import Generic, Protocol, TypeVar
 
 from xxhash import xxh3_64
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such module
+    _DIRECT = 0
+else:
+    _DIRECT = getattr(os, "O_DIRECT", 0)  # only Linux has it
+
 T = TypeVar("T")
 
 #: Bytes on their way; a view is of a buffer that is used again.
@@ -25,7 +31,6 @@ PIECE = 1 << 20
 
 _WAITING = 16
 _BLOCK = 8 << 20
-_DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 class Background(Generic[T]):
@@ -198,7 +203,7 @@ class OutputFile:
 
     def _set_direct(self, direct: bool) -> bool:
         """Go past the cache or through it; return whether that is another way than before."""
-        if not _DIRECT:  # no Linux
+        if not _DIRECT:
             return False
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         wanted = flags | _DIRECT if direct else flags & ~_DIRECT
