@@ -112,12 +112,12 @@ def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card)
     header["tags"] = tags(prepared.header if prepared.is_ours else {}, *header["tags"])
     header["datasets"] = [facts.dataset] if facts.dataset else None
     if evaluation is not None:
-        header["metrics"] = evaluation.metric_ids()
-        index = evaluation.model_index(title, header["pipeline_tag"] or "other")
+        header["metrics"] = evaluation.metric_ids(task)
+        index = evaluation.model_index(title, task)
         header["model-index"] = index
     shown = "It was not evaluated."
     if evaluation is not None:
-        shown = evaluation.to_markdown(metadata.task, metadata.labels or ())
+        shown = evaluation.to_markdown(task, metadata.labels or ())
     kept = prepared.sections if prepared.is_ours else ()
     return Card(header, opening(inline(title), lead), kept).ending_with(
         {

@@ -99,12 +99,11 @@ def is_better(name: str, new: float, best: float | None) -> bool:
     Raises:
         ArgumentError: No task has such a metric. The message lists the metrics.
     """
-    tasks = [task for task in TASKS.values() if name in task.metrics]
-    if not tasks:
-        known = dict.fromkeys(metric for task in TASKS.values() for metric in task.metrics)
+    known = {metric.name: metric for task in TASKS.values() for metric in task.reports}
+    if name not in known:
         raise ArgumentError(f"metric: got {name!r}, expected one of {', '.join(known)}")
     if math.isnan(new):
         return False
     if best is None or math.isnan(best):
         return True
-    return new < best if name in tasks[0].lower_is_better else new > best
+    return new < best if known[name].lower_is_better else new > best

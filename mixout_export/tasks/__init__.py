@@ -12,6 +12,7 @@ from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.tasks.causal_lm import CAUSAL_LM
 from mixout_export.tasks.image_classification import IMAGE_CLASSIFICATION
 from mixout_export.tasks.masked_lm import MASKED_LM
+from mixout_export.tasks.metric import Metric
 from mixout_export.tasks.multi_label import MULTI_LABEL
 from mixout_export.tasks.multiple_choice import MULTIPLE_CHOICE
 from mixout_export.tasks.question_answering import QUESTION_ANSWERING
@@ -107,6 +108,7 @@ for _task in (
 __all__ = [
     "OWN_HEADS",
     "TASKS",
+    "Metric",
     "Task",
     "Usage",
     "get_task",

@@ -1,6 +1,7 @@
 """Causal language modeling: the next token of a text."""
 
 from mixout_export.tasks.decision import TOKEN
+from mixout_export.tasks.metric import LANGUAGE_MODEL_METRICS
 from mixout_export.tasks.task import Task, Usage
 
 CAUSAL_LM = Task(
@@ -10,8 +11,7 @@ CAUSAL_LM = Task(
     pipeline_tag="text-generation",
     reader="mixout_export.data.readers.causal_lm:CausalLM",
     has_labels=False,
-    metrics=("loss", "perplexity"),
-    lower_is_better=frozenset({"loss", "perplexity"}),
+    reports=LANGUAGE_MODEL_METRICS,
     decision=TOKEN,
     per_token=True,
     over_vocabulary=True,

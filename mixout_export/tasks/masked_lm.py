@@ -1,6 +1,7 @@
 """Masked language modeling: the tokens that are hidden in a text."""
 
 from mixout_export.tasks.decision import TOKEN
+from mixout_export.tasks.metric import LANGUAGE_MODEL_METRICS
 from mixout_export.tasks.task import Task, Usage
 
 MASKED_LM = Task(
@@ -10,8 +11,7 @@ MASKED_LM = Task(
     pipeline_tag="fill-mask",
     reader="mixout_export.data.readers.masked_lm:MaskedLM",
     has_labels=False,
-    metrics=("loss", "perplexity"),
-    lower_is_better=frozenset({"loss", "perplexity"}),
+    reports=LANGUAGE_MODEL_METRICS,
     decision=TOKEN,
     per_token=True,
     over_vocabulary=True,

@@ -1,6 +1,7 @@
 """Multi-label classification: any number of labels for a text or a pair of texts."""
 
 from mixout_export.tasks.decision import YES_OR_NO
+from mixout_export.tasks.metric import ACCURACY, Metric
 from mixout_export.tasks.task import Task, Usage
 
 MULTI_LABEL = Task(
@@ -11,7 +12,21 @@ MULTI_LABEL = Task(
     reader="mixout_export.data.readers.multi_label:MultiLabel",
     problem_type="multi_label_classification",
     default_labels=None,
-    metrics=("micro_f1", "macro_f1", "accuracy"),
+    reports=(
+        Metric(
+            "micro_f1",
+            hub_name="f1",
+            hub_arguments={"average": "micro"},
+            note="micro_f1 counts the decisions on all labels together.",
+        ),
+        Metric(
+            "macro_f1",
+            hub_name="f1",
+            hub_arguments={"average": "macro"},
+            note="macro_f1 is the unweighted mean of the F1 of each label.",
+        ),
+        ACCURACY,
+    ),
     decision=YES_OR_NO,
     usage=Usage(
         text='"A text to classify."',

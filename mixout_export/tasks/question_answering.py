@@ -1,6 +1,7 @@
 """Extractive question answering: the span of a context that answers a question."""
 
 from mixout_export.tasks.decision import POSITION
+from mixout_export.tasks.metric import Metric
 from mixout_export.tasks.task import Task, Usage
 
 QUESTION_ANSWERING = Task(
@@ -10,7 +11,14 @@ QUESTION_ANSWERING = Task(
     pipeline_tag="question-answering",
     reader="mixout_export.data.readers.question_answering:QuestionAnswering",
     has_labels=False,
-    metrics=("f1", "exact_match"),
+    reports=(
+        Metric(
+            "f1",
+            note="f1 is the overlap of words with the best correct answer, averaged over the "
+            "questions.",
+        ),
+        Metric("exact_match"),
+    ),
     outputs=("start_logits", "end_logits"),
     decision=POSITION,
     per_token=True,

@@ -1,5 +1,6 @@
 """Regression: one number for a text or a pair of texts."""
 
+from mixout_export.tasks.metric import Metric
 from mixout_export.tasks.task import Task, Usage
 
 REGRESSION = Task(
@@ -11,8 +12,11 @@ REGRESSION = Task(
     problem_type="regression",
     single_output=True,
     default_labels=1,
-    metrics=("pearson", "spearman", "mse"),
-    lower_is_better=frozenset({"mse"}),
+    reports=(
+        Metric("pearson", hub_name="pearsonr"),
+        Metric("spearman", hub_name="spearmanr"),
+        Metric("mse", lower_is_better=True),
+    ),
     decision=None,
     usage=Usage(
         text='"A text to rate."',

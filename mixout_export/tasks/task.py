@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mixout_export.tasks.decision import LABEL, Decision
+from mixout_export.tasks.metric import ACCURACY, Metric
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,8 @@ class Task:
         has_labels: Whether the width of the head is the number of labels.
         single_output: Whether the head gives one number, which has no label.
         default_labels: Number of labels if the user gives none; None if the user must give them.
-        metrics: What an evaluation reports. The first one ranks checkpoints unless the user names
-            another with `--metric`.
-        lower_is_better: Those metrics of which a smaller value is better.
+        reports: Metrics that an evaluation reports. The first one ranks checkpoints unless the
+            user names another with `--metric`.
         outputs: Names of the model's outputs that carry the result.
         decision: What an output decides; None if it decides nothing.
         per_token: Whether an output has a value for each token of the input.
@@ -64,14 +64,18 @@ class Task:
     has_labels: bool = True
     single_output: bool = False
     default_labels: int | None = 2
-    metrics: tuple[str, ...] = ("accuracy",)
-    lower_is_better: frozenset[str] = frozenset()
+    reports: tuple[Metric, ...] = (ACCURACY,)
     outputs: tuple[str, ...] = ("logits",)
     decision: Decision | None = LABEL
     per_token: bool = False
     over_vocabulary: bool = False
     generates: bool = False
     has_choices: bool = False
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of the metrics."""
+        return tuple(metric.name for metric in self.reports)
 
     @property
     def metric(self) -> str:

@@ -1,5 +1,6 @@
 """Text classification: one label for a text or a pair of texts."""
 
+from mixout_export.tasks.metric import ACCURACY, Metric
 from mixout_export.tasks.task import Task, Usage
 
 TEXT_CLASSIFICATION = Task(
@@ -9,7 +10,15 @@ TEXT_CLASSIFICATION = Task(
     pipeline_tag="text-classification",
     reader="mixout_export.data.readers.text_classification:TextClassification",
     problem_type="single_label_classification",
-    metrics=("accuracy", "f1", "matthews"),
+    reports=(
+        ACCURACY,
+        Metric(
+            "f1",
+            note="f1 is the unweighted mean of the F1 of each label (macro F1).",
+            two_label_note="f1 is the F1 of the label “{}”.",
+        ),
+        Metric("matthews", hub_name="matthews_correlation"),
+    ),
     usage=Usage(
         text='"A text to classify."',
         pipeline='"A text to classify."',

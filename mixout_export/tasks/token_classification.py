@@ -1,5 +1,6 @@
 """Token classification: one label for every word of a text."""
 
+from mixout_export.tasks.metric import ACCURACY, Metric
 from mixout_export.tasks.task import Task, Usage
 
 TOKEN_CLASSIFICATION = Task(
@@ -9,7 +10,12 @@ TOKEN_CLASSIFICATION = Task(
     pipeline_tag="token-classification",
     reader="mixout_export.data.readers.token_classification:TokenClassification",
     default_labels=None,
-    metrics=("f1", "precision", "recall", "accuracy"),
+    reports=(
+        Metric("f1", note="f1 counts whole entities of all types together."),
+        Metric("precision"),
+        Metric("recall"),
+        ACCURACY,
+    ),
     per_token=True,
     usage=Usage(
         text='"A text to find entities in."',
