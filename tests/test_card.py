@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -302,6 +303,27 @@ def test_names_with_odd_characters_break_nothing(tmp_path: Path, name: str) -> N
     assert len(lines) == 1
     assert lines[0].replace("\\|", "").count("|") == 3
     assert "<b>" not in written.text.replace("\\<b", "")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "  \n", "\t\n", ""])
+def test_what_may_follow_a_header_loses_nothing(tmp_path: Path, end: str) -> None:
+    (tmp_path / "README.md").write_bytes(f"---\nlicense: mit\n---{end}".encode())
+    assert read_card(tmp_path / "README.md") == Card({"license": "mit"})
+
+
+def test_a_users_entries_survive_the_next_step(tmp_path: Path) -> None:
+    """Entries that `ModelCard` drops, merges or cannot read are kept as they are."""
+    path = tmp_path / "README.md"
+    theirs = {
+        "own": {"nested": [1, "two"]},
+        "ignore_metadata_errors": True,
+        "self": "me",
+        7: "seven",
+        "model-index": [{"name": name, "results": [], "own": name} for name in ("a", "b")],
+    }
+    write_card(replace(trained(), header={**trained().header, **theirs}), path)
+    again = exact(read_card(path)).header
+    assert {key: again[key] for key in theirs} == theirs
 
 
 @pytest.mark.parametrize("header", ["a: [", "date: 2024-13-45", "[" * 3000, "a: b: c"])

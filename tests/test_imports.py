@@ -117,7 +117,10 @@ def test_the_order_notices_a_step_back(kind: type, tmp_path: Path) -> None:
     ],
 )
 def test_modules_that_only_move_files_start_without_pytorch(module: str) -> None:
-    heavy = ("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "sklearn")
+    heavy = (
+        *("torch", "transformers", "onnx", "onnxruntime", "matplotlib", "datasets", "sklearn"),
+        "huggingface_hub",
+    )
     script = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

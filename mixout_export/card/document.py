@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 #: Tells our cards from others'; a comment, which nobody is shown.
 MARK = "<!-- Written by mixout-export; what you add is kept by the next step. -->"
 
-_HEADER = re.compile(r"\A\s*---[\r\n]+(.*?)[\r\n]+---(?:\r?\n|\Z)", re.DOTALL)  # the hub's
+#: The pattern of `huggingface_hub.repocard`, whose import would double the start-up of `collapse`.
+_HEADER = re.compile(r"^(?:\s*---(?:\r\n|\r|\n))([\S\s]*?)(?:(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$))")
 _FENCE = re.compile(r" {0,3}(```|~~~)")
 
 
