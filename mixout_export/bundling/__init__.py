@@ -1,1 +1,1 @@
-"""Folders as inference servers and other runtimes expect them."""
+"""Lay out ONNX folders as inference servers and other runtimes expect them."""

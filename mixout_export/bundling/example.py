@@ -1,4 +1,4 @@
-"""One request with its answer, for a bundle's page: made with its own tokenizer and graph."""
+"""Make the example request and answer on a bundle's page, with its own tokenizer and graph."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from mixout_export.tasks import known_task
 
 SENTENCE = "The film was a delight from the first scene to the last."
 
-#: Most numbers of an answer that a page shows.
+#: How many numbers of each output a page shows.
 _SHOWN = 8
 
 Array = npt.NDArray[Any]
@@ -21,14 +21,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Example:
-    """A request to the graph, and what it gives.
+    """A request to the graph, and its answer.
 
     Attributes:
-        text: What was tokenised; "" where there is no tokenizer.
-        inputs: Input → array, the batch first.
-        outputs: Output → array.
-        label: The label that the answer decides for; "" where it decides for none.
-        score: Its probability, in [0, 1]; 0 without a label.
+        text: The text that was tokenized; "" if there is no tokenizer.
+        inputs: Input name → array. The first axis is the batch.
+        outputs: Output name → array.
+        label: The most likely label; "" if the model does not choose one.
+        score: Probability of that label, in [0, 1]; 0 if there is no label.
     """
 
     text: str
@@ -61,7 +61,7 @@ class Example:
 
 
 def _inputs_of(folder: OnnxFolder, graph: Graph) -> tuple[str, dict[str, Array]] | None:
-    """Return a text and the graph's inputs for it; None where something else is needed."""
+    """Return a text and the graph's inputs for it; None if the graph takes something else."""
     names = [value.name for value in graph.inputs]
     if not set(names) <= {"input_ids", "attention_mask", "token_type_ids"}:
         return None
@@ -70,9 +70,12 @@ def _inputs_of(folder: OnnxFolder, graph: Graph) -> tuple[str, dict[str, Array]]
     tokenizer = load_tokenizer(folder.path)
     if tokenizer is None:
         ids = np.array([[1, 2, 3, 4]], dtype=np.int64)
-        made = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        made["token_type_ids"] = np.zeros_like(ids)
-        return "", {name: made[name] for name in names}
+        arrays = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        return "", {name: arrays[name] for name in names}
     encoded = tokenizer(SENTENCE, return_tensors="np")
     if not set(names) <= encoded.keys():
         return None
@@ -80,6 +83,7 @@ def _inputs_of(folder: OnnxFolder, graph: Graph) -> tuple[str, dict[str, Array]]
 
 
 def _decision(folder: OnnxFolder, outputs: dict[str, Array]) -> tuple[str, float]:
+    """Return the most likely label and its probability; ("", 0.0) for other tasks."""
     logits = outputs.get("logits")
     task = known_task(folder.task)
     if logits is None or task is None or not task.classifies or logits.ndim != 2:
@@ -92,7 +96,7 @@ def _decision(folder: OnnxFolder, outputs: dict[str, Array]) -> tuple[str, float
 
 
 def make_example(folder: OnnxFolder, graph: Graph) -> Example | None:
-    """Run a graph on one text; None for a graph that takes something else than texts."""
+    """Run a graph on one text. Return None if the graph takes something other than texts."""
     found = _inputs_of(folder, graph)
     if found is None:
         return None

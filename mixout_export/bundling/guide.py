@@ -1,12 +1,13 @@
-"""A bundle's `README.md`: how to start it, what to ask it, and how to check it."""
+"""Write a bundle's `README.md`: how to start the server, send a request, and check the result."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixout_export.bundling.example import Example
 from mixout_export.bundling.plan import BundleOptions, Plan
+from mixout_export.bundling.source import Value
 from mixout_export.card.usage import usage_code
 from mixout_export.tasks import known_task
 from mixout_export.version import __version__
@@ -24,7 +25,7 @@ DTYPES: Mapping[str, str] = {"fp32": "fp32", "fp16": "fp16", "int8": "q8"}
 
 
 def _code(text: str) -> str:
-    """Return a text as Markdown shows it as it is: on one line, within backticks."""
+    """Return a text as inline code in Markdown, on one line."""
     line = " ".join(text.split()).replace("`", "'")
     return f"`{line}`"
 
@@ -44,13 +45,18 @@ def _usage(plan: Plan, options: BundleOptions, example: Example | None) -> str:
     return ""
 
 
+def _without_cache(values: Sequence[Value]) -> list[Value]:
+    """Leave out the key/value cache, which has two tensors per layer."""
+    return [v for v in values if not v.name.startswith(("past_key_values.", "present."))]
+
+
 def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> str:
-    """Return the page.
+    """Return the page as Markdown.
 
     Args:
-        plan: What is in the bundle.
-        options: How it is laid out.
-        example: A request with its answer; None where there is none.
+        plan: The files of the bundle.
+        options: The server, and the model's name there.
+        example: A request and its answer; None if the graph takes something other than texts.
     """
     environment = Environment(
         loader=PackageLoader("mixout_export.bundling", "files"),
@@ -61,13 +67,18 @@ def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> 
         autoescape=False,  # Markdown, not HTML
     )
     environment.filters["code"] = _code
+    first = plan.models[0]
+    inputs = _without_cache(first.graph.inputs)
     return environment.get_template("guide.md.jinja").render(
         title=_TITLES[options.server],
         server=options.server,
         options=options,
         models=plan.models,
-        folder=plan.models[0].folder,
-        task=known_task(plan.models[0].folder.task),
+        folder=first.folder,
+        inputs=inputs,
+        outputs=_without_cache(first.graph.outputs),
+        cached=len(inputs) < len(first.graph.inputs),
+        task=known_task(first.folder.task),
         usage=_usage(plan, options, example),
         dtypes=DTYPES,
         example=example,

@@ -1,4 +1,4 @@
-"""Folders that transformers.js and Optimum load: one model, its precisions side by side."""
+"""Lay out folders for transformers.js and Optimum: one model, with a file for each precision."""
 
 import json
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ from mixout_export.errors import ArgumentError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.tasks import known_task
 
-#: What both libraries append to a graph's name for a precision.
+#: Precision → suffix that both libraries expect in the name of the graph's file.
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
 
 
 def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePosixPath) -> Plan:
-    """Lay out one model; of a causal language model, the graph with a cache is the one they read.
+    """Lay out one model.
 
-    That graph takes a cache of any length, none included, as both expect.
+    Both libraries expect the graph of a causal language model to take a cache that may be empty, so
+    they get the graph with a cache.
     """
     plan = Plan()
     for folder in folders:
@@ -38,10 +39,10 @@ def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePos
 
 
 def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
-    """Lay out a folder for transformers.js, in Node and in the browser: graphs under `onnx/`.
+    """Lay out a folder for transformers.js, in Node or in a browser. Graphs go to `onnx/`.
 
     Args:
-        folders: The precisions, the first of which gives configuration and tokenizer.
+        folders: One ONNX folder per precision. Configuration and tokenizer come from the first.
         options: The model's name.
 
     Raises:
@@ -57,10 +58,10 @@ def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) 
 
 
 def plan_optimum(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
-    """Lay out a flat folder for Optimum's ORTModel classes.
+    """Lay out a folder without subfolders for Optimum's ORTModel classes.
 
     Args:
-        folders: The precisions, the first of which gives configuration and tokenizer.
+        folders: One ONNX folder per precision. Configuration and tokenizer come from the first.
         options: The model's name.
     """
     return _plan(folders, options, PurePosixPath())

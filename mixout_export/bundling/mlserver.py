@@ -1,4 +1,7 @@
-"""MLServer's folder: settings, and a runtime class for each model, as it has none for ONNX."""
+"""Lay out a folder for MLServer.
+
+MLServer has no runtime for ONNX, so each model gets a runtime class beside its settings.
+"""
 
 import json
 from collections.abc import Sequence
@@ -43,11 +46,11 @@ def _settings(model: Model, options: BundleOptions) -> dict[str, Any]:
 
 
 def plan_mlserver(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
-    """Lay out a folder for `mlserver start`: a folder a model.
+    """Lay out a folder for `mlserver start`, with one subfolder per model.
 
     Args:
-        folders: The precisions, the one with the bare name first.
-        options: Names, version and batch size.
+        folders: One ONNX folder per precision. The first gets the model's name without a suffix.
+        options: The model's name, version and batch size.
     """
     plan = Plan()
     runtime = files("mixout_export.bundling").joinpath("files", _RUNTIME).read_text("utf-8")

@@ -1,4 +1,4 @@
-"""OpenVINO Model Server's layout: a folder a model, a folder a version in it."""
+"""Lay out a folder for OpenVINO Model Server: one folder per model, with one per version in it."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graph
 from mixout_export.bundling.source import OnnxFolder
 from mixout_export.errors import ArgumentError
 
-#: Where the model server's image sees the bundle.
+#: Path of the bundle in the model server's container.
 MOUNTED = "/models"
 
 
@@ -16,18 +16,18 @@ def plan_openvino(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan
     """Lay out a folder for OpenVINO Model Server.
 
     Args:
-        folders: The precisions, the one with the bare name first.
-        options: Names and version.
+        folders: One ONNX folder per precision. The first gets the model's name without a suffix.
+        options: The model's name and version.
 
     Raises:
-        ArgumentError: A graph has operators that only onnxruntime has.
+        ArgumentError: A graph uses operators that only onnxruntime has.
     """
     plan, models = Plan(), []
     for name, (folder, graph) in served_graphs(folders, options).items():
         if not graph.standard:
             raise ArgumentError(
-                f"{graph.path}: has operators of onnxruntime's own, which OpenVINO does not know; "
-                "export it without --optimize"
+                f"{graph.path}: the graph uses operators that only onnxruntime has, and OpenVINO "
+                "cannot run them; export it again without --optimize"
             )
         root = PurePosixPath(name)
         plan.add_graph(Model(name, folder, graph, root / str(options.version) / "model.onnx"))

@@ -1,4 +1,4 @@
-"""What goes into a bundle: models, files that are copied, and files that are written."""
+"""Plan a bundle: its models, the files to copy, and the files to write."""
 
 import re
 import shutil
@@ -14,11 +14,11 @@ SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
-#: Largest number that servers read.
+#: Largest version and batch size that servers can read.
 _LARGEST = (1 << 31) - 1
 
-#: What other files at the top of a bundle are called.
-_TAKEN = (
+#: Names of other files at the top of a bundle. A model may not have them.
+_RESERVED_NAMES = (
     LAYOUT.card,
     LAYOUT.manifest,
     LAYOUT.signature,
@@ -30,13 +30,13 @@ _TAKEN = (
 
 @dataclass(frozen=True)
 class BundleOptions:
-    """How a bundle is laid out.
+    """Options of a bundle.
 
     Attributes:
         server: One of `SERVERS`.
-        name: What the model is called there.
-        version: The model's version, at least 1, where the server has versions.
-        max_batch_size: Most rows of a batch, at least 1, where the server has a limit.
+        name: The model's name on the server.
+        version: The model's version, at least 1. Only some servers use it.
+        max_batch_size: Largest number of rows in a batch, at least 1. Only some servers use it.
     """
 
     server: str
@@ -51,12 +51,13 @@ class BundleOptions:
             )
         if not _NAME.fullmatch(self.name):
             raise ArgumentError(
-                f"name: got {self.name!r}, expected letters, digits, '_', '-' and '.', as it "
-                "becomes a part of an address; give --name"
+                f"name: got {self.name!r}, expected letters, digits, '_', '-' and '.', because the "
+                "name becomes part of the model's URL; give another name with --name"
             )
-        if self.name in _TAKEN or self.name.endswith(LAYOUT.partial_suffix):
+        if self.name in _RESERVED_NAMES or self.name.endswith(LAYOUT.partial_suffix):
             raise ArgumentError(
-                f"name: got {self.name!r}, which is another file's; give --name another"
+                f"name: got {self.name!r}, but the bundle needs that name for another file; give "
+                "another name with --name"
             )
         for name, value in (
             ("model-version", self.version),
@@ -68,13 +69,13 @@ class BundleOptions:
 
 @dataclass(frozen=True)
 class Model:
-    """A graph as a server serves it.
+    """A graph in a bundle.
 
     Attributes:
-        name: What it is called there.
-        folder: The ONNX folder that it is from.
+        name: The model's name on the server.
+        folder: The ONNX folder that the graph comes from.
         graph: The graph.
-        path: Where it lies in the bundle.
+        path: Path of the graph in the bundle.
     """
 
     name: str
@@ -84,13 +85,13 @@ class Model:
 
     @property
     def digests(self) -> dict[PurePosixPath, str]:
-        """The SHA-256 of its files, by their paths in the bundle."""
+        """Path in the bundle → SHA-256, for each of the graph's files."""
         graph, *others = self.graph.digests.items()
         return {self.path: graph[1]} | {self.path.with_name(f.name): d for f, d in others}
 
     @property
     def identity(self) -> dict[str, str]:
-        """What tells this graph from an older version of the model, for the server to show."""
+        """Metadata that the server shows, so that `verify` can recognize the model's version."""
         return {
             "model_sha256": self.graph.sha256,
             "source_sha256": self.folder.source_sha256,
@@ -100,13 +101,13 @@ class Model:
 
 @dataclass
 class Plan:
-    """The files of a bundle by their paths in it.
+    """The files of a bundle. Paths are relative to the bundle.
 
     Attributes:
         models: The graphs.
-        copies: Path → the file that is copied there.
-        texts: Path → the text that is written there.
-        tokenizers: Folders of tokenizers in the bundle, with the ONNX folder each comes from.
+        copies: Path → file to copy there.
+        texts: Path → text to write there.
+        tokenizers: Folder of a tokenizer → ONNX folder that the tokenizer comes from.
     """
 
     models: list[Model] = field(default_factory=list)
@@ -115,17 +116,17 @@ class Plan:
     tokenizers: dict[PurePosixPath, OnnxFolder] = field(default_factory=dict)
 
     def add_graph(self, model: Model) -> None:
-        """Add a graph, with its external data under the name that the graph knows it by.
+        """Add a graph, and its external data under the name that the graph refers to.
 
         Raises:
-            ArgumentError: Two graphs would have the same file.
+            ArgumentError: Two graphs need a file at the same path.
         """
         first, *others = model.graph.files
         files = {model.path: first} | {model.path.with_name(file.name): file for file in others}
         for path in files.keys() & self.copies.keys():
             raise ArgumentError(
-                f"{files[path]}: would lie at {path}, where {self.copies[path]} does; bundle one "
-                "of the two"
+                f"{files[path]}: cannot be copied to {path} because {self.copies[path]} is copied "
+                "there too; bundle only one of the two"
             )
         self.models.append(model)
         self.copies |= files
@@ -137,10 +138,10 @@ class Plan:
         self.tokenizers[directory] = folder
 
     def write(self, out: Path) -> None:
-        """Write and copy everything into a folder.
+        """Write and copy all files into a folder.
 
         Raises:
-            OSError: The disk is full, say.
+            OSError: A file cannot be written, for example because the disk is full.
         """
         for path, source in self.copies.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
@@ -153,9 +154,15 @@ class Plan:
 def served_graphs(
     folders: Sequence[OnnxFolder], options: BundleOptions
 ) -> Mapping[str, tuple[OnnxFolder, Graph]]:
-    """Name each graph of several precisions as servers do that know one graph a model.
+    """Name each graph, for servers where every graph is a model of its own.
 
-    The first precision has the bare name; a graph with a cache is a model of its own.
+    Args:
+        folders: One ONNX folder per precision.
+        options: The model's name.
+
+    Returns:
+        Name on the server → ONNX folder and graph. The first precision gets the model's name, the
+        others also their precision. A graph with a cache gets the suffix `_with_past`.
     """
     found: dict[str, tuple[OnnxFolder, Graph]] = {}
     for number, folder in enumerate(folders):

@@ -1,7 +1,7 @@
-"""See that a tokenizer cuts texts the same where Python is not there to help.
+"""Check that `tokenizer.json` alone gives the same tokens as the tokenizer's Python class.
 
-Clients of servers, JavaScript and Rust read `tokenizer.json` as it is; Python classes override some
-of it. Real text in many scripts goes through both, one by one and as a batch.
+Clients in JavaScript and Rust read only `tokenizer.json`. The Python class overrides some of its
+settings. The check tokenizes texts in many scripts both ways, one by one and as a batch.
 """
 
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ class TokenizerCheck:
     """What was compared.
 
     Attributes:
-        texts: Number of texts; 0 where there is no `tokenizer.json` to compare.
-        tokens: Number of tokens that they make.
+        texts: Number of texts; 0 if there is no `tokenizer.json`.
+        tokens: Number of tokens in these texts.
     """
 
     texts: int
@@ -35,7 +35,7 @@ class TokenizerCheck:
 
 
 def check_texts() -> tuple[str, ...]:
-    """Return texts of many kinds: scripts, signs, spaces, none at all, and one that is long."""
+    """Return texts in many scripts, with symbols and whitespace, an empty one and a long one."""
     text = files("mixout_export.bundling").joinpath("files", "sentences.txt").read_text("utf-8")
     lines = text.removesuffix("\n").split("\n")
     return (*lines, "", " ".join(lines[:8] * _REPEATS))
@@ -52,9 +52,9 @@ def _fields(encoding: Encoding) -> dict[str, list[int]]:
 def _expected(
     original: PreTrainedTokenizerBase, bare: Tokenizer, texts: Sequence[str], *, batch: bool
 ) -> dict[str, Any]:
-    """Tokenise texts the way of Python's class, with the limits that the bare one has."""
+    """Tokenize texts with the Python class, with the truncation and padding of the bare one."""
     limit = bare.truncation["max_length"] if bare.truncation else None
-    with quiet_libraries():  # the long text is meant to be long
+    with quiet_libraries():  # transformers warns about the long text
         return dict(
             original(
                 list(texts),
@@ -78,22 +78,23 @@ def _compare(
             if fields[name] != expected[name][row]:
                 shown = text if len(text) <= 60 else text[:57] + "..."
                 raise ParityError(
-                    f"{folder / _FILE}: makes other {name} of {shown!r} than the original "
-                    f"tokenizer: {fields[name][:8]} … ({len(fields[name])}), expected "
-                    f"{expected[name][row][:8]} … ({len(expected[name][row])})"
+                    f"{folder / _FILE}: gives {name} {fields[name][:8]} … ({len(fields[name])}) "
+                    f"for the text {shown!r}, expected {expected[name][row][:8]} … "
+                    f"({len(expected[name][row])}) as from the original tokenizer. A client that "
+                    "reads only this file would send other tokens to the model"
                 )
 
 
 def check_tokenizer(folder: Path, original: Path) -> TokenizerCheck:
-    """Compare a folder's `tokenizer.json`, read by itself, with the original tokenizer.
+    """Compare the `tokenizer.json` of a folder with the original tokenizer.
 
     Args:
-        folder: Where the file to check lies.
-        original: The folder whose tokenizer is the reference.
+        folder: Folder of the `tokenizer.json` to check.
+        original: Folder of the original tokenizer.
 
     Raises:
         CheckpointError: The original tokenizer cannot be loaded.
-        ParityError: A text becomes other ids, another mask or other segments.
+        ParityError: A text gives other ids, another attention mask or other segments.
     """
     path = folder / _FILE
     reference = load_tokenizer(original)

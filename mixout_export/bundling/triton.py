@@ -1,4 +1,4 @@
-"""NVIDIA Triton's model repository."""
+"""Lay out a model repository for NVIDIA Triton Inference Server."""
 
 import re
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from mixout_export.tasks import known_task
 
 _LABELS = "labels.txt"
 
-#: How long a request waits for others to share its batch.
+#: How long Triton delays a request so that others can join its batch.
 _QUEUE_DELAY_MICROSECONDS = 1000
 
 
 def _quoted(text: str) -> str:
-    """Return a text as protobuf's text format has it."""
+    """Return a text as a string of protobuf's text format."""
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + re.sub(r"[\0-\x1f\x7f]", lambda found: f"\\{ord(found[0]):03o}", escaped) + '"'
 
@@ -33,17 +33,17 @@ def _tensor(kind: str, value: Value, labels: str) -> str:
 
 
 def _batching(model: Model) -> str:
-    """Return whether Triton joins requests to batches of its own making."""
+    """Return the setting that lets Triton join requests into one batch."""
     if model.graph.shares_scale:
         return (
-            "# no dynamic_batching: the rows of an int8 batch share a scale, so each client's\n"
-            "# answer would depend a little on who else is asking"
+            "# No dynamic_batching: the rows of an int8 batch share one scale, so a client's\n"
+            "# answer would depend slightly on other clients' requests."
         )
     return f"dynamic_batching {{ max_queue_delay_microseconds: {_QUEUE_DELAY_MICROSECONDS} }}"
 
 
 def _config(model: Model, options: BundleOptions, labels: str) -> str:
-    """Return `config.pbtxt`: every size is that of one row, as the batch is Triton's own."""
+    """Return the text of `config.pbtxt`. Triton adds the batch axis to its shapes."""
     parameters = [
         f"parameters {{\n  key: {_quoted(key)}\n  value: {{ string_value: {_quoted(value)} }}\n}}"
         for key, value in model.identity.items()
@@ -63,10 +63,10 @@ def _config(model: Model, options: BundleOptions, labels: str) -> str:
 
 
 def _labels_file(folder: OnnxFolder) -> str:
-    """Return one label a line; "" where the model has no classes.
+    """Return one label per line; "" if the task has no classes.
 
     Raises:
-        CheckpointError: A label has several lines.
+        CheckpointError: A label has a line break.
     """
     task = known_task(folder.task)
     if task is None or not task.classifies:
@@ -74,26 +74,26 @@ def _labels_file(folder: OnnxFolder) -> str:
     for label in folder.labels:
         if len(label.splitlines()) > 1:
             raise CheckpointError(
-                f"{folder.path}: the label {label[:60]!r} has a line break, and Triton reads one "
-                "label a line; rename it"
+                f"{folder.path}: the label {label[:60]!r} has a line break, but Triton reads one "
+                "label per line; rename it in config.json and export the checkpoint again"
             )
     return "".join(f"{label}\n" for label in folder.labels)
 
 
 def plan_triton(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
-    """Lay out a model repository: a folder a model, a folder a version in it.
+    """Lay out a model repository: one folder per model, with one folder per version in it.
 
     Args:
-        folders: The precisions, the one with the bare name first.
-        options: Names, version and batch size.
+        folders: One ONNX folder per precision. The first gets the model's name without a suffix.
+        options: The model's name, version and batch size.
 
     Raises:
-        CheckpointError: Triton cannot read a label.
+        CheckpointError: A label has a line break.
     """
     plan = Plan()
     for name, (folder, graph) in served_graphs(folders, options).items():
         root = PurePosixPath(name)
-        # Triton's onnxruntime backend looks for the graph under this name
+        # Triton's onnxruntime backend expects this file name
         model = Model(name, folder, graph, root / str(options.version) / "model.onnx")
         plan.add_graph(model)
         labels = _labels_file(folder)

@@ -1,4 +1,4 @@
-"""The program on the page of a bundle for a library does what it says, whatever the task."""
+"""Run the program that a library's bundle page shows, for each task."""
 
 import shutil
 import subprocess
@@ -72,13 +72,13 @@ def run(*command: object, folder: Path) -> str:
 
 
 def run_program(bundle: Path) -> str:
-    """Run a page's program in its folder, as a user would, and return what it prints."""
+    """Run a page's program as the page tells a user to, and return what it prints."""
     if (bundle / "onnx").is_dir():
-        (bundle / "program.mjs").write_text(program(bundle, "js"))
+        (bundle.parent / "program.mjs").write_text(program(bundle, "js"))
         (bundle.parent / "node_modules").symlink_to(NODE / "node_modules")
-        return run("node", "program.mjs", folder=bundle)
-    (bundle / "program.py").write_text(program(bundle, "python"))
-    return run(OPTIMUM / "bin" / "python", "program.py", folder=bundle)
+        return run("node", "../program.mjs", folder=bundle)
+    (bundle.parent / "program.py").write_text(program(bundle, "python"))
+    return run(OPTIMUM / "bin" / "python", "../program.py", folder=bundle)
 
 
 @pytest.mark.parametrize("task", [task for task in MODELS if task != "multiple-choice"])

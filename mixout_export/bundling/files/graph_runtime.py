@@ -1,4 +1,4 @@
-"""Serve an ONNX graph with MLServer; needs mlserver, numpy and onnxruntime, nothing else."""
+"""Serve an ONNX graph with MLServer. Needs only mlserver, numpy and onnxruntime."""
 
 import asyncio
 
@@ -16,10 +16,10 @@ from mlserver.utils import get_model_uri
 
 
 class GraphRuntime(MLModel):
-    """A graph as it was exported: named tensors in, named tensors out."""
+    """Run an ONNX graph: named tensors in, named tensors out."""
 
     async def load(self) -> bool:
-        """Open the graph that the settings name."""
+        """Load the graph that `model-settings.json` names."""
         self._session = onnxruntime.InferenceSession(
             await get_model_uri(self._settings), providers=["CPUExecutionProvider"]
         )
@@ -28,7 +28,7 @@ class GraphRuntime(MLModel):
         return True
 
     async def metadata(self) -> MetadataModelResponse:
-        """Say what the model takes and gives, and which graph it is, by its hash."""
+        """Return the model's inputs, its outputs and the SHA-256 of its graph."""
         answer = await super().metadata()
         answer.parameters = Parameters(**self._extra)
         return answer
@@ -40,7 +40,7 @@ class GraphRuntime(MLModel):
         wanted = [output.name for output in payload.outputs or []] or self._outputs
         try:
             values = await asyncio.to_thread(self._session.run, wanted, given)
-        except Exception as error:  # onnxruntime's errors have no common class
+        except Exception as error:  # onnxruntime's errors have no common base class
             raise InferenceError(f"{self.name}: {error}") from error
         return InferenceResponse(
             id=payload.id,
