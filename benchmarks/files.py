@@ -138,7 +138,7 @@ def run(work: Path, repeats: int) -> dict[str, Any]:
     costs: dict[str, list[Cost]] = {name: [] for name in arms}
     order = list(arms)
     for number in range(repeats):
-        first = 2 * number % len(order)  # an arm and what it is held against stay neighbours
+        first = 2 * number % len(order)  # an arm and what it is held against stay neighbors
         for name in [*order[first:], *order[:first]]:
             costs[name].append(arms[name]())
             taken = costs[name][-1].seconds

@@ -16,7 +16,7 @@ from torch import Tensor
 from gpu.results import CheckFailed
 from mixout_export import MixoutConv1D, MixoutEmbedding, MixoutLinear
 from mixout_export.layers import MixoutLayer
-from mixout_export.masks import can_pack, realised_probability
+from mixout_export.masks import can_pack, round_probability
 
 Call = Callable[[MixoutLayer, Tensor], Tensor]
 
@@ -108,7 +108,7 @@ def _scales(case: Case, layer: MixoutLayer) -> list[float]:
     captured code uses p unchanged.
     """
     packed = case.granularity == "element" and can_pack(layer.weight.numel(), layer.p)
-    return [1.0 / (1.0 - p) for p in ((realised_probability(layer.p), P) if packed else (P,))]
+    return [1.0 / (1.0 - p) for p in ((round_probability(layer.p), P) if packed else (P,))]
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""What to mix and how strongly."""
+"""Which layers are mixed, and how strongly."""
 
 import re
 from collections.abc import Sequence
@@ -10,17 +10,17 @@ from mixout_export.errors import ArgumentError, TargetError
 Granularity = Literal["neuron", "element"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
-#: Selects every Linear and Conv1D of the model's body.
+#: Selects every Linear and Conv1D in the model's body.
 ALL_LINEAR = "all-linear"
 
 _SUFFIX_LIST = re.compile(r"[A-Za-z0-9_.,\-]+")
 
 
 def check_probability(p: float) -> float:
-    """Return `p` as a float if it is a mix probability, in [0, 1).
+    """Validate a mix probability and return it as a float.
 
     Raises:
-        ArgumentError: `p` is not a number in [0, 1). At p = 1 mixout has no expectation.
+        ArgumentError: `p` is not a number in [0, 1). At p = 1 the mixed weight has no expectation.
     """
     if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0.0 <= p < 1.0:
         raise ArgumentError(
@@ -31,7 +31,7 @@ def check_probability(p: float) -> float:
 
 
 def check_granularity(granularity: str) -> Granularity:
-    """Return `granularity` if there is such a one.
+    """Validate and return `granularity`.
 
     Raises:
         ArgumentError: It is neither "neuron" nor "element".
@@ -66,7 +66,7 @@ class TargetPattern:
 
         Args:
             text: The pattern.
-            option: Name of the option it came from, for messages.
+            option: Name of the option that the pattern came from, for error messages.
 
         Raises:
             TargetError: The pattern is empty or does not compile.
@@ -82,11 +82,11 @@ class TargetPattern:
         except re.error as error:
             raise TargetError(
                 f"{option}: {text!r} is not a valid regular expression ({error}); "
-                "write a comma-separated list of name suffixes, or mend the expression"
+                "write a comma-separated list of name suffixes, or correct the expression"
             ) from error
 
     def parts(self) -> tuple[str, ...]:
-        """Return the single patterns, each of which must select something."""
+        """Return the suffixes or the expression; each of them must match a module."""
         return self.suffixes or (self.text,)
 
     def part_matches(self, part: str, name: str) -> bool:
@@ -116,20 +116,20 @@ def _as_pattern_text(option: str, value: str | Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class MixoutConfig:
-    """How mixout is injected into a model.
+    """Which layers of a model get mixout, and how strongly they are mixed.
 
     Attributes:
-        p: Mix probability in [0, 1): how likely an input neuron's weights are replaced by the
-            pretrained ones at a training step.
-        granularity: "neuron", one mask bit per input neuron (the paper's), or "element", one per
-            weight (the dropconnect-like form of eq. 4).
+        p: Mix probability in [0, 1): the probability that a training step replaces an input
+            neuron's weights by the pretrained ones.
+        granularity: "neuron" draws one mask bit per input neuron, as in the paper. "element" draws
+            one per weight.
         target_modules: "all-linear", a comma-separated list (or sequence) of name suffixes, or a
             regular expression matched against whole names.
-        exclude_modules: Modules to leave alone, in the same notation; None excludes nothing.
+        exclude_modules: Modules that are not mixed, in the same notation; None excludes nothing.
 
     Raises:
-        ArgumentError: `p` or `granularity` is out of its domain.
-        TargetError: A pattern does not parse.
+        ArgumentError: `p` or `granularity` is not valid.
+        TargetError: A pattern is empty or is not a valid regular expression.
     """
 
     p: float = 0.7
@@ -153,13 +153,13 @@ class MixoutConfig:
         return TargetPattern.parse(self.target_modules, option="target_modules")
 
     def exclusions(self) -> TargetPattern | None:
-        """Return the parsed `exclude_modules`, None if there are none."""
+        """Return the parsed `exclude_modules`; None if nothing is excluded."""
         if self.exclude_modules is None:
             return None
         return TargetPattern.parse(self.exclude_modules, option="exclude_modules")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
+        """Return the fields as values that JSON can store."""
         return {
             "p": self.p,
             "granularity": self.granularity,

@@ -1,30 +1,30 @@
-"""Every error a user can meet, as a tree; the command line maps each branch to an exit code.
+"""All errors that this package raises on purpose, and their exit codes on the command line.
 
-MixoutError                 exit code 1, could not be done
-├── ArgumentError           exit code 2, wrong usage (also a ValueError)
-│   └── TargetError         exit code 1, a pattern that selects nothing, or what cannot be mixed
-├── OutputError             OUT cannot be written (exists, no space, no permission)
-├── CheckpointError         a folder that cannot be read, or does not hold what it should
-├── DataError               a data file that cannot be read, or does not fit the task
-├── TrainingError           training had to stop
-│   └── TrainingStoppedError  training was asked to stop, and saved a checkpoint
-├── ExportError             the graph could not be written
-├── ServerError             a server that cannot be reached, or does not keep to its protocol
-├── HubError                the hub cannot be reached, or refuses
-└── ParityError             exit code 3, parity or a manifest does not hold
+MixoutError                   exit code 1: error
+├── ArgumentError             exit code 2: wrong usage (also a ValueError)
+│   └── TargetError           exit code 1: a pattern selects nothing, or what cannot be mixed
+├── OutputError               OUT cannot be written (it exists, no space, no permission)
+├── CheckpointError           a checkpoint cannot be read, or its contents are wrong
+├── DataError                 a data file cannot be read, or does not fit the task
+├── TrainingError             training cannot continue
+│   └── TrainingStoppedError  training was asked to stop, and has saved a checkpoint
+├── ExportError               a graph cannot be exported
+├── ServerError               a server cannot be reached, or violates its protocol
+├── HubError                  the hub cannot be reached, or refuses a request
+└── ParityError               exit code 3: the models differ, or a manifest check failed
 
-A message is one sentence: what, where, expected against got, and the remedy.
+A message says what is wrong and where, what was expected, what was found, and what to do.
 """
 
 
 class MixoutError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base class of all errors that this package raises on purpose."""
 
     exit_code = 1
 
 
 class ArgumentError(MixoutError, ValueError):
-    """An argument is outside its domain, or arguments contradict each other."""
+    """An argument is out of its range, or arguments contradict each other."""
 
     exit_code = 2
 
@@ -36,11 +36,11 @@ class TargetError(ArgumentError):
 
 
 class OutputError(MixoutError):
-    """The destination cannot be written."""
+    """The output cannot be written."""
 
 
 class CheckpointError(MixoutError):
-    """A checkpoint cannot be read, or is not what it should be."""
+    """A checkpoint cannot be read, or its contents are wrong."""
 
 
 class DataError(MixoutError):
@@ -48,11 +48,11 @@ class DataError(MixoutError):
 
 
 class TrainingError(MixoutError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class TrainingStoppedError(TrainingError):
-    """Training stopped because it was asked to; a resumed run goes on from its last checkpoint."""
+    """Training was asked to stop. A resumed run continues from its last checkpoint."""
 
 
 class ExportError(MixoutError):
@@ -60,14 +60,14 @@ class ExportError(MixoutError):
 
 
 class ServerError(MixoutError):
-    """A server cannot be reached, or does not keep to the protocol."""
+    """A server cannot be reached, or violates its protocol."""
 
 
 class HubError(MixoutError):
-    """The hub cannot be reached, or refuses what it is asked."""
+    """The hub cannot be reached, or refuses a request."""
 
 
 class ParityError(MixoutError):
-    """Two artefacts do not compute the same thing, or a manifest does not hold."""
+    """Two models give different results, or a manifest check failed."""
 
     exit_code = 3

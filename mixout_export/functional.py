@@ -12,7 +12,7 @@ from mixout_export.errors import ArgumentError
 
 
 def is_full_precision(dtype: torch.dtype) -> bool:
-    """Tell whether a weight's dtype holds 1/(1 - p) without rounding it noticeably."""
+    """Tell whether a dtype represents 1/(1 - p) precisely enough: float32 and float64 do."""
     return dtype in (torch.float32, torch.float64)
 
 
@@ -29,29 +29,29 @@ def draw_mask(
     Args:
         weight: The weight to mask, any shape with at least one dimension.
         p: Mix probability in [0, 1).
-        granularity: "neuron" draws one bit per index of `input_dim`; "element" one per entry.
+        granularity: "neuron" draws one bit per index of `input_dim`, "element" one per weight.
         input_dim: The dimension that counts input neurons.
-        device: Where to draw; None draws on the weight's device.
+        device: Where to draw; None means the weight's device.
 
     Returns:
-        Bool tensor that broadcasts against `weight`: of size 1 in every dimension but `input_dim`
-        for "neuron", of the weight's own shape for "element".
+        Bool tensor that broadcasts against `weight`. For "neuron", every dimension except
+        `input_dim` has size 1. For "element", the shape is the weight's.
     """
     shape = list(weight.shape)
     if granularity == "neuron":
         shape = [1] * weight.dim()
         shape[input_dim] = weight.shape[input_dim]
-    # Always float32: a half-precision default dtype draws from 2048 levels or fewer.
+    # Always float32: if the default dtype is a half precision, `rand` has at most 2048 levels.
     device = weight.device if device is None else device
     return torch.rand(shape, device=device, dtype=torch.float32) >= p
 
 
 def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Tensor:
-    """Compute Φ = u + (m / (1 - p)) ⊙ (w - u) for a given mask (eq. 4, delta form).
+    """Compute Φ = u + (m / (1 - p)) ⊙ (w - u) for a given mask.
 
-    The delta form is exact at w = u in every dtype, where the paper's literal form is off by up to
-    3 % in bfloat16. Half precisions keep the scale in the accumulation type, so that rounding
-    1/(1 - p) does not bias the mean.
+    This equals equation 4 of the paper. In this form, Φ is exactly u where w = u, in every dtype;
+    the form printed in the paper is off by up to 3 % in bfloat16. In half precision, 1/(1 - p) is a
+    scalar of the operation and is not rounded to the tensor's dtype, which would bias the mean.
 
     Args:
         weight: w, floating point.
@@ -60,17 +60,17 @@ def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Te
         p: Mix probability in [0, 1).
 
     Returns:
-        Tensor like `weight`. Its gradient is (m / (1 - p)) ⊙ ∂L/∂Φ with respect to `weight`.
+        Φ, of the weight's shape and dtype. The gradient of `weight` is (m / (1 - p)) ⊙ ∂L/∂Φ.
     """
     return mix_by(coefficients(mask, weight.dtype, p), weight, pretrained_weight, p)
 
 
 def coefficients(mask: Tensor, dtype: torch.dtype, p: float) -> Tensor:
-    """Return what `mix_by` takes: m / (1 - p), or m alone in half precisions.
+    """Return the factors for `mix_by`: m / (1 - p), or only m in half precision.
 
     Args:
-        mask: The mask, Bool or of any other dtype.
-        dtype: The weight's dtype.
+        mask: The mask, Bool or 0 and 1 in any dtype.
+        dtype: The weight's dtype, which the result has too.
         p: Mix probability in [0, 1).
     """
     bits = mask.to(dtype)
@@ -78,26 +78,29 @@ def coefficients(mask: Tensor, dtype: torch.dtype, p: float) -> Tensor:
 
 
 def mix_by(
-    coefficients: Tensor,
+    factors: Tensor,
     weight: Tensor,
     pretrained_weight: Tensor,
     p: float,
     *,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Compute Φ from ready `coefficients`; see `mix`.
+    """Compute Φ as `mix` does, from a mask that `coefficients` has converted.
 
     Args:
-        coefficients: Of the weight's dtype; broadcasts against it.
+        factors: The result of `coefficients`; broadcasts against `weight`.
         weight: w.
         pretrained_weight: u, of the same shape; cast to the weight's dtype if it differs.
         p: Mix probability in [0, 1).
-        out: Where to write Φ, which autograd must not need; None makes a tensor.
+        out: Tensor to write Φ into, if no gradient is needed; None allocates one.
+
+    Returns:
+        Φ, of the weight's shape and dtype.
     """
     target = pretrained_weight.to(weight.dtype)
     if is_full_precision(weight.dtype):
-        return torch.lerp(target, weight, coefficients, out=out)
-    return torch.addcmul(target, weight - target, coefficients, value=1.0 / (1.0 - p), out=out)
+        return torch.lerp(target, weight, factors, out=out)
+    return torch.addcmul(target, weight - target, factors, value=1.0 / (1.0 - p), out=out)
 
 
 def mixout(
@@ -109,24 +112,24 @@ def mixout(
     training: bool = True,
     input_dim: int = -1,
 ) -> Tensor:
-    """Mix a weight at random with its pretrained value.
+    """Mix a weight with its pretrained value at random (the paper's equation 4).
 
     Φ = u + (m / (1 - p)) ⊙ (w - u) with m ~ Bernoulli(1 - p), so that E[Φ] = w.
 
     Args:
-        weight: w, floating point, for a linear layer of shape (out_features, in_features).
+        weight: w, floating point; (out_features, in_features) for a linear layer.
         pretrained_weight: u, of the same shape and device. It receives no gradient.
         p: Mix probability in [0, 1). At 0 the weight itself is returned and nothing is drawn.
-        granularity: "neuron" (the paper's: a dropped input neuron takes its outgoing pretrained
-            weights) or "element".
-        training: False returns the weight itself, the expectation of Φ.
+        granularity: "neuron" replaces all weights of a dropped input neuron by the pretrained
+            ones, as in the paper. "element" replaces single weights.
+        training: False returns the weight itself, which is the expectation of Φ.
         input_dim: The dimension of `weight` that counts input neurons.
 
     Returns:
         Φ, of the shape, dtype and device of `weight`.
 
     Raises:
-        ArgumentError: `p`, `granularity` or `input_dim` is out of its domain, or the shapes differ.
+        ArgumentError: `p`, `granularity` or `input_dim` is not valid, or the shapes differ.
 
     Example:
         >>> u = torch.zeros(3, 4); w = torch.ones(3, 4)

@@ -1,4 +1,4 @@
-"""Φ in one pass on a GPU: read w and u once, write Φ in the dtype of the product.
+"""Φ in one pass on a GPU: a kernel reads w and u once and writes Φ in the product's dtype.
 
 The plain operations write Φ in the weight's dtype and then cast it. With float32 weights and a
 bfloat16 product they move 18 bytes per weight. The kernel moves 10, or 8 with bfloat16 anchors.
@@ -58,12 +58,12 @@ def one_pass(enabled: bool = True) -> Iterator[KernelUse]:
 def mixed_in(
     dtype: torch.dtype, factors: Tensor, weight: Tensor, pretrained_weight: Tensor, p: float
 ) -> Tensor:
-    """Compute Φ under a neuron mask, in the dtype of the product it is for.
+    """Compute Φ under a neuron mask, in the dtype of the product that will use it.
 
     Args:
         dtype: The dtype of the result.
-        factors: The mask as `functional.coefficients` returns it: as many elements as there are
-            input neurons, size 1 in the weight's other dimension.
+        factors: The mask as `functional.coefficients` returns it: one element per input neuron,
+            size 1 in the weight's other dimension.
         weight: w, shape (out, in) or (in, out).
         pretrained_weight: u, of the same shape.
         p: Mix probability in [0, 1).
@@ -99,9 +99,9 @@ def run_kernel(
     """Compute Φ with the kernel; the arguments and the result are those of `mixed_in`."""
     mixed = torch.empty_like(weight, dtype=dtype)
     count = weight.numel()
-    # in half precisions the factors are the mask alone, see `coefficients`
+    # In half precision the factors are only the mask; see `functional.coefficients`.
     scale = 1.0 if is_full_precision(weight.dtype) else 1.0 / (1.0 - p)
-    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]  # Triton launches there
+    with torch.cuda.device_of(weight):  # type: ignore[no-untyped-call]  # where Triton launches
         _kernel()[(-(-count // _BLOCK),)](
         factors.contiguous(), weight, pretrained_weight, mixed, count, weight.shape[-1], scale,
         IN_LAST=factors.shape == (1, weight.shape[1]), BLOCK=_BLOCK,
@@ -111,7 +111,7 @@ def run_kernel(
 
 @cache
 def _kernel() -> Any:
-    """Return the kernel, compiled at its first call."""
+    """Return the kernel, which Triton compiles at its first call."""
     from mixout_export import fused_kernel
 
     return fused_kernel.mix

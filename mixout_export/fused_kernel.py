@@ -1,4 +1,4 @@
-"""The Triton kernel of `fused`, alone in a module, because importing it imports Triton."""
+"""The Triton kernel of `fused`. It has its own module because importing it imports Triton."""
 
 import triton
 import triton.language as tl
@@ -12,15 +12,15 @@ def mix(  # type: ignore[no-untyped-def]
     """Write u + scale · factor · (w − u) for `BLOCK` weights, computed in float32.
 
     Args:
-        factors: Pointer to a factor per input neuron.
+        factors: Pointer to one factor per input neuron.
         weight: Pointer to w, row by row.
         pretrained_weight: Pointer to u.
         mixed: Pointer to Φ.
         count: Number of weights.
         columns: Size of the weight's last dimension.
         scale: 1/(1 − p) if `factors` is only the mask, else 1.
-        IN_LAST: Whether the last dimension counts input neurons, or the first.
-        BLOCK: Weights a program.
+        IN_LAST: True if the last dimension counts input neurons, False if the first does.
+        BLOCK: Number of weights per program.
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count

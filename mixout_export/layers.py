@@ -1,4 +1,4 @@
-"""Layers whose weight is mixed with its pretrained value while training."""
+"""Layers whose weight is mixed with its pretrained value during training."""
 
 from typing import Any, ClassVar
 
@@ -15,38 +15,39 @@ from mixout_export.masks import can_pack
 
 
 class MixoutLayer(nn.Module):
-    """What every mixout layer has beside the plain layer it stands for.
+    """Base class of the mixout layers.
 
-    A mixout layer *is* the plain layer with two numbers and one buffer more: `weight` and `bias`
-    stay where they were, so state-dict keys never change.
+    A mixout layer is a subclass of its plain layer. It adds two settings and one buffer. `weight`
+    and `bias` stay where they were, so the plain layer's state-dict keys never change.
 
     Attributes:
         p: Mix probability in [0, 1).
         granularity: "neuron" or "element".
-        pretrained_weight: u, the anchor: a persistent buffer of the weight's shape, no gradient.
+        pretrained_weight: u, the anchor: a persistent buffer of the weight's shape, without a
+            gradient.
     """
 
-    #: The plain layer that this one stands for, which collapse restores.
+    #: The plain layer that this class extends. `to_plain` restores it.
     plain_class: ClassVar[type[nn.Module]]
     #: The dimension of `weight` that counts input neurons.
     input_dim: ClassVar[int]
 
     weight: Tensor
-    bias: nn.Parameter  # or None, which PyTorch's own annotation leaves out too
+    bias: nn.Parameter  # may be None; PyTorch's own annotation omits that too
     pretrained_weight: Tensor
     p: float
     granularity: str
 
     def anchor(self, pretrained_weight: Tensor | None, *, p: float, granularity: str) -> None:
-        """Set the anchor and how strongly to mix with it.
+        """Set the anchor, the mix probability and the granularity.
 
         Args:
-            pretrained_weight: u, of the weight's shape; None takes a copy of the weight as it is.
+            pretrained_weight: u, of the weight's shape; None means a copy of the current weight.
             p: Mix probability in [0, 1).
             granularity: "neuron" or "element".
 
         Raises:
-            ArgumentError: A value is out of its domain, or the shape is not the weight's.
+            ArgumentError: `p` or `granularity` is not valid, or the shapes differ.
         """
         p, granularity = check_probability(p), check_granularity(granularity)
         weight = self.weight.detach()
@@ -57,27 +58,27 @@ class MixoutLayer(nn.Module):
                 f"pretrained_weight: got shape {tuple(pretrained_weight.shape)}, "
                 f"expected the weight's {tuple(weight.shape)}"
             )
-        # A clone, always: an anchor that aliases its weight follows it.
+        # Always a copy: an anchor that shares memory with its weight would change with it.
         copy = pretrained_weight.detach().to(weight.device, weight.dtype).clone()
         self.p, self.granularity = p, granularity
         self.register_buffer("pretrained_weight", copy)
 
     def release(self) -> None:
-        """Drop the anchor and its numbers, leaving what a plain layer has."""
+        """Remove everything that the plain layer does not have."""
         del self.pretrained_weight, self.p, self.granularity
 
     def is_mixing(self) -> bool:
-        """Tell whether a call draws a mask: while training, at p > 0."""
+        """Tell whether a call draws a mask: in training mode with p > 0."""
         return self.training and self.p > 0.0
 
     def takes_fast_path(self, input: Tensor) -> bool:
-        """Tell whether `fast_linear` computes the product faster than the formula does."""
+        """Tell whether `fast_linear` computes the output for this input."""
         if not self.is_mixing() or needs_plain_ops(self.weight, input):
             return False
         return self.granularity == "neuron" or can_pack(self.weight.numel(), self.p)
 
     def fast_product(self, input: Tensor) -> Tensor:
-        """Map (..., in) to (..., out) with a fresh mask; see `fast_linear`."""
+        """Map (..., in) to (..., out) under a fresh mask; see `fast_linear`."""
         product = neuron_product if self.granularity == "neuron" else element_product
         return product(
             input,
@@ -89,7 +90,7 @@ class MixoutLayer(nn.Module):
         )
 
     def mixed_weight(self) -> Tensor:
-        """Return Φ while training, and `weight` itself in evaluation or at p = 0."""
+        """Return Φ under a fresh mask; in evaluation mode or at p = 0, return `weight` itself."""
         if not self.is_mixing():
             return self.weight
         mask = draw_mask(
@@ -101,21 +102,22 @@ class MixoutLayer(nn.Module):
 class MixoutLinear(MixoutLayer, nn.Linear):
     """A linear layer y = x Φᵀ + b whose weight is mixed with its pretrained value.
 
-    Lee, Cho, Kang, ICLR 2020, eq. 4 and section 3:
-    Φ = u + (m / (1 - p)) ⊙ (w - u), m ~ Bernoulli(1 - p), one bit per input neuron. One mask is
-    drawn per call while training; in evaluation the layer is the plain one, bit for bit.
+    Lee, Cho, Kang, "Mixout", ICLR 2020, equation 4 and section 3:
+    Φ = u + (m / (1 - p)) ⊙ (w - u), m ~ Bernoulli(1 - p), with one bit per input neuron. In
+    training mode each call draws a mask. In evaluation mode the output is bit for bit that of the
+    plain layer.
 
     Args:
         in_features: Size of each input sample.
         out_features: Size of each output sample.
-        bias: Whether the layer adds a bias, which is never mixed.
+        bias: Whether the layer has a bias. The bias is never mixed.
         p: Mix probability in [0, 1).
         granularity: "neuron" or "element".
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        ArgumentError: `p` or `granularity` is out of its domain.
+        ArgumentError: `p` or `granularity` is not valid.
     """
 
     plain_class = nn.Linear
@@ -149,9 +151,9 @@ class MixoutLinear(MixoutLayer, nn.Linear):
 
 
 class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
-    """transformers' Conv1D, y = x Φ + b with Φ stored as (in, out), with a mixed weight.
+    """transformers' Conv1D, y = x Φ + b, whose weight is mixed with its pretrained value.
 
-    The same as `MixoutLinear` but for the layout: its neuron masks have shape (in, 1).
+    Like `MixoutLinear`, with the weight stored as (in, out). A neuron mask has shape (in, 1).
 
     Args:
         nf: Number of output features.
@@ -160,7 +162,7 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
         granularity: "neuron" or "element".
 
     Raises:
-        ArgumentError: `p` or `granularity` is out of its domain.
+        ArgumentError: `p` or `granularity` is not valid.
     """
 
     plain_class = Conv1D
@@ -174,7 +176,7 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
         """Map (..., nx) to (..., nf)."""
         if self.takes_fast_path(input):
             return self.fast_product(input)
-        # The plain layer's own operations, so that evaluation is the same bit for bit.
+        # The operations of the plain layer, so that evaluation gives the same bits.
         flat = input.view(-1, input.size(-1))
         mixed = torch.addmm(self.bias, flat, self.mixed_weight())
         return mixed.view(*input.shape[:-1], self.nf)
@@ -188,23 +190,23 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
 class MixoutEmbedding(MixoutLayer, nn.Embedding):
     """A lookup table whose rows are mixed with their pretrained values.
 
-    A lookup is the product of a one-hot vector with the table, so an input neuron, which the paper
-    gives one mask bit, is a row: a dropped row takes its pretrained values as a whole, wherever in
-    the batch it is looked up. One mask is drawn per call, as for the linear layers. Only the rows
-    that a batch looks up are mixed: (m / (1 - p)) is gathered like them. The padding row, if there
-    is one, is mixed as any other and gets no gradient, as in the plain layer.
+    A lookup is the product of a one-hot vector with the table. The paper draws one mask bit per
+    input neuron, and here an input neuron is a row. A dropped row takes all of its pretrained
+    values, everywhere in the batch. In training mode each call draws a mask. Only the rows that the
+    batch looks up are mixed. The padding row is mixed like the others and gets no gradient, as in
+    the plain layer.
 
     Args:
         num_embeddings: Number of rows.
         embedding_dim: Size of a row.
         padding_idx: The row that gets no gradient, or None.
         p: Mix probability in [0, 1).
-        granularity: "neuron", a bit per row, or "element", a bit per entry.
+        granularity: "neuron" (one bit per row) or "element" (one bit per value).
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Raises:
-        ArgumentError: `p` or `granularity` is out of its domain.
+        ArgumentError: `p` or `granularity` is not valid.
     """
 
     plain_class = nn.Embedding
@@ -227,20 +229,24 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         self.anchor(None, p=p, granularity=granularity)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map integer (...) to (..., embedding_dim)."""
+        """Map row numbers, int64 or int32 of shape (...), to (..., embedding_dim)."""
         rows = nn.Embedding.forward(self, input)
         if not self.is_mixing():
             return rows
         return mix(rows, F.embedding(input, self.pretrained_weight), self._row_mask(input), self.p)
 
     def _row_mask(self, input: Tensor) -> Tensor:
-        """Draw a mask and gather it: Bool (..., 1), or (..., embedding_dim) for elements."""
+        """Draw a mask for the rows of a batch.
+
+        Returns:
+            Bool, shape (..., 1) for "neuron", (..., embedding_dim) for "element". Equal row numbers
+            get equal bits.
+        """
         if self.granularity == "neuron":
             mask = draw_mask(self.weight, self.p, granularity="neuron", input_dim=0)
             return F.embedding(input, mask)
-        # Drawn for as many rows as are looked up, rather than for the table. Which of them an
-        # occurrence reads is its id's rank, so equal ids have equal bits; its shape never depends
-        # on the values, so a GPU need not be waited for.
+        # Draw one row of bits per lookup, not per row of the table, and read the row of bits whose
+        # index is the id's rank in the batch. All shapes are known without waiting for a GPU.
         ids = input.reshape(-1)
         ordered, order = ids.sort()
         rank = torch.zeros_like(ids)
@@ -255,26 +261,26 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         return f"{nn.Embedding.extra_repr(self)}, p={self.p}, granularity={self.granularity}"
 
 
-#: The mixout layer that stands for each plain class, by exact type.
+#: The mixout layer for each plain class. The type must match exactly.
 LAYER_CLASSES: dict[type[nn.Module], type[MixoutLayer]] = {
     nn.Linear: MixoutLinear,
     Conv1D: MixoutConv1D,
     nn.Embedding: MixoutEmbedding,
 }
 
-#: Linear layers of transformers' own that compute what `nn.Linear` does, in other words.
-_LINEAR_IN_OTHER_WORDS = frozenset({"transformers.models.falcon.modeling_falcon.FalconLinear"})
+#: Subclasses of `nn.Linear` in transformers that compute the same product.
+_SAME_AS_LINEAR = frozenset({"transformers.models.falcon.modeling_falcon.FalconLinear"})
 
 
 def mixout_class(plain: type[nn.Module]) -> type[MixoutLayer] | None:
-    """Return the mixout layer that stands for a class; None if there is none."""
-    if f"{plain.__module__}.{plain.__qualname__}" in _LINEAR_IN_OTHER_WORDS:
+    """Return the mixout layer for a plain class, or None if there is none."""
+    if f"{plain.__module__}.{plain.__qualname__}" in _SAME_AS_LINEAR:
         return MixoutLinear
     return LAYER_CLASSES.get(plain)
 
 
 def is_mixable(module: nn.Module, *, embeddings: bool = True) -> bool:
-    """Tell whether a module has a mixout layer, embeddings counted or not."""
+    """Tell whether a module can be mixed; `embeddings` says whether an Embedding counts."""
     found = mixout_class(type(module))
     return found is not None and (embeddings or found is not MixoutEmbedding)
 
@@ -282,24 +288,27 @@ def is_mixable(module: nn.Module, *, embeddings: bool = True) -> bool:
 def to_mixout(
     module: nn.Module, pretrained_weight: Tensor | None, *, p: float, granularity: str
 ) -> MixoutLayer:
-    """Turn a plain layer into its mixout layer, in place.
+    """Turn a plain layer into a mixout layer, in place.
 
-    The object stays the same one (its class is exchanged, as PyTorch's own parametrizations do),
-    so mode, device, dtype, hooks, `requires_grad` and every reference to it are kept.
+    Only the object's class changes, as with PyTorch's parametrizations. The object keeps its mode,
+    device, dtype, hooks and `requires_grad`, and all references to it stay valid.
 
     Args:
-        module: An `nn.Linear`, a `Conv1D` or an `nn.Embedding`, by exact type.
-        pretrained_weight: u; None takes a copy of the weight as it is.
+        module: An `nn.Linear`, a `Conv1D` or an `nn.Embedding`, not a subclass of one.
+        pretrained_weight: u, of the weight's shape; None means a copy of the current weight.
         p: Mix probability in [0, 1).
         granularity: "neuron" or "element".
 
+    Returns:
+        The module.
+
     Raises:
-        ArgumentError: The module's type has no mixout layer, or an argument is out of its domain.
+        ArgumentError: The module's type has no mixout layer, or an argument is not valid.
     """
     layer_class = mixout_class(type(module))
     if layer_class is None:
         raise ArgumentError(
-            f"module: got {type(module).__name__}, expected exactly Linear or Conv1D, or Embedding"
+            f"module: got {type(module).__name__}, expected exactly Linear, Conv1D or Embedding"
         )
     plain_class = type(module)
     module.__class__ = layer_class
@@ -314,7 +323,7 @@ def to_mixout(
 
 
 def to_plain(layer: MixoutLayer) -> nn.Module:
-    """Turn a mixout layer back into the plain layer, in place, with the very same parameters."""
+    """Turn a mixout layer back into a plain layer, in place. The parameters stay the same."""
     layer.release()
     layer.__class__ = vars(layer).pop("plain_class", layer.plain_class)
     plain: Any = layer

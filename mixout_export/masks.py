@@ -1,7 +1,7 @@
-"""Random bits for masks, cheaply and repeatably.
+"""Element masks that are drawn again from a seed instead of being kept.
 
-An element mask is as large as its weight. It is never kept between a forward and a backward pass:
-the pass that needs it again draws it again from the same seed.
+An element mask is as large as its weight. The backward pass needs the mask of the forward pass, so
+it draws the same bits again from the same seed.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,42 +12,43 @@ import torch
 from torch import Tensor
 
 _LEVELS = 1 << 16
-#: Below this many weights one `torch.rand` costs less than seeding a generator.
+#: For fewer weights, one call of `torch.rand` is faster than seeding a generator.
 _FEWEST = 1 << 12
-#: Weights whose bits are drawn at a time: a multiple of four, and few enough for the cache.
+#: Number of weights whose bits are drawn together: a multiple of four, small enough for the cache.
 _PIECE = 1 << 18
-#: Largest relative error of p and of 1 - p that a realised probability may have.
+#: Largest relative error that rounding to 16 bits may cause in p and in 1 - p.
 _TOLERANCE = 1e-3
 
 
-def realised_probability(p: float) -> float:
-    """Return the multiple of 2⁻¹⁶ next to p, the probability that 16-bit draws realise."""
+def round_probability(p: float) -> float:
+    """Return the multiple of 2⁻¹⁶ nearest to p, which 16-bit random numbers can represent."""
     return round(p * _LEVELS) / _LEVELS
 
 
 def can_pack(count: int, p: float) -> bool:
-    """Tell whether a mask of so many weights is drawn from packed bits.
+    """Tell whether `PackedMask` suits a weight: it is large enough, and p survives rounding.
 
     Args:
         count: Number of weights.
-        p: Mix probability in (0, 1). Next to 1, a step of 2⁻¹⁶ would change 1/(1 - p) too much;
-            next to 0, p itself.
+        p: Mix probability in (0, 1). Close to 0, rounding to 2⁻¹⁶ would change p too much; close
+            to 1, it would change 1/(1 - p) too much.
     """
-    error = abs(realised_probability(p) - p)
+    error = abs(round_probability(p) - p)
     return count >= _FEWEST and error <= _TOLERANCE * min(p, 1.0 - p)
 
 
 @dataclass(frozen=True)
 class PackedMask:
-    """An element mask that can be drawn again: m ~ Bernoulli(1 - p), four bits' worth a draw.
+    """An element mask, m ~ Bernoulli(1 - p), that can be drawn again from its seed.
 
-    Sixty-four random bits are drawn at a time and read as four 16-bit numbers, each compared with a
-    threshold. The realised p is the threshold's, and belongs in the scale, so that E[Φ] = w holds.
+    Each random 64-bit integer is read as four 16-bit numbers, and each of these is compared with a
+    threshold. p is rounded to 16 bits for that. The scale 1/(1 - p) must use the rounded p, so that
+    E[Φ] = w holds.
 
     Attributes:
         seed: Seed of the generator.
         shape: The weight's shape.
-        p: The realised mix probability, a multiple of 2⁻¹⁶.
+        p: The rounded mix probability, a multiple of 2⁻¹⁶.
     """
 
     seed: int
@@ -56,37 +57,37 @@ class PackedMask:
 
     @classmethod
     def draw(cls, shape: torch.Size, p: float) -> "PackedMask":
-        """Take a seed from PyTorch's global generator on the CPU.
+        """Make a mask with a seed from PyTorch's global CPU generator.
 
         Args:
             shape: The weight's shape.
             p: Mix probability in (0, 1).
         """
         seed = int(torch.randint(1 << 62, (), dtype=torch.int64))
-        return cls(seed, shape, realised_probability(p))
+        return cls(seed, shape, round_probability(p))
 
     def bits(self, like: Tensor) -> Tensor:
-        """Draw the mask, the same one at each call.
+        """Draw the whole mask. Every call returns the same bits.
 
         Args:
-            like: A tensor of the dtype and device to return.
+            like: A tensor whose dtype and device the result gets.
 
         Returns:
-            0 and 1, of the mask's shape.
+            Zeros and ones, of the weight's shape.
         """
         parts = [bits for _, bits in self.pieces(like)]
         return torch.cat(parts).view(self.shape)
 
     def pieces(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Draw the mask piece by piece, so that it is never there as a whole.
+        """Draw the mask piece by piece, so that the whole mask is never in memory.
 
         Args:
-            like: A tensor of the dtype and device to yield.
+            like: A tensor whose dtype and device the bits get.
 
         Yields:
-            Which of the weights, counted through, and their bits, 0 and 1, of shape (piece,).
+            A slice of the flattened weight, and its zeros and ones, of shape (piece,).
         """
-        threshold = round(self.p * _LEVELS) - _LEVELS // 2  # the draws are signed
+        threshold = round(self.p * _LEVELS) - _LEVELS // 2  # the 16-bit numbers are signed
         draw = _drawing(self.seed, like.device)
         count = self.shape.numel()
         piece = _PIECE if like.device.type == "cpu" else count
@@ -100,8 +101,8 @@ class PackedMask:
 
 
 def _drawing(seed: int, device: torch.device) -> Callable[[int], Tensor]:
-    """Return a function that draws the next so many int64 numbers, uniform over their range."""
-    if device.type == "cpu":  # twice as fast as PyTorch's Mersenne twister
+    """Return a function that draws a given number of int64, uniform over their whole range."""
+    if device.type == "cpu":  # NumPy's SFC64 is twice as fast as PyTorch's generator
         source = np.random.SFC64(seed)
         return lambda count: torch.from_numpy(source.random_raw(count).view(np.int64))
     generator = torch.Generator(device).manual_seed(seed)

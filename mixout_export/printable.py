@@ -1,20 +1,20 @@
-"""Text that anybody may have written, as people are shown it."""
+"""Make text from files and servers safe to show: no hidden or control characters."""
 
 import re
 
-#: Control characters, and those that turn the direction of what follows them.
+#: Control characters, characters that change the direction of text, and lone surrogates.
 _HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
-#: Most characters of a text within a sentence.
+#: Largest number of characters that `one_line` keeps.
 _LONGEST = 300
 
 
 def printable(text: str) -> str:
-    """Return text in which characters that cannot be seen, or encoded, are named: ⟨U+202E⟩."""
+    """Replace each character that is invisible or cannot be encoded by its name: ⟨U+202E⟩."""
     return _HIDDEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", text)
 
 
 def one_line(text: object) -> str:
-    """Return a text as a sentence can hold it: on one line, not too long, nothing hidden in it."""
+    """Return a text that fits into a sentence: printable, on one line, at most 300 characters."""
     line = printable(" ".join(str(text)[: 4 * _LONGEST].split()))
     return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"

@@ -147,7 +147,7 @@ def test_embeddings_are_not_mixed_where_they_are_not(targets: str) -> None:
 
 
 def test_a_regex_that_only_happens_to_match_says_how_to_name_an_embedding() -> None:
-    with pytest.raises(TargetError, match="mixes only if it spells 'word_embeddings'"):
+    with pytest.raises(TargetError, match="mixes only if it contains 'word_embeddings'"):
         replaced(r".*word_emb.*")
 
 

@@ -340,7 +340,9 @@ def test_only_exact_types_are_converted_and_a_refusal_changes_nothing() -> None:
     class Special(nn.Linear):
         pass
 
-    with pytest.raises(ValueError, match="got Special, expected exactly Linear or Conv1D"):
+    with pytest.raises(
+        ValueError, match="got Special, expected exactly Linear, Conv1D or Embedding"
+    ):
         to_mixout(Special(2, 2), None, p=0.5, granularity="neuron")
     plain = nn.Linear(2, 3)
     with pytest.raises(ValueError, match=r"got shape \(3, 3\), expected the weight's \(3, 2\)"):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mixout_export.masks import PackedMask, can_pack, realised_probability
+from mixout_export.masks import PackedMask, can_pack, round_probability
 
 SHAPE = torch.Size((64, 128))
 
@@ -30,7 +30,7 @@ def test_the_seed_comes_from_the_global_generator() -> None:
 
 
 @pytest.mark.parametrize("p", [0.01, 0.3, 0.7, 0.9, 0.99])
-def test_bits_are_kept_with_the_realised_probability(p: float) -> None:
+def test_bits_are_kept_with_the_rounded_probability(p: float) -> None:
     torch.manual_seed(3)
     mask = PackedMask.draw(torch.Size((1000, 1001)), p)
     kept = float(mask.bits(torch.empty(mask.shape, dtype=torch.float64)).mean())
@@ -39,7 +39,7 @@ def test_bits_are_kept_with_the_realised_probability(p: float) -> None:
     assert abs(mask.p - p) <= 2**-17
 
 
-def test_bits_are_independent_between_neighbours() -> None:
+def test_bits_are_independent_between_neighbors() -> None:
     """Four bits come from one draw: no pair of places at any such distance may be correlated."""
     torch.manual_seed(4)
     flat = PackedMask.draw(torch.Size((1 << 20,)), 0.5).bits(torch.empty(1 << 20)).double() - 0.5
@@ -54,7 +54,7 @@ def test_where_packed_bits_serve() -> None:
     assert not can_pack(10_000, 0.99999)  # a step of 2⁻¹⁶ is a good part of 1 - p
     assert not can_pack(10_000, 1 - 1e-9)
     assert not can_pack(10_000, 1e-4)  # and here of p
-    assert realised_probability(0.5) == 0.5
+    assert round_probability(0.5) == 0.5
 
 
 def test_pieces_are_the_mask() -> None:

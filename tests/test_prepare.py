@@ -404,7 +404,7 @@ def test_arguments_that_do_not_fit(options: dict, message: str, tiny, tmp_path: 
 
 
 def test_targets_that_select_nothing(tiny: TinyCheckpoints, tmp_path: Path) -> None:
-    with pytest.raises(TargetError, match=r"'querry' matches no module.*near misses: query"):
+    with pytest.raises(TargetError, match=r"'querry' matches no module.*similar names: query"):
         prepare(tiny.base(), tmp_path / "o", task="regression", mixout={"target_modules": "querry"})
     assert list(tmp_path.iterdir()) == []
 

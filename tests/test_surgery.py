@@ -103,7 +103,7 @@ def test_exclusions_leave_a_module_and_its_children_alone() -> None:
 
 
 def test_nothing_matched_lists_near_misses() -> None:
-    with pytest.raises(TargetError, match=r"'qeury' matches no module.*near misses: query"):
+    with pytest.raises(TargetError, match=r"'qeury' matches no module.*similar names: query"):
         mixed(make_model("bert"), "qeury")
     with pytest.raises(TargetError, match="has no Linear or Conv1D module"):
         mixed(nn.Sequential(nn.LayerNorm(2)))
@@ -303,7 +303,7 @@ def test_a_second_injection_is_refused_and_anchors_stay() -> None:
 
 def test_attaching_is_all_or_nothing() -> None:
     model = nn.Sequential(Block())
-    with pytest.raises(ArgumentError, match=r"module '0\.value': there is none in Sequential"):
+    with pytest.raises(ArgumentError, match=r"names: Sequential has no module '0\.value'"):
         attach_mixout(model, ["0.query", "0.value"], MixoutConfig())
     assert not mixout_layers(model)
     with pytest.raises(ArgumentError, match="got LayerNorm"):

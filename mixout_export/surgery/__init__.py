@@ -1,4 +1,4 @@
-"""Surgery on models: which layers are mixed, and how they get there and back."""
+"""Change models: select layers, inject mixout into them, and collapse them to plain layers."""
 
 from mixout_export.surgery.injection import (
     ORIGIN_ATTRIBUTE,

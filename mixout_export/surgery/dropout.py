@@ -1,4 +1,4 @@
-"""Dropout of the body and of the head, in a configuration and in a model's modules."""
+"""Set dropout in the body and in the head, both in the configuration and in the modules."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 from mixout_export.surgery.selection import body_of
 
-#: How the names of a head's dropout entries begin in transformers' configurations.
+#: Prefixes of configuration entries that set a head's dropout, in transformers.
 _HEAD_PREFIXES = ("classif", "cls_", "seq_classif", "summary_", "qa_", "pooler_dropout", "head_")
 
 _DROPOUT_LAYERS = (nn.Dropout, nn.AlphaDropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -20,17 +20,17 @@ def _is_number(value: Any) -> bool:
 def dropout_settings(config: Mapping[str, Any], *, body: float, head: float) -> dict[str, float]:
     """Return the configuration entries that set dropout, with their new values.
 
-    Llama-like models keep attention dropout as a float attribute rather than a module, so the
-    configuration is what is walked.
+    Llama-like models store attention dropout as a number and have no module for it. Therefore the
+    configuration must be changed too.
 
     Args:
-        config: A model configuration as a dictionary, defaults included.
+        config: A model configuration as a dictionary, including defaults.
         body: Drop probability for the body, in [0, 1).
         head: Drop probability for the head, in [0, 1).
 
     Returns:
-        Entry name → its new value. A head's entry that is None (which means "like the body") is
-        among them.
+        Entry name → new value. A head's entry is included even if it is None, which means "the
+        same as the body".
     """
     settings: dict[str, float] = {}
     for key, value in config.items():
@@ -48,12 +48,12 @@ def set_module_dropout(model: nn.Module, *, body: float, head: float) -> dict[st
     """Set the drop probability of every dropout module, in place.
 
     Args:
-        model: The model; what lies outside its `base_model` is the head.
+        model: The model. Everything outside its `base_model` is the head.
         body: Drop probability for the body, in [0, 1).
         head: Drop probability for the head, in [0, 1).
 
     Returns:
-        Names of the modules that were changed, with their earlier probability.
+        Name of each changed module → its earlier drop probability.
     """
     inner = body_of(model)
     inside = {id(module) for module in inner.modules()}
@@ -68,6 +68,6 @@ def set_module_dropout(model: nn.Module, *, body: float, head: float) -> dict[st
 
 
 def head_has_dropout(model: nn.Module) -> bool:
-    """Tell whether the head has a dropout module at all."""
+    """Tell whether the head has a dropout module."""
     inside = {id(module) for module in body_of(model).modules()}
     return any(isinstance(m, _DROPOUT_LAYERS) and id(m) not in inside for m in model.modules())

@@ -1,4 +1,4 @@
-"""Which mixed layers a model really calls."""
+"""Find mixed layers that a model never calls."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from mixout_export.surgery.injection import mixout_layers
 
 
 class ForwardWatch:
-    """Notes which mixout layers' forward runs, from its creation until `stop`.
+    """Records which mixout layers are called, from creation until `stop`.
 
-    A module that reads another's `.weight` directly (MultiheadAttention its `out_proj`) bypasses
-    mixout without a sign; this is the sign.
+    Some modules read another layer's `.weight` directly, which silently bypasses mixout.
+    `nn.MultiheadAttention` does that with its `out_proj`.
 
     Args:
         model: A model with mixout layers.
@@ -31,7 +31,7 @@ class ForwardWatch:
         return hook
 
     def stop(self) -> tuple[str, ...]:
-        """Stop watching and return the names of the layers whose forward never ran."""
+        """Stop recording and return the names of the layers that were never called."""
         for handle in self._handles:
             handle.remove()
         self._handles = []

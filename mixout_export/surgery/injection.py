@@ -13,21 +13,21 @@ from mixout_export.surgery.ranks import unwatch_anchors, watch_anchors
 from mixout_export.surgery.selection import select_targets
 from mixout_export.version import __version__
 
-#: Version of the record that `inject_mixout` leaves in `model.config.mixout`.
+#: Format version of the record that `inject_mixout` writes to `model.config.mixout`.
 RECORD_VERSION = 1
 
-#: Attribute of a model in which `load_mixout` keeps the folder that its anchors came from.
+#: Attribute in which `load_mixout` stores the folder that a model's anchors came from.
 ORIGIN_ATTRIBUTE = "_mixout_origin"
 
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """What `inject_mixout` did.
+    """The result of `inject_mixout`.
 
     Attributes:
         replaced: Names of the modules that are mixed now, in the model's order.
-        skipped: Names of modules that matched and were left alone, each with the reason.
-        parameters: Number of weights that are mixed.
+        skipped: Name → reason, for each module that matched a target but was not mixed.
+        parameters: Total number of weights that are mixed.
     """
 
     replaced: tuple[str, ...]
@@ -36,7 +36,7 @@ class InjectionReport:
 
 
 def mixout_layers(model: nn.Module) -> dict[str, MixoutLayer]:
-    """Return the model's mixout layers by name, each once."""
+    """Return the model's mixout layers by name. A shared layer appears once."""
     return {n: m for n, m in model.named_modules() if isinstance(m, MixoutLayer)}
 
 
@@ -44,32 +44,32 @@ def _refuse_second_injection(model: nn.Module) -> None:
     present = mixout_layers(model)
     if present:
         raise ArgumentError(
-            f"model: {next(iter(present))!r} has mixout already, and a second snapshot would move "
-            "its anchor; collapse_mixout(model) first"
+            f"model: {next(iter(present))!r} has mixout already, and a second injection would "
+            "replace its pretrained weight by the current one; call collapse_mixout(model) first"
         )
 
 
 def inject_mixout(
     model: nn.Module, config: MixoutConfig | None = None, *, fresh: Collection[str] = ()
 ) -> InjectionReport:
-    """Replace the selected layers of a model by mixout layers anchored at their present weights.
+    """Turn the selected layers of a model into mixout layers, in place.
 
-    The change is in place and keeps every module object, parameter, hook and state-dict key. A
-    transformers model also records it in `model.config.mixout`, which survives other people's
-    `save_pretrained`.
+    The current weights become the pretrained weights (the anchors). Every module object, parameter,
+    hook and state-dict key stays the same. A transformers model also gets a record in
+    `model.config.mixout`, which `save_pretrained` stores.
 
     Args:
         model: Any module.
-        config: What to mix and how strongly; the defaults of `MixoutConfig` if None.
-        fresh: Names of modules whose weight did not come from a pretrained checkpoint and which
-            are therefore left alone.
+        config: Which layers to mix, and how strongly. None means the defaults of `MixoutConfig`.
+        fresh: Names of modules whose weight did not come from a pretrained checkpoint. They are not
+            mixed unless the targets contain their full name.
 
     Returns:
-        What was replaced and what was left alone.
+        The names of the mixed and of the skipped modules.
 
     Raises:
         ArgumentError: The model has mixout already.
-        TargetError: The targets select nothing, or what cannot be mixed.
+        TargetError: The targets select no module, or one that cannot be mixed.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -94,17 +94,17 @@ def attach_mixout(
     config: MixoutConfig,
     anchors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Make exactly the named modules mixout layers, with given anchors, or none of them.
+    """Turn the named modules into mixout layers. If one fails, none is changed.
 
     Args:
         model: Any module without mixout.
         names: Full module names.
-        config: p and granularity; the patterns are only recorded.
-        anchors: Module name → u, of the weight's shape; None anchors at the present weights.
+        config: Gives p and granularity. Its patterns are only recorded.
+        anchors: Module name → u, of the weight's shape. None means the current weights.
 
     Raises:
-        ArgumentError: A name is no Linear, Conv1D or Embedding of the model, or an anchor does not
-            fit.
+        ArgumentError: A name is not a Linear, Conv1D or Embedding of the model, or the shape of an
+            anchor is not that of its weight.
     """
     _refuse_second_injection(model)
     modules = dict(model.named_modules())
@@ -112,13 +112,13 @@ def attach_mixout(
     try:
         for name in names:
             if name not in modules:
-                raise ArgumentError(f"module {name!r}: there is none in {type(model).__name__}")
+                raise ArgumentError(f"names: {type(model).__name__} has no module {name!r}")
             anchor = None if anchors is None else anchors[name]
             attached.append(
                 to_mixout(modules[name], anchor, p=config.p, granularity=config.granularity)
             )
     except ArgumentError:
-        for layer in attached:  # all or nothing
+        for layer in attached:
             to_plain(layer)
         raise
     watch_anchors(model, mixout_layers(model))
@@ -143,10 +143,10 @@ def _record(model: nn.Module, names: Sequence[str], config: MixoutConfig) -> Non
 
 
 def collapse_mixout(model: nn.Module) -> tuple[str, ...]:
-    """Turn every mixout layer back into the plain layer it stands for, in place.
+    """Turn every mixout layer back into a plain layer, in place.
 
-    The layers keep the very same parameters; nothing of mixout stays in the modules, in the state
-    dict or in the configuration.
+    The parameters stay the same objects. Nothing of mixout remains in the modules, the state dict
+    or the configuration.
 
     Args:
         model: A module with mixout layers.
@@ -159,11 +159,11 @@ def collapse_mixout(model: nn.Module) -> tuple[str, ...]:
     """
     layers = mixout_layers(model)
     if not layers:
-        raise ArgumentError("model: holds no mixout layer, expected at least one to collapse")
+        raise ArgumentError("model: holds no mixout layer, so there is nothing to collapse")
     for layer in layers.values():
         to_plain(layer)
     unwatch_anchors(model, layers)
-    vars(model).pop(ORIGIN_ATTRIBUTE, None)  # anchors of a later injection come from elsewhere
+    vars(model).pop(ORIGIN_ATTRIBUTE, None)  # a later injection has other anchors
     if hasattr(getattr(model, "config", None), "mixout"):
         del model.config.mixout  # type: ignore[union-attr]
     return tuple(layers)

@@ -1,4 +1,4 @@
-"""Under which names a model's tensors are stored."""
+"""The names that a model's tensors have in a saved checkpoint."""
 
 from collections.abc import Collection
 
@@ -9,19 +9,19 @@ from transformers.core_model_loading import revert_weight_conversion
 
 
 def disk_keys(model: nn.Module) -> dict[str, str]:
-    """Return what each tensor is called on disk, by its state-dict key.
+    """Map each state-dict key to the tensor's name on disk.
 
-    transformers gives the tensors of some architectures other names when it saves them, those of
-    the checkpoints that were there first; it merges and splits some (a mixture's experts, say),
-    which are left out here.
+    When transformers saves a model, it renames the tensors of some architectures to the names that
+    older checkpoints have. It also merges and splits some tensors, for example those of a mixture
+    of experts. Those are left out here.
 
     Args:
-        model: Any module; one that is not a transformers model keeps its names.
+        model: Any module. If it is not a transformers model, the names are its state-dict keys.
     """
-    state = {  # as transformers only moves them around, no tensor needs memory
+    state = {  # transformers only renames and reshapes them, so they need no memory
         key: torch.empty_like(value, device="meta")
         for key, value in model.state_dict().items()
-        if isinstance(value, torch.Tensor)  # not what `get_extra_state` returns
+        if isinstance(value, torch.Tensor)  # skips the results of `get_extra_state`
     }
     if not isinstance(model, PreTrainedModel):
         return {key: key for key in state}
@@ -31,16 +31,17 @@ def disk_keys(model: nn.Module) -> dict[str, str]:
 
 
 def merged_keys(model: PreTrainedModel, wanted: Collection[str]) -> dict[str, str]:
-    """Return in which tensor on disk others lie that are merged on the way there.
+    """Map each state-dict key to the name of the merged tensor on disk that contains it.
 
-    Each gets a number in place of its values, and is looked for by that number.
+    Each wanted tensor is filled with a number of its own, and that number is then searched for in
+    the tensors that transformers would save.
 
     Args:
         model: A transformers model.
         wanted: State-dict keys that `disk_keys` leaves out.
 
     Returns:
-        State-dict key → key on disk, of those that lie in one tensor as they are.
+        State-dict key → name on disk, for each wanted tensor that is stored in one piece.
     """
     numbers = {key: float(number) for number, key in enumerate(wanted, start=1)}
     state = {

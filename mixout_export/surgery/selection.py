@@ -1,4 +1,4 @@
-"""Which modules of a model mixout is injected into."""
+"""Select the modules of a model that are mixed."""
 
 import difflib
 from collections import defaultdict
@@ -16,11 +16,12 @@ _HEAD = "belongs to the head"
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of matching a configuration against a model.
+    """The modules that a configuration selects in a model.
 
     Attributes:
-        names: Modules to mix, by their first name in the model, in the model's order.
-        skipped: Modules that matched and are left alone, each with the reason.
+        names: Names of the modules to mix, in the model's order. A module with several names is
+            listed once, by its first name.
+        skipped: Name → reason, for each module that matched a target but is not mixed.
     """
 
     names: tuple[str, ...]
@@ -28,7 +29,7 @@ class Selection:
 
 
 def body_of(model: nn.Module) -> nn.Module:
-    """Return the pretrained body: a transformers model's `base_model`, else the model itself."""
+    """Return a transformers model's `base_model`, or the model itself if it has none."""
     body = getattr(model, "base_model", None)
     return body if isinstance(body, nn.Module) else model
 
@@ -38,13 +39,13 @@ def _module_ids(module: nn.Module) -> set[int]:
 
 
 def tied_weights(model: nn.Module) -> dict[int, list[str]]:
-    """Return, for each module that shares its weight with another, the names of all that do.
+    """Find the modules that share their weight with another module.
 
     Args:
         model: Any module.
 
     Returns:
-        Module id → the full names of the modules that hold the same `weight` parameter.
+        `id` of a module → full names of all modules that hold the same `weight` parameter.
     """
     holders: dict[int, dict[int, str]] = defaultdict(dict)
     for name, module in model.named_modules():
@@ -60,7 +61,7 @@ def tied_weights(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _protected(model: nn.Module) -> dict[int, str]:
-    """Return the modules that are mixed only when named exactly, with the reason for each."""
+    """Return `id` → reason, for each module that is mixed only if a target is its full name."""
     reasons: dict[int, str] = {}
     body = body_of(model)
     if body is not model:
@@ -78,23 +79,23 @@ def _protected(model: nn.Module) -> dict[int, str]:
 
 
 def _all_names(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every name of every module, shared ones under each of their names."""
+    """Return all modules by name. A shared module appears under each of its names."""
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def _near_misses(model: nn.Module, part: str) -> str:
+def _similar_names(model: nn.Module, part: str) -> str:
     mixable = [n for n, m in model.named_modules() if is_mixable(m) and n]
     if not mixable:
         return "the model has no Linear or Conv1D module"
     tails = sorted({name.rsplit(".", 1)[-1] for name in mixable})
     close = difflib.get_close_matches(part.rsplit(".", 1)[-1], tails, n=5, cutoff=0.5)
     close += difflib.get_close_matches(part, mixable, n=3, cutoff=0.6)
-    shown = close or tails[:12]
-    return f"near misses: {', '.join(dict.fromkeys(shown))}"
+    listed = close or tails[:12]
+    return f"similar names: {', '.join(dict.fromkeys(listed))}"
 
 
 def _match(model: nn.Module, pattern: TargetPattern, *, option: str) -> dict[str, nn.Module]:
-    """Return the modules a pattern names; each part of it must name at least one."""
+    """Return the modules that a pattern matches; each part of it must match at least one."""
     names = _all_names(model)
     matched: dict[str, nn.Module] = {}
     for part in pattern.parts():
@@ -102,7 +103,7 @@ def _match(model: nn.Module, pattern: TargetPattern, *, option: str) -> dict[str
         if not found:
             raise TargetError(
                 f"{option}: {part!r} matches no module of {type(model).__name__}; "
-                f"{_near_misses(model, part)}"
+                f"{_similar_names(model, part)}"
             )
         matched |= found
     return matched
@@ -113,8 +114,8 @@ def _candidates(
 ) -> dict[str, nn.Module]:
     if config.target_modules == ALL_LINEAR:
         inside = _module_ids(body_of(model))
-        # Outside the body, a tied weight and an output embedding are named as left alone; that
-        # the head is no part of the body goes without saying.
+        # Tied weights and output embeddings outside the body are reported as skipped. The rest of
+        # the head is not: "all-linear" means the body.
         inside |= {i for i, reason in protected.items() if reason != _HEAD}
         return {n: m for n, m in _all_names(model).items() if id(m) in inside}
     pattern = config.targets()
@@ -124,8 +125,8 @@ def _candidates(
             if not is_mixable(module):
                 raise TargetError(
                     f"target_modules: {name!r} is a {type(module).__name__}, which cannot be "
-                    "mixed, expected exactly Linear or Conv1D, or Embedding; name it more fully, "
-                    "or exclude it with a regular expression"
+                    "mixed, only Linear, Conv1D and Embedding can; write a longer name suffix, or "
+                    "a regular expression that does not match it"
                 )
     return matched
 
@@ -138,13 +139,13 @@ def _reason(
     protected: dict[int, str],
     fresh: Collection[str],
 ) -> str | None:
-    """Return why a module that matched is left alone; None if it is mixed."""
+    """Return why a module that matched is not mixed, or None if it is mixed."""
     pattern = config.targets()
     if config.target_modules != ALL_LINEAR and pattern.names_exactly(name):
         return None
     own = name.rpartition(".")[2]
     if isinstance(module, nn.Embedding) and pattern.regex is not None and own not in pattern.text:
-        return f"is an Embedding, which a regular expression mixes only if it spells {own!r}"
+        return f"is an Embedding, which a regular expression mixes only if it contains {own!r}"
     reason = protected.get(id(module))
     return "has no pretrained weight" if reason is None and name in fresh else reason
 
@@ -154,23 +155,24 @@ def select_targets(
 ) -> Selection:
     """Select the modules to mix.
 
-    Modules are selected by exact type: `nn.Linear`, transformers' `Conv1D`, and on request
-    `nn.Embedding`, which "all-linear" never takes, and a regular expression only if it spells the
-    last part of its name, so that ".*" is not a request. A head, a tied weight, an output
-    embedding and a weight that did not come from the base are left alone unless the pattern spells
-    out their full name.
+    Modules are selected by exact type: `nn.Linear`, transformers' `Conv1D` and `nn.Embedding`.
+    "all-linear" never selects an Embedding. A regular expression selects one only if it contains
+    the last part of the module's name, so ".*" does not.
+
+    Some modules are skipped unless a pattern is their full name: those of the head, those with a
+    tied weight, output embeddings, and those whose weight did not come from the base.
 
     Args:
-        model: The model, of any class.
+        model: Any module.
         config: Targets and exclusions.
         fresh: Names of modules whose weight did not come from the base.
 
     Returns:
-        The selection, at least one module.
+        The selection, with at least one module to mix.
 
     Raises:
-        TargetError: A pattern matches nothing, names a module that cannot be mixed, or nothing is
-            left after exclusions.
+        TargetError: A pattern matches nothing or matches a module that cannot be mixed, or the
+            exclusions leave nothing to mix.
     """
     exclusions = config.exclusions()
     excluded = set() if exclusions is None else _excluded(model, exclusions)
@@ -187,12 +189,12 @@ def select_targets(
             skipped[name] = reason
         elif "forward" in vars(module):
             raise TargetError(
-                f"target_modules: {name!r} has its forward replaced on the instance (by a "
-                "dispatch hook, say), which would bypass mixout; inject before that"
+                f"target_modules: {name!r} has its forward replaced on the instance (for example "
+                "by a dispatch hook), which would bypass mixout; inject mixout before that"
             )
         elif getattr(module, "max_norm", None) is not None:
             raise TargetError(
-                f"target_modules: {name!r} is an Embedding with a max_norm, which rewrites its "
+                f"target_modules: {name!r} is an Embedding with a max_norm, which changes its "
                 "rows when they are looked up, so it cannot be mixed; leave it out"
             )
         else:
@@ -212,8 +214,6 @@ def _nothing_left(model: nn.Module, config: MixoutConfig, skipped: dict[str, str
     head = f"target_modules: {config.target_modules!r} selects nothing to mix"
     if skipped:
         name, reason = next(iter(skipped.items()))
-        return (
-            f"{head}: {name!r} {reason} (and {len(skipped) - 1} more are left alone); "
-            "write its full name to mix it all the same"
-        )
-    return f"{head} in {type(model).__name__}; {_near_misses(model, config.target_modules)}"
+        more = f", and {len(skipped) - 1} more are skipped" if len(skipped) > 1 else ""
+        return f"{head}: {name!r} {reason}{more}; to mix it anyway, write its full name"
+    return f"{head} in {type(model).__name__}; {_similar_names(model, config.target_modules)}"
