@@ -1,4 +1,4 @@
-"""The commands' common manners: help that fits its terminal, and options called as users do."""
+"""What all commands have in common: help that fits the terminal, and errors that name options."""
 
 import re
 import shlex
@@ -20,12 +20,12 @@ _SHORT_DEFAULT = re.compile(r"(?<=\[default:) (?=\S+\])")
 
 
 def _whole(text: str) -> str:
-    """Return text whose names and short defaults are not broken when lines are wrapped."""
+    """Return text in which wrapping does not split names and short defaults."""
     return _SHORT_DEFAULT.sub(_SPACE, _INNER_HYPHEN.sub(_HYPHEN, text))
 
 
 class _Formatter(click.HelpFormatter):
-    """Leaves names whole, and in a narrow terminal gives the text more room than the options."""
+    """Keeps names whole, and gives the text more room than the options in a narrow terminal."""
 
     def write_text(self, text: str) -> None:
         super().write_text(_whole(text))
@@ -53,7 +53,7 @@ class Command(click.Command):
     context_class = _Context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the arguments, and keep them as they were given, for `command_line`."""
+        """Parse the arguments, and keep them for `given_arguments`."""
         ctx.meta[_GIVEN] = tuple(args)
         return super().parse_args(ctx, args)
 
@@ -61,7 +61,7 @@ class Command(click.Command):
         """Run the command.
 
         Raises:
-            MixoutError: It could not be done.
+            MixoutError: The command failed.
         """
         try:
             return super().invoke(ctx)
@@ -70,7 +70,7 @@ class Command(click.Command):
             raise
 
     def _with_option(self, message: str) -> str:
-        """Return a message about an argument of the library as one about the option."""
+        """Return the message with the option in place of the library's argument."""
         found = _ARGUMENT.match(message)
         if found is None:
             return message
@@ -79,14 +79,19 @@ class Command(click.Command):
         return option + message[found.end() :] if option in known else message
 
 
+def given_arguments() -> tuple[str, ...]:
+    """Return the arguments of the command that is running, as they were typed."""
+    given: tuple[str, ...] = click.get_current_context().meta[_GIVEN]
+    return given
+
+
 def command_line() -> str:
-    """Return the command that is running, as a shell takes it."""
-    context = click.get_current_context()
-    return shlex.join([*context.command_path.split(), *context.meta[_GIVEN]])
+    """Return the command that is running, quoted for a shell."""
+    return shlex.join([*click.get_current_context().command_path.split(), *given_arguments()])
 
 
 class LazyCommands(MutableMapping[str, click.Command]):
-    """Commands by name, each imported from a module of its name when it is first asked for."""
+    """Commands by name. Each is imported from the module of its name when it is first used."""
 
     def __init__(self, package: str, summaries: Mapping[str, str]) -> None:
         self._package = package
@@ -121,7 +126,7 @@ class LazyCommands(MutableMapping[str, click.Command]):
 
 
 class Group(click.Group):
-    """A group that lists its commands in the order of a checkpoint's way, importing none."""
+    """A group that lists its commands in the order of the workflow, without importing them."""
 
     context_class = _Context
     command_class = Command
@@ -132,13 +137,13 @@ class Group(click.Group):
         return list(self.commands)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """Return a command, its libraries told to be quiet."""
+        """Return a command, after silencing the libraries that it imports."""
         from mixout_export_cli.quiet import silence_libraries
 
         silence_libraries()
         return super().get_command(ctx, name)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands' names and what they do."""
+        """Write the names and summaries of the commands."""
         with formatter.section("Commands"):
             formatter.write_dl(list(self.commands.summaries.items()))

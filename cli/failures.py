@@ -1,4 +1,4 @@
-"""How each failure leaves: one sentence on stderr, and an exit code."""
+"""End the program after a failure: one sentence on stderr, and an exit code."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from mixout_export_cli.output import InterruptionError, abandon_broken_streams
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    """Leave with one sentence on stderr."""
+    """Exit with one sentence on stderr."""
     try:
         click.echo(printable(f"mixout-export: {' '.join(message.split())}"), err=True)
     except OSError:
@@ -22,11 +22,11 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def leave(error: Exception, *, hint: str) -> NoReturn:
-    """Say what went wrong and exit.
+    """Print what went wrong and exit.
 
     Args:
-        error: What a command raised.
-        hint: How to learn more of an error that nobody foresaw.
+        error: The error that a command raised.
+        hint: How to see the traceback of an unexpected error.
 
     Raises:
         SystemExit: Always.
@@ -52,6 +52,6 @@ def leave(error: Exception, *, hint: str) -> NoReturn:
     last = traceback.extract_tb(error.__traceback__)[-1]
     _fail(
         f"internal error, {type(error).__name__} in {os.path.basename(last.filename)}:"
-        f"{last.lineno}: {str(error)[:300]}; {hint}, and report it",
+        f"{last.lineno}: {str(error)[:300]}; {hint}, and please report it",
         1,
     )

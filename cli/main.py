@@ -1,4 +1,4 @@
-"""The program's first moment: nothing is imported before Ctrl-C is heard."""
+"""The entry point. It handles Ctrl-C before it imports anything."""
 
 import sys
 
@@ -7,7 +7,7 @@ def main(arguments: "list[str] | None" = None) -> None:
     """Run the program and exit.
 
     Args:
-        arguments: What follows the program's name; None takes it from the command line.
+        arguments: The arguments; None takes those of the command line.
 
     Raises:
         SystemExit: Always.
@@ -19,8 +19,8 @@ def main(arguments: "list[str] | None" = None) -> None:
     except KeyboardInterrupt:
         from contextlib import suppress
 
-        with suppress(OSError):  # nobody reads it
-            sys.stderr.write("mixout-export: interrupted; what was there before is untouched\n")
+        with suppress(OSError):  # stderr is closed
+            sys.stderr.write("mixout-export: interrupted; existing files are unchanged\n")
         sys.exit(130)
 
 

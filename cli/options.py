@@ -12,14 +12,14 @@ from mixout_export_cli.output import Output
 P = ParamSpec("P")
 R = TypeVar("R")
 
-#: A path on this machine; whether it exists is for the command to say, in its own words.
+#: A path on this machine. The command itself checks whether it exists.
 PATH = click.Path(path_type=Path)
 
 _SEEDS = 2**63
 
 
 class RenamedOption(click.Option):
-    """An option that is still understood by the name it had before, which `--help` leaves out.
+    """An option that also accepts its former name, which `--help` does not show.
 
     Args:
         old_name: The former name, with its hyphens.
@@ -30,7 +30,7 @@ class RenamedOption(click.Option):
         self._old_name = old_name
 
     def add_to_parser(self, parser: Any, ctx: click.Context) -> None:
-        """Let the parser know both names."""
+        """Add both names to the parser."""
         names = self.opts
         self.opts = [*names, self._old_name]
         super().add_to_parser(parser, ctx)
@@ -58,7 +58,7 @@ def _check_seed(_: click.Context, __: click.Parameter, value: int) -> int:
 
 
 def seed_option(text: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Add `--seed`, with a help text that says of what."""
+    """Add `--seed` with a help text that says what it seeds."""
     return click.option(
         "--seed", type=int, default=0, show_default=True, callback=_check_seed, help=text
     )

@@ -1,4 +1,4 @@
-"""What a command writes: results to stdout, everything else to stderr."""
+"""Write results to stdout, and everything else to stderr."""
 
 import dataclasses
 import json
@@ -21,24 +21,22 @@ _NAME = "mixout-export"
 
 
 class InterruptionError(Exception):
-    """Ctrl-C or another signal, with a sentence that says how to go on.
+    """Ctrl-C or another signal, with a sentence that says how to continue.
 
     Args:
         message: The sentence.
-        number: The signal's number; None is Ctrl-C's.
+        number: The number of the signal; None means Ctrl-C.
     """
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
-        self.exit_code = 128 + (
-            number or signal.SIGINT
-        )  # as shells report a program that a signal ended
+        self.exit_code = 128 + (number or signal.SIGINT)  # the convention of shells
 
 
 def abandon_broken_streams() -> None:
-    """Let a stream whose reader left, or whose disk is full, lead nowhere.
+    """Discard what is left for a stream whose reader is gone or whose disk is full.
 
-    Else Python reports on its way out that it could not be flushed.
+    Otherwise Python reports at exit that the stream could not be flushed.
     """
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -50,7 +48,7 @@ def abandon_broken_streams() -> None:
 
 
 def as_json(value: Any) -> Any:
-    """Return JSON-ready data: dataclasses as objects, paths as strings, NaN as null."""
+    """Return data for JSON: dataclasses as objects, paths as strings, NaN as null."""
     if hasattr(value, "to_dict"):
         return as_json(value.to_dict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -67,7 +65,7 @@ def as_json(value: Any) -> Any:
 
 
 def human_size(count: int) -> str:
-    """Return a number of bytes for people: "90.9 MB"."""
+    """Return a number of bytes in a readable unit, as in "90.9 MB"."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
@@ -77,12 +75,12 @@ def human_size(count: int) -> str:
 
 
 def count_of(count: int, noun: str) -> str:
-    """Return a count of things: "1 layer", "12 layers"."""
+    """Return a count with its noun, as in "1 layer" and "12 layers"."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Return a number for people, "-" for none, "nan" for one that is not defined."""
+    """Return a rounded number. `None` gives "-", and an undefined number gives "nan"."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
@@ -104,8 +102,13 @@ def next_command(command: str, *arguments: str | Path) -> str:
     return shlex.join([*_program(), command, *map(str, arguments)])
 
 
+def labeled(label: str, text: object) -> str:
+    """Return a line with a label, aligned with others of the same command."""
+    return f"{label:<13}{text}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return lines with aligned columns; numbers to the right, text to the left."""
+    """Return lines with aligned columns: numbers to the right, text to the left."""
     rows = [[" ".join(cell.splitlines()) for cell in row] for row in rows]
     cells = [list(header), *rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
@@ -125,21 +128,22 @@ def _looks_numeric(cell: str) -> bool:
 
 
 def _encodable(text: str) -> str:
-    """Return text that stdout can take, whatever the locale and whatever bytes a path holds.
+    """Return text that stdout can encode, whatever the locale and the bytes of a path.
 
-    Names and labels come from files that anybody may have written: what cannot be seen is named.
+    Names and labels come from files that anybody may have written, so invisible characters are
+    spelled out.
     """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return printable(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _is_main_process() -> bool:
-    """Tell whether this process speaks, of those that torchrun or accelerate started."""
+    """Return whether this process prints. Of those that torchrun started, only the first does."""
     return os.environ.get("RANK", "0") == "0"
 
 
 class _Warnings(logging.Handler):
-    """Keep the library's warnings until the command has succeeded."""
+    """Keeps the library's warnings until the command has succeeded."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -151,11 +155,11 @@ class _Warnings(logging.Handler):
 
 @dataclasses.dataclass
 class Output:
-    """Where a command's words go.
+    """Writes the output of a command.
 
     Attributes:
-        json: One JSON object on stdout and nothing else there.
-        quiet: Nothing but the result.
+        json: Write one JSON object to stdout, and nothing else there.
+        quiet: Write only the result.
     """
 
     json: bool = False
@@ -169,17 +173,17 @@ class Output:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether a live display makes sense."""
+        """Whether to show a live display."""
         return not self.quiet and sys.stderr.isatty() and _is_main_process()
 
     def note(self, text: str) -> None:
-        """Say something on stderr, unless asked to be quiet."""
+        """Write a line to stderr, unless `--quiet` was given."""
         if self.quiet or not _is_main_process():
             return
         try:
             click.echo(printable(text), err=True)
         except OSError:
-            self.quiet = True  # whoever read it left, which is no reason to stop the work
+            self.quiet = True  # a reader that is gone is no reason to stop the work
 
     def result(self, result: Any, text: str, *, following: str | None = None) -> None:
         """Write the command's result.

@@ -1,4 +1,4 @@
-"""The program `mixout-export`: its commands, each imported when it is used."""
+"""The program `mixout-export`. It imports a command when the command is used."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ from mixout_export_cli.output import InterruptionError
 
 _DEBUG = "MIXOUT_EXPORT_DEBUG"
 
-#: Every command in the order of a checkpoint's way, and what it does.
+#: All commands in the order of the workflow, with their summaries.
 _COMMANDS = {
     "prepare": "Inject mixout into a pretrained checkpoint.",
     "train": "Finetune a prepared checkpoint.",
@@ -58,7 +58,7 @@ def cli() -> None:
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Tell whether an error is what some library made of Ctrl-C while it cleaned up."""
+    """Return whether a library raised this error while it handled Ctrl-C."""
     while error is not None and not isinstance(error, InterruptionError):
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -70,8 +70,8 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
     """Run the program and exit; see `main`.
 
     Raises:
-        SystemExit: Always, but for Ctrl-C.
-        KeyboardInterrupt: The user gave up.
+        SystemExit: Always, except after Ctrl-C.
+        KeyboardInterrupt: The user pressed Ctrl-C.
     """
     if os.environ.get(_DEBUG):
         sys.exit(cli.main(arguments, prog_name="mixout-export", standalone_mode=False) or 0)
@@ -84,5 +84,5 @@ def run(arguments: Sequence[str] | None) -> NoReturn:
             raise KeyboardInterrupt from error
         from mixout_export_cli.failures import leave
 
-        leave(error, hint=f"set {_DEBUG}=1 to see where")
+        leave(error, hint=f"set {_DEBUG}=1 to see the traceback")
     sys.exit(code if isinstance(code, int) else 0)

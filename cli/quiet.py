@@ -1,4 +1,4 @@
-"""Keep libraries from talking on stderr, before any of them is imported."""
+"""Keep libraries from printing to stderr, before any of them is imported."""
 
 import _thread
 import logging
@@ -8,7 +8,7 @@ import warnings
 
 
 def silence_libraries() -> None:
-    """Set what libraries look at when they are imported, and hear what they would print."""
+    """Set the environment variables and hooks that keep libraries quiet."""
     for name, value in (
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"),
@@ -25,11 +25,11 @@ def silence_libraries() -> None:
         warnings.simplefilter("ignore")
     sys.unraisablehook = _on_unraisable
     root = logging.getLogger()
-    if not root.handlers:  # else Python prints what libraries log without a handler
+    if not root.handlers:  # otherwise Python prints what libraries log
         root.addHandler(logging.NullHandler())
 
 
 def _on_unraisable(event: "sys.UnraisableHookArgs") -> None:
-    """Swallow what a destructor raises, but Ctrl-C that happens to arrive in one: pass that on."""
+    """Ignore the errors of destructors, but pass on Ctrl-C."""
     if isinstance(event.exc_value, KeyboardInterrupt):
         _thread.interrupt_main()

@@ -1,4 +1,4 @@
-"""What `verify` takes and says of a model on a server."""
+"""The options of `verify` for a model on a server, and its output."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 
 from mixout_export_cli.options import PATH
+from mixout_export_cli.output import labeled
 
 if TYPE_CHECKING:
     from mixout_export.parity.serving import Serving
@@ -21,14 +22,14 @@ R = TypeVar("R")
 
 
 class PathOrAddress(PathOrText):
-    """A path on this machine, or a server's address, whose slashes a path would change."""
+    """A path on this machine, or the address of a server, whose slashes a path would change."""
 
     name = "path"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path | str:
-        """Return an address as the text it is, and anything else as a path."""
+        """Return an address as text, and anything else as a path."""
         if isinstance(value, str) and "://" in value:
             return value
         path: Path = PATH.convert(value, param, ctx)
@@ -65,7 +66,7 @@ _NAMES = ("timeout", "concurrency", "requests", "protocol")
 
 
 def server_options(function: Callable[..., R]) -> Callable[..., R]:
-    """Add the options of a server, and pass those that were given as the argument `serving`."""
+    """Add the options for a server, and pass those that were given as the argument `serving`."""
 
     @wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> R:
@@ -80,46 +81,57 @@ def server_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def describe_server(serving: "Serving | None") -> list[str]:
-    """Return the lines on who serves what; none without a server."""
+    """Return lines about the server and its model; none without a server."""
     if serving is None:
         return []
     version = f", version {', '.join(serving.versions)}" if serving.versions else ""
     platform = f", {serving.platform}" if serving.platform else ""
     model = {
-        "not shown": "the server shows no hash of it, its numbers are judged",
-        "not comparable": "the reference has no hash to compare the server's with",
-    }.get(serving.graph, f"{serving.graph}, by the hash that the server shows")
+        "not shown": "the server shows no hash, so only the outputs are compared",
+        "not comparable": "the reference has no hash to compare with that of the server",
+    }.get(serving.graph, f"{serving.graph}, according to the hash that the server shows")
     return [
-        f"server     {serving.server}{platform}{version}, asked over {serving.protocol}",
-        f"model      {model}",
-        *(f"note       {note}" for note in serving.notes),
+        labeled("server", f"{serving.server}{platform}{version}, over {serving.protocol}"),
+        labeled("model", model),
+        *(labeled("note", note) for note in serving.notes),
     ]
 
 
 def describe_crowd(serving: "Serving | None") -> list[str]:
-    """Return the lines on clients at once; none where there were none."""
+    """Return lines about concurrent clients; none if there were none."""
     concurrency = None if serving is None else serving.concurrency
     if concurrency is None:
         return []
     each = concurrency.requests // concurrency.clients
     lines = [
         "",
-        f"clients    {concurrency.clients} at once, {each} request{'s' if each > 1 else ''} each: "
-        f"{concurrency.own} of {concurrency.requests} got their own answer, "
-        f"{concurrency.mixed_up} mixed up, {concurrency.lost} lost",
+        labeled(
+            "clients",
+            f"{concurrency.clients} at once, {each} request{'s' if each > 1 else ''} each: "
+            f"{concurrency.own} of {concurrency.requests} got their own answer, "
+            f"{concurrency.mixed_up} mixed up, {concurrency.lost} lost",
+        ),
     ]
     if concurrency.latency is not None:
         it = concurrency.latency
         lines.append(
-            f"latency    p50 {it.p50:.1f} ms, p90 {it.p90:.1f} ms, p99 {it.p99:.1f} ms, "
-            f"{concurrency.per_second:.1f} answers a second"
+            labeled(
+                "latency",
+                f"p50 {it.p50:.1f} ms, p90 {it.p90:.1f} ms, p99 {it.p99:.1f} ms, "
+                f"{concurrency.per_second:.1f} answers per second",
+            )
         )
     if concurrency.retried:
         lines.append(
-            f"note       {concurrency.retried} requests were sent again, the connection failed"
+            labeled(
+                "note", f"{concurrency.retried} requests were repeated, their connection failed"
+            )
         )
     if concurrency.too_alike:
         lines.append(
-            f"note       {concurrency.too_alike} answers are too like another's to be told from it"
+            labeled(
+                "note",
+                f"{concurrency.too_alike} answers are too similar to tell apart",
+            )
         )
     return lines

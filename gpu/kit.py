@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.demo_base import demo_base
+from mixout_export.checkpoint.demo_base import demo_base, demo_data
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import CheckpointError
-from mixout_export.stages.demo import demo_data
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 from mixout_export.stages.train import DataOptions, train_checkpoint
 from mixout_export.training.options import TrainOptions

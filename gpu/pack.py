@@ -22,8 +22,7 @@ from packaging.utils import canonicalize_name
 from safetensors.torch import load_file, save_file
 
 from gpu.kit import BASE, DATA, FOLDER, ROOT, WHEELS, size_of
-from mixout_export.checkpoint.demo_base import demo_base
-from mixout_export.stages.demo import demo_data
+from mixout_export.checkpoint.demo_base import demo_base, demo_data
 
 #: Packages expected on the GPU machine. They are large, so they are not included.
 THERE = frozenset({

@@ -52,7 +52,7 @@ main(["collapse", "nowhere", "out"])
     done = run(script)
     assert done.returncode == 130
     assert done.stdout == ""
-    assert done.stderr.strip() == ("mixout-export: interrupted; what was there before is untouched")
+    assert done.stderr.strip() == ("mixout-export: interrupted; existing files are unchanged")
 
 
 def test_the_entry_point_imports_nothing_before_it_listens() -> None:

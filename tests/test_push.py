@@ -178,7 +178,7 @@ def test_at_a_terminal_it_asks(way: Way, answer: str) -> None:
         assert f"model.onnx  {way.graph.joinpath('model.onnx').stat().st_size / 1000:.1f} kB" in (
             run.stderr
         )
-        assert "Send them?" in run.stderr
+        assert "Upload them?" in run.stderr
         assert run.returncode == (0 if answer == "y" else 1)
         assert bool(hub.files) == (answer == "y")
         assert bool(hub.requests) == (answer == "y")
@@ -199,7 +199,7 @@ def test_a_dry_run_asks_the_network_for_nothing(way: Way) -> None:
 def test_a_changed_folder_is_not_sent(graph: Path, program: Program) -> None:
     path = graph / "config.json"
     path.write_bytes(path.read_bytes() + b" ")
-    program("push", graph, "me/model", "--yes").failed(3, "config.json", "nothing was sent")
+    program("push", graph, "me/model", "--yes").failed(3, "config.json", "nothing was uploaded")
 
 
 def test_work_in_progress_is_not_sent(graph: Path, program: Program) -> None:
@@ -222,5 +222,5 @@ def test_what_is_no_folder_of_a_model_is_refused(tmp_path: Path, program: Progra
 
 def test_a_plain_folder_without_a_manifest_says_so(way: Way, program: Program) -> None:
     run = program("push", way.classifier, "me/x", "--dry-run").done()
-    assert "the folder has no manifest to be held to" in run.out
+    assert "not checked, because the folder has no manifest" in run.out
     assert "not in the manifest" not in run.out

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.following import after_bundle
 from mixout_export_cli.options import PATH, RenamedOption, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
@@ -13,7 +14,7 @@ _SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
 
 
 def _name_of(folder: Path) -> str:
-    """Make a model's name of a folder's: what cannot be in an address becomes an underscore."""
+    """Make a model name from a folder name. Underscores replace what an address cannot contain."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", folder.resolve().name)
     return name.lstrip("_.-") or "model"
 
@@ -100,6 +101,9 @@ def bundle(
     lines = [f"{out}: for {server}, {human_size(result.bytes)}"]
     lines += [f"  {m['name']:<20} {m['precision']}, {m['path']}" for m in result.models]
     if result.tokenizer_texts:
-        lines.append(f"  tokenizer            as the original on {result.tokenizer_texts} texts")
-    lines.append(f"  how to start it      {out / 'README.md'}")
-    output.result(result, "\n".join(lines))
+        lines.append(
+            f"  {'tokenizer':<20} same tokens as the original on {result.tokenizer_texts} texts"
+        )
+    lines.append(f"  {'how to use it':<20} see {out / 'README.md'}, then run the next command")
+    following = after_bundle(onnx, out, server=server, name=result.models[0]["name"])
+    output.result(result, "\n".join(lines), following=following)

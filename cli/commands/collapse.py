@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.following import after_model
 from mixout_export_cli.options import PATH, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
@@ -46,10 +47,10 @@ def collapse(
     result = collapse_checkpoint(
         trained, out, interpolate=interpolate, dtype=dtype, overwrite=overwrite
     )
-    how = "bit for bit"
+    how = "weights unchanged, bit for bit"
     if result.interpolated:
-        how = f"{result.interpolated} interpolated at {interpolate:g}"
+        how = f"{result.interpolated} of them interpolated with ALPHA {interpolate:g}"
     if dtype is not None:
-        how += f", as {dtype}"
+        how = f"converted to {dtype}" + (f", {how}" if result.interpolated else "")
     text = f"{out}: plain checkpoint, {result.tensors} tensors, {human_size(result.bytes)}, {how}"
-    output.result(result, text)
+    output.result(result, text, following=after_model(out))

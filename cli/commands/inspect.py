@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.following import after_inspection
 from mixout_export_cli.options import PATH, output_options
 from mixout_export_cli.output import Output, human_size, table
 
@@ -20,8 +21,20 @@ _KINDS = {
 }
 
 
-#: Entries of the provenance that the lines above it, or the table below it, say already.
+#: Entries of the provenance that have lines of their own.
 _SAID = ("format_version", "labels", "task", "config_changes")
+
+#: What other entries are called, if not by their name.
+_NAMES = {
+    "p": "mix probability",
+    "granularity": "one mask bit per",
+    "target_modules": "mixed modules",
+    "exclude_modules": "not mixed",
+    "pretrained_sha256": "anchors SHA-256",
+    "pretrained_xxh3": "anchors XXH3",
+    "source_sha256": "source SHA-256",
+    "tool_version": "written by version",
+}
 _SHOWN_DIGEST = 16
 
 
@@ -29,26 +42,27 @@ def _facts(inspection: "Inspection") -> list[str]:
     dtypes = ", ".join(f"{count} {name}" for name, count in inspection.dtypes.items())
     model = [
         ("architecture", inspection.architecture or "unknown"),
-        ("task", inspection.task or "none, it has no head"),
+        ("task", inspection.task or "none, the model has no head"),
         ("labels", ", ".join(inspection.labels or ())),
         ("weights", f"{inspection.parameters:,} in {dtypes} tensors"),
     ]
     facts = [] if inspection.kind == "bundle" else model
     for key, value in inspection.provenance.items():
         if key not in _SAID:
-            facts.append((key.replace("_", " "), _inline(value)))
+            facts.append((_NAMES.get(key, key.replace("_", " ")), _inline(value)))
     for change in inspection.provenance.get("config_changes", []):
-        before = change["before"] if change["present"] else "not there"
-        facts.append(("changed", f"{change['key']}: {before} -> {change['after']}"))
+        before = change["before"] if change["present"] else "not set"
+        facts.append(("config changed", f"{change['key']}: {before} -> {change['after']}"))
     width = max(len(name) for name, _ in facts)
-    lines = [f"{inspection.path}: {_KINDS[inspection.kind]}"]
+    trained = {None: "", 0.0: ", not trained yet"}.get(inspection.distance, ", trained")
+    lines = [f"{inspection.path}: {_KINDS[inspection.kind]}{trained}"]
     lines += [f"  {name:<{width}}  {value}" for name, value in facts if value]
     lines += [f"  {human_size(size):>{width}}  {name}" for name, size in inspection.files.items()]
     return lines
 
 
 def _chain(inspection: "Inspection") -> list[str]:
-    """Say how the folder came about, a line a step."""
+    """Return the history of the folder, a line for each step."""
     if not inspection.chain:
         return []
     rows = [
@@ -59,15 +73,18 @@ def _chain(inspection: "Inspection") -> list[str]:
         ]
         for link in inspection.chain
     ]
-    lines = ["", table(["step", "weights", "of"], rows)]
-    lines += [f"not in the manifest: {name}" for name in inspection.unlisted]
+    lines = ["", table(["step", "weights SHA-256", "input"], rows)]
+    lines += [f"Not listed in the manifest: {name}" for name in inspection.unlisted]
     if not inspection.broken:
-        lines.append("every file is as the manifest says, and each step read what the last wrote")
+        lines.append(
+            "The manifest matches: the listed files are unchanged, and each step used the weights "
+            "of the step before."
+        )
     return lines
 
 
 def _inline(value: object) -> str:
-    """Return a value on one line, "" for nothing; `--json` has digests whole."""
+    """Return a value on one line, "" for nothing. Digests are whole only with `--json`."""
     if value is None:
         return ""
     if isinstance(value, dict):
@@ -109,10 +126,14 @@ def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
             [layer.name, "x".join(map(str, layer.shape)), f"{layer.relative:.5f}"]
             for layer in inspection.layers
         ]
-        lines += ["", table(["mixed layer", "shape", "|w-u|/|u|"], rows)]
-        lines.append(f"over all mixed layers |w-u| = {inspection.distance:.4f}")
+        lines += ["", table(["mixed layer", "shape", "distance"], rows)]
+        lines.append(
+            "distance = |w-u|/|u|, how far the weight w is from its pretrained value u; over all "
+            f"mixed layers |w-u| = {inspection.distance:.4f}"
+        )
     lines += _chain(inspection)
-    output.result(inspection, "\n".join(lines))
+    following = None if inspection.broken else after_inspection(inspection)
+    output.result(inspection, "\n".join(lines), following=following)
     if inspection.broken:
         more = len(inspection.broken) - 1
         raise ParityError(inspection.broken[0] + (f" (and {more} more)" if more else ""))

@@ -6,39 +6,40 @@ from typing import TYPE_CHECKING
 import click
 
 from mixout_export_cli.command import Command
+from mixout_export_cli.following import after_graph
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option
-from mixout_export_cli.output import Output, human_size
+from mixout_export_cli.output import Output, human_size, next_command
 
 if TYPE_CHECKING:
     from mixout_export.stages.onnx_export import OnnxResult
 
 
 def _describe(result: "OnnxResult") -> str:
-    kind = result.precision + (", optimised" if result.optimized else "")
+    kind = result.precision + (", optimized" if result.optimized else "")
     text = f"{result.path}: {kind}, opset {result.opset}, {result.nodes} nodes, "
     text += human_size(result.bytes)
     parity = result.parity
     if parity is None:
         return text + ", not compared with PyTorch"
-    text += f", within {parity.max_abs:.1e} of PyTorch"
+    text += f", outputs within {parity.max_abs:.1e} of PyTorch's"
     for output in parity.outputs:
         if result.precision != "fp32" and output.judged is not None:
-            judged, where = output.judged, "on the data" if output.on_data else "that are sure"
+            judged, which = output.judged, "" if output.on_data else "clear "
             if not judged.decisions:
                 text += (
-                    f"\n{output.name}: sure of none of {output.decisions} decisions; it differs by "
-                    f"{output.relative_l2:.2g} of its norm"
+                    f"\n{output.name}: none of {output.decisions} decisions is clear enough to be "
+                    f"judged; the output differs by {output.relative_l2:.2g} of its norm"
                 )
                 continue
             text += (
-                f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} decisions {where} "
-                f"are PyTorch's, probabilities moved by {judged.mean_shift:.2g} in the mean"
+                f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} {which}decisions "
+                f"equal PyTorch's, and probabilities differ by {judged.mean_shift:.2g} on average"
             )
     for output in () if parity.generation is None else parity.generation.outputs:
         how = output.name.removeprefix("logits ")
         equal = output.decisions - output.flips
-        text += f"\n{equal} of {output.decisions} tokens generated {how} are PyTorch's"
+        text += f"\n{equal} of {output.decisions} tokens generated {how} equal PyTorch's"
     return text
 
 
@@ -163,4 +164,6 @@ def onnx(
         ),
         min_agreement=min_agreement,
     )
-    output.result(result, _describe(result))
+    unverified = next_command("verify", source, out)
+    following = unverified if result.parity is None else after_graph(out)
+    output.result(result, _describe(result), following=following)

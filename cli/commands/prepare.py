@@ -7,6 +7,7 @@ import click
 
 from mixout_export.tasks import TASKS, known_task
 from mixout_export_cli.command import Command
+from mixout_export_cli.following import after_prepare
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
 from mixout_export_cli.output import Output, count_of
@@ -122,7 +123,8 @@ def prepare(
 ) -> None:
     """Inject mixout into BASE, a Hugging Face folder or hub id, and write OUT.
 
-    OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones.
+    OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones. The BASE
+    demo-base is the small model of the demo.
     """
     from mixout_export.files.weight_files import BaseDigest
 
@@ -153,22 +155,23 @@ def prepare(
         head_dropout=head_dropout,
     )
     result = prepare_checkpoint(base, out, options, overwrite=overwrite, digest=digest)
+    unit = "input neuron" if granularity == "neuron" else "weight"
     share = result.mixed_parameters / result.parameters
     lines = [
         f"{out}: {result.architecture} for {result.task}",
-        f"  mixed    {count_of(len(result.mixed), 'layer')}, {result.mixed_parameters:,} of "
-        f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one bit per {granularity}",
-        f"  fresh    {', '.join(result.fresh) or 'nothing, the head came with the base'}",
+        f"  mixed      {count_of(len(result.mixed), 'layer')}, {result.mixed_parameters:,} of "
+        f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one mask bit per {unit}",
+        f"  new        {', '.join(result.fresh) or 'nothing, the head is that of the base'}",
     ]
     known = known_task(result.task)
     if result.labels is not None and known is not None and not known.single_output:
-        lines.append(f"  labels   {', '.join(result.labels)}")
+        lines.append(f"  labels     {', '.join(result.labels)}")
     for key, (before, after) in result.config_changes.items():
-        lines.append(f"  config   {key}: {before} -> {after} while training")
-    lines += [f"  left     {name}: {reason}" for name, reason in result.skipped.items()]
+        lines.append(f"  config     {key}: {before} -> {after} while training")
+    lines += [f"  not mixed  {name}: {reason}" for name, reason in result.skipped.items()]
     if result.unused:
         more = ", …" if len(result.unused) > 1 else ""
         unused = count_of(len(result.unused), "tensor")
-        lines.append(f"  unused   {unused} of the base: {result.unused[0]}{more}")
-    lines += [f"  note     {note}" for note in result.notes]
-    output.result(result, "\n".join(lines))
+        lines.append(f"  not used   {unused} of the base: {result.unused[0]}{more}")
+    lines += [f"  note       {note}" for note in result.notes]
+    output.result(result, "\n".join(lines), following=after_prepare(base, out))

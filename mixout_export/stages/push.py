@@ -164,7 +164,7 @@ def plan_push(
     _refuse_unfinished(folder)
     check = check_manifest(folder)
     if check.problems:
-        raise ParityError(f"{check.problems[0]}; nothing was sent")
+        raise ParityError(f"{check.problems[0]}; nothing was uploaded")
     has_manifest = check.manifest is not None
     return PushPlan(
         folder=folder,
