@@ -165,7 +165,7 @@ def test_without_a_terminal_nothing_is_sent_unasked(way: Way) -> None:
     with running_hub() as hub:
         run = push(hub, way.graph, "me/model")
         assert run.returncode == 2
-        assert "give --yes to send them" in run.stderr
+        assert "give --yes to upload" in run.stderr
         assert hub.requests == []
 
 
