@@ -14,7 +14,6 @@ from mixout_export.version import __version__
 from mixout_export_cli.main import cli, main
 
 COMMANDS = ("prepare", "train", "collapse", "onnx", "bundle", "verify", "inspect", "push", "demo")
-README = Path(__file__).parents[1] / "README.md"
 
 #: The contract's options with their defaults; None where the default is not a value.
 EVERYWHERE = {"json": False, "quiet": False}
@@ -315,30 +314,3 @@ def test_without_a_command_it_shows_how_it_is_used(capsys) -> None:
     out, err = capsys.readouterr()
     assert (ending.value.code, out) == (2, "")
     assert all(f"\n  {name} " in err for name in COMMANDS)
-
-
-def code_of_readme() -> list[str]:
-    """Return the lines of the README's code blocks, and its code spans."""
-    text = README.read_text(encoding="utf-8")
-    blocks = re.findall(r"^```\w*\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    rest = re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [*lines, *re.findall(r"`([^`]+)`", rest)]
-
-
-def test_every_command_is_in_the_readme() -> None:
-    spans = code_of_readme()
-    for name in COMMANDS:
-        assert any(re.search(rf"\b{name}\b", span) for span in spans), name
-
-
-def test_every_command_and_option_in_the_readme_exists() -> None:
-    uses = []
-    for span in code_of_readme():
-        uses += re.findall(r"mixout-export ([a-z][a-z-]*)\b(.*)", span)
-        uses += re.findall(rf"^({'|'.join(COMMANDS)})\b(.*)", span)
-    assert len({name for name, _ in uses}) == len(COMMANDS)
-    for name, rest in uses:
-        assert name in cli.commands, name
-        known = {*options_of(name), "help"}
-        assert set(re.findall(r"--([a-z][a-z-]*)", rest.split("#")[0])) <= known, (name, rest)
