@@ -1,1 +1,1 @@
-"""Every architecture family of transformers' text classifiers, taken the whole way."""
+"""Run the complete workflow on every architecture family that classifies sequences."""

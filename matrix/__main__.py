@@ -1,9 +1,9 @@
-"""Take every architecture family the whole way; `make matrix` does.
+"""Run the complete workflow on every architecture family. `make matrix` calls this.
 
 python -m matrix [FAMILY ...] [--out build/matrix] [--workers 2] [--limit 600] [--retry]
 
-Each family runs in a process of its own and leaves `FAMILY.json` in OUT; those that have an
-outcome from the same versions are not run again. A run of all families writes the table.
+Each family runs in its own process, which writes `OUT/FAMILY.json`. A family with an outcome from
+the same library versions is not run again. `--document` writes a table of all families.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from matrix.document import write_document
 from matrix.families import families
 from matrix.machine import versions
 from matrix.outcome import Outcome, read_outcome
-from matrix.worker import take_family
+from matrix.worker import run_family
 
-#: What a worker imports: once, in a process that workers are forked from.
+#: Modules that are imported once, in the process from which workers are forked.
 _PRELOADED = ["matrix.worker"]
 
 
@@ -34,7 +34,7 @@ class _Running:
 
 
 def _finished(running: Sequence[_Running], limit: float) -> Iterator[_Running]:
-    """Yield the workers that ended, having ended those that ran too long."""
+    """Yield the workers that have ended. Kill those that ran longer than `limit` seconds."""
     for worker in running:
         if worker.process.is_alive() and time.monotonic() - worker.started > limit:
             worker.process.kill()
@@ -43,8 +43,8 @@ def _finished(running: Sequence[_Running], limit: float) -> Iterator[_Running]:
             yield worker
 
 
-def _settle(worker: _Running, out: Path, limit: float) -> Outcome:
-    """Return what a worker wrote, or what its end says where it wrote nothing."""
+def _collect(worker: _Running, out: Path, limit: float) -> Outcome:
+    """Return the outcome that a worker wrote, or one with its exit code if it wrote none."""
     found = read_outcome(out, worker.outcome.family)
     if found is not None:
         return found
@@ -60,7 +60,7 @@ def _settle(worker: _Running, out: Path, limit: float) -> Outcome:
 
 
 def _run(names: Sequence[str], out: Path, *, workers: int, limit: float) -> None:
-    """Run families, so many at a time, and say what became of each."""
+    """Run families, at most `workers` at a time, and print each outcome."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     waiting, known, done = list(names), families(), 0
@@ -70,14 +70,15 @@ def _run(names: Sequence[str], out: Path, *, workers: int, limit: float) -> None
             name = waiting.pop(0)
             (out / f"{name}.json").unlink(missing_ok=True)
             outcome = Outcome(name, known[name], versions())
-            process = context.Process(target=take_family, args=(outcome, out))
+            process = context.Process(target=run_family, args=(outcome, out))
             process.start()
             running.append(_Running(process, outcome, time.monotonic()))
         for worker in list(_finished(running, limit)):
             running.remove(worker)
-            found, done = _settle(worker, out, limit), done + 1
-            says = "passes" if found.whole else f"{found.failed}: {found.reason}"
-            print(f"{done}/{len(names)} {found.family} ({found.seconds} s) {says}", file=sys.stderr)
+            found, done = _collect(worker, out, limit), done + 1
+            result = "passes" if found.complete else f"{found.failed}: {found.reason}"
+            line = f"{done}/{len(names)} {found.family} ({found.seconds} s) {result}"
+            print(line, file=sys.stderr)
         time.sleep(0.1)
 
 
@@ -85,24 +86,28 @@ def _is_due(name: str, out: Path, *, again: bool, retry: bool) -> bool:
     found = read_outcome(out, name)
     if again or found is None or found.versions != versions():
         return True
-    return retry and not found.whole
+    return retry and not found.complete
 
 
 def main() -> None:
-    """Run the families that are asked for, all of them if none is named."""
+    """Run the families named on the command line, or all families."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="a model type")
-    parser.add_argument("--out", type=Path, default=Path("build/matrix"))
-    parser.add_argument("--workers", type=int, default=2, help="families at a time")
-    parser.add_argument("--limit", type=float, default=600.0, help="seconds that a family may take")
-    parser.add_argument("--again", action="store_true", help="run what has an outcome, too")
-    parser.add_argument("--retry", action="store_true", help="run what did not pass again")
-    parser.add_argument("--document", type=Path, help="where to write the table of all families")
+    parser.add_argument("families", nargs="*", metavar="FAMILY", help="model type; default: all")
+    parser.add_argument("--out", type=Path, default=Path("build/matrix"), help="folder of outcomes")
+    parser.add_argument("--workers", type=int, default=2, help="families to run at a time")
+    parser.add_argument(
+        "--limit", type=float, default=600.0, help="longest run of one family, in s"
+    )
+    parser.add_argument("--again", action="store_true", help="also run families with an outcome")
+    parser.add_argument("--retry", action="store_true", help="also run families that did not pass")
+    parser.add_argument(
+        "--document", type=Path, help="write the table of all families to this file"
+    )
     given = parser.parse_args()
     known = families()
     unknown = [name for name in given.families if name not in known]
     if unknown:
-        parser.error(f"there is no family {unknown[0]!r}, expected {', '.join(known)}")
+        parser.error(f"unknown family {unknown[0]!r}, expected one of {', '.join(known)}")
     given.out.mkdir(parents=True, exist_ok=True)
     names = given.families or list(known)
     due = [n for n in names if _is_due(n, given.out, again=given.again, retry=given.retry)]
@@ -110,7 +115,10 @@ def main() -> None:
     outcomes = [found for name in known if (found := read_outcome(given.out, name))]
     if given.document is not None:
         if len(outcomes) < len(known):
-            parser.error(f"--document: {len(known) - len(outcomes)} families have not been run")
+            parser.error(
+                f"--document needs all families, but {len(known) - len(outcomes)} have no outcome; "
+                "run python -m matrix without FAMILY first"
+            )
         command = shlex.join(["python", "-m", "matrix", *sys.argv[1:]])
         write_document(given.document, outcomes, command)
 

@@ -1,4 +1,4 @@
-"""The table of all families, generated from their outcomes."""
+"""Write the page with the table of all families, from their outcomes."""
 
 import datetime
 from collections.abc import Sequence
@@ -10,14 +10,23 @@ _HEAD = """# Architectures
 
 Generated; do not edit. `{command}`, {date}, {versions}.
 
-Every architecture family that transformers lists for sequence classification, as a tiny random
-checkpoint made from the family's own configuration class, with every parameter moved away from its
-default. Each goes the whole way: `inject` (`prepare`), one training `step`, `collapse` (compared
-with what was trained, and its tensors with a plain checkpoint's), `onnx`, and `verify` (the weight
-audit and the whole battery; then batches of 1 and 3 rows of 1 to 33 tokens, padded, against a
-plain call of the model). "Exports" says whether the unmodified model exports at all, by
-`torch.onnx.export` alone or by `mixout-export onnx`: to a graph that runs on other numbers of rows
-and tokens than those that it was made with.
+This table lists every architecture family that transformers has for sequence classification. Each
+family is tested with a tiny random checkpoint from its own configuration class. Every parameter of
+the checkpoint is moved away from its default value.
+
+Each checkpoint goes through these steps:
+
+- `inject`: `mixout-export prepare`.
+- `step`: one training step. Mixed weights must move, and their anchors must not.
+- `collapse`: the collapsed model must compute the same as the trained one, and its tensors must
+  have the names, shapes and dtypes of a plain checkpoint.
+- `onnx`: `mixout-export onnx`.
+- `verify`: the comparison of weights and all test inputs. The graph is also compared with plain
+  calls of the model on padded batches of 1 and 3 rows of 1 to 33 tokens.
+
+The column "exports" shows whether the unmodified model can be exported at all, with
+`torch.onnx.export` alone or with `mixout-export onnx`. The graph must also run on batches of other
+sizes than the one it was exported with.
 
 - **{passed} of {exporting} families whose unmodified model exports pass: {share:.1%}.**
 - {passed} of all {total} families pass: {all_share:.1%}.
@@ -47,15 +56,15 @@ def _row(outcome: Outcome) -> str:
 
 
 def make_document(outcomes: Sequence[Outcome], command: str, date: datetime.date) -> str:
-    """Return the page.
+    """Return the page as Markdown.
 
     Args:
-        outcomes: One per family.
-        command: The command that made them.
-        date: When.
+        outcomes: One outcome per family.
+        command: The command that produced them.
+        date: The day on which it ran.
     """
     exporting = [outcome for outcome in outcomes if outcome.unmodified]
-    passed = sum(outcome.whole for outcome in outcomes)
+    passed = sum(outcome.complete for outcome in outcomes)
     head = _HEAD.format(
         command=command,
         date=date.isoformat(),
@@ -66,11 +75,11 @@ def make_document(outcomes: Sequence[Outcome], command: str, date: datetime.date
         total=len(outcomes),
         all_share=passed / max(1, len(outcomes)),
     )
-    columns = ["family", "class", "exports", *STAGES, "reason for what does not pass"]
+    columns = ["family", "class", "exports", *STAGES, "why it does not pass"]
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     return head + "\n".join([*lines, *map(_row, outcomes)]) + "\n"
 
 
 def write_document(path: Path, outcomes: Sequence[Outcome], command: str) -> None:
-    """Write the page."""
+    """Write the page to `path`, with today's date."""
     path.write_text(make_document(outcomes, command, datetime.date.today()))

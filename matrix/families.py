@@ -1,10 +1,10 @@
-"""Which families there are, and what only some of them need to be made small."""
+"""List the families, and the settings that make a tiny checkpoint of each."""
 
 from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
-#: Entry of a configuration → its size in a tiny checkpoint, where the default is larger.
+#: Configuration entry → its size in a tiny checkpoint. Smaller defaults are kept.
 SIZES: dict[str, int] = {
     **dict.fromkeys(("vocab_size", "entity_vocab_size", "shape_vocab_size"), 120),
     "pronunciation_vocab_size": 100,
@@ -57,7 +57,7 @@ SIZES: dict[str, int] = {
     "entity_embedding_size": 32,
 }
 
-#: Settings of a family whose configuration the sizes above do not fit.
+#: Family → settings that replace the sizes above, where those do not fit the configuration.
 SETTINGS: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -97,8 +97,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: Ids of special tokens that lie outside the tiny vocabulary, and the padding id where there is
-#: none, become these.
+#: Special token → id. These replace ids outside the tiny vocabulary, and a missing padding id.
 SPECIAL_TOKENS = {
     "pad_token_id": 0,
     "bos_token_id": 1,
@@ -110,5 +109,5 @@ SPECIAL_TOKENS = {
 
 
 def families() -> dict[str, str]:
-    """Return every model type that transformers can classify sequences with, with its class."""
+    """Return model type → class, for every sequence classifier of transformers."""
     return dict(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)

@@ -1,4 +1,4 @@
-"""What the matrix runs with."""
+"""Read the library versions that the matrix runs with."""
 
 import importlib.metadata
 import platform
@@ -9,6 +9,6 @@ _PACKAGES = ("mixout-export", "torch", "transformers", "onnx", "onnxscript", "on
 
 @cache
 def versions() -> dict[str, str]:
-    """Return the versions that an outcome depends on."""
+    """Return library → version, for all libraries that may change an outcome."""
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return {"python": platform.python_version(), **found}

@@ -1,11 +1,11 @@
-"""What became of one family."""
+"""Store how far one family came in the workflow."""
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: The way of a checkpoint, in order.
+#: The steps of the workflow, in order.
 STAGES = ("inject", "step", "collapse", "onnx", "verify")
 
 
@@ -15,18 +15,17 @@ class Outcome:
 
     Attributes:
         family: The model type.
-        architecture: Its classifier's class.
-        versions: Library → version it ran with.
-        parameters: Parameters of the tiny checkpoint.
-        unmodified: Whether the unmodified model exports; None if there is no telling.
+        architecture: Class name of its classifier.
+        versions: Library → version that it ran with.
+        parameters: Number of parameters of the tiny checkpoint.
+        unmodified: Whether the unmodified model can be exported; None if unknown.
         passed: Stages that passed, in order.
-        failed: The stage at which it ended, "" if it passed them all; "build" is the checkpoint's
-            own making, with nothing of this package in it.
-        reason: Why it ended there.
-        ours: Whether that was an error of this package's own, in its words.
-        inputs: Inputs of the graph.
-        notes: What the exporter had to change.
-        seconds: Wall clock time.
+        failed: The stage that failed; "" if all passed. "build" means that the tiny checkpoint
+            could not be made, which does not involve this package.
+        reason: Why the stage failed.
+        ours: Whether the error is one that this package raises on purpose.
+        inputs: Names of the graph's inputs.
+        seconds: Wall clock time, in seconds.
     """
 
     family: str
@@ -39,23 +38,22 @@ class Outcome:
     reason: str = ""
     ours: bool = True
     inputs: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
-    def whole(self) -> bool:
-        """Whether the family passed the whole way."""
+    def complete(self) -> bool:
+        """Whether the family passed all stages."""
         return not self.failed and tuple(self.passed) == STAGES
 
     def write(self, folder: Path) -> None:
-        """Write it into a folder of outcomes."""
+        """Write this outcome to `FAMILY.json` in a folder."""
         path = folder / f"{self.family}.json"
         path.with_suffix(".tmp").write_text(json.dumps(asdict(self), indent=1) + "\n")
         path.with_suffix(".tmp").rename(path)
 
 
 def read_outcome(folder: Path, family: str) -> Outcome | None:
-    """Return a family's outcome, None if it has none."""
+    """Return a family's outcome; None if the folder has none."""
     path = folder / f"{family}.json"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""The family as transformers and PyTorch have it, with nothing of this package."""
+"""Run and export a family's plain model, to compare this package with."""
 
 from pathlib import Path
 from typing import Any
@@ -20,24 +20,26 @@ def _token(config: PretrainedConfig, name: str) -> int | None:
     return value[0] if isinstance(value, list) else value
 
 
-def rows_of(config: PretrainedConfig, rows: int, length: int, *, seed: int) -> dict[str, Tensor]:
-    """Return rows as a tokenizer would make them, padded on the right but for the first.
+def random_rows(
+    config: PretrainedConfig, rows: int, length: int, *, seed: int
+) -> dict[str, Tensor]:
+    """Return random rows such as a tokenizer makes. All rows but the first are padded.
 
-    Every row ends with the end-of-text token where the family has one: an encoder-decoder's
-    classifier reads what stands there.
+    Padding is on the right. Every row ends with the end-of-text token if the family has one,
+    because an encoder-decoder's classifier reads the state at that token.
 
     Args:
         config: The model's configuration.
         rows: Number of rows.
-        length: Length of the longest, in tokens.
-        seed: Of the tokens and of the lengths.
+        length: Length of the longest row, in tokens.
+        seed: Random seed of tokens and lengths.
 
     Returns:
         `input_ids` and `attention_mask`, int64 `(rows, length)`.
     """
     generator = torch.Generator().manual_seed(seed)
     special = {_token(config, f"{name}_token_id") for name in ("pad", "bos", "eos", "cls", "sep")}
-    size = getattr(config.get_text_config(), "vocab_size", 256)  # CANINE has characters
+    size = getattr(config.get_text_config(), "vocab_size", 256)  # CANINE reads characters
     words = torch.tensor([i for i in range(size) if i not in special])
     ids = words[torch.randint(len(words), (rows, length), generator=generator)]
     mask = torch.ones_like(ids)
@@ -60,8 +62,8 @@ class _Logits(nn.Module):
         return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
-def _takes(graph: Path, batch: dict[str, Tensor]) -> bool:
-    """Tell whether a graph runs on a batch."""
+def _accepts(graph: Path, batch: dict[str, Tensor]) -> bool:
+    """Return whether a graph runs on a batch."""
     session = onnxruntime.InferenceSession(graph)
     try:
         session.run(None, {value.name: batch[value.name].numpy() for value in session.get_inputs()})
@@ -70,22 +72,21 @@ def _takes(graph: Path, batch: dict[str, Tensor]) -> bool:
     return True
 
 
-def exports_unmodified(folder: Path, *, ask_package: bool) -> bool:
-    """Tell whether the model exports as it is, by `torch.onnx.export` alone or by this package.
+def exports_unmodified(folder: Path, *, try_package: bool) -> bool:
+    """Return whether the plain model can be exported, by PyTorch or by this package.
 
-    Where PyTorch cannot make an axis dynamic it writes a graph of the example's sizes all the same,
-    and says so in a log; a graph that takes rows of no other length is not counted.
+    If PyTorch cannot make an axis dynamic, it still writes a graph, with the sizes of the example
+    fixed. Such a graph does not count as exported.
 
     Args:
-        folder: Its checkpoint.
-        ask_package: Whether to let this package try; not where it has tried the collapsed one,
-            which is the same model with other weights.
+        folder: The plain checkpoint.
+        try_package: Whether to try this package if `torch.onnx.export` alone fails.
     """
     with quiet_libraries():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
         if hasattr(model.config, "use_cache"):
             model.config.use_cache = False
-        batch = rows_of(model.config, 3, 11, seed=0)
+        batch = random_rows(model.config, 3, 11, seed=0)
         limit = sequence_limit(model)
         axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=limit)}
         try:
@@ -98,10 +99,10 @@ def exports_unmodified(folder: Path, *, ask_package: bool) -> bool:
                 dynamic_shapes=(axes, axes),
                 verbose=False,
             )
-            return _takes(graph, rows_of(model.config, 2, 16, seed=1))
-        except Exception:  # the exporter's failures have no common class
+            return _accepts(graph, random_rows(model.config, 2, 16, seed=1))
+        except Exception:  # the exporter's errors have no common base class
             pass
-    if not ask_package:
+    if not try_package:
         return False
     try:
         export_onnx(folder, folder.parent / "unmodified", verify=False)

@@ -1,4 +1,4 @@
-"""Tiny random checkpoints from a family's own configuration class."""
+"""Make tiny random checkpoints from a family's own configuration class."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from transformers import (
 from matrix.families import SETTINGS, SIZES, SPECIAL_TOKENS
 from mixout_export.quiet import quiet_libraries
 
-#: Width of the normal noise that is added to every parameter, so that no scale is left at one and
-#: no bias at zero, which would hide a graph that drops it.
+#: Standard deviation of the noise that is added to every parameter. Without it, scales would be one
+#: and biases zero, and a graph that drops them would compute the same.
 _NOISE = 0.1
 
 LABELS = 3
@@ -39,7 +39,7 @@ def _special_tokens(config: PretrainedConfig, vocabulary: int) -> dict[str, int]
 
 
 def _sizes(config: PretrainedConfig) -> dict[str, int]:
-    """Return the sizes that are smaller than a configuration's own."""
+    """Return the sizes to reduce: those where the configuration's value is larger."""
     names = dict.fromkeys((*config.to_dict(), *config.attribute_map.values()))
     found = {}
     for name in names:
@@ -48,7 +48,7 @@ def _sizes(config: PretrainedConfig) -> dict[str, int]:
             found[name] = SIZES[name]
     heads, groups = (getattr(config, name, None) for name in _HEADS)
     if heads is not None and heads == groups and _HEADS[0] in found:
-        found[_HEADS[1]] = found[_HEADS[0]]  # as many of both, where the family has it so
+        found[_HEADS[1]] = found[_HEADS[0]]  # keep both numbers equal
     if getattr(config, "head_dim", 0) is None:
         found["head_dim"] = SIZES["head_dim"]
     if getattr(config, "is_encoder_decoder", False):
@@ -58,7 +58,7 @@ def _sizes(config: PretrainedConfig) -> dict[str, int]:
 
 
 def _layer_kinds(config: PretrainedConfig, layers: int) -> dict[str, Any]:
-    """Return a list of layers with one of each kind, where a family has several kinds."""
+    """Return layer lists with at least one layer of each kind, if a family has several kinds."""
     kinds = {
         name: list(dict.fromkeys(getattr(config, name)))
         for name in _LAYER_LISTS
@@ -71,7 +71,7 @@ def _layer_kinds(config: PretrainedConfig, layers: int) -> dict[str, Any]:
 
 
 def tiny_settings(config: PretrainedConfig) -> dict[str, Any]:
-    """Return the settings that make a configuration small, its nested ones included."""
+    """Return the settings that make a configuration and its nested configurations small."""
     settings: dict[str, Any] = _sizes(config)
     settings |= _layer_kinds(config, SIZES["num_hidden_layers"])
     vocabulary = settings.get("vocab_size", getattr(config, "vocab_size", None))
@@ -85,7 +85,7 @@ def tiny_settings(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def make_config(model_type: str) -> PretrainedConfig:
-    """Return a small configuration of a family."""
+    """Return a small configuration for a family."""
     config_class = CONFIG_MAPPING[model_type]
     settings = tiny_settings(config_class())
     for name, value in SETTINGS.get(model_type, {}).items():

@@ -1,4 +1,4 @@
-"""Take one family the whole way, in a process of its own."""
+"""Run the complete workflow on one family."""
 
 import resource
 import tempfile
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from matrix.outcome import Outcome
-from matrix.plain import exports_unmodified, rows_of
+from matrix.plain import exports_unmodified, random_rows
 from matrix.tiny import write_checkpoint
 from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
@@ -31,21 +31,21 @@ from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 from mixout_export.stages.verify import verify_checkpoints
 from mixout_export.surgery import mixout_layers
 
-#: (batch, sequence) that the graph is run at beside the battery of `verify`.
+#: (batch, sequence) sizes at which the graph is compared with plain calls of the model.
 _SHAPES = ((1, 1), (1, 9), (3, 4), (3, 16), (3, 33))
 _TOLERANCE = 1e-4
 
-#: Those that a model which pools along the sequence may refuse, whatever it is written in.
+#: Sizes that are too short for some models, because they pool along the sequence.
 _MAY_BE_TOO_SHORT = ((1, 1), (3, 4))
 
 _LEARNING_RATE = 0.05
 
-#: Bytes that a family may allocate: one that is not tiny must not take the machine down.
+#: Memory limit of one family, in bytes, in case its checkpoint is not tiny.
 _MEMORY = 8 << 30
 
 
 class MatrixError(Exception):
-    """A stage ran, and what came out is wrong."""
+    """A stage ran, but its result is wrong."""
 
 
 def _inject(base: Path, out: Path) -> None:
@@ -56,43 +56,43 @@ def _inject(base: Path, out: Path) -> None:
 
 
 def _step(prepared: Path, out: Path) -> None:
-    """Train for one update on labelled rows, and see that mixed weights moved and anchors not."""
+    """Train for one step, and check that mixed weights moved and anchors did not."""
     model = load_mixout(prepared)
     before = {name: layer.weight.detach().clone() for name, layer in mixout_layers(model).items()}
-    batch = rows_of(model.config, 4, 24, seed=1)
+    batch = random_rows(model.config, 4, 24, seed=1)
     model.train()
     torch.manual_seed(0)
     loss = model(**batch, labels=torch.tensor([0, 1, 2, 1])).loss
     if not torch.isfinite(loss):
-        raise MatrixError(f"the loss is {float(loss)}")
+        raise MatrixError(f"the loss is {float(loss)}, expected a finite number")
     loss.backward()
     torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE).step()
     moved = [n for n, m in mixout_layers(model).items() if not torch.equal(m.weight, before[n])]
     if not moved:
-        raise MatrixError("no mixed weight moved")
+        raise MatrixError("the training step changed no mixed weight")
     for name, layer in mixout_layers(model).items():
         if not torch.equal(layer.pretrained_weight, before[name]):
-            raise MatrixError(f"the anchor of {name} moved")
+            raise MatrixError(f"the training step changed the anchor of {name}")
     with quiet_libraries():
         save_mixout(model, out)
 
 
 def _collapse(base: Path, trained: Path, out: Path) -> None:
-    """Collapse, and compare with what was trained and with a plain checkpoint's keys."""
+    """Collapse, and compare with the trained model and with the tensors of a plain checkpoint."""
     collapse_checkpoint(trained, out)
     expected, got = open_artifact(base).tensors, open_artifact(out).tensors
     if {k: (e.dtype, e.shape) for k, e in expected.items()} != {
         k: (e.dtype, e.shape) for k, e in got.items()
     }:
         odd = sorted(expected.keys() ^ got.keys())
-        raise MatrixError(f"the collapsed folder's tensors are not the base's: {odd[:3]}")
+        raise MatrixError(f"the collapsed checkpoint has other tensors than the base: {odd[:3]}")
     result = verify_checkpoints(trained, out)
     if not result.holds:
         raise MatrixError(result.reasons()[0])
 
 
 def _plain_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> npt.NDArray[Any] | None:
-    """Return float32 `(batch, labels)`; None where the model does not run on such rows."""
+    """Return logits, float32 `(batch, labels)`; None if the model does not run on the batch."""
     try:
         with torch.inference_mode():
             logits: npt.NDArray[Any] = model(**batch).logits.numpy()
@@ -102,30 +102,33 @@ def _plain_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> npt.NDArr
 
 
 def _run_independently(collapsed: Path, exported: Path) -> None:
-    """Compare the plain model with the graph without any of this package's own comparison."""
+    """Compare the plain model with the graph, without this package's own comparison."""
     with quiet_libraries():
         model = AutoModelForSequenceClassification.from_pretrained(collapsed).eval()
     session = onnxruntime.InferenceSession(exported / LAYOUT.onnx)
     names = [value.name for value in session.get_inputs()]
     seen = []
     for seed, shape in enumerate(_SHAPES):
-        batch = rows_of(model.config, *shape, seed=seed)
+        batch = random_rows(model.config, *shape, seed=seed)
         expected = _plain_logits(model, batch)
         if expected is None and shape in _MAY_BE_TOO_SHORT:
             continue
         if expected is None:
-            raise MatrixError(f"the plain model does not run at {shape}")
+            raise MatrixError(f"the plain model does not run on a batch of shape {shape}")
         known = batch | {"token_type_ids": torch.zeros_like(batch["input_ids"])}
         absent = [name for name in names if name not in known]
         if absent:
-            raise MatrixError(f"the graph takes {absent[0]}, which a plain call has no need of")
+            raise MatrixError(f"the graph needs {absent[0]}, but a plain call does not")
         got = session.run(["logits"], {name: known[name].numpy() for name in names})[0]
         difference = float(np.abs(got - expected).max())
         if not difference <= _TOLERANCE * max(1.0, float(np.abs(expected).max())):
-            raise MatrixError(f"a plain call at {shape} differs by {difference:.3g}")
+            raise MatrixError(
+                f"for a batch of shape {shape}, the graph differs from the plain model by "
+                f"{difference:.3g}"
+            )
         seen.append(expected[0])
     if float(np.ptp(np.stack(seen), axis=0).max()) < 10 * _TOLERANCE:
-        raise MatrixError("the tiny checkpoint gives every input the same logits")
+        raise MatrixError("the tiny checkpoint returns the same logits for every input")
 
 
 def _verify(trained: Path, collapsed: Path, exported: Path) -> None:
@@ -137,25 +140,25 @@ def _verify(trained: Path, collapsed: Path, exported: Path) -> None:
 
 @contextmanager
 def _stage(outcome: Outcome, name: str) -> Iterator[None]:
-    """Note whether a stage passed; what it raises ends the family's way there."""
+    """Record whether a stage passed. Its error ends the run."""
     try:
         yield
-    except Exception as error:  # whatever a family makes go wrong is its outcome
+    except Exception as error:  # any error is the family's outcome
         outcome.failed = name
         outcome.ours = isinstance(error, MixoutError)
-        where = "" if outcome.ours else f"{type(error).__name__}: "
-        outcome.reason = where + first_line(error)
+        prefix = "" if outcome.ours else f"{type(error).__name__}: "
+        outcome.reason = prefix + first_line(error)
         raise
     outcome.passed.append(name)
 
 
-def _go(outcome: Outcome, work: Path) -> None:
+def _run_stages(outcome: Outcome, work: Path) -> None:
     base, prepared, trained = work / "base", work / "prepared", work / "trained"
     collapsed, exported = work / "collapsed", work / "onnx"
     with _stage(outcome, "build"):
         model = write_checkpoint(outcome.family, base)
         with torch.inference_mode():
-            model(**rows_of(model.config, 2, 8, seed=0))
+            model(**random_rows(model.config, 2, 8, seed=0))
         outcome.parameters = model.num_parameters()
     outcome.passed.clear()
     with _stage(outcome, "inject"):
@@ -166,20 +169,20 @@ def _go(outcome: Outcome, work: Path) -> None:
         _collapse(base, trained, collapsed)
     with _stage(outcome, "onnx"):
         export_onnx(collapsed, exported, verify=False)
-        outcome.unmodified = True  # collapsed is a plain checkpoint of the same architecture
+        outcome.unmodified = True  # the collapsed checkpoint is plain
         graph = onnxruntime.InferenceSession(exported / LAYOUT.onnx)
         outcome.inputs = [value.name for value in graph.get_inputs()]
     with _stage(outcome, "verify"):
         _verify(trained, collapsed, exported)
 
 
-def take_family(outcome: Outcome, out: Path, *, memory: int | None = _MEMORY) -> None:
-    """Take a family as far as it goes and write its outcome.
+def run_family(outcome: Outcome, out: Path, *, memory: int | None = _MEMORY) -> None:
+    """Run the stages for one family until one fails, and write the outcome.
 
     Args:
-        outcome: The family, with nothing passed yet.
+        outcome: The family. No stage has passed yet.
         out: The folder of outcomes.
-        memory: Bytes that this process may allocate from here on; None leaves its limit alone.
+        memory: Memory limit for this process, in bytes; None sets no limit.
     """
     if memory is not None:
         torch.set_num_threads(1)
@@ -187,13 +190,13 @@ def take_family(outcome: Outcome, out: Path, *, memory: int | None = _MEMORY) ->
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="matrix-") as work:
         try:
-            _go(outcome, Path(work))
+            _run_stages(outcome, Path(work))
         except Exception:
             if not outcome.failed:
                 raise
             if outcome.unmodified is None and outcome.failed != "build":
                 outcome.unmodified = exports_unmodified(
-                    Path(work) / "base", ask_package=outcome.failed != "onnx"
+                    Path(work) / "base", try_package=outcome.failed != "onnx"
                 )
     outcome.seconds = round(time.perf_counter() - started, 1)
     outcome.write(out)

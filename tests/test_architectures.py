@@ -1,4 +1,4 @@
-"""A handful of the families that `make matrix` takes the whole way."""
+"""Run the complete workflow on a few of the families that `make matrix` runs."""
 
 import datetime
 from pathlib import Path
@@ -10,19 +10,19 @@ from matrix.document import make_document
 from matrix.families import families
 from matrix.outcome import STAGES, Outcome, read_outcome
 from matrix.tiny import make_config
-from matrix.worker import take_family
+from matrix.worker import run_family
 
 
 @pytest.mark.parametrize(
     "family", mostly_repeats(("distilbert", "gpt2", "llama", "bart"), "distilbert")
 )
-def test_family_passes_the_whole_way(tmp_path: Path, family: str) -> None:
-    take_family(Outcome(family, families()[family]), tmp_path, memory=None)
+def test_family_passes_all_stages(tmp_path: Path, family: str) -> None:
+    run_family(Outcome(family, families()[family]), tmp_path, memory=None)
     outcome = read_outcome(tmp_path, family)
     assert outcome is not None
     assert (outcome.failed, outcome.reason) == ("", "")
     assert tuple(outcome.passed) == STAGES
-    assert outcome.whole
+    assert outcome.complete
 
 
 def test_page_counts_what_exports_and_names_what_does_not_pass() -> None:
