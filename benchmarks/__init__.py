@@ -1,1 +1,1 @@
-"""Benchmarks: what mixout costs, and what it is good for."""
+"""Benchmarks: the cost of mixout, and how well it finetunes."""

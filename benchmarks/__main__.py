@@ -1,8 +1,9 @@
-"""Run the benchmarks; `make bench` does.
+"""Run the benchmarks. `make bench` calls this.
 
 python -m benchmarks [PART ...] [--device cuda] [--out build/benchmarks]
 
-Each part leaves `PART.json` in OUT, and all tables so far are in OUT/tables.md.
+Each part writes its measurements to `OUT/PART.json`. `OUT/tables.md` shows all parts measured so
+far.
 """
 
 import argparse
@@ -28,12 +29,12 @@ _ONE = (*_CONTROL, "neuron 0.7", "element 0.7")
 
 @dataclass(frozen=True)
 class Options:
-    """What all parts share.
+    """Options that all parts use.
 
     Attributes:
-        rounds: Rounds of a comparison that is to be relied on.
-        device: Where steps run.
-        base: A pretrained checkpoint of 22 M parameters.
+        rounds: Number of rounds of the main comparisons. Others use a part of it.
+        device: Device on which training steps run.
+        base: A pretrained checkpoint with 22 M parameters.
         data: A folder with `train.tsv` and `dev.tsv`.
     """
 
@@ -44,11 +45,11 @@ class Options:
 
     @property
     def precision(self) -> str:
-        """The precision of steps: what people use on such a device."""
+        """The precision of training steps: fp32 on a CPU, bf16 on a GPU."""
         return "fp32" if self.device == "cpu" else "bf16"
 
     def steps(self, arms: tuple[str, ...], shape: str, batch: str, rounds: int) -> dict[str, Any]:
-        """Measure steps."""
+        """Measure training steps."""
         return steps.measure_steps(
             arms, shape, Batch.parse(batch), rounds=rounds, device=self.device,
             precision=self.precision,
@@ -91,13 +92,13 @@ def _memory(options: Options) -> list[dict[str, Any]]:
 
 def _training(options: Options) -> list[dict[str, Any]]:
     if options.base is None or options.data is None:
-        print("training: give --base and --data to compare with Trainer", file=sys.stderr)
+        print("training: skipped; it needs --base and --data", file=sys.stderr)
         return []
     return [training.measure_training(options.base, options.data, rounds=3)]
 
 
 def _files(options: Options) -> list[dict[str, Any]]:
-    """Measure in a process of its own: a child's peak memory begins with its parent's."""
+    """Measure in a new process, because a child process starts with its parent's peak memory."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "files.json"
         command = [sys.executable, "-m", "benchmarks.files", "--repeats", "5", "--json", str(path)]
@@ -105,7 +106,7 @@ def _files(options: Options) -> list[dict[str, Any]]:
         return [json.loads(path.read_text())]
 
 
-#: Part → how it is measured, and how a result is shown.
+#: Part → function that measures it, and function that shows a result as Markdown.
 PARTS: dict[str, tuple[Callable[[Options], list[dict[str, Any]]], Callable[[Any], str]]] = {
     "strategies": (_strategies, steps.table),
     "batches": (_by_batch, steps.table),
@@ -119,7 +120,7 @@ _ON_GPU = ("strategies", "probabilities", "sizes", "memory")
 
 
 def _write_tables(out: Path) -> None:
-    """Write the tables of every part that has been measured."""
+    """Write the tables of all parts that have been measured."""
     lines = []
     for name, (_, table) in PARTS.items():
         path = out / f"{name}.json"
@@ -129,28 +130,27 @@ def _write_tables(out: Path) -> None:
         host = ", ".join(f"{key} {value}" for key, value in measured["machine"].items())
         lines += [f"# {name}", f"`{measured['command']}`: {host}"]
         for result in measured["results"]:
-            where = " ".join(str(result.get(key, "")) for key in ("shape", "batch", "precision"))
-            lines += [f"## {where}".rstrip(), table(result)] if where.strip() else [table(result)]
+            setting = " ".join(str(result.get(key, "")) for key in ("shape", "batch", "precision"))
+            heading = [f"## {setting}".rstrip()] if setting.strip() else []
+            lines += [*heading, table(result)]
     (out / "tables.md").write_text("\n\n".join(lines) + "\n")
 
 
 def main() -> None:
-    """Measure the parts that are asked for, all of them if none is named."""
+    """Measure the parts named on the command line, or all parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--device", type=arguments.device, default="cpu")
-    parser.add_argument("--rounds", type=arguments.rounds, default=25)
-    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"))
-    parser.add_argument("--base", type=arguments.BASE, help="checkpoint for `training`")
-    parser.add_argument("--data", type=arguments.DATA, help="data set for `training`")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: {', '.join(PARTS)}")
+    parser.add_argument("--device", type=arguments.device, default="cpu", help="default: cpu")
+    parser.add_argument("--rounds", type=arguments.rounds, default=25, help="default: 25")
+    parser.add_argument("--out", type=Path, default=Path("build/benchmarks"), help="results folder")
+    parser.add_argument("--base", type=arguments.BASE, help="checkpoint; only for `training`")
+    parser.add_argument("--data", type=arguments.DATA, help="data folder; only for `training`")
     given = parser.parse_args()
     unknown = [part for part in given.parts if part not in PARTS]
     if unknown:
-        parser.error(f"there is no part {unknown[0]!r}, expected {', '.join(PARTS)}")
+        parser.error(f"unknown part {unknown[0]!r}, expected one of {', '.join(PARTS)}")
     if "training" in given.parts and None in (given.base, given.data):
-        parser.error(
-            "training needs --base, a checkpoint, and --data, a data set, to compare with Trainer"
-        )
+        parser.error("training needs a checkpoint (--base) and a data folder (--data)")
     parts = given.parts or (list(PARTS) if given.device == "cpu" else list(_ON_GPU))
     options = Options(given.rounds, given.device, given.base, given.data)
     given.out.mkdir(parents=True, exist_ok=True)

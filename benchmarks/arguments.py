@@ -1,4 +1,4 @@
-"""Arguments that several benchmarks take, checked before anything is measured."""
+"""Parse arguments that several benchmarks take, and check them before anything is measured."""
 
 import argparse
 from collections.abc import Callable
@@ -10,45 +10,45 @@ from benchmarks.arms import ARMS
 
 
 def rounds(text: str) -> int:
-    """Read a number of rounds: enough for quartiles."""
+    """Parse a number of rounds. Quartiles need at least 2."""
     if not text.isdigit() or int(text) < 2:
-        raise argparse.ArgumentTypeError(f"got {text}, expected at least 2")
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number of at least 2")
     return int(text)
 
 
 def positive(text: str) -> int:
-    """Read a number of at least 1."""
+    """Parse a number of at least 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text}, expected at least 1")
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number of at least 1")
     return int(text)
 
 
 def device(text: str) -> str:
-    """Read a device, which must be there."""
+    """Parse the name of a device, and check that it can be used."""
     try:
         torch.zeros((), device=text)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text} cannot be used ({reason})") from error
+        raise argparse.ArgumentTypeError(f"device {text} cannot be used ({reason})") from error
     return text
 
 
 def folder_with(*names: str) -> Callable[[str], Path]:
-    """Return a reader of a folder that must hold certain files."""
+    """Return a function that parses a folder and checks that it holds these files."""
 
-    def read(text: str) -> Path:
+    def parse(text: str) -> Path:
         missing = [name for name in names if not (Path(text) / name).is_file()]
         if missing:
-            raise argparse.ArgumentTypeError(f"{text} holds no {missing[0]}")
+            raise argparse.ArgumentTypeError(f"{text} has no file {missing[0]}")
         return Path(text)
 
-    return read
+    return parse
 
 
 def arm(text: str) -> str:
-    """Read the name of an arm."""
+    """Parse the name of an arm."""
     if text not in ARMS:
-        raise argparse.ArgumentTypeError(f"there is no {text!r}, expected {', '.join(ARMS)}")
+        raise argparse.ArgumentTypeError(f"unknown arm {text!r}, expected one of {', '.join(ARMS)}")
     return text
 
 

@@ -1,10 +1,11 @@
-"""What moving files costs: whole commands against `cp` of the bytes they write.
+"""Measure whole commands against `cp` of the bytes that they write.
 
 python -m benchmarks.files [--work DIR] [--repeats N] [--json FILE]
 
-A checkpoint of BERT-large's shape (1.3 GB), or the one at DIR/base, is prepared and collapsed.
-Every time is that of a whole process and of the `sync` after it, on the same disk, by turns and in
-a rotated order; what it wrote before is removed and synced first, outside the time.
+The benchmark prepares and collapses a checkpoint of BERT-large's shape (1.3 GB), or the one in
+DIR/base. Each time covers a whole process and the `sync` after it, on the same disk. The commands
+take turns, in a rotated order. Before each run, its earlier output is removed and synced; that is
+not part of the time.
 """
 
 import argparse
@@ -34,7 +35,7 @@ config = transformers.BertConfig(
 transformers.BertModel(config).save_pretrained(sys.argv[1])
 """
 
-#: `prepare` with the path for weights that cannot be moved as bytes.
+#: `prepare`, forced to use `save_pretrained` instead of moving bytes.
 _SAVE = """
 import sys
 import mixout_export.stages.prepare
@@ -45,7 +46,7 @@ main(sys.argv[1:])
 
 _PROGRAM = str(Path(sys.executable).with_name("mixout-export"))
 
-#: Measured arm → the arm it is held against, and the most that the ratio may be; None for no limit.
+#: Measured arm → the arm it is compared with, and the largest ratio allowed; None for no limit.
 _BOUNDS: dict[str, tuple[str, float | None]] = {
     "collapse": ("cp of collapse", 1.5),
     "prepare": ("cp of prepare", 2.5),
@@ -56,11 +57,11 @@ _BOUNDS: dict[str, tuple[str, float | None]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What one process took.
+    """The cost of one process.
 
     Attributes:
-        seconds: Wall time of the process and of the `sync` after it.
-        peak: Its largest resident set, mapped pages included, in bytes.
+        seconds: Wall time of the process and of the `sync` after it, in seconds.
+        peak: Largest resident set including mapped pages, in bytes.
     """
 
     seconds: float
@@ -68,7 +69,7 @@ class Cost:
 
 
 def _cost(command: Sequence[str], written: Path | None) -> Cost:
-    """Run a command that writes a folder, or nothing."""
+    """Run a command that writes the folder `written`, or nothing, and return its cost."""
     if written is not None:
         shutil.rmtree(written, ignore_errors=True)
         os.sync()
@@ -104,9 +105,10 @@ def _arms(work: Path) -> dict[str, Callable[[], Cost]]:
 
 
 def _make(work: Path) -> None:
-    """Write what is prepared and collapsed; the checkpoint in a process of its own.
+    """Write the base, the prepared and the collapsed checkpoint, if they do not exist.
 
-    (A child begins with the resident set of the process that it was forked from.)
+    The base is written in a new process, because a child process starts with the resident set of
+    its parent.
     """
     if not (work / "base").exists():
         subprocess.run([sys.executable, "-c", _MAKE, work / "base"], check=True)
@@ -125,20 +127,20 @@ def run(work: Path, repeats: int) -> dict[str, Any]:
     """Measure every arm.
 
     Args:
-        work: A folder on the disk to measure, with room for 16 GB.
-        repeats: Number of rounds; each begins with the next arm.
+        work: A folder on the disk to measure, with 16 GB of free space.
+        repeats: Number of rounds. Each round starts with another arm.
 
     Returns:
-        For each arm its seconds and peaks, and for each bound the ratios of the rounds.
+        The seconds and the peak of each arm, and the ratios of the rounds for each bound.
     """
     _make(work)
-    for path in work.glob("*/*.safetensors"):  # read from memory, by whichever arm comes first
+    for path in work.glob("*/*.safetensors"):  # fill the page cache for the first arm
         subprocess.run(["cat", path], check=True, stdout=subprocess.DEVNULL)
     arms = _arms(work)
     costs: dict[str, list[Cost]] = {name: [] for name in arms}
     order = list(arms)
     for number in range(repeats):
-        first = 2 * number % len(order)  # an arm and what it is held against stay neighbors
+        first = 2 * number % len(order)  # an arm and its reference run in a row
         for name in [*order[first:], *order[:first]]:
             costs[name].append(arms[name]())
             taken = costs[name][-1].seconds
@@ -166,7 +168,7 @@ def run(work: Path, repeats: int) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """Return the results as a Markdown table."""
     lines = [
-        "| process | median | peak memory | held against | ratio, median (min to max) | at most |",
+        "| process | median | peak memory | compared with | ratio, median (min to max) | limit |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, ratio in result["ratios"].items():
@@ -184,9 +186,11 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, help="folder on the disk to measure [a temporary one]")
-    parser.add_argument("--repeats", type=arguments.rounds, default=7)
-    parser.add_argument("--json", type=Path, help="file to write every number to")
+    parser.add_argument(
+        "--work", type=Path, help="folder on the disk to measure; default: temporary"
+    )
+    parser.add_argument("--repeats", type=arguments.rounds, default=7, help="default: 7")
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)

@@ -1,8 +1,9 @@
-"""Finetune a checkpoint on a GLUE task with several strategies and seeds, and tabulate the metric.
+"""Finetune a checkpoint on a GLUE task with several strategies and seeds, and compare the metric.
 
     python benchmarks/glue.py BASE DATA_FOLDER WORK_FOLDER --metric matthews --lr 5e-5
 
-Every run is the command line's own prepare and train; each strategy starts from the same heads.
+Each run calls `mixout-export prepare` and `train`. For one seed, all strategies start from the same
+head.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def run(*words: str) -> None:
 def finetune(
     options: argparse.Namespace, strategy: str, seed: int, flags: tuple[list[str], list[str]]
 ) -> float:
-    """Return the metric of one run, doing it unless it is done."""
+    """Return the metric of one run. Run it first if it has not been completed."""
     name = strategy.replace(" ", "-")
     prepared, trained = options.work / f"{name}-{seed}-prepared", options.work / f"{name}-{seed}"
     prepare_flags, train_flags = flags
@@ -38,15 +39,15 @@ def finetune(
         run("prepare", str(options.base), str(prepared), *head, *prepare_flags)
     files = ["--train-file", str(options.data / "train.tsv")]
     files += ["--eval-file", str(options.data / "dev.tsv")]
-    settings = ["--lr", str(options.lr), "--epochs", str(options.epochs), "--seed", str(seed)]
-    settings += ["--metric", options.metric, "--select", "last", "--resume"]
-    run("train", str(prepared), str(trained), *files, *settings, *train_flags)
+    training = ["--lr", str(options.lr), "--epochs", str(options.epochs), "--seed", str(seed)]
+    training += ["--metric", options.metric, "--select", "last", "--resume"]
+    run("train", str(prepared), str(trained), *files, *training, *train_flags)
     result = json.loads((trained / "training.json").read_text())["result"]
     return float(result["metrics"][options.metric])
 
 
 def main() -> None:
-    """Run every strategy with every seed and print a Markdown table."""
+    """Run all strategies with all seeds and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("base", type=Path)
     parser.add_argument("data", type=Path)

@@ -1,4 +1,4 @@
-"""Compare what runs by turns, and describe the machine it ran on."""
+"""Time functions that take turns, and describe the machine."""
 
 import os
 import platform
@@ -16,12 +16,12 @@ import torch
 
 @dataclass(frozen=True)
 class Ratio:
-    """How one arm's durations relate to another's, taken round by round.
+    """Ratio of two arms' durations, computed round by round.
 
     Attributes:
-        median: The median of the paired ratios.
-        low: Their first quartile.
-        high: Their third quartile.
+        median: Median of the ratios.
+        low: First quartile of the ratios.
+        high: Third quartile of the ratios.
         pairs: Number of rounds.
     """
 
@@ -32,13 +32,13 @@ class Ratio:
 
     @classmethod
     def of(cls, numerators: Sequence[float], denominators: Sequence[float]) -> "Ratio":
-        """Pair two lists of durations of the same rounds."""
+        """Compute the ratio of two lists of durations from the same rounds."""
         ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
         low, high = np.quantile(ratios, (0.25, 0.75))
         return cls(statistics.median(ratios), float(low), float(high), len(ratios))
 
     def __str__(self) -> str:
-        """Return median and quartiles: `0.85 (0.83 to 0.87)`."""
+        """Return median and quartiles, for example `0.850 (0.830 to 0.870)`."""
         return f"{self.median:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
@@ -50,14 +50,14 @@ def by_turns(
     device: str = "cpu",
     report: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[float]]:
-    """Time every arm once a round, each round beginning with the next arm.
+    """Time each arm once per round. Each round starts with another arm.
 
     Args:
-        arms: Name → what to run once.
-        rounds: Number of rounds that count.
-        warmup: Rounds before that do not.
-        device: Where the work is done; a GPU is waited for.
-        report: Is told of each round's end.
+        arms: Name → function to time.
+        rounds: Number of rounds that are measured.
+        warmup: Number of rounds before those.
+        device: Device on which the functions work. A GPU is synchronized before time is taken.
+        report: Called with a line of text at the end of each round.
 
     Returns:
         Name → seconds of each round, in order.
@@ -83,7 +83,7 @@ def _wait(device: str) -> None:
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Describe the machine, the versions and the day."""
+    """Return the date, the machine and the versions."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -1,4 +1,4 @@
-"""How much memory a training step needs at its peak, each strategy in a process of its own.
+"""Measure the peak memory of a training step. Each strategy runs in a process of its own.
 
 python -m benchmarks.memory [--shape 22M] [--batch 32x128]
 """
@@ -21,12 +21,12 @@ from mixout_export.layers import MixoutLayer
 
 DEFAULT_ARMS = ("plain", "neuron 0.7", "element 0.7", "literal 0.7")
 _STEPS = 2
-#: Every large block is the system's own, so that what is held is what is used.
+#: glibc settings with which freed memory returns to the system at once, so that it is not counted.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
 
 
 def _peak_bytes(device: str) -> int:
-    """Return the most memory this process has held so far, or tensors on the GPU."""
+    """Return the peak memory of this process, or of the tensors on the GPU, in bytes."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text()
@@ -35,7 +35,7 @@ def _peak_bytes(device: str) -> int:
 
 
 def measure_here(arm: str, shape: str, batch: Batch, *, device: str, precision: str) -> int:
-    """Return the bytes of this process's peak over a few steps of one arm."""
+    """Run a few steps of one arm and return the peak memory of this process, in bytes."""
     step = build_step(arm, SHAPES[shape], device=device, precision=precision)
     tensors = batch.tensors(device)
     for _ in range(_STEPS):
@@ -44,7 +44,7 @@ def measure_here(arm: str, shape: str, batch: Batch, *, device: str, precision: 
 
 
 def anchor_bytes(arm: str, shape: str) -> int:
-    """Return the bytes of an arm's anchors."""
+    """Return the size of an arm's anchors, in bytes."""
     layers = [m for m in build_model(arm, SHAPES[shape]).modules() if isinstance(m, MixoutLayer)]
     return sum(m.pretrained_weight.nbytes for m in layers)
 
@@ -52,10 +52,10 @@ def anchor_bytes(arm: str, shape: str) -> int:
 def measure_memory(
     arms: tuple[str, ...], shape: str, batch: Batch, *, repeats: int, device: str, precision: str
 ) -> dict[str, Any]:
-    """Measure each arm in processes of its own.
+    """Measure each arm in a new process per repeat.
 
     Returns:
-        The bytes of the anchors, and for each arm the bytes of each repeat's peak.
+        The size of the anchors, and the peak of each repeat for each arm, in bytes.
     """
     peaks: dict[str, list[int]] = {arm: [] for arm in arms}
     for _ in range(repeats):
@@ -86,7 +86,7 @@ def table(result: dict[str, Any]) -> str:
         rows.append(
             (arm, f"{peak / 1e6:.0f} MB", f"{(peak - plain) / 1e6:+.0f} MB", f"{above:.2f}")
         )
-    head = ("arm", "peak", "above plain", "in anchors' bytes")
+    head = ("arm", "peak", "above plain", "above plain / anchors")
     return f"{markdown_table(head, rows)}\n\nanchors: {result['anchors'] / 1e6:.0f} MB"
 
 

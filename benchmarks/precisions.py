@@ -1,4 +1,4 @@
-"""What each precision costs and saves: bytes, time on a CPU, decisions, the task's metric.
+"""Compare precisions: file size, time on a CPU, decisions and the task's metric.
 
 python -m benchmarks.precisions COLLAPSED --data dev.tsv --calibration train.tsv --json FILE
 """
@@ -26,7 +26,7 @@ from mixout_export.parity.subject import TorchSubject, torch_subject
 from mixout_export.stages.onnx_export import ExportData, export_onnx
 from mixout_export.stages.verify_data import read_data
 
-#: Name → how it is made; static ones are calibrated.
+#: Name → conversion, and whether it is calibrated (static quantization).
 VARIANTS: dict[str, tuple[Conversion, bool]] = {
     "fp32": (Conversion("fp32"), False),
     "fp32 again (control)": (Conversion("fp32"), False),
@@ -40,20 +40,21 @@ VARIANTS: dict[str, tuple[Conversion, bool]] = {
     "int8 --calibration-data --optimize": (Conversion("int8", optimize=True), True),
 }
 
-#: Batch × tokens that latency is measured at.
+#: (batch, tokens) sizes at which latency is measured.
 SHAPES = ((1, 16), (1, 128), (8, 32), (8, 128))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What a graph makes of the data.
+    """How a graph's answers compare with PyTorch's on the data.
 
     Attributes:
-        agreement: Share of decisions that are PyTorch's.
+        agreement: Share of decisions that equal PyTorch's, in [0, 1].
         mean_shift: Mean total variation distance of the probabilities.
         max_abs: Largest difference of a logit.
-        widest_flip: Margin of the flip of which PyTorch was surest, in logits; 0 without flips.
-        metrics: The task's.
+        widest_flip: Largest margin of PyTorch, in logits, among decisions that differ; 0 if none
+            differs.
+        metrics: The task's metrics.
     """
 
     agreement: float
@@ -78,7 +79,7 @@ def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Any]) -> di
 def _quality(
     source: TorchSubject, data: EvaluationData, run: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> Quality:
-    """Run the data on both sides."""
+    """Run the data in PyTorch and with `run`, and compare."""
     reference = source.runner(source.interface.inputs)
     (name,) = source.interface.outputs
     comparison = OutputComparison(name, None, decision=decision_of(source.task, name))
@@ -99,7 +100,11 @@ def _quality(
 def _latencies(
     graphs: Mapping[str, Path], names: tuple[str, ...], threads: int, rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Time all graphs by turns, in one process: shape → variant → seconds of each round."""
+    """Time all graphs in one process, taking turns.
+
+    Returns:
+        Shape → variant → seconds of each round.
+    """
     sessions = {name: _session(path, threads) for name, path in graphs.items()}
     random = np.random.default_rng(0)
     measured = {}
@@ -119,7 +124,7 @@ def _latencies(
 def measure_precisions(
     path: Path, data: Path, calibration: Path, *, threads: int, rounds: int
 ) -> dict[str, Any]:
-    """Export a checkpoint in every way, and compare what comes out."""
+    """Export a checkpoint in every variant and compare the graphs."""
     source = torch_subject(path)
     read = read_data(
         data, source, source, source.interface, columns=ColumnNames(), max_examples=None
@@ -150,12 +155,12 @@ def measure_precisions(
 def data_metrics(
     data: EvaluationData, run: Callable[[Mapping[str, Any]], dict[str, Any]]
 ) -> dict[str, float]:
-    """Return the task's metrics of what `run` makes of the data."""
+    """Return the task's metrics for the outputs of `run`."""
     return data.metrics(run(inputs) for inputs in data.batches) or {}
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return what was measured as a Markdown table."""
+    """Return the measurements as a Markdown table."""
     shapes = list(result["seconds"])
     metric = next(iter(result["pytorch"]))
     rows = []
@@ -182,14 +187,16 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure, and write the table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, metavar="COLLAPSED")
     parser.add_argument("--data", type=Path, required=True, help="table with labels")
     parser.add_argument("--calibration", type=Path, required=True, help="table of other texts")
-    parser.add_argument("--threads", type=int, default=1, help="of onnxruntime [1]")
-    parser.add_argument("--rounds", type=int, default=25, help="pairs at the largest shape [25]")
-    parser.add_argument("--json", type=Path, help="where every single duration goes")
+    parser.add_argument("--threads", type=int, default=1, help="onnxruntime threads; default: 1")
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="rounds at the largest size; default: 25"
+    )
+    parser.add_argument("--json", type=Path, help="write all measurements to this file")
     given = parser.parse_args()
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.precisions", *sys.argv[1:]]),

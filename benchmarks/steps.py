@@ -1,4 +1,4 @@
-"""What a training step costs: every strategy against plain finetuning.
+"""Measure a training step of each strategy against plain finetuning.
 
 python -m benchmarks.steps [--shape 22M] [--batch 32x128] [--device cuda --precision bf16]
 """
@@ -30,19 +30,19 @@ def measure_steps(
     precision: str = "fp32",
     compiled: bool = False,
 ) -> dict[str, Any]:
-    """Time steps by turns.
+    """Time training steps. The arms take turns.
 
     Args:
-        arms: Names of arms, "plain" among them.
-        shape: Name of a shape.
+        arms: Names of arms. "plain" must be one of them.
+        shape: Name of a model shape.
         batch: Sizes of the batch.
         rounds: Number of rounds.
-        device: Where it runs.
+        device: Device on which the steps run.
         precision: "fp32" or "bf16".
-        compiled: Whether models go through `torch.compile`.
+        compiled: Whether models are compiled with `torch.compile`.
 
     Returns:
-        Settings, and for each arm its seconds.
+        The settings, and the seconds of each round for each arm.
     """
     tensors = batch.tensors(device)
     settings = {"device": device, "precision": precision, "compiled": compiled}
@@ -64,14 +64,14 @@ def measure_steps(
 
 
 def skippable_share(seconds: dict[str, list[float]]) -> float | None:
-    """Return s, the share of a plain step that the weight-gradient products take."""
+    """Return s, the share of a plain step that computes weight gradients; None if not measured."""
     if _LEFT_OUT not in seconds:
         return None
     return 1.0 - Ratio.of(seconds[_LEFT_OUT], seconds["plain"]).median
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return a run as Markdown."""
+    """Return the measurements as Markdown."""
     seconds = result["seconds"]
     share = skippable_share(seconds)
     rows = []
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", type=arguments.arm, default=list(DEFAULT_ARMS))
     options = parser.parse_args()
     if "plain" not in options.arms:
-        parser.error("--arms: all is held against plain, which must be among them")
+        parser.error("--arms must include plain, because every arm is compared with it")
     result = measure_steps(
         options.arms,
         options.shape,

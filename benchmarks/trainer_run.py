@@ -1,8 +1,8 @@
-"""Plain finetuning under an unmodified Trainer: what `mixout-export train` is compared with.
+"""Finetune a plain model with the Trainer of transformers, to compare `mixout-export train` with.
 
     python benchmarks/trainer_run.py BASE DATA_FOLDER OUT
 
-The settings are those of `mixout-export train`; everything else is Trainer's default.
+The options have the values of `mixout-export train`. All others keep the Trainer's defaults.
 """
 
 import sys

@@ -1,8 +1,9 @@
-"""One epoch of `mixout-export train` against plain finetuning under an unmodified Trainer.
+"""Measure one epoch of `mixout-export train` against plain finetuning with the Trainer.
 
 python -m benchmarks.training BASE DATA_FOLDER [--rounds 3]
 
-Whole processes, by turns; DATA_FOLDER holds `train.tsv` and `dev.tsv` of a GLUE task.
+DATA_FOLDER holds `train.tsv` and `dev.tsv` of a GLUE task. Each time covers a whole process, and
+the two programs take turns.
 """
 
 import argparse
@@ -38,12 +39,12 @@ def _trainer(base: Path, data: Path, out: Path) -> None:
 
 
 def measure_training(base: Path, data: Path, *, rounds: int) -> dict[str, Any]:
-    """Time whole processes by turns.
+    """Time whole processes that take turns.
 
     Args:
         base: A pretrained checkpoint without a head.
         data: A folder with `train.tsv` and `dev.tsv`.
-        rounds: How often each runs.
+        rounds: Number of runs of each.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -60,7 +61,7 @@ def measure_training(base: Path, data: Path, *, rounds: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Return a measurement as Markdown."""
+    """Return the measurements as Markdown."""
     seconds = result["seconds"]
     rows = []
     for arm, times in seconds.items():

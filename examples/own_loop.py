@@ -2,8 +2,8 @@
 
     python examples/own_loop.py BASE OUT [--train-file train.tsv] [--steps 100]
 
-BASE is a folder or a hub id. OUT/mixout is a checkpoint that every command of mixout-export takes;
-OUT/plain is the same model without mixout, which needs nothing but transformers.
+BASE is a folder or a hub id. The script writes two checkpoints. OUT/mixout can be used with every
+command of mixout-export. OUT/plain is the same model without mixout and needs only transformers.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def read_rows(file: Path) -> list[tuple[str, int]]:
 
 
 def main() -> None:
-    """Load, inject, train, save, collapse, save."""
+    """Finetune the model and write both checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("base")
     parser.add_argument("out", type=Path)
@@ -37,15 +37,15 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=5e-5)
     options = parser.parse_args()
 
-    torch.manual_seed(0)  # masks are drawn from this generator, too
+    torch.manual_seed(0)  # mixout draws its masks from this generator, too
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     model = AutoModelForSequenceClassification.from_pretrained(options.base, num_labels=2)
-    inject_mixout(model, MixoutConfig(p=0.7))  # in place; the fresh head stays as it is
+    inject_mixout(model, MixoutConfig(p=0.7))  # in place; the new head is not mixed
 
     batches = torch.utils.data.DataLoader(read_rows(options.train_file), 16, shuffle=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr)
     model.train()
-    epochs = chain.from_iterable(repeat(batches))  # each in an order of its own
+    epochs = chain.from_iterable(repeat(batches))  # the loader shuffles again in each epoch
     for step, (texts, labels) in enumerate(islice(epochs, options.steps), start=1):
         inputs = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         loss = model(**inputs, labels=labels).loss

@@ -1,11 +1,11 @@
-"""Finetune with mixout as a LightningModule.
+"""Finetune with mixout and Lightning.
 
     pip install lightning
     python examples/with_lightning.py BASE OUT [--train-file train.tsv] [--steps 100]
 
-BASE is a folder or a hub id. OUT/mixout is a checkpoint that every command of mixout-export takes;
-OUT/plain is the same model without mixout. Without Lightning a few lines call the same methods, as
-any framework with a step and an optimizer does.
+BASE is a folder or a hub id. The script writes two checkpoints. OUT/mixout can be used with every
+command of mixout-export. OUT/plain is the same model without mixout. If Lightning is not installed,
+`fit` calls the same methods in a short loop of its own.
 """
 
 import argparse
@@ -29,7 +29,7 @@ Module = torch.nn.Module if lightning is None else lightning.LightningModule
 
 
 class Finetuning(Module):
-    """A classifier with mixout, and how it learns."""
+    """A classifier with mixout, its training step and its optimizer."""
 
     def __init__(self, base: str, *, p: float, lr: float) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Finetuning(Module):
         inject_mixout(self.model, MixoutConfig(p=p))
 
     def collate(self, rows: list[tuple[str, int]]) -> dict[str, torch.Tensor]:
-        """Return a batch: ids and mask (rows, tokens), labels (rows)."""
+        """Return a batch: ids and mask, int64 `(rows, tokens)`, and labels, int64 `(rows,)`."""
         texts, labels = zip(*rows, strict=True)
         inputs = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         return {**inputs, "labels": torch.tensor(labels)}
@@ -53,19 +53,19 @@ class Finetuning(Module):
         return torch.optim.AdamW(self.model.parameters(), lr=self.lr)
 
     def on_train_start(self) -> None:
-        """Switch mixout on: Lightning leaves the mode as it is, and `from_pretrained` sets eval."""
+        """Switch mixout on. `from_pretrained` sets evaluation mode, and Lightning keeps it."""
         self.model.train()
 
 
 def fit(module: Finetuning, batches: torch.utils.data.DataLoader, steps: int) -> None:
-    """Train, under Lightning where it is installed."""
+    """Train with Lightning, or with a short loop if it is not installed."""
     if lightning is not None:
         quiet = {"logger": False, "enable_checkpointing": False}
         lightning.Trainer(max_steps=steps, max_epochs=-1, **quiet).fit(module, batches)
         return
     module.on_train_start()
     optimizer = module.configure_optimizers()
-    epochs = chain.from_iterable(repeat(batches))  # each in an order of its own
+    epochs = chain.from_iterable(repeat(batches))  # the loader shuffles again in each epoch
     for index, batch in enumerate(islice(epochs, steps)):
         optimizer.zero_grad()
         module.training_step(batch, index).backward()
@@ -73,7 +73,7 @@ def fit(module: Finetuning, batches: torch.utils.data.DataLoader, steps: int) ->
 
 
 def main() -> None:
-    """Load, inject, train, save, collapse, save."""
+    """Finetune the model and write both checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("base")
     parser.add_argument("out", type=Path)

@@ -1,9 +1,9 @@
-"""Finetune with mixout under an unmodified Trainer of transformers.
+"""Finetune with mixout and the Trainer of transformers.
 
     python examples/with_trainer.py BASE OUT [--train-file train.tsv] [--steps 100]
 
-BASE is a folder or a hub id. OUT/mixout is what the Trainer saved, a checkpoint that every command
-of mixout-export takes; OUT/plain is the same model without mixout.
+BASE is a folder or a hub id. The script writes two checkpoints. OUT/mixout is saved by the Trainer
+and can be used with every command of mixout-export. OUT/plain is the same model without mixout.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DEMO = Path(mixout_export.__file__).parent / "demo_data" / "train.tsv"
 
 
 def main() -> None:
-    """Load, inject, train, save, collapse, save."""
+    """Finetune the model and write both checkpoints."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("base")
     parser.add_argument("out", type=Path)
@@ -38,9 +38,9 @@ def main() -> None:
     set_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(options.base)
     model = AutoModelForSequenceClassification.from_pretrained(options.base, num_labels=2)
-    inject_mixout(model, MixoutConfig(p=0.7))  # before the Trainer sees the model
+    inject_mixout(model, MixoutConfig(p=0.7))  # before the Trainer gets the model
 
-    # quoting 3 is none: a quotation mark is a character of the text
+    # quoting=3 (csv.QUOTE_NONE) reads quotation marks as part of the text
     files = {"data_files": str(options.train_file), "delimiter": "\t", "quoting": 3}
     data = load_dataset("csv", split="train", **files)
     data = data.map(lambda row: tokenizer(row["sentence"], truncation=True))

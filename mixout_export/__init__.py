@@ -1,7 +1,7 @@
-"""Finetune with Mixout, collapse to a plain model, export it, and prove that nothing changed.
+"""Finetune with mixout, collapse to a plain model, export it to ONNX, and verify the result.
 
-The names below are imported on first use, so that the parts which only move files (`collapse`,
-`inspect`) start without PyTorch.
+Names are imported on first use. Commands that only move files, such as `collapse` and `inspect`,
+therefore start without PyTorch.
 """
 
 from importlib import import_module
@@ -31,18 +31,15 @@ __all__ = [
     "save_mixout",
 ]
 
-_LIGHT_HOMES = {
-    "MixoutConfig": "mixout_export.config",
-    "MixoutError": "mixout_export.errors",
-    "__version__": "mixout_export.version",
-}
-
-#: Those that need PyTorch.
-_HOMES = {
+#: Name → module that defines it.
+_MODULES = {
     "InjectionReport": "mixout_export.surgery",
+    "MixoutConfig": "mixout_export.config",
     "MixoutConv1D": "mixout_export.layers",
     "MixoutEmbedding": "mixout_export.layers",
+    "MixoutError": "mixout_export.errors",
     "MixoutLinear": "mixout_export.layers",
+    "__version__": "mixout_export.version",
     "collapse_mixout": "mixout_export.surgery",
     "inject_mixout": "mixout_export.surgery",
     "load_mixout": "mixout_export.checkpoint.model",
@@ -52,10 +49,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name) or _LIGHT_HOMES.get(name)
-    if home is None:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    value = getattr(import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
 

@@ -1,8 +1,8 @@
-"""The version of the installed package."""
+"""Read the version of the installed package."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("mixout-export")
-except PackageNotFoundError:  # run from a source tree that was never installed
+except PackageNotFoundError:  # the source tree is used without an installation
     __version__ = "0.0.0"

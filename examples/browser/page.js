@@ -1,13 +1,13 @@
-// A bundle for transformers.js at models/classifier classifies what is typed; nothing leaves the page.
+// Classify what the user types with the bundle in models/classifier. Nothing that is typed leaves the page.
 import { env, pipeline } from "@huggingface/transformers";
 
 env.allowRemoteModels = false;
 env.allowLocalModels = true; // off by default in browsers
-env.localModelPath = "./models/"; // a path: with a full address no tokenizer is found
-env.useBrowserCache = false; // else an older version of the model would stay
+env.localModelPath = "./models/"; // a path: with a full address, the tokenizer is not found
+env.useBrowserCache = false; // otherwise the browser may keep an older version of the model
 const runtime = new URL("node_modules/onnxruntime-web/dist/ort-wasm-simd-threaded.asyncify", location.href);
-env.backends.onnx.wasm.wasmPaths = { mjs: `${runtime}.mjs`, wasm: `${runtime}.wasm` }; // else a CDN's
-env.backends.onnx.wasm.numThreads = 1; // more need a page that is cross-origin isolated
+env.backends.onnx.wasm.wasmPaths = { mjs: `${runtime}.mjs`, wasm: `${runtime}.wasm` }; // otherwise it is loaded from a CDN
+env.backends.onnx.wasm.numThreads = 1; // more threads need a cross-origin isolated page
 
 const [sentence, state, answer] = ["sentence", "state", "answer"].map((id) => document.getElementById(id));
 
@@ -26,7 +26,7 @@ function row({ label, score }) {
 async function show(classify) {
   const text = sentence.value;
   const scores = await classify(text, { top_k: null });
-  if (text !== sentence.value) return; // typed on in the meantime
+  if (text !== sentence.value) return; // the user has typed more since
   answer.replaceChildren(...scores.map(row));
   state.textContent = `${scores[0].label}, ${scores[0].score.toFixed(6)}`;
 }
