@@ -1,14 +1,19 @@
-"""A live display of a training run."""
+"""How a training run is shown while it goes on."""
 
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mixout_export_cli.output import Output
+from mixout_export.training.records import Observer
+from mixout_export_cli.output import Output, count_of
+
+#: Seconds between two lines where there is no terminal.
+_INTERVAL = 30.0
 
 #: Weight of the newest loss in the loss that is shown, a moving average.
 _NEWEST = 0.1
@@ -18,7 +23,7 @@ _NARROW = 60
 
 
 class _Bar(Progress):
-    """A bar with the time left, and a line below it that is cut rather than wrapped."""
+    """A bar with the time left, above a line that is truncated instead of wrapped."""
 
     below = ""
 
@@ -28,22 +33,22 @@ class _Bar(Progress):
         yield Text(self.below, no_wrap=True, overflow="ellipsis")
 
 
-class TrainingDisplay:
-    """Shows loss, metric, examples per second and time left; quiet when not a terminal.
+class TrainingDisplay(Observer):
+    """Shows loss, metric, speed and time left on stderr: a live bar, or lines without a terminal.
 
     Args:
-        output: Where the command's words go.
-        metric: Name of the metric to show; None shows the task's first.
-        evaluations: Whether to say what an evaluation found even where there is no terminal.
+        output: Where the command writes.
+        metric: Name of the metric to show. None shows the task's first.
+        interval: Seconds between two lines without a terminal. Evaluations are always shown.
     """
 
     def __init__(
-        self, output: Output, metric: str | None = None, *, evaluations: bool = False
+        self, output: Output, metric: str | None = None, *, interval: float = _INTERVAL
     ) -> None:
-        self._output, self._metric, self._evaluations = output, metric, evaluations
+        self._output, self._metric, self._interval = output, metric, interval
         self._live = output.shows_progress
         self._bar = _Bar(
-            TextColumn("update {task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
@@ -53,53 +58,70 @@ class TrainingDisplay:
             transient=True,
         )
         self._task: TaskID | None = None
-        self._examples, self._since = 0, time.monotonic()
+        self._steps = self._done = self._examples = 0
+        self._since = self._said = time.monotonic()
         self._loss: float | None = None
         self._latest = ""
+        self._checkpoint: int | None = None
 
-    def started(self, *, updates: int, done: int, examples: int) -> None:
+    def started(self, *, steps: int, done: int, examples: int) -> None:
         """Start the bar."""
+        self._steps, self._done = steps, done
         if done:
-            self._say(f"resumed at update {done} of {updates}")
-        self._task = self._bar.add_task("train", total=updates, completed=done)
+            self._say(done, "resumed")
+        elif not self._live:
+            self._say(0, f"training on {count_of(examples, 'example')}")
+        self._task = self._bar.add_task("train", total=steps, completed=done)
         self._bar.start()
         self._since = time.monotonic()
 
-    def updated(self, *, step: int, examples: int, loss: float | None) -> None:
-        """Advance the bar."""
+    def stepped(self, *, step: int, examples: int, loss: float | None) -> None:
+        """Advance the bar, or write a line if the last one is old enough."""
         self._examples += examples
         if loss is not None:
             self._loss = loss if self._loss is None else self._loss + _NEWEST * (loss - self._loss)
-        if self._task is None:
-            return
-        rate = self._examples / max(time.monotonic() - self._since, 1e-9)
+        elapsed = max(time.monotonic() - self._since, 1e-9)
         shown = "" if self._loss is None else f"loss {self._loss:.3f}"
-        unit = "examples/s" if self._bar.console.width >= _NARROW else "ex/s"
-        parts = (shown, self._latest, f"{rate:.0f} {unit}")
-        self._bar.below = "  ".join(part for part in parts if part)
-        self._bar.update(self._task, completed=step)
+        if self._live and self._task is not None:
+            unit = "examples/s" if self._bar.console.width >= _NARROW else "ex/s"
+            parts = (shown, self._latest, f"{self._examples / elapsed:.0f} {unit}")
+            self._bar.below = "  ".join(part for part in parts if part)
+            self._bar.update(self._task, completed=step)
+        elif self._is_time():
+            left = elapsed / (step - self._done) * (self._steps - step)
+            saved = "" if self._checkpoint is None else f"checkpoint of step {self._checkpoint}"
+            said = (shown, self._latest, saved, f"{timedelta(seconds=round(left))} left")
+            self._say(step, ", ".join(part for part in said if part))
 
     def evaluated(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Say what an evaluation found."""
+        """Write the evaluation's loss and metric."""
         name = self._metric
         if name is None or name not in metrics:
             name = next(key for key in metrics if key != "loss")
         self._latest = f"{name} {metrics[name]:.3f}"
-        self._say(f"update {step}: loss {metrics['loss']:.4f}, {name} {metrics[name]:.4f}")
-
-    def _say(self, line: str) -> None:
-        if self._live:
-            self._bar.console.print(line, highlight=False, markup=False)
-        elif self._evaluations:
-            self._output.note(line)
+        self._say(step, f"evaluation loss {metrics['loss']:.4f}, {name} {metrics[name]:.4f}")
 
     def saved(self, *, step: int, path: Path) -> None:
-        """Say nothing: checkpoints are in the folder."""
+        """Write that a checkpoint is saved, without a terminal and if the last line is old."""
+        self._checkpoint = step
+        if not self._live and self._is_time():
+            self._say(step, f"saved {path}")
 
     def finished(self) -> None:
         """Stop the bar."""
         if self._live:  # rich before 14 ends a bar that it never showed with an empty line
             self._bar.stop()
+
+    def _is_time(self) -> bool:
+        return time.monotonic() - self._said >= self._interval
+
+    def _say(self, step: int, text: str) -> None:
+        line = f"step {step}/{self._steps}: {text}"
+        self._said = time.monotonic()
+        if self._live:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            self._output.note(line)
 
     def __enter__(self) -> "TrainingDisplay":
         return self

@@ -253,7 +253,7 @@ class _StepsOnly:
     def started(self, **_: Any) -> None:
         """Do nothing."""
 
-    def updated(self, *, step: int, **_: Any) -> None:
+    def stepped(self, *, step: int, **_: Any) -> None:
         """Turn reports on after two steps, and off again."""
         self.steps = step
         torch.cuda.set_sync_debug_mode("warn" if 2 <= step < 5 else "default")
@@ -417,7 +417,7 @@ class _StopAt:
     def started(self, **_: Any) -> None:
         """Do nothing."""
 
-    def updated(self, *, step: int, **_: Any) -> None:
+    def stepped(self, *, step: int, **_: Any) -> None:
         """End the run."""
         if step == self.step:
             raise _Interrupted

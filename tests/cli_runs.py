@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -42,18 +43,24 @@ class Run:
         assert self.out.count("\n") == 1, self.out
         return json.loads(self.out, parse_constant=_refuse)
 
+    @property
+    def words(self) -> str:
+        """What it wrote to stderr, without the lines that say how training goes."""
+        lines = self.err.splitlines(keepends=True)
+        return "".join(line for line in lines if not re.match(r"step \d+/\d+: ", line))
+
     def done(self) -> "Run":
-        """Check that it did what it was told, without a word on stderr."""
-        assert (self.code, self.err) == (0, ""), self.err
+        """Check that it did what it was told, without a warning or an error on stderr."""
+        assert (self.code, self.words) == (0, ""), self.err
         return self
 
     def failed(self, code: int, *parts: str) -> str:
         """Check that it failed with one sentence that has all parts; return the sentence."""
         assert self.code == code, self.err
         assert self.out == ""
-        assert self.err.startswith("mixout-export: ")
-        assert self.err.endswith("\n")
-        sentence = self.err.removeprefix("mixout-export: ")[:-1]
+        assert self.words.startswith("mixout-export: ")
+        assert self.words.endswith("\n")
+        sentence = self.words.removeprefix("mixout-export: ")[:-1]
         assert "\n" not in sentence
         assert "internal error" not in sentence
         for part in parts:

@@ -9,8 +9,8 @@ from checkpoints import make_tokenizer
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.encoding import EncodedExamples, Encoding
 from mixout_export.training.batches import (
+    StepPlan,
     evaluation_batches,
-    grouped,
     share_of,
     training_batches,
 )
@@ -95,8 +95,33 @@ def test_processes_get_equally_many_batches_and_together_all(count: int, ranks: 
     assert len(set(first)) == min(count, ranks)
 
 
-def test_groups_hold_the_batches_of_an_update() -> None:
-    assert list(grouped([[1], [2], [3], [4], [5]], 2)) == [[[1], [2]], [[3], [4]], [[5]]]
+def plan(rank: int, ranks: int = 2, accumulation: int = 2) -> StepPlan:
+    lengths = LENGTHS[:70]
+    return StepPlan(lengths, lengths % 5, 8, accumulation, 3, rank, ranks)
+
+
+def test_steps_hold_the_batches_of_their_epoch_in_order() -> None:
+    steps = list(plan(0, ranks=1).steps(0, 10))  # 9 batches an epoch, so the fifth step has one
+    for epoch in (0, 1):
+        batches = training_batches(LENGTHS[:70], batch_size=8, seed=3, epoch=epoch)
+        mine = steps[5 * epoch : 5 * epoch + 5]
+        assert [batch for step in mine for batch in step.batches] == batches
+        assert [len(step.batches) for step in mine] == [2, 2, 2, 2, 1]
+        assert {step.epoch for step in mine} == {epoch}
+        assert [step.ends_epoch for step in mine] == [False] * 4 + [True]
+
+
+def test_steps_are_the_same_wherever_they_start() -> None:
+    steps = list(plan(1).steps(0, 12))
+    for start in range(12):
+        assert list(plan(1).steps(start, 12)) == steps[start:]
+
+
+def test_processes_know_the_mean_of_their_targets() -> None:
+    for first, second in zip(plan(0).steps(0, 6), plan(1).steps(0, 6), strict=True):
+        counts = [sum(LENGTHS[i] % 5 for i in b) for b in (*first.batches, *second.batches)]
+        assert [*first.targets, *second.targets] == counts
+        assert first.mean_targets == second.mean_targets == sum(counts) / 2
 
 
 def examples(padding_side: str) -> EncodedExamples:

@@ -89,13 +89,15 @@ def test_all_commands_from_a_base_to_a_verified_graph(
     data = ("--train-file", way.train_file, "--eval-file", way.eval_file)
     few = ("--epochs", 1, "--batch-size", 8)
     run = program("train", prepared, trained, *data, *few).done()
-    assert run.out.startswith(f"{trained}: 6 updates in ")
+    assert run.out.startswith(f"{trained}: 6 steps in ")
     assert {line.split()[0] for line in run.out.splitlines()[3:]} == {
         "loss",
         "accuracy",
         "f1",
         "matthews",
+        "next:",
     }
+    assert run.out.endswith(f"next: {next_command('collapse', trained, f'{trained}-collapsed')}\n")
     run = program("collapse", trained, collapsed).done()
     assert run.out.startswith(f"{collapsed}: plain checkpoint, ")
     assert ", weights unchanged, bit for bit\n" in run.out
@@ -167,8 +169,8 @@ def test_quiet_is_silent_on_stderr(
     assert run.code == 0
     assert run.out
     if command != "prepare":
-        assert run.err.startswith("warning: ")
-        lines = run.err.splitlines()
+        assert run.words.startswith("warning: ")
+        lines = run.words.splitlines()
         assert len(lines) == len(set(lines)) == (2 if command == "train" else 1)
     shutil.rmtree(tmp_path / "o", ignore_errors=True)
     quiet = program(command, *arguments[command], "--quiet").done()
@@ -338,7 +340,7 @@ def test_trains_options_reach_the_run(way: Way, program: Program, tmp_path: Path
     run = program("train", way.prepared, tmp_path / "o", *options).done()
     recorded = training(tmp_path / "o")["settings"]["options"]
     assert {name: recorded[name] for name in settings} == settings
-    assert run.out.startswith(f"{tmp_path / 'o'}: 3 updates in ")
+    assert run.out.startswith(f"{tmp_path / 'o'}: 3 steps in ")
     assert metadata(tmp_path / "o")["p"] == 0.4
 
 
@@ -399,8 +401,8 @@ def test_early_stopping_and_patience(way: Way, program: Program, tmp_path: Path)
     data = ("--train-file", way.train_file, "--eval-file", way.eval_file, "--eval-every", 1)
     options = (*data, "--max-steps", 9, "--lr", 0, "--early-stopping", "--patience", 2)
     run = program("train", way.prepared, tmp_path / "o", *options).done()
-    assert run.out.startswith(f"{tmp_path / 'o'}: 3 updates in ")
-    assert ", stopped early, result of update 1\n" in run.out
+    assert run.out.startswith(f"{tmp_path / 'o'}: 3 steps in ")
+    assert ", stopped early, result of step 1\n" in run.out
 
 
 def test_resuming_what_is_complete_does_nothing(way: Way, program: Program, tmp_path: Path) -> None:
@@ -409,7 +411,7 @@ def test_resuming_what_is_complete_does_nothing(way: Way, program: Program, tmp_
     program("train", way.prepared, out, *options).done()  # afresh: there is nothing to resume
     before = content(out)
     run = program("train", way.prepared, out, *options).done()
-    assert run.out.startswith(f"{out}: 2 updates was complete already")
+    assert run.out.startswith(f"{out}: 2 steps already complete")
     assert content(out) == before
 
 
@@ -547,9 +549,9 @@ def test_the_demo_shows_every_hop_and_size(
     program("demo", out).failed(1, "not empty", "--overwrite")
     run = program("demo", out, "--overwrite")
     assert run.code == 0
-    steps = [line.split()[0] for line in run.err.splitlines() if not line.startswith("update")]
+    steps = [line.split()[0] for line in run.err.splitlines() if not line.startswith("step ")]
     assert steps == ["prepare", "train", "collapse", "onnx", "verify"]
-    assert "update 0: loss " in run.err
+    assert "step 8/8: evaluation loss " in run.err
     for word in ("before", "after", "accuracy", "trained → collapsed", "holds", "It took "):
         assert word in run.out
     for name in ("prepared", "trained", "collapsed", "onnx"):

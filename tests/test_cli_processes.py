@@ -18,6 +18,8 @@ from checkpoints import TinyCheckpoints
 from cli_runs import Way, a_copy, content, environment, in_new_process, make_way
 from training_runs import sentences, write_tsv
 
+from mixout_export_cli.output import next_command
+
 PROGRAM = [sys.executable, "-m", "mixout_export_cli"]
 
 
@@ -26,17 +28,19 @@ def way(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> Way:
     return make_way(tmp_path_factory.mktemp("way"), tiny)
 
 
-UPDATES = 120
+STEPS = 120
 #: So many that a signal arrives in time on a busy machine.
-MANY_UPDATES = 240
+MANY_STEPS = 240
 
 
-def long_run(way: Way, out: Path, *options: object, updates: int = UPDATES) -> list[str]:
-    """Return the command of a run of a second or more with a checkpoint every few updates."""
+def long_run(way: Way, out: Path, *options: object, steps: int = STEPS) -> list[str]:
+    """Return the command of a run of a second or more with a checkpoint every few steps."""
     data = ("--train-file", way.train_file, "--eval-file", way.eval_file)
-    rhythm = ("--save-every", 20, "--eval-every", updates, "--batch-size", 8)
-    steps = ("--max-steps", updates, *rhythm)
-    return [*PROGRAM, *map(str, ("train", way.prepared, out, *data, *steps, *options))]
+    rhythm = ("--save-every", 20, "--eval-every", steps, "--batch-size", 8)
+    return [
+        *PROGRAM,
+        *map(str, ("train", way.prepared, out, *data, "--max-steps", steps, *rhythm, *options)),
+    ]
 
 
 def wait_for(condition, seconds: float = 120) -> None:
@@ -48,7 +52,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 def start_long_run(way: Way, out: Path, *options: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        long_run(way, out, *options, updates=MANY_UPDATES),
+        long_run(way, out, *options, steps=MANY_STEPS),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -77,24 +81,17 @@ def test_a_signal_saves_a_checkpoint_leaves_out_as_it_was_and_resume_completes(
     stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout) == (code, ""), stderr
     last = steps_of(checkpoints)[-1]
-    assert stderr.strip() == (
-        f"mixout-export: stopped after step {last} of {MANY_UPDATES} and saved a checkpoint; {out} "
-        "is unchanged; run the same command with --resume to continue"
+    resume = ("train", way.prepared, out, "--overwrite", "--resume")
+    assert stderr.splitlines()[-1] == (
+        f"mixout-export: stopped after step {last} of {MANY_STEPS} and saved a checkpoint; {out} "
+        f"is unchanged; to continue: {next_command(*resume)}"
     )
     assert content(out) == {"mine": b"precious"}
     first = json.loads((tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["step"] == 0
-    done = subprocess.run(
-        long_run(
-            way, out, "--overwrite", "--save-every", 7, "--resume", "--json", updates=MANY_UPDATES
-        ),
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    done = in_new_process(*resume, "--json", "--quiet")
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["steps"] == MANY_UPDATES
+    assert json.loads(done.stdout)["steps"] == MANY_STEPS
     assert (out / "model.safetensors").is_file()
     assert not (out / "mine").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -180,6 +177,7 @@ def test_no_library_is_heard_on_the_whole_way(way: Way, tmp_path: Path) -> None:
         ("train", "p", "o", *data, *diverging),
     )
     lines = all_in_a_process(*good, *bad, cwd=tmp_path).stderr.splitlines()
+    lines = [line for line in lines if not line.startswith("step ")]
     assert lines[: len(good)] == ["CODE 0"] * len(good)
     assert lines[len(good) + 1 :: 2] == ["CODE 1"] * len(bad)
     assert all(line.startswith("mixout-export: ") for line in lines[len(good) :: 2])
@@ -217,18 +215,16 @@ def test_a_terminal_shows_how_training_goes(
     command = long_run(way, tmp_path / "out", "--json")
     code, stdout, shown = in_terminal(command, columns)
     assert code == 0
-    assert json.loads(stdout)["steps"] == UPDATES
+    assert json.loads(stdout)["steps"] == STEPS
     assert stdout.count("\n") == 1
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     lines = [line for part in plain.split("\n") for line in part.split("\r") if line.strip()]
     assert max(len(line) for line in lines) <= columns
-    assert any(
-        re.fullmatch(rf"update \d+/{UPDATES} [━╸╺]+ [\d:-]+ left\s*", line) for line in lines
-    )
+    assert any(re.fullmatch(rf"step \d+/{STEPS} [━╸╺]+ [\d:-]+ left\s*", line) for line in lines)
     assert any(
         re.fullmatch(rf"loss \d\.\d{{3}}  accuracy \d\.\d{{3}}  {rate}\s*", line) for line in lines
     )
-    assert sum(line.startswith(f"update {UPDATES}: loss ") for line in lines) == 1
+    assert sum(line.startswith(f"step {STEPS}/{STEPS}: evaluation loss ") for line in lines) == 1
     assert shown.rstrip().endswith("\x1b[?25h") or "\x1b[?25h" in shown[-200:]  # the cursor is back
 
 
@@ -254,7 +250,8 @@ def test_the_real_checkpoint_goes_all_the_way(real_checkpoint: Path, tmp_path: P
         ("inspect", "trained"),
     )
     done = all_in_a_process(*commands, option="--json", cwd=tmp_path)
-    assert done.stderr.splitlines() == ["CODE 0"] * len(commands)
+    said = [line for line in done.stderr.splitlines() if not line.startswith("step ")]
+    assert said == ["CODE 0"] * len(commands)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     results = {command: line for (command, *_), line in zip(commands, lines, strict=True)}
     assert len(results["prepare"]["mixed"]) == 37

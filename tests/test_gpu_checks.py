@@ -22,7 +22,7 @@ from mixout_export.fast_linear import element, neuron, never_gather
 from mixout_export.fast_linear.gathering import ActiveNeurons
 from mixout_export.layers import MixoutLayer
 from mixout_export.masks import PackedMask
-from mixout_export.training import loop
+from mixout_export.training import loop, snapshots
 
 CPU = torch.device("cpu")
 
@@ -322,7 +322,7 @@ def test_a_device_that_does_not_repeat_itself_is_told_from_a_fault_of_resuming(
 def test_generators_that_are_not_restored_are_noticed(
     kit: Kit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "restore_rng", lambda *_: None)
+    monkeypatch.setattr(snapshots, "restore_rng", lambda *_: None)
     assert "differs between a resumed run" in fails(correct.check_resume, kit)
 
 
@@ -356,15 +356,15 @@ def test_waits_of_train_are_ours_or_not(
 ) -> None:
     modes: list[str] = []
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    update = loop.Finetuning._update
+    step = loop.Finetuning._step
 
     def waits(self, *given, **named):
         if modes and modes[-1] == "warn":
             text = "called a synchronizing CUDA operation"
             warnings.warn_explicit(text, UserWarning, place, 7)
-        update(self, *given, **named)
+        step(self, *given, **named)
 
-    monkeypatch.setattr(loop.Finetuning, "_update", waits)
+    monkeypatch.setattr(loop.Finetuning, "_step", waits)
     if ours:
         assert f"{place}:7" in fails(correct.check_waits_of_train, kit)
     else:

@@ -32,8 +32,8 @@ class Small(nn.Module):
 FRESH = frozenset({"classifier.weight", "classifier.bias"})
 
 
-def decays(model: nn.Module, options: TrainOptions, *, toward_pretrained: bool) -> dict[str, float]:
-    optimizer = build_optimizer(model, options, fresh=FRESH, toward_pretrained=toward_pretrained)
+def decays(model: nn.Module, options: TrainOptions) -> dict[str, float]:
+    optimizer = build_optimizer(model, options, fresh=FRESH)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
         names[id(parameter)]: group["weight_decay"]
@@ -57,7 +57,7 @@ def adam_step(w: Tensor, gradient: Tensor, m: Tensor, v: Tensor, t: int, lr: flo
 
 def test_decay_toward_zero_leaves_out_biases_and_normalisation() -> None:
     options = TrainOptions(weight_decay=RATE)
-    assert decays(Small(), options, toward_pretrained=False) == {
+    assert decays(Small(), options) == {
         "body.weight": RATE,
         "body.bias": 0.0,
         "norm.weight": 0.0,
@@ -68,8 +68,8 @@ def test_decay_toward_zero_leaves_out_biases_and_normalisation() -> None:
 
 
 def test_toward_pretrained_only_the_head_decays_toward_zero() -> None:
-    options = TrainOptions(weight_decay=RATE, head_weight_decay=0.25)
-    found = decays(Small(), options, toward_pretrained=True)
+    options = TrainOptions(weight_decay=RATE, head_weight_decay=0.25, decay_toward="pretrained")
+    found = decays(Small(), options)
     assert found.pop("classifier.weight") == 0.25
     assert set(found.values()) == {0.0}
     assert len(found) == 5
@@ -78,14 +78,14 @@ def test_toward_pretrained_only_the_head_decays_toward_zero() -> None:
 def test_frozen_parameters_are_not_optimized() -> None:
     model = Small()
     model.body.weight.requires_grad_(False)
-    assert "body.weight" not in decays(model, TrainOptions(), toward_pretrained=False)
+    assert "body.weight" not in decays(model, TrainOptions())
 
 
 @pytest.mark.parametrize("head_decay", [None, 0.0, 0.25])
 def test_decay_toward_zero_is_decoupled_with_bias_correction(head_decay: float | None) -> None:
     model = Small()
     options = TrainOptions(lr=LR, weight_decay=RATE, head_weight_decay=head_decay)
-    optimizer = build_optimizer(model, options, fresh=FRESH, toward_pretrained=False)
+    optimizer = build_optimizer(model, options, fresh=FRESH)
     expected = {n: p.detach().double().clone() for n, p in model.named_parameters()}
     moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in expected.items()}
     for t in (1, 2, 3):
@@ -105,7 +105,7 @@ def test_decay_toward_pretrained_is_decoupled_and_precedes_adam() -> None:
     model = Small()
     options = TrainOptions(lr=LR, weight_decay=RATE, decay_toward="pretrained")
     pretrained = {n: torch.full_like(p, 3.0) for n, p in model.named_parameters() if n not in FRESH}
-    optimizer = build_optimizer(model, options, fresh=FRESH, toward_pretrained=True)
+    optimizer = build_optimizer(model, options, fresh=FRESH)
     decay = build_pretrained_decay(model, pretrained, rate=RATE, fresh=FRESH)
     expected = {n: p.detach().double().clone() for n, p in model.named_parameters()}
     moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in expected.items()}
@@ -141,12 +141,12 @@ def test_pretrained_values_may_be_of_another_dtype() -> None:
     torch.testing.assert_close(model.body.weight.detach(), before * (1 - LR * RATE))
 
 
-def rates(scheduler: str, warmup_ratio: float, updates: int) -> list[float]:
+def rates(scheduler: str, warmup_ratio: float, steps: int) -> list[float]:
     options = TrainOptions(lr=1.0, scheduler=scheduler, warmup_ratio=warmup_ratio)
-    optimizer = build_optimizer(Small(), options, fresh=FRESH, toward_pretrained=False)
-    schedule = build_scheduler(optimizer, options, updates=updates)
+    optimizer = build_optimizer(Small(), options, fresh=FRESH)
+    schedule = build_scheduler(optimizer, options, steps=steps)
     found = []
-    for _ in range(updates):
+    for _ in range(steps):
         found.append(float(schedule.get_last_lr()[0]))
         optimizer.step()
         schedule.step()

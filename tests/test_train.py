@@ -33,7 +33,7 @@ from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions
 from mixout_export.surgery import mixout_layers
 from mixout_export.training.batches import training_batches
-from mixout_export.training.records import NullObserver
+from mixout_export.training.records import Observer
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_the_second_sentence_is_read(ground: TrainingGround, tmp_path: Path) -> 
     assert result.metrics["accuracy"] > 0.95
 
 
-# The update, against a loop written down independently
+# The step, against a loop written down independently
 
 
 def reference_weights(
-    prepared: Path, data: DataOptions, *, toward_pretrained: bool, updates: int
+    prepared: Path, data: DataOptions, *, toward_pretrained: bool, steps: int
 ) -> dict[str, torch.Tensor]:
     """Finetune with PyTorch alone: lr 1e-3, warm-up 0.1, decay 0.1, clipping at 0.5, seed 4."""
     model, tokenizer = load_plain(prepared).train(), load_tokenizer(prepared)
@@ -106,9 +106,9 @@ def reference_weights(
     texts, labels = [line[0] for line in lines], torch.tensor([int(line[1]) for line in lines])
     lengths = np.array([len(ids) for ids in tokenizer(texts)["input_ids"]])
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    batches = training_batches(lengths, batch_size=16, seed=4, epoch=0)[:updates]
+    batches = training_batches(lengths, batch_size=16, seed=4, epoch=0)[:steps]
     for step, indices in enumerate(batches):
-        lr = 1e-3 * (step if step < 1 else (updates - step) / (updates - 1))
+        lr = 1e-3 * (step if step < 1 else (steps - step) / (steps - 1))
         batch = tokenizer([texts[i] for i in indices], padding=True, return_tensors="pt")
         loss = torch.nn.functional.cross_entropy(model(**batch).logits, labels[indices])
         optimizer.zero_grad()
@@ -141,9 +141,7 @@ def test_without_randomness_it_is_plain_finetuning(
         max_steps=6,
         seed=4,
     )
-    expected = reference_weights(
-        prepared, data, toward_pretrained=toward == "pretrained", updates=6
-    )
+    expected = reference_weights(prepared, data, toward_pretrained=toward == "pretrained", steps=6)
     assert_close(weights(tmp_path / "out"), expected, atol=1e-5)
 
 
@@ -172,7 +170,7 @@ def test_gradient_accumulation_is_the_large_batch(ground: TrainingGround, tmp_pa
     }
     ground.run(tmp_path / "large", **common, batch_size=20)
     ground.run(tmp_path / "small", **common, batch_size=8, gradient_accumulation=3)
-    # Four updates of up to 1e-3: a hundredth of the way, where Adam divides rounding by rounding.
+    # Four steps of up to 1e-3: a hundredth of the way, where Adam divides rounding by rounding.
     assert_close(weights(tmp_path / "large"), weights(tmp_path / "small"), atol=4e-5)
     large, small = records(tmp_path / "large"), records(tmp_path / "small")
     assert [r["step"] for r in large] == [r["step"] for r in small]
@@ -321,7 +319,7 @@ def test_anchors_in_another_dtype_stay_in_memory(ground: TrainingGround, tmp_pat
 # Which checkpoint, and when
 
 
-class Watching(NullObserver):
+class Watching(Observer):
     """Notes what a run reports."""
 
     def __init__(self) -> None:

@@ -318,7 +318,7 @@ def test_a_loss_that_is_not_finite_stops_at_the_last_good_checkpoint(
 
 
 def ground_poison(*, at: int) -> Callable[..., None]:
-    """Return a decay that makes a weight NaN in one update."""
+    """Return a decay that makes a weight NaN in one step."""
     calls = []
 
     def apply(self: Any, lr: float) -> None:
@@ -346,7 +346,7 @@ def test_an_exploding_rate_without_evaluation_is_seen_in_the_loss(
 def test_processes_must_agree() -> None:
     settings = {"options": {"lr": 1.0}, "prepared_sha256": "a", "data": {}}
     check_agreement([settings, dict(settings)])
-    with pytest.raises(ArgumentError, match=r"process 2: has other prepared sha256"):
+    with pytest.raises(ArgumentError, match=r"process 2: its prepared sha256 differ"):
         check_agreement([settings, settings, {**settings, "prepared_sha256": "b"}])
 
 

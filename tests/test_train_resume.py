@@ -14,11 +14,11 @@ from training_runs import TrainingGround, same_weights, sentences, write_tsv
 
 from mixout_export import load_mixout
 from mixout_export.errors import ArgumentError, OutputError, TrainingStoppedError
-from mixout_export.stages.train import DataOptions, TrainResult
-from mixout_export.training.records import NullObserver
+from mixout_export.stages.train import DataOptions
+from mixout_export.training.records import Observer
 
-#: Masks and dropout are drawn, an update takes two batches, and neither evaluations nor
-#: checkpoints fall on the ends of epochs (of 6 updates).
+#: Masks and dropout are drawn, a step takes two batches, and neither evaluations nor
+#: checkpoints fall on the ends of epochs (of 6 steps).
 OPTIONS: dict[str, Any] = {
     "lr": 8e-3,
     "batch_size": 8,
@@ -76,23 +76,23 @@ def assert_same_run(out: Path, undisturbed: Path) -> None:
     load_mixout(out)
 
 
-class Interrupting(NullObserver):
-    """Raises once a run has done some updates."""
+class Interrupting(Observer):
+    """Raises once a run has done some steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def updated(self, *, step: int, examples: int, loss: float | None) -> None:
+    def stepped(self, *, step: int, examples: int, loss: float | None) -> None:
         if step == self.step:
             raise KeyboardInterrupt
 
 
-class Resumed(NullObserver):
+class Resumed(Observer):
     """Notes where a run starts."""
 
     done: int | None = None
 
-    def started(self, *, updates: int, done: int, examples: int) -> None:
+    def started(self, *, steps: int, done: int, examples: int) -> None:
         self.done = done
 
 
@@ -300,7 +300,7 @@ def test_a_finished_run_that_has_not_appeared_is_not_thrown_away(
 
 
 def patch_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    def trained(self: Any) -> TrainResult:
+    def trained(self: Any) -> bool:
         raise AssertionError("it was trained again")
 
     monkeypatch.setattr("mixout_export.training.loop.Finetuning.run", trained)
@@ -321,7 +321,7 @@ def test_other_settings_are_refused(
 ) -> None:
     interrupt(ground, prepared, tmp_path / "out", 5)
     before = sorted((tmp_path / "out.partial").rglob("*"))
-    with pytest.raises(ArgumentError, match=f"was started with {named}; resume with the same"):
+    with pytest.raises(ArgumentError, match=f"was started with {named}; leave this option out"):
         ground.run(tmp_path / "out", prepared=prepared, resume=True, **{**OPTIONS, **change})
     assert sorted((tmp_path / "out.partial").rglob("*")) == before
 
@@ -405,7 +405,7 @@ def test_a_run_that_stopped_early_does_not_go_on(
 
     options = {**OPTIONS, "lr": 0.0, "early_stopping": True}
     with monkeypatch.context() as patch:
-        patch.setattr("mixout_export.stages.train.run._Run._finish", killed)
+        patch.setattr("mixout_export.training.snapshots.Snapshots.promote", killed)
         with pytest.raises(KeyboardInterrupt):
             ground.run(tmp_path / "out", prepared=prepared, **options)
     result = ground.run(tmp_path / "out", prepared=prepared, resume=True, **options)

@@ -27,7 +27,7 @@ from mixout_export.errors import ArgumentError
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions, TrainResult
 from mixout_export.tasks import TASKS
-from mixout_export.training.records import NullObserver
+from mixout_export.training.records import Observer
 
 #: Task → an architecture, epochs, and what its metric must reach. Four seeds gave at least 0.91
 #: for sets of labels and words with labels, 1.00 for questions and choices, and losses of at most
@@ -138,11 +138,11 @@ def test_every_architecture_trains(
     assert len(changed) > 0.9 * len(after)
 
 
-class Interrupting(NullObserver):
+class Interrupting(Observer):
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def updated(self, *, step: int, examples: int, loss: float | None) -> None:
+    def stepped(self, *, step: int, examples: int, loss: float | None) -> None:
         if step == self.step:
             raise KeyboardInterrupt
 
@@ -301,12 +301,12 @@ def test_the_files_format_changes_nothing(
 @pytest.mark.parametrize(
     ("task", "kind", "options", "part"),
     [
-        ("masked-lm", "bert", {"doc_stride": 3}, "doc-stride: does nothing for masked-lm"),
+        ("masked-lm", "bert", {"doc_stride": 3}, "doc-stride: has no effect for masked-lm"),
         (
             "token-classification",
             "bert",
             {"pack_sequences": True},
-            "pack-sequences: does nothing for token",
+            "pack-sequences: has no effect for token",
         ),
         ("question-answering", "bert", {"metric": "accuracy"}, "f1, exact_match"),
         ("causal-lm", "gpt2", {"metric": "f1"}, "loss, perplexity for causal-lm"),

@@ -172,7 +172,7 @@ def test_train_and_data_say_that_they_read_texts(
 ) -> None:
     table = tmp_path / "data.tsv"
     table.write_text("text\tlabel\na\tcat\n")
-    with pytest.raises(ArgumentError, match="train reads texts, and none for image-class"):
+    with pytest.raises(ArgumentError, match="train cannot read data for image-class"):
         train_checkpoint(prepared, tmp_path / "out", DataOptions(train_file=table))
     with pytest.raises(CheckpointError, match="takes images, and --data reads texts"):
         verify_checkpoints(base, exported, data=table)

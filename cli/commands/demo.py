@@ -61,7 +61,7 @@ def demo(out: Path, *, overwrite: bool, output: Output) -> int:
     from mixout_export.stages.demo import run_demo
     from mixout_export_cli.progress import TrainingDisplay
 
-    with TrainingDisplay(output, evaluations=True) as display:
+    with TrainingDisplay(output) as display:
         result = run_demo(out, overwrite=overwrite, observer=display, say=output.note)
     own = result.out.parent / "my-model" / "prepared"
     following = next_command("prepare", DEMO_BASE, own, *result.commands[0][3:])

@@ -1,9 +1,12 @@
 """`mixout-export train`."""
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from mixout_export.tasks import TASKS
 from mixout_export_cli.command import Command
@@ -15,7 +18,14 @@ from mixout_export_cli.options import (
     overwrite_option,
     seed_option,
 )
-from mixout_export_cli.output import InterruptionError, Output, count_of, number, table
+from mixout_export_cli.output import (
+    InterruptionError,
+    Output,
+    count_of,
+    next_command,
+    number,
+    table,
+)
 
 _METRICS = "; ".join(f"{', '.join(task.metrics)} for {task.name}" for task in TASKS.values())
 _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
@@ -214,81 +224,75 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--resume",
     is_flag=True,
-    help="Continue an unfinished run. Starts a new one if there is none, and does nothing if OUT "
-    "is complete.",
+    help="Continue an unfinished run with its options, which need not be repeated. Starts a new "
+    "run if there is none, and does nothing if OUT is complete.",
 )
 @overwrite_option
 @output_options
 def train(
-    prepared: Path,
-    out: Path,
-    *,
-    train_file: Path | None,
-    eval_file: Path | None,
-    dataset: str | None,
-    text_column: str | None,
-    text_pair_column: str | None,
-    label_column: str | None,
-    choices_column: str | None,
-    resume: bool,
-    overwrite: bool,
-    output: Output,
-    **settings: Any,
+    prepared: Path, out: Path, *, resume: bool, overwrite: bool, output: Output, **options: Any
 ) -> None:
     """Finetune PREPARED, a mixout checkpoint, and write OUT, a trained mixout checkpoint.
 
-    Work in progress is in OUT.partial. Ctrl-C finishes the current step and saves a checkpoint, and
-    --resume continues from it exactly.
+    Work in progress is in OUT.partial. Ctrl-C finishes the current step and saves a checkpoint.
+    `train PREPARED OUT --resume` continues from it exactly, with the options of the first command.
     """
     with quick_imports():
         from mixout_export.errors import TrainingStoppedError
         from mixout_export.files.output import partial_path
-        from mixout_export.stages.train import DataOptions, train_checkpoint
+        from mixout_export.stages.train import DataOptions, recorded_options, train_checkpoint
         from mixout_export.training.options import TrainOptions
         from mixout_export.training.snapshots import Snapshots
     from mixout_export_cli.progress import TrainingDisplay
     from mixout_export_cli.stopping import StopRequest
 
-    data = DataOptions(
-        train_file=train_file,
-        eval_file=eval_file,
-        dataset=dataset,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        choices_column=choices_column,
-    )
-    options = TrainOptions(**settings)
+    if resume:
+        given = _given(options)
+        options = {**options, **recorded_options(out, given), **given}
+    data = DataOptions(**{field.name: options.pop(field.name) for field in fields(DataOptions)})
+    settings = TrainOptions(**options)
+    replacing = ["--overwrite"] if overwrite else []
+    to_resume = next_command("train", prepared, out, *replacing, "--resume")
     try:
         with (
             StopRequest(notice=output.shows_progress) as must_stop,
-            TrainingDisplay(output, options.metric) as display,
+            TrainingDisplay(output, settings.metric) as display,
         ):
             result = train_checkpoint(
-                prepared, out, data, options, overwrite=overwrite, resume=resume, observer=display,
-                must_stop=must_stop,
+                prepared, out, data, settings, overwrite=overwrite, resume=resume,
+                observer=display, must_stop=must_stop,
             )  # fmt: skip
     except TrainingStoppedError as error:
         raise InterruptionError(
-            f"{error} and saved a checkpoint; {out} is unchanged; run the same command with "
-            "--resume to continue",
+            f"{error} and saved a checkpoint; {out} is unchanged; to continue: {to_resume}",
             must_stop.number,
         ) from error
     except KeyboardInterrupt as error:
-        after = "there is no checkpoint yet to go on from"
-        if Snapshots(partial_path(out), options.keep).paths():
-            after = "--resume goes on from the last checkpoint"
+        after = "there is no checkpoint yet"
+        if Snapshots(partial_path(out), settings.keep).paths():
+            after = f"to continue from the last checkpoint: {to_resume}"
         raise InterruptionError(
-            f"interrupted; {out} is as it was, and {after}", must_stop.number
+            f"interrupted; {out} is unchanged; {after}", must_stop.number
         ) from error
-    state = "was complete already" if result.already_complete else f"in {result.seconds:.1f} s"
+    state = "already complete" if result.already_complete else f"in {result.seconds:.1f} s"
     stopped = ", stopped early" if result.stopped_early else ""
-    updates = count_of(result.steps, "update")
-    text = f"{out}: {updates} {state}{stopped}, result of update {result.chosen_step}"
+    steps = count_of(result.steps, "step")
+    text = f"{out}: {steps} {state}{stopped}, result of step {result.chosen_step}"
     if result.metrics:
         rows = [
             [name, number(result.metrics_before.get(name)), number(value)]
             for name, value in result.metrics.items()
         ]
         text += "\n" + table(["metric", "before", "after"], rows)
-    output.result(result, text)
+    collapsed = out.with_name(f"{out.name}-collapsed")
+    output.result(result, text, following=next_command("collapse", out, collapsed))
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those options that are on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return {
+        name: value
+        for name, value in options.items()
+        if source(name) is ParameterSource.COMMANDLINE
+    }

@@ -1,7 +1,9 @@
-"""Which examples go into which batch."""
+"""Which examples go into which batch, and which batches into which training step."""
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +52,73 @@ def share_of(batches: Sequence[list[int]], *, rank: int, ranks: int) -> list[lis
     return [batches[(turn * ranks + rank) % len(batches)] for turn in range(rounds)]
 
 
-def grouped(batches: Sequence[list[int]], size: int) -> Iterator[list[list[int]]]:
-    """Yield the batches of each update: `size` of them, the last group fewer."""
-    for start in range(0, len(batches), size):
-        yield list(batches[start : start + size])
+@dataclass(frozen=True)
+class StepBatches:
+    """The batches that one process computes in one training step.
+
+    Attributes:
+        epoch: Number of the epoch, from 0.
+        batches: The indices of each batch's examples.
+        targets: For each batch, the number of terms that its loss is the mean of.
+        mean_targets: The number of terms in the whole step, averaged over the processes.
+        ends_epoch: Whether this is the last step of its epoch.
+    """
+
+    epoch: int
+    batches: tuple[list[int], ...]
+    targets: tuple[int, ...]
+    mean_targets: float
+    ends_epoch: bool
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The batches of every training step, a function of these values alone.
+
+    Attributes:
+        lengths: Number of tokens of each example, shape (examples,).
+        targets: Number of terms that each example adds to a batch's loss, shape (examples,).
+        batch_size: Examples per batch.
+        accumulation: Batches per step and process.
+        seed: Seed of the run.
+        rank: Number of this process, from 0.
+        ranks: Number of processes.
+    """
+
+    lengths: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    batch_size: int
+    accumulation: int
+    seed: int
+    rank: int = 0
+    ranks: int = 1
+
+    def _shares(self, epoch: int) -> list[list[list[int]]]:
+        """Return the batches of each process in an epoch."""
+        batches = training_batches(
+            self.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch
+        )
+        return [share_of(batches, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Number of training steps in an epoch."""
+        return math.ceil(len(self._shares(0)[0]) / self.accumulation)
+
+    def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
+        """Yield the batches of the steps from `start`, counted from 0, up to but without `stop`."""
+        shares: list[list[list[int]]] = []
+        for step in range(start, stop):
+            epoch, index = divmod(step, self.steps_per_epoch)
+            if not shares or index == 0:
+                shares = self._shares(epoch)
+            first = index * self.accumulation
+            groups = [share[first : first + self.accumulation] for share in shares]
+            counts = [tuple(int(self.targets[b].sum()) for b in group) for group in groups]
+            yield StepBatches(
+                epoch,
+                tuple(groups[self.rank]),
+                counts[self.rank],
+                sum(map(sum, counts)) / self.ranks,
+                ends_epoch=index + 1 == self.steps_per_epoch,
+            )

@@ -1,14 +1,18 @@
-"""The device a run uses, and accelerate's hold on it."""
+"""The device of a run, and accelerate's process-wide state."""
 
 import importlib.util
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor
 
 from mixout_export.errors import ArgumentError
+from mixout_export.fast_linear import from_host
 from mixout_export.files.output import partial_path
 from mixout_export.training.options import PRECISIONS, TrainOptions
 
@@ -29,50 +33,46 @@ def _check_device(name: str | None) -> None:
         raise ArgumentError(f"device: {name!r} is not there; leave --device out, or use cpu")
 
 
-def make_accelerator(options: TrainOptions, *, project: Path) -> Accelerator:
-    """Set up accelerate for a run; `start_tracker` once the run's folder is there.
+@contextmanager
+def accelerated(options: TrainOptions, *, out: Path) -> Iterator[Accelerator]:
+    """Yield accelerate's handle of device, precision, processes and tracker.
+
+    Afterwards its process-wide state is reset, so that another run can choose differently. The
+    caller starts the tracker with `init_trackers` once `OUT.partial` exists, because some trackers
+    write there.
 
     Args:
         options: Device, precision and tracker.
-        project: The run's OUT.
+        out: The run's OUT.
 
     Raises:
-        ArgumentError: The device, or the precision on it, or the tracker is not to be had.
+        ArgumentError: The device, the precision or the tracker is not available here.
     """
     _check_device(options.device)
     if options.tracker is not None and importlib.util.find_spec(options.tracker) is None:
         raise ArgumentError(
             f"tracker: {options.tracker} is not installed; pip install {options.tracker}"
         )
-    if options.device is not None and options.device != "cpu":
-        os.environ["ACCELERATE_TORCH_DEVICE"] = options.device
     cpu = options.device == "cpu"
     on_gpu = not cpu and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if options.precision == "fp16" and not on_gpu:
         raise ArgumentError("precision: fp16 needs a GPU, there is none; use bf16 or fp32")
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=PRECISIONS[options.precision],
-        log_with=options.tracker,
-        project_dir=partial_path(project),
-    )
+    if options.device is not None and not cpu:
+        os.environ["ACCELERATE_TORCH_DEVICE"] = options.device
+    try:
+        yield Accelerator(
+            cpu=cpu,
+            mixed_precision=PRECISIONS[options.precision],
+            log_with=options.tracker,
+            project_dir=partial_path(out),
+        )
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        PartialState._reset_state()
+        os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
 
 
-def start_tracker(accelerator: Accelerator, options: TrainOptions, *, project: Path) -> None:
-    """Start the tracker, if there is one: some write into the run's folder from here on.
-
-    Args:
-        accelerator: From `make_accelerator`.
-        options: The tracker's name.
-        project: The run's OUT, whose name the tracker shows.
-    """
-    if options.tracker is not None:
-        accelerator.init_trackers(project.name)
-
-
-def release_accelerator() -> None:
-    """Forget accelerate's process-wide state, so that another run can choose differently."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    PartialState._reset_state()
-    os.environ.pop("ACCELERATE_TORCH_DEVICE", None)
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copy a batch from the host to the device without waiting for it."""
+    return {name: from_host(value, device) for name, value in batch.items()}

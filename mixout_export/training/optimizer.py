@@ -36,21 +36,22 @@ class PretrainedDecay:
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
-    """Tell whether wdecay(0) applies: not to biases and normalisation gains, as in BERT."""
+    """Return whether wdecay(0) applies: biases and normalization gains do not decay, as in BERT."""
     return parameter.dim() > 1 and not name.endswith("bias")
 
 
-def build_optimizer(
-    model: nn.Module, options: TrainOptions, *, fresh: frozenset[str], toward_pretrained: bool
-) -> AdamW:
+def build_optimizer(model: nn.Module, options: TrainOptions, *, fresh: frozenset[str]) -> AdamW:
     """Build AdamW over the trainable parameters.
 
+    With decay toward the pretrained weights, the parameters that came from the base do not decay
+    here but by `PretrainedDecay`.
+
     Args:
-        model: The model; its anchors are buffers and so no parameters.
+        model: The model. Its anchors are buffers, not parameters.
         options: Learning rate and decay.
         fresh: Names of the parameters that did not come from the base.
-        toward_pretrained: Whether the others decay by `PretrainedDecay` instead of here.
     """
+    toward_pretrained = options.decay_toward == "pretrained"
     head_decay = options.head_weight_decay
     head_decay = options.weight_decay if head_decay is None else head_decay
     groups: dict[float, list[nn.Parameter]] = {}
@@ -68,17 +69,17 @@ def build_optimizer(
 
 
 def ceil_of(product: float) -> int:
-    """Round up, but not for a floating-point error: 0.07 * 100 is 7.000000000000001."""
+    """Round up, but ignore rounding errors: 0.07 * 100 is 7.000000000000001."""
     return math.ceil(product - 1e-9)
 
 
-def build_scheduler(optimizer: Optimizer, options: TrainOptions, *, updates: int) -> LambdaLR:
-    """Build the learning-rate schedule over all updates."""
+def build_scheduler(optimizer: Optimizer, options: TrainOptions, *, steps: int) -> LambdaLR:
+    """Build the learning-rate schedule over all training steps."""
     scheduler: LambdaLR = get_scheduler(
         options.scheduler,
         optimizer,
-        num_warmup_steps=ceil_of(options.warmup_ratio * updates),
-        num_training_steps=updates,
+        num_warmup_steps=ceil_of(options.warmup_ratio * steps),
+        num_training_steps=steps,
     )
     return scheduler
 
@@ -90,7 +91,7 @@ def build_pretrained_decay(
 
     Args:
         model: The model, on its device.
-        pretrained: Parameter name → pretrained value.
+        pretrained: Parameter name → pretrained value. Parameters without one do not decay.
         rate: λ.
         fresh: Names of the parameters that did not come from the base.
     """

@@ -1,4 +1,4 @@
-"""Every setting of a training run, explained once."""
+"""The options of a training run and their valid values."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,43 +17,45 @@ _SEEDS = 2**63
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Settings of a training run.
+    """Options of a training run.
 
     Attributes:
-        metric: Metric that ranks checkpoints; None takes the task's.
-        epochs: Passes over the training data, fractions allowed.
-        max_steps: Updates after which to stop, whatever `epochs` says; None for no limit.
+        metric: Metric that ranks checkpoints. None takes the task's first.
+        epochs: Passes over the training data. Fractions are allowed.
+        max_steps: Training steps after which to stop, whatever `epochs` says. None is no limit.
         batch_size: Examples per device and forward pass.
         lr: Peak learning rate.
-        warmup_ratio: Share of all updates in which the learning rate rises, in [0, 1].
-        scheduler: How the learning rate falls after that.
-        weight_decay: λ of the decay, decoupled as in AdamW, per update multiplied by the rate.
+        warmup_ratio: Fraction of the steps in which the learning rate rises, in [0, 1].
+        scheduler: Learning-rate schedule after the warm-up.
+        weight_decay: λ of the weight decay, decoupled as in AdamW: each step subtracts
+            lr·λ times the weight.
         decay_toward: "zero", or "pretrained": w ← w - lr·λ·(w - u) for every parameter that came
-            from the base. What is fresh always decays toward zero.
-        head_weight_decay: λ of what did not come from the base; None takes `weight_decay`.
-        max_length: Longest sequence in tokens; what is longer is cut, but for the contexts of
-            questions, which are read in windows.
-        doc_stride: Tokens that neighbouring windows of a context share; None takes a third of the
-            longest sequence.
-        pack_sequences: Join a language model's texts and cut them into blocks of the maximum
-            length; else each row is a sequence.
-        max_grad_norm: Gradients are scaled to at most this norm; 0 does not clip.
-        gradient_accumulation: Forward passes per update. Each draws its own masks.
+            from the base. Fresh parameters always decay toward zero.
+        head_weight_decay: λ of parameters that did not come from the base. None takes
+            `weight_decay`.
+        max_length: Maximum length in tokens. Longer texts are truncated, except the contexts of
+            questions, which are read in windows. None takes 128, or the model's limit if lower.
+        doc_stride: Tokens that two neighboring windows of a context share. None takes a third of
+            the maximum length.
+        pack_sequences: For language models: join the texts and cut them into blocks of the maximum
+            length. Otherwise each row is one sequence.
+        max_grad_norm: Gradients are clipped to this norm. 0 turns clipping off.
+        gradient_accumulation: Forward passes per training step. Each draws its own masks.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        precision: "fp32", or "bf16" and "fp16" by autocast over fp32 weights.
-        device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-        anchor_dtype: Dtype of the anchors in memory; None keeps the weights'.
-        seed: Seed of data order, masks and dropout, a whole number, 0 or more.
-        eval_every: Updates between evaluations; None evaluates after each epoch.
-        save_every: Updates between checkpoints; None saves after each epoch.
-        keep: How many checkpoints stay while training.
-        early_stopping: Stop when `patience` evaluations in a row were no better.
+        precision: "fp32", or autocast to "bf16" or "fp16". Weights are always fp32.
+        device: "cpu", "cuda", "cuda:1" or "mps". None takes a GPU if there is one.
+        anchor_dtype: Dtype of the anchors in memory. None keeps the weights' dtype.
+        seed: Seed of data order, masks and dropout, an integer in [0, 2**63).
+        eval_every: Training steps between evaluations. None evaluates after each epoch.
+        save_every: Training steps between checkpoints. None saves after each epoch.
+        keep: Number of checkpoints to keep while training.
+        early_stopping: Stop when `patience` evaluations in a row show no improvement.
         patience: See `early_stopping`.
-        select: "best" or "last" checkpoint becomes the result; None takes the best if there is
-            evaluation data. The untrained model is never a candidate.
-        tracker: "tensorboard", "wandb" or "trackio"; None for none.
-        p: Mix probability instead of the prepared one; None keeps it.
-        log_every: Updates between records of loss and rate.
+        select: Whether the "best" or the "last" checkpoint becomes the result. None takes the best
+            if there are evaluation data. The untrained model is never a candidate.
+        tracker: Experiment tracker to log to as well: "tensorboard", "wandb" or "trackio".
+        p: Mix probability in [0, 1). None keeps the prepared one.
+        log_every: Training steps between records of loss and learning rate.
     """
 
     metric: str | None = None
@@ -114,7 +116,7 @@ class TrainOptions:
         if self.doc_stride is not None and self.doc_stride < 0:
             raise ArgumentError(f"doc-stride: got {self.doc_stride}, expected 0 or more")
         if not 0 <= self.seed < _SEEDS:
-            raise ArgumentError(f"seed: got {self.seed}, expected a whole number in [0, 2**63)")
+            raise ArgumentError(f"seed: got {self.seed}, expected an integer in [0, 2**63)")
         for name in ("lr", "weight_decay", "max_grad_norm", "head_weight_decay"):
             value = getattr(self, name)
             if value is not None and not 0.0 <= value < float("inf"):
@@ -122,8 +124,8 @@ class TrainOptions:
                     f"{name.replace('_', '-')}: got {value}, expected a finite number, 0 or more"
                 )
         if not 0.0 <= self.warmup_ratio <= 1.0:
-            raise ArgumentError(f"warmup-ratio: got {self.warmup_ratio}, expected one in [0, 1]")
+            raise ArgumentError(f"warmup-ratio: got {self.warmup_ratio}, expected 0 to 1")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON-ready values."""
+        """Return the options as JSON-ready values."""
         return asdict(self)

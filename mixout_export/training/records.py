@@ -1,23 +1,23 @@
-"""What a run says of itself while it goes on: `metrics.jsonl`, and whoever watches."""
+"""How far a run is: its progress, its `metrics.jsonl`, and whoever observes it."""
 
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Self
 
 from mixout_export.errors import TrainingError
 
 
-class Observer(Protocol):
-    """Somebody who watches a run: a progress display, say."""
+class Observer:
+    """Is told how a run goes, for example to display it. These methods do nothing."""
 
-    def started(self, *, updates: int, done: int, examples: int) -> None:
-        """The run starts: updates in all, updates already done, training examples."""
+    def started(self, *, steps: int, done: int, examples: int) -> None:
+        """Training starts: number of steps, of steps already done, and of training examples."""
 
-    def updated(self, *, step: int, examples: int, loss: float | None) -> None:
-        """An update is done, over so many examples; the loss where it is known."""
+    def stepped(self, *, step: int, examples: int, loss: float | None) -> None:
+        """A step over so many examples is done. The loss is None if it was not read."""
 
     def evaluated(self, *, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation is done."""
@@ -26,39 +26,20 @@ class Observer(Protocol):
         """A checkpoint is complete."""
 
     def finished(self) -> None:
-        """The run is over."""
-
-
-class NullObserver:
-    """An observer that does nothing."""
-
-    def started(self, *, updates: int, done: int, examples: int) -> None:
-        """Do nothing."""
-
-    def updated(self, *, step: int, examples: int, loss: float | None) -> None:
-        """Do nothing."""
-
-    def evaluated(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def saved(self, *, step: int, path: Path) -> None:
-        """Do nothing."""
-
-    def finished(self) -> None:
-        """Do nothing."""
+        """Training is over."""
 
 
 @dataclass
 class LossWindow:
     """Losses and gradient norms since the last record.
 
-    Values stay tensors on their device until somebody needs numbers, so that a training step
-    never waits for the device.
+    Values stay tensors on their device until a number is needed, so that a step never waits for the
+    device.
 
     Attributes:
-        steps: Number of the update of each entry.
-        losses: Mean loss of each update.
-        norms: Norm of the gradient of each update before clipping.
+        steps: Number of each step.
+        losses: Mean loss of each step.
+        norms: Norm of each step's gradient before clipping.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -66,16 +47,16 @@ class LossWindow:
     norms: list[Any] = field(default_factory=list)
 
     def add(self, step: int, loss: Any, norm: Any) -> None:
-        """Add an update's loss and gradient norm (floats or zero-dimensional tensors)."""
+        """Add a step's loss and gradient norm (floats or zero-dimensional tensors)."""
         self.steps.append(step)
         self.losses.append(loss)
         self.norms.append(norm)
 
     def check(self, advice: str) -> None:
-        """Turn the entries into numbers and stop the run if one is not finite.
+        """Convert the entries to numbers and stop the run if one is not finite.
 
         Args:
-            advice: What the user can do, for the message.
+            advice: What the user can do. It ends the error message.
 
         Raises:
             TrainingError: A loss or gradient norm is NaN or infinite.
@@ -88,7 +69,7 @@ class LossWindow:
                     raise TrainingError(f"the {what} became {value} at step {step}; {advice}")
 
     def summary(self, max_norm: float) -> dict[str, float]:
-        """Return the means since the last record, after `check`, and forget the entries."""
+        """Return the means since the last record and remove the entries. Call `check` first."""
         count = len(self.losses)
         clipped = sum(norm > max_norm for norm in self.norms) if max_norm else 0
         result = {
@@ -100,13 +81,45 @@ class LossWindow:
         return result
 
     def state(self) -> dict[str, list[float]]:
-        """Return the entries as numbers, after `check`."""
+        """Return the entries as numbers. Call `check` first."""
         return {"steps": list(self.steps), "losses": list(self.losses), "norms": list(self.norms)}
+
+
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Training steps done.
+        best_step: Step of the best evaluation, None before the first.
+        best_value: Its metric.
+        stale: Number of evaluations since the best one.
+        records: Number of records in `metrics.jsonl`.
+        window: Losses since the last record.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    stale: int = 0
+    records: int = 0
+    window: LossWindow = field(default_factory=LossWindow)
+
+    def state(self) -> dict[str, Any]:
+        """Return the values in a form that a checkpoint can hold."""
+        return {**vars(self), "window": self.window.state()}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> Self:
+        """Build it from what `state` returned."""
+        return cls(**{**state, "window": LossWindow(**state["window"])})
 
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object a line, without times, so that equal runs write equal files.
+    """`metrics.jsonl`: one JSON object per line.
+
+    It holds no times, so that equal runs write equal files.
 
     Attributes:
         path: The file.
@@ -124,15 +137,26 @@ class MetricsLog:
             stream.write(json.dumps(clean) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the complete records; a line that a killed run left unfinished is none."""
+        """Return the complete records. A line that a killed run left unfinished is skipped."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]
         return [json.loads(line) for line in whole.split("\n") if line]
 
+    def evaluation(self, step: int) -> dict[str, float]:
+        """Return the evaluation after a step, metric → value; empty if there was none."""
+        for record in self.records():
+            if record["step"] == step and "eval_loss" in record:
+                return {
+                    name.removeprefix("eval_"): math.nan if value is None else value
+                    for name, value in record.items()
+                    if name.startswith("eval_")
+                }
+        return {}
+
     def truncate(self, count: int) -> None:
-        """Keep the first `count` records: what a resumed run had written at its checkpoint."""
+        """Keep only the first `count` records."""
         lines = [json.dumps(record) + "\n" for record in self.records()[:count]]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(lines), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Checkpoints of a run in progress, from which it can go on exactly."""
+"""Checkpoints of an unfinished run, from which it can be resumed exactly."""
 
 import os
 import shutil
@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from mixout_export.files.sidecar_files import link_or_copy
 
@@ -16,10 +20,10 @@ _PREFIX = "step-"
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Return the state of the generators that masks and dropout are drawn from.
+    """Return the states of the random generators that masks and dropout use.
 
     Args:
-        device: Where the model is. Its generator counts beside the CPU's.
+        device: The model's device. Its generator is saved in addition to the CPU's.
     """
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
@@ -30,12 +34,46 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_rng(state: dict[str, Any], device: torch.device) -> None:
-    """Set the generators to a state that `rng_state` returned, on the same kind of device."""
+    """Restore the random generators from `rng_state`'s result for the same kind of device."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "mps" and "mps" in state:
         torch.mps.set_rng_state(state["mps"])
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """What determines the next steps, apart from the weights and the progress.
+
+    Attributes:
+        accelerator: The device, the loss scaler of fp16, and the other processes.
+        optimizer: The optimizer.
+        scheduler: The learning-rate schedule.
+    """
+
+    accelerator: Accelerator
+    optimizer: Optimizer
+    scheduler: LRScheduler
+
+    def take(self) -> dict[str, Any]:
+        """Return the state, with the random generators of all processes."""
+        scaler = self.accelerator.scaler
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "generators": gather_object([rng_state(self.accelerator.device)]),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Restore what `take` returned."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        generators = state["generators"][self.accelerator.process_index]
+        restore_rng(generators, self.accelerator.device)
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:
@@ -50,11 +88,11 @@ def _save_state(state: dict[str, Any], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Snapshots:
-    """The checkpoints below a run's folder, and its best model so far.
+    """The checkpoints in an unfinished run's folder, and its best model so far.
 
     Attributes:
         root: The run's folder, `OUT.partial`.
-        keep: How many checkpoints stay.
+        keep: Number of checkpoints to keep.
     """
 
     root: Path
@@ -62,12 +100,12 @@ class Snapshots:
 
     @property
     def folder(self) -> Path:
-        """Where the checkpoints lie."""
+        """The folder of the checkpoints."""
         return self.root / "checkpoints"
 
     @property
     def best(self) -> Path:
-        """Where the best model lies."""
+        """The folder of the best model."""
         return self.root / "best"
 
     def paths(self) -> list[Path]:
@@ -77,13 +115,15 @@ class Snapshots:
         found = [p for p in self.folder.iterdir() if p.name[len(_PREFIX) :].isdigit()]
         return sorted(found, key=lambda path: path.name)
 
-    def write(self, step: int, write_model: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Write a checkpoint that appears complete or not at all, then drop the oldest.
+    def write(
+        self, step: int, write_model: Callable[[Path], object], state: dict[str, Any]
+    ) -> Path:
+        """Write a checkpoint that appears complete or not at all, then remove the oldest.
 
         Args:
-            step: Number of updates done.
+            step: Number of training steps done.
             write_model: Writes the mixout checkpoint into a folder.
-            state: Everything else the run needs to go on.
+            state: Everything else that a resumed run needs.
         """
         path = self.folder / f"{_PREFIX}{step:08d}"
 
@@ -96,25 +136,25 @@ class Snapshots:
             shutil.rmtree(old)
         return path
 
-    def write_best(self, write_model: Callable[[Path], None]) -> None:
+    def write_best(self, write_model: Callable[[Path], object]) -> None:
         """Replace the best model."""
         replace_folder(self.best, write_model)
 
     def recover(self) -> None:
-        """Put back a best model that a killed run had moved aside and not yet replaced."""
+        """Put back the best model if the run was killed while it replaced it."""
         old = _old(self.best)
         if old.exists() and not self.best.exists():
             os.rename(old, self.best)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """Return the newest checkpoint and its state, None if there is none."""
+        """Return the newest checkpoint and its state, or None if there is none."""
         paths = self.paths()
         if not paths:
             return None
         return paths[-1], torch.load(paths[-1] / _STATE, weights_only=True)
 
     def promote(self, chosen: Path) -> None:
-        """Put the files of the chosen model into the run's folder."""
+        """Link the files of the chosen model into the run's folder."""
         for file in chosen.iterdir():
             if file.name == _STATE:
                 continue
@@ -123,7 +163,7 @@ class Snapshots:
             link_or_copy(file, target)
 
     def clear(self) -> None:
-        """Remove the checkpoints and the best model, whose files `promote` has linked."""
+        """Remove the checkpoints and the best model. Linked files stay."""
         for folder in (self.folder, self.best):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -132,7 +172,7 @@ def _old(path: Path) -> Path:
     return path.with_name(path.name + ".old")
 
 
-def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def replace_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Fill a new folder beside `path`, then put it in its place."""
     fresh = path.with_name(path.name + ".new")
     old = _old(path)

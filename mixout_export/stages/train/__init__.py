@@ -1,6 +1,7 @@
-"""`train`: a prepared checkpoint becomes a trained one."""
+"""`train`: finetune a prepared checkpoint."""
 
 from mixout_export.stages.train.data import DataOptions
-from mixout_export.stages.train.run import TrainResult, train_checkpoint
+from mixout_export.stages.train.record import TrainResult, recorded_options
+from mixout_export.stages.train.run import train_checkpoint
 
-__all__ = ["DataOptions", "TrainResult", "train_checkpoint"]
+__all__ = ["DataOptions", "TrainResult", "recorded_options", "train_checkpoint"]

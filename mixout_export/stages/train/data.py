@@ -11,9 +11,9 @@ from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
-from mixout_export.data.reader import Reader, reader_of
+from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table, read_table
-from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.errors import CheckpointError
 from mixout_export.training.options import TrainOptions
 
 _DEFAULT_MAX_LENGTH = 128
@@ -65,6 +65,7 @@ class TrainingData:
         train: Training examples.
         evaluation: Evaluation examples, None without.
         rows: Rows of the training data, of which a long one may make several examples.
+        max_length: Maximum length in tokens.
         name: What to call the data.
         evaluated_on: Where the evaluation examples come from; "" without.
         identity: What tells them from other data: a SHA-256 of each part, and the columns read.
@@ -73,18 +74,13 @@ class TrainingData:
     train: Examples
     evaluation: Examples | None
     rows: int
+    max_length: int
     name: str
     identity: dict[str, str | None]
     evaluated_on: str = ""
 
 
 def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
-    if (data.train_file is None) == (data.dataset is None):
-        raise ArgumentError("data: give either --train-file or --dataset")
-    if data.dataset is not None and data.eval_file is not None:
-        raise ArgumentError(
-            "data: --dataset comes with its own evaluation split; leave --eval-file out"
-        )
     if data.dataset is not None:
         from mixout_export.data.hub import read_hub_dataset
 
@@ -98,17 +94,6 @@ def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
 def _data_name(file: Path) -> str:
     """Return what to call the data: the file's name, and no folder's, which may be a person's."""
     return file.name.split(".")[0] or file.name
-
-
-def _check_settings(task: str, reader: Reader, data: DataOptions, options: TrainOptions) -> None:
-    """Refuse settings that would do nothing."""
-    for name, given in (
-        ("doc-stride", options.doc_stride is not None),
-        ("pack-sequences", options.pack_sequences),
-        ("choices-column", data.choices_column is not None),
-    ):
-        if given and name not in reader.uses:
-            raise ArgumentError(f"{name}: does nothing for {task}; leave it out")
 
 
 def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -125,29 +110,27 @@ def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokeniz
 
 
 def load_training_data(
-    folder: Artifact, model: PreTrainedModel, data: DataOptions, options: TrainOptions
+    folder: Artifact,
+    reader: Reader,
+    model: PreTrainedModel,
+    data: DataOptions,
+    options: TrainOptions,
 ) -> TrainingData:
     """Read, check and encode the data of a run.
 
     Args:
         folder: The prepared checkpoint.
+        reader: Reads tables for its task.
         model: Its model, which gets a padding id here if it has none.
         data: Where the data lie.
         options: How long sequences are, and the seed.
 
     Raises:
-        ArgumentError: A setting does not fit the task, or `max_length` is above the model's limit.
+        ArgumentError: `max_length` is above the model's limit, or leaves no room for text.
         CheckpointError: The checkpoint has no tokenizer, or its model cannot learn the task.
         DataError: The data cannot be read or do not fit.
     """
     task = require_task(folder)
-    reader = reader_of(task)
-    if reader is None:
-        raise ArgumentError(
-            f"{folder.path}: train reads texts, and none for {task.name}; train it in a loop of "
-            "your own, with load_mixout and save_mixout"
-        )
-    _check_settings(task.name, reader, data, options)
     train, evaluation, name = _tables(data)
     labels = tuple(folder.labels or ())
     columns = reader.find(train, data.columns, labels)
@@ -176,6 +159,7 @@ def load_training_data(
         if evaluation is None
         else reader.read(evaluation, reader.find(evaluation, columns, labels), encoding),
         train.rows,
+        max_length,
         name,
         {
             "training_data_sha256": train.digest(),

@@ -1,82 +1,119 @@
-"""What a resumed run must have in common with the one it goes on from."""
+"""Checks of a run's options against its task, its data, its other processes and an earlier start.
 
-from collections.abc import Sequence
+`TrainOptions` checks each value on its own.
+"""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.artifact import Artifact, require_metadata
+from mixout_export.data.metrics import default_metric
+from mixout_export.data.reader import Reader, reader_of
 from mixout_export.errors import ArgumentError
-from mixout_export.files.json_files import read_json
-from mixout_export.stages.train.data import TrainingData
+from mixout_export.stages.train.data import DataOptions, TrainingData
+from mixout_export.tasks import Task
 from mixout_export.training.options import TrainOptions
 
-_WEIGHTS = ("prepared_sha256", "pretrained_sha256")
-
-#: Options by the names that records of earlier versions have.
+#: Former name → name of options in the records of earlier versions.
 _RENAMED = {"blocks": "pack_sequences"}
 
 
-def run_settings(
-    folder: Artifact, options: TrainOptions, data: TrainingData, *, processes: int
-) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the one it goes on from.
+def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple[Reader, str]:
+    """Check that the options fit the task.
 
-    Args:
-        folder: The prepared checkpoint.
-        options: Settings of the run.
-        data: Its data.
-        processes: How many processes share it.
-    """
-    return {
-        "options": {**options.to_dict(), "processes": processes},
-        "prepared_sha256": folder.weights_sha256(),
-        "pretrained_sha256": require_metadata(folder).pretrained_sha256,
-        "data": data.identity,
-        "data_name": data.name,
-    }
-
-
-def check_settings(path: Path, settings: dict[str, Any]) -> None:
-    """Refuse to resume a run under other settings, which would be neither run.
-
-    Args:
-        path: The record of the run to resume; nothing is refused where there is none.
-        settings: What `run_settings` returned for this run.
+    Returns:
+        What reads the task's data, and the name of the metric that ranks checkpoints.
 
     Raises:
-        ArgumentError: A setting, the data or the prepared weights differ.
+        ArgumentError: The metric is not one of the task's, an option has no effect for the task, or
+            the data are not given exactly once.
     """
-    if not path.exists():
-        return
-    earlier = read_json(path)["settings"]
-    earlier["options"] = {_RENAMED.get(k, k): v for k, v in earlier["options"].items()}
-    for group in ("options", "data"):
-        for key in sorted({*earlier[group], *settings[group]}):
-            was, now = earlier[group].get(key), settings[group].get(key)
-            if was != now:
-                raise ArgumentError(
-                    f"{path.parent}: was started with {key.replace('_', '-')} {was}, got {now}; "
-                    "resume with the same, or give --overwrite to start afresh"
-                )
-    if any(earlier[key] != settings[key] for key in _WEIGHTS):
+    reader = reader_of(task)
+    if reader is None:
         raise ArgumentError(
-            f"{path.parent}: was started from other weights; give --overwrite to start afresh"
+            f"train cannot read data for {task.name}; write your own training loop with "
+            "load_mixout and save_mixout"
         )
+    for name, given in (
+        ("doc-stride", options.doc_stride is not None),
+        ("pack-sequences", options.pack_sequences),
+        ("choices-column", data.choices_column is not None),
+    ):
+        if given and name not in reader.uses:
+            raise ArgumentError(f"{name}: has no effect for {task.name}; leave it out")
+    if (data.train_file is None) == (data.dataset is None):
+        raise ArgumentError("data: give either --train-file or --dataset")
+    if data.dataset is not None and data.eval_file is not None:
+        raise ArgumentError(
+            "data: --dataset has an evaluation split of its own; leave --eval-file out"
+        )
+    return reader, default_metric(task, options.metric)
 
 
-def check_agreement(settings: Sequence[dict[str, Any]]) -> None:
-    """Refuse to share a run between processes that do not do the same.
+def check_evaluation(options: TrainOptions, data: TrainingData) -> None:
+    """Refuse options that need evaluation data if there are none.
+
+    Raises:
+        ArgumentError: An option needs evaluation data.
+    """
+    for name, given in (
+        ("early-stopping", options.early_stopping),
+        ("select", options.select == "best"),
+        ("eval-every", options.eval_every is not None),
+    ):
+        if given and data.evaluation is None:
+            raise ArgumentError(f"{name}: needs evaluation data; give --eval-file")
+
+
+def check_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to share a run between processes whose inputs differ.
 
     Args:
-        settings: What `run_settings` returned in each process.
+        settings: The settings of each process, from `run_settings`.
 
     Raises:
         ArgumentError: Weights, anchors, data or options differ.
     """
     for rank, other in enumerate(settings):
-        differing = [key for key, value in settings[0].items() if other[key] != value]
-        if differing:
+        for key, value in settings[0].items():
+            if other[key] != value:
+                raise ArgumentError(
+                    f"process {rank}: its {key.replace('_', ' ')} differ from those of process 0; "
+                    "give every process the same files and options"
+                )
+
+
+def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded options by the names that they have in this version."""
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
+
+
+def check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to resume a run with other settings.
+
+    Args:
+        folder: The unfinished run's folder.
+        earlier: The settings that the run was started with.
+        settings: The settings now, from `run_settings`.
+
+    Raises:
+        ArgumentError: An option, the data or the prepared weights differ.
+    """
+    anew = "or give --overwrite to start a new run"
+    defaults = TrainOptions().to_dict()  # of options that an earlier version did not have
+    options = {**defaults, **current_names(earlier["options"])}
+    for before, now, remedy in (
+        (options, settings["options"], "leave this option out to resume with the same value"),
+        (earlier["data"], settings["data"], "give the same data"),
+    ):
+        for key in sorted({*before, *now}):
+            if before.get(key) != now.get(key):
+                raise ArgumentError(
+                    f"{folder}: the run was started with {key.replace('_', '-')} "
+                    f"{before.get(key)}, got {now.get(key)}; {remedy}, {anew}"
+                )
+    for key in ("prepared_sha256", "pretrained_sha256"):
+        if earlier[key] != settings[key]:
             raise ArgumentError(
-                f"process {rank}: has other {differing[0].replace('_', ' ')} than process 0; give "
-                "every process the same files and options"
+                f"{folder}: the run was started from other weights; give the same PREPARED, {anew}"
             )

@@ -1,0 +1,165 @@
+"""`training.json`: a run's settings and, once it is complete, its result."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mixout_export.checkpoint.artifact import Artifact, require_metadata
+from mixout_export.errors import ArgumentError
+from mixout_export.files.json_files import read_json, write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.output import partial_path
+from mixout_export.provenance.links import DataFile
+from mixout_export.stages.train.data import DataOptions, TrainingData
+from mixout_export.stages.train.settings import check_resumed, current_names
+from mixout_export.training.options import TrainOptions
+from mixout_export.version import __version__
+
+_SOURCES = ("train_file", "eval_file", "dataset")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` did.
+
+    Attributes:
+        out: The trained mixout checkpoint.
+        metric: Name of the metric that ranked checkpoints.
+        metrics: The result's evaluation, empty without evaluation data.
+        metrics_before: The untrained model's evaluation, empty without evaluation data.
+        steps: Training steps done.
+        chosen_step: Step whose model is the result.
+        stopped_early: Whether early stopping ended the run.
+        seconds: Wall-clock seconds, without those before the run was resumed.
+        already_complete: Whether the run was complete before, so that nothing was done.
+    """
+
+    out: Path
+    metric: str
+    metrics: dict[str, float]
+    metrics_before: dict[str, float]
+    steps: int
+    chosen_step: int
+    stopped_early: bool
+    seconds: float
+    already_complete: bool = False
+
+
+def run_settings(
+    source: Artifact, options: TrainOptions, data: TrainingData, *, processes: int
+) -> dict[str, Any]:
+    """Return what a resumed run must have in common with the one that it continues.
+
+    Args:
+        source: The prepared checkpoint.
+        options: The run's options.
+        data: Its data.
+        processes: Number of processes that share it.
+    """
+    return {
+        "options": {**options.to_dict(), "processes": processes},
+        "prepared_sha256": source.weights_sha256(),
+        "pretrained_sha256": require_metadata(source).pretrained_sha256,
+        "data": data.identity,
+        "data_name": data.name,
+    }
+
+
+class RunRecord:
+    """The record of a run.
+
+    Args:
+        folder: The run's folder, OUT or `OUT.partial`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / LAYOUT.training
+        self.content: dict[str, Any] = read_json(self._path) if self._path.exists() else {}
+
+    def result(self, out: Path) -> TrainResult | None:
+        """Return the result, or None if the run is not complete."""
+        result = self.content.get("result")
+        return None if result is None else TrainResult(out, already_complete=True, **result)
+
+    def start(self, settings: dict[str, Any], data: DataOptions, files: Sequence[DataFile]) -> None:
+        """Write the settings, after comparing them with those of the run to resume.
+
+        Args:
+            settings: From `run_settings`.
+            data: Where the data are. Their paths are recorded until the run is complete.
+            files: The data files' hashes.
+
+        Raises:
+            ArgumentError: The settings differ from those of the run to resume.
+        """
+        if self.content:
+            check_resumed(self._path.parent, self.content["settings"], settings)
+        given = {
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in vars(data).items()
+        }
+        self.content = {
+            "settings": settings,
+            "tool_version": __version__,
+            "sources": {name: given.pop(name) for name in _SOURCES},
+            "columns": given,
+            "data_files": [asdict(file) for file in files],
+        }
+        write_json(self._path, self.content)
+
+    def complete(self, result: TrainResult) -> None:
+        """Add the result. Remove the data files' paths, which are nobody else's business."""
+        del self.content["sources"]
+        values = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}
+        self.content["result"] = values
+        write_json(self._path, self.content)
+
+    def manifest_options(self) -> dict[str, Any]:
+        """Return the options as the manifest lists them."""
+        options = {**self.content["settings"]["options"], **self.content.get("columns", {})}
+        return {name: options[name] for name in options if name not in ("device", "processes")}
+
+    def manifest_data(self) -> list[DataFile]:
+        """Return the data files as the manifest lists them."""
+        return [DataFile(**file) for file in self.content.get("data_files", ())]
+
+
+def recorded_options(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with which an unfinished run was started.
+
+    Args:
+        out: The run's OUT.
+        given: Options given now. A new data file or data set replaces what is recorded.
+
+    Returns:
+        Name → value, of `DataOptions` and `TrainOptions`; empty if there is nothing to resume.
+
+    Raises:
+        ArgumentError: The record does not name the data files, or has options that are unknown.
+    """
+    record = RunRecord(partial_path(out)).content
+    if not record:
+        return {}
+    where = partial_path(out) / LAYOUT.training
+    options = current_names(record["settings"]["options"])
+    options.pop("processes", None)
+    unknown = sorted(set(options) - {field.name for field in fields(TrainOptions)})
+    if unknown:
+        raise ArgumentError(
+            f"{where}: has the unknown option {unknown[0]!r}; resume the run with mixout-export "
+            f"{record.get('tool_version')}, or give --overwrite to start a new run"
+        )
+    sources = record.get("sources")
+    has_data = "train_file" in given or "dataset" in given
+    if sources is None and "result" not in record and not has_data:
+        raise ArgumentError(
+            f"{where}: does not name the data files because an earlier version wrote it; give "
+            "--train-file, --eval-file and the columns with which the run was started"
+        )
+    if sources is None or "dataset" in given:
+        sources = {}
+    elif "train_file" in given:
+        sources = {**sources, "dataset": None}
+    paths = {k: v if k == "dataset" or v is None else Path(v) for k, v in sources.items()}
+    return {**options, **paths, **record.get("columns", {})}
