@@ -1,5 +1,6 @@
 """Find out which command the user types next."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,11 @@ def beside(path: Path, name: str) -> Path:
     return found
 
 
-def after_prepare(base: str, prepared: Path) -> str:
-    """Return the command that trains a prepared checkpoint, on the demo's data if that is used."""
-    from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_data
+def after_prepare(base: str, labels: Sequence[str] | None, prepared: Path) -> str:
+    """Return the command that trains a prepared checkpoint, on the demo's data if it fits."""
+    from mixout_export.checkpoint.demo_base import DEMO_BASE, DEMO_LABELS, demo_data
 
-    is_demo = base == DEMO_BASE
+    is_demo = base == DEMO_BASE and tuple(labels or ()) == DEMO_LABELS
     train_file, eval_file = demo_data() if is_demo else (Path("TRAIN.csv"), Path("EVAL.csv"))
     out = beside(prepared, "trained")
     files = ("--train-file", train_file, "--eval-file", eval_file)
@@ -62,7 +63,7 @@ def after_inspection(inspection: "Inspection") -> str:
         return after_graph(path)
     if inspection.kind == "mixout":
         if not inspection.distance:
-            return after_prepare("", path)
+            return after_prepare("", None, path)
         return next_command("collapse", path, beside(path, "collapsed"))
     if any(link.step in ("prepare", "collapse") for link in inspection.chain):
         return after_model(path)

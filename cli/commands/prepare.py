@@ -174,4 +174,4 @@ def prepare(
         unused = count_of(len(result.unused), "tensor")
         lines.append(f"  not used   {unused} of the base: {result.unused[0]}{more}")
     lines += [f"  note       {note}" for note in result.notes]
-    output.result(result, "\n".join(lines), following=after_prepare(base, out))
+    output.result(result, "\n".join(lines), following=after_prepare(base, result.labels, out))

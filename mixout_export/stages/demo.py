@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base, demo_data
+from mixout_export.checkpoint.demo_base import DEMO_BASE, DEMO_LABELS, demo_base, demo_data
 from mixout_export.config import MixoutConfig
 from mixout_export.files.output import output_folder
 from mixout_export.parity.result import ParityResult
@@ -21,7 +21,6 @@ from mixout_export.training.records import Observer
 
 T = TypeVar("T")
 
-_LABELS = ("unacceptable", "acceptable")
 _OPTIONS = TrainOptions(epochs=4, lr=1e-4, max_length=64)
 
 
@@ -76,7 +75,7 @@ def _commands(out: Path, base: Path) -> tuple[tuple[str, ...], ...]:
     prepared, trained, collapsed, graph = (
         str(out / name) for name in ("prepared", "trained", "collapsed", "onnx")
     )
-    task = ("--task", "text-classification", "--labels", ",".join(_LABELS))
+    task = ("--task", "text-classification", "--labels", ",".join(DEMO_LABELS))
     options = {"epochs": _OPTIONS.epochs, "lr": _OPTIONS.lr, "max-length": _OPTIONS.max_length}
     chosen = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     data = ("--train-file", train_file, "--eval-file", eval_file)
@@ -134,7 +133,7 @@ def run_demo(
         prepared, trained = root / "prepared", root / "trained"
         collapsed, graph = root / "collapsed", root / "onnx"
         options = PrepareOptions(
-            base=BaseOptions(task="text-classification", labels=_LABELS), mixout=MixoutConfig()
+            base=BaseOptions(task="text-classification", labels=DEMO_LABELS), mixout=MixoutConfig()
         )
         timed(
             "prepare",
