@@ -1,5 +1,6 @@
 """Make tiny random checkpoints from a family's own configuration class."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,39 +71,42 @@ def _layer_kinds(config: PretrainedConfig, layers: int) -> dict[str, Any]:
     return {**found, "num_hidden_layers": count} if found else {}
 
 
-def tiny_settings(config: PretrainedConfig) -> dict[str, Any]:
+def _tiny_settings(config: PretrainedConfig, vocabulary: int | None = None) -> dict[str, Any]:
     """Return the settings that make a configuration and its nested configurations small."""
     settings: dict[str, Any] = _sizes(config)
     settings |= _layer_kinds(config, SIZES["num_hidden_layers"])
-    vocabulary = settings.get("vocab_size", getattr(config, "vocab_size", None))
+    vocabulary = vocabulary or settings.get("vocab_size", getattr(config, "vocab_size", None))
     if vocabulary is not None:
         settings |= _special_tokens(config, vocabulary)
     for name in config.sub_configs:
         nested = getattr(config, name, None)
         if isinstance(nested, PretrainedConfig):
-            settings[name] = {**tiny_settings(nested), "model_type": nested.model_type}
+            settings[name] = {**_tiny_settings(nested), "model_type": nested.model_type}
     return settings
 
 
-def make_config(model_type: str) -> PretrainedConfig:
-    """Return a small configuration for a family."""
+def make_config(model_type: str, **settings: Any) -> PretrainedConfig:
+    """Return a small configuration for a family.
+
+    Args:
+        model_type: The family.
+        settings: Entries of the configuration to set, under the family's names or the common ones.
+    """
     config_class = CONFIG_MAPPING[model_type]
-    settings = tiny_settings(config_class())
+    names = config_class.attribute_map
+    settings = {names.get(name, name): value for name, value in settings.items()}
+    tiny = _tiny_settings(config_class(), settings.get("vocab_size"))
     for name, value in SETTINGS.get(model_type, {}).items():
-        nested = settings.get(name)
-        settings[name] = {**nested, **value} if isinstance(nested, dict) else value
-    config = config_class(**settings)
-    config.id2label = {index: f"LABEL_{index}" for index in range(LABELS)}
-    config.label2id = {name: index for index, name in config.id2label.items()}
-    return config
+        nested = tiny.get(name)
+        tiny[name] = {**nested, **value} if isinstance(nested, dict) else value
+    return config_class(**{**tiny, **settings})
 
 
-def make_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
-    """Build a random classifier in which no parameter has its default value."""
-    with quiet_libraries():
-        torch.manual_seed(seed)
-        build: Any = AutoModelForSequenceClassification.from_config
-        model: PreTrainedModel = build(make_config(model_type), dtype=torch.float32)
+def make_model(build: Callable[[], PreTrainedModel], *, seed: int = 0) -> PreTrainedModel:
+    """Build a random model in which no parameter has its default value."""
+    with quiet_libraries(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # or the weights would depend on what ran before
+        model = build()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -111,13 +115,22 @@ def make_model(model_type: str, *, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def make_classifier(model_type: str) -> PreTrainedModel:
+    """Build a sequence classifier of a family."""
+    config = make_config(model_type)
+    config.id2label = {index: f"LABEL_{index}" for index in range(LABELS)}
+    config.label2id = {name: index for index, name in config.id2label.items()}
+    build: Any = AutoModelForSequenceClassification.from_config
+    return make_model(lambda: build(config, dtype=torch.float32))
+
+
 def write_checkpoint(model_type: str, folder: Path) -> PreTrainedModel:
     """Write a family's tiny checkpoint as a Hugging Face folder without a tokenizer.
 
     Returns:
         The model.
     """
-    model = make_model(model_type)
+    model = make_classifier(model_type)
     with quiet_libraries():
         model.save_pretrained(folder)
     return model

@@ -4,16 +4,15 @@ import string
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from matrix import tiny
 from mixout_export.quiet import quiet_libraries
 
-HIDDEN = 32
 POSITIONS = 64
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = """
@@ -33,56 +32,30 @@ VOCABULARY = (
 
 _COMMON: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
-    "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
     "max_position_embeddings": POSITIONS,
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": 3,
 }
 
-#: Model type → prefix of the class names, and settings of its own.
-_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("Bert", {}),
-    "roberta": ("Roberta", {"max_position_embeddings": POSITIONS + 1, "type_vocab_size": 1}),
-    "distilbert": ("DistilBert", {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}),
-    "albert": ("Albert", {"embedding_size": 16}),
-    "gpt2": ("GPT2", {"n_embd": HIDDEN, "n_layer": 2, "n_head": 4, "n_positions": POSITIONS}),
-    "llama": ("Llama", {"num_key_value_heads": 2}),
+#: Settings of one architecture.
+_OWN: dict[str, dict[str, Any]] = {
+    "roberta": {"max_position_embeddings": POSITIONS + 1, "type_vocab_size": 1},
+    "albert": {"embedding_size": 16},
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2},
 }
 
-ARCHITECTURES = tuple(_KINDS)
-
-# for what only they have
-_KINDS["mpnet"] = ("MPNet", {})
-_KINDS["mistral"] = ("Mistral", {"num_key_value_heads": 2})
-_KINDS["gpt_neo"] = ("GPTNeo", {})
-_KINDS["bart"] = (
-    "Bart",
-    {"d_model": HIDDEN, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48},
-)
-
-
-def make_config(kind: str, **settings: Any) -> Any:
-    _, own = _KINDS[kind]
-    with quiet_libraries():
-        return AutoConfig.for_model(kind, **{**_COMMON, **own, **settings})
+ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama")
 
 
 def make_model(
     kind: str, head: str = "Model", *, seed: int = 0, **settings: Any
 ) -> PreTrainedModel:
     """Build a model in which no parameter, bias or scale has a default value."""
-    with quiet_libraries(), torch.random.fork_rng():
-        torch.manual_seed(seed)  # or the weights would depend on which tests ran before
-        model = getattr(transformers, _KINDS[kind][0] + head)(make_config(kind, **settings))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
-    return model.eval()
+    config = tiny.make_config(kind, **{**_COMMON, **_OWN.get(kind, {}), **settings})
+    model_class = getattr(transformers, type(config).__name__.removesuffix("Config") + head)
+    return tiny.make_model(lambda: model_class(config), seed=seed)
 
 
 def make_tokenizer(kind: str = "bert") -> PreTrainedTokenizerFast:

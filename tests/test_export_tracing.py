@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matrix.tiny import make_model
+from matrix.tiny import make_classifier
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import capture
 from mixout_export.export.tracing import traceable
@@ -43,7 +43,7 @@ class Looping(nn.Module):
 
 @pytest.fixture(scope="module")
 def mixture() -> nn.Module:
-    return make_model("mixtral")
+    return make_classifier("mixtral")
 
 
 def axes() -> dict[int, torch.export.Dim]:

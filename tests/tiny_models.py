@@ -10,8 +10,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from matrix.tiny import make_config
 from mixout_export.quiet import quiet_libraries
 
 VOCABULARY = 90
@@ -21,37 +22,35 @@ WORDS = ("the", "a", "cat", "dog", "bird", "sees", "hears", "likes", "runs", "sl
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,
-    "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "intermediate_size": 24,
     "max_position_embeddings": POSITIONS,
     "pad_token_id": 0,
 }
 
-_KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("Bert", {}),
-    "roberta": (
-        "Roberta",
-        {"pad_token_id": 1, "type_vocab_size": 1, "max_position_embeddings": POSITIONS + 2},
-    ),
-    "distilbert": ("DistilBert", {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}),
-    "albert": ("Albert", {"embedding_size": 8}),
-    "gpt2": ("GPT2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS}),
-    "llama": ("Llama", {"num_key_value_heads": 1}),
+#: Settings of one architecture.
+_OWN: dict[str, dict[str, Any]] = {
+    "roberta": {
+        "pad_token_id": 1,
+        "type_vocab_size": 1,
+        "max_position_embeddings": POSITIONS + 2,
+    },
+    "distilbert": {"hidden_dim": 24},
+    "albert": {"embedding_size": 8},
+    "llama": {"num_key_value_heads": 1},
 }
 
-ARCHITECTURES = tuple(_KINDS)
+ARCHITECTURES = ("bert", "roberta", "distilbert", "albert", "gpt2", "llama")
 
 
 def make_model(
     kind: str, head: str = "ForSequenceClassification", *, seed: int = 0, **settings: Any
 ) -> PreTrainedModel:
     """Build a tiny model whose weights are large enough for faults to show in the logits."""
-    prefix, own = _KINDS[kind]
     labels = {"num_labels": 3} if "Classification" in head else {}
+    config = make_config(kind, **{**_SIZES, **_OWN.get(kind, {}), **labels, **settings})
     with quiet_libraries():
-        config = AutoConfig.for_model(kind, **{**_SIZES, **own, **labels, **settings})
-        model = getattr(transformers, prefix + head)(config)
+        model = getattr(transformers, type(config).__name__.removesuffix("Config") + head)(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
