@@ -107,11 +107,6 @@ class TrainingDisplay(Observer):
         if not self._live and self._is_time():
             self._say(step, f"saved {path}")
 
-    def finished(self) -> None:
-        """Stop the bar."""
-        if self._live:  # rich before 14 ends a bar that it never showed with an empty line
-            self._bar.stop()
-
     def _is_time(self) -> bool:
         return time.monotonic() - self._said >= self._interval
 
@@ -127,4 +122,5 @@ class TrainingDisplay(Observer):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finished()
+        if self._live:  # rich before 14 ends a bar that it never showed with an empty line
+            self._bar.stop()

@@ -36,6 +36,7 @@ from mixout_export import (
 )
 from mixout_export.layers import MixoutLayer
 from mixout_export.surgery import mixout_layers
+from mixout_export.training.records import Observer
 
 Check = Callable[[torch.device], Finding]
 
@@ -244,25 +245,16 @@ def check_waits(device: torch.device) -> Finding:
     return Finding("in 6 training steps with all kinds of layers, the CPU never waited")
 
 
-class _StepsOnly:
+class _StepsOnly(Observer):
     """Watches `train` and lets PyTorch report waits during steps 3 to 5."""
 
     def __init__(self) -> None:
         self.steps = 0
 
-    def started(self, **_: Any) -> None:
-        """Do nothing."""
-
     def stepped(self, *, step: int, **_: Any) -> None:
         """Turn reports on after two steps, and off again."""
         self.steps = step
         torch.cuda.set_sync_debug_mode("warn" if 2 <= step < 5 else "default")
-
-    evaluated = saved = started
-
-    def finished(self) -> None:
-        """Turn reports off."""
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def check_waits_of_train(device: torch.device, kit: Kit) -> Finding:
@@ -408,21 +400,16 @@ class _Interrupted(Exception):  # noqa: N818 (ends a run, as Ctrl-C does)
     pass
 
 
-class _StopAt:
+class _StopAt(Observer):
     """Ends a run after so many steps."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def started(self, **_: Any) -> None:
-        """Do nothing."""
-
     def stepped(self, *, step: int, **_: Any) -> None:
         """End the run."""
         if step == self.step:
             raise _Interrupted
-
-    evaluated = saved = finished = started
 
 
 def check_resume(device: torch.device, kit: Kit) -> Finding:

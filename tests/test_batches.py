@@ -14,6 +14,7 @@ from mixout_export.training.batches import (
     share_of,
     training_batches,
 )
+from mixout_export.training.options import TrainOptions
 
 
 def encode(
@@ -95,9 +96,10 @@ def test_processes_get_equally_many_batches_and_together_all(count: int, ranks: 
     assert len(set(first)) == min(count, ranks)
 
 
-def plan(rank: int, ranks: int = 2, accumulation: int = 2) -> StepPlan:
+def plan(rank: int, ranks: int = 2) -> StepPlan:
     lengths = LENGTHS[:70]
-    return StepPlan(lengths, lengths % 5, 8, accumulation, 3, rank, ranks)
+    options = TrainOptions(batch_size=8, gradient_accumulation=2, seed=3)
+    return StepPlan(lengths, lengths % 5, options, rank, ranks)
 
 
 def test_steps_hold_the_batches_of_their_epoch_in_order() -> None:

@@ -260,7 +260,7 @@ def test_the_choices_in_the_help_are_all_there_are() -> None:
 
 def test_the_librarys_defaults_are_the_programs() -> None:
     defaults = defaults_of("train")
-    for field, value in TrainOptions().to_dict().items():
+    for field, value in vars(TrainOptions()).items():
         if field != "log_every":
             assert defaults[field.replace("_", "-")] == value
 

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -62,4 +63,4 @@ def test_the_defaults_are_the_contracts() -> None:
 
 def test_settings_survive_json() -> None:
     options = TrainOptions(p=0.5, select="last", max_steps=7)
-    assert TrainOptions(**json.loads(json.dumps(options.to_dict()))) == options
+    assert TrainOptions(**json.loads(json.dumps(asdict(options)))) == options

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def test_summary_is_the_mean_and_forgets() -> None:
     made = window((1, 2.0, 0.5), (2, 4.0, 1.5))
     made.check("")
     assert made.summary(1.0) == {"loss": 3.0, "grad_norm": 1.0, "clip_rate": 0.5}
-    assert made.state() == {"steps": [], "losses": [], "norms": []}
+    assert asdict(made) == {"steps": [], "losses": [], "norms": []}
 
 
 def test_nothing_counts_as_clipped_where_nothing_is_clipped() -> None:
@@ -44,7 +45,7 @@ def test_a_gradient_that_is_not_finite_is_named_too() -> None:
 def test_a_window_survives_being_stored() -> None:
     made = window((1, 0.1, 0.5), (2, 0.3, 1.5))
     made.check("")
-    again = LossWindow(**json.loads(json.dumps(made.state())))
+    again = LossWindow(**json.loads(json.dumps(asdict(made))))
     again.add(3, torch.tensor(0.7), torch.tensor(1.0))
     made.add(3, torch.tensor(0.7), torch.tensor(1.0))
     again.check("")

@@ -37,8 +37,8 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.option(
     "--train-file",
     type=PATH,
-    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz. Required unless "
-    "--dataset is given.  [optional]",
+    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz. Required for a "
+    "new run unless --dataset is given.  [optional]",
 )
 @click.option("--eval-file", type=PATH, help="Evaluation data, in the same formats.  [optional]")
 @click.option(

@@ -8,6 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from mixout_export.training.options import TrainOptions
+
 #: Batches whose examples are sorted by length together: wide enough to leave little padding,
 #: narrow enough that batches still differ from epoch to epoch.
 _POOL = 50
@@ -78,42 +80,38 @@ class StepPlan:
     Attributes:
         lengths: Number of tokens of each example, shape (examples,).
         targets: Number of terms that each example adds to a batch's loss, shape (examples,).
-        batch_size: Examples per batch.
-        accumulation: Batches per step and process.
-        seed: Seed of the run.
+        options: Batch size, batches per step, and seed.
         rank: Number of this process, from 0.
         ranks: Number of processes.
     """
 
     lengths: NDArray[np.int64]
     targets: NDArray[np.int64]
-    batch_size: int
-    accumulation: int
-    seed: int
+    options: TrainOptions
     rank: int = 0
     ranks: int = 1
 
     def _shares(self, epoch: int) -> list[list[list[int]]]:
         """Return the batches of each process in an epoch."""
-        batches = training_batches(
-            self.lengths, batch_size=self.batch_size, seed=self.seed, epoch=epoch
-        )
+        size, seed = self.options.batch_size, self.options.seed
+        batches = training_batches(self.lengths, batch_size=size, seed=seed, epoch=epoch)
         return [share_of(batches, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
 
     @cached_property
     def steps_per_epoch(self) -> int:
         """Number of training steps in an epoch."""
-        return math.ceil(len(self._shares(0)[0]) / self.accumulation)
+        return math.ceil(len(self._shares(0)[0]) / self.options.gradient_accumulation)
 
     def steps(self, start: int, stop: int) -> Iterator[StepBatches]:
         """Yield the batches of the steps from `start`, counted from 0, up to but without `stop`."""
+        size = self.options.gradient_accumulation
         shares: list[list[list[int]]] = []
         for step in range(start, stop):
             epoch, index = divmod(step, self.steps_per_epoch)
             if not shares or index == 0:
                 shares = self._shares(epoch)
-            first = index * self.accumulation
-            groups = [share[first : first + self.accumulation] for share in shares]
+            first = index * size
+            groups = [share[first : first + size] for share in shares]
             counts = [tuple(int(self.targets[b].sum()) for b in group) for group in groups]
             yield StepBatches(
                 epoch,

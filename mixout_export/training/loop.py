@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +82,7 @@ class Finetuning:
         self.plan = StepPlan(
             train.lengths,
             train.targets,
-            options.batch_size,
-            options.gradient_accumulation,
-            options.seed,
+            options,
             accelerator.process_index,
             accelerator.num_processes,
         )
@@ -137,7 +136,6 @@ class Finetuning:
                 self._save()
             if asked:
                 raise TrainingStoppedError(f"stopped after step {progress.step} of {self.steps}")
-        self.observer.finished()
         return self._is_stale() and progress.step < self.steps
 
     def _step(self, batches: StepBatches) -> None:
@@ -249,7 +247,7 @@ class Finetuning:
         """Save a checkpoint."""
         progress = self.progress
         progress.window.check(self._advice())
-        state = {"progress": progress.state(), **self.state.take()}
+        state = {"progress": asdict(progress), **self.state.take()}
         if self.accelerator.is_main_process:
             path = self.snapshots.write(progress.step, self.write_model, state)
             self.observer.saved(step=progress.step, path=path)

@@ -1,6 +1,8 @@
 """The options of a training run and their valid values."""
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from mixout_export.config import check_probability
@@ -8,11 +10,32 @@ from mixout_export.errors import ArgumentError
 
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
-DECAY_TARGETS = ("zero", "pretrained")
-SELECTIONS = ("best", "last")
-TRACKERS = ("tensorboard", "wandb", "trackio")
-ANCHOR_DTYPES = ("float32", "bfloat16", "float16")
-_SEEDS = 2**63
+
+_COUNTS = (
+    *("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length"),
+    *("eval_every", "save_every", "keep", "patience", "log_every"),
+)
+_RATES = ("lr", "weight_decay", "head_weight_decay", "max_grad_norm")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "scheduler": SCHEDULERS,
+    "precision": tuple(PRECISIONS),
+    "decay_toward": ("zero", "pretrained"),
+    "select": ("best", "last"),
+    "tracker": ("tensorboard", "wandb", "trackio"),
+    "anchor_dtype": ("float32", "bfloat16", "float16"),
+}
+
+#: Option → whether a value is valid, and what is expected in words.
+_VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(_COUNTS, (lambda value: 0 < value < math.inf, "more than 0")),
+    **dict.fromkeys(_RATES, (lambda value: 0 <= value < math.inf, "a finite number, 0 or more")),
+    **{
+        name: (known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()
+    },
+    "doc_stride": (lambda value: value >= 0, "0 or more"),
+    "seed": (lambda value: 0 <= value < 2**63, "an integer in [0, 2**63)"),
+    "warmup_ratio": (lambda value: 0 <= value <= 1, "0 to 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,43 +112,10 @@ class TrainOptions:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        self._check_numbers()
-        for name, value, allowed in (
-            ("scheduler", self.scheduler, SCHEDULERS),
-            ("precision", self.precision, tuple(PRECISIONS)),
-            ("decay-toward", self.decay_toward, DECAY_TARGETS),
-            ("select", self.select, (None, *SELECTIONS)),
-            ("tracker", self.tracker, (None, *TRACKERS)),
-            ("anchor-dtype", self.anchor_dtype, (None, *ANCHOR_DTYPES)),
-        ):
-            if value not in allowed:
-                names = ", ".join(str(a) for a in allowed if a is not None)
-                raise ArgumentError(f"{name}: got {value!r}, expected one of {names}")
+        for name, value in vars(self).items():
+            is_valid, expected = _VALID.get(name, (lambda _: True, ""))
+            is_unset = value is None and getattr(TrainOptions, name) is None
+            if not is_unset and not is_valid(value):
+                raise ArgumentError(f"{name.replace('_', '-')}: got {value!r}, expected {expected}")
         if self.p is not None:
             check_probability(self.p)
-
-    def _check_numbers(self) -> None:
-        positive = ("epochs", "batch_size", "gradient_accumulation", "keep", "patience")
-        optional = ("max_steps", "eval_every", "save_every", "max_length")
-        for name in (*positive, "log_every", *optional):
-            value = getattr(self, name)
-            if value is None and name in optional:
-                continue
-            if not 0 < value < float("inf"):
-                raise ArgumentError(f"{name.replace('_', '-')}: got {value}, expected more than 0")
-        if self.doc_stride is not None and self.doc_stride < 0:
-            raise ArgumentError(f"doc-stride: got {self.doc_stride}, expected 0 or more")
-        if not 0 <= self.seed < _SEEDS:
-            raise ArgumentError(f"seed: got {self.seed}, expected an integer in [0, 2**63)")
-        for name in ("lr", "weight_decay", "max_grad_norm", "head_weight_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0.0 <= value < float("inf"):
-                raise ArgumentError(
-                    f"{name.replace('_', '-')}: got {value}, expected a finite number, 0 or more"
-                )
-        if not 0.0 <= self.warmup_ratio <= 1.0:
-            raise ArgumentError(f"warmup-ratio: got {self.warmup_ratio}, expected 0 to 1")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the options as JSON-ready values."""
-        return asdict(self)

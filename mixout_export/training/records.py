@@ -25,9 +25,6 @@ class Observer:
     def saved(self, *, step: int, path: Path) -> None:
         """A checkpoint is complete."""
 
-    def finished(self) -> None:
-        """Training is over."""
-
 
 @dataclass
 class LossWindow:
@@ -80,10 +77,6 @@ class LossWindow:
         self.steps, self.losses, self.norms = [], [], []
         return result
 
-    def state(self) -> dict[str, list[float]]:
-        """Return the entries as numbers. Call `check` first."""
-        return {"steps": list(self.steps), "losses": list(self.losses), "norms": list(self.norms)}
-
 
 @dataclass
 class Progress:
@@ -105,13 +98,9 @@ class Progress:
     records: int = 0
     window: LossWindow = field(default_factory=LossWindow)
 
-    def state(self) -> dict[str, Any]:
-        """Return the values in a form that a checkpoint can hold."""
-        return {**vars(self), "window": self.window.state()}
-
     @classmethod
     def restored(cls, state: Mapping[str, Any]) -> Self:
-        """Build it from what `state` returned."""
+        """Build it from what `dataclasses.asdict` returned."""
         return cls(**{**state, "window": LossWindow(**state["window"])})
 
 

@@ -58,7 +58,7 @@ def run_settings(
         processes: Number of processes that share it.
     """
     return {
-        "options": {**options.to_dict(), "processes": processes},
+        "options": {**asdict(options), "processes": processes},
         "prepared_sha256": source.weights_sha256(),
         "pretrained_sha256": require_metadata(source).pretrained_sha256,
         "data": data.identity,
@@ -114,15 +114,6 @@ class RunRecord:
         values = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}
         self.content["result"] = values
         write_json(self._path, self.content)
-
-    def manifest_options(self) -> dict[str, Any]:
-        """Return the options as the manifest lists them."""
-        options = {**self.content["settings"]["options"], **self.content.get("columns", {})}
-        return {name: options[name] for name in options if name not in ("device", "processes")}
-
-    def manifest_data(self) -> list[DataFile]:
-        """Return the data files as the manifest lists them."""
-        return [DataFile(**file) for file in self.content.get("data_files", ())]
 
 
 def recorded_options(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:

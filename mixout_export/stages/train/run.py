@@ -251,12 +251,13 @@ def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
 
 def _write_manifest(folder: Path, source: Artifact, record: RunRecord) -> None:
     """Write the manifest, once everything else is in the folder."""
+    options = {**record.content["settings"]["options"], **record.content.get("columns", {})}
     write_manifest(
         folder,
         step="train",
         source=source.path,
         input_sha256=source.weights_sha256(),
         weights=[path.name for path in open_artifact(folder).weight_paths],
-        options=record.manifest_options(),
-        data=record.manifest_data(),
+        options={k: v for k, v in options.items() if k not in ("device", "processes")},
+        data=[DataFile(**file) for file in record.content.get("data_files", ())],
     )

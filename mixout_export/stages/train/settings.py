@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,7 @@ def check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[st
         ArgumentError: An option, the data or the prepared weights differ.
     """
     anew = "or give --overwrite to start a new run"
-    defaults = TrainOptions().to_dict()  # of options that an earlier version did not have
+    defaults = asdict(TrainOptions())  # of options that an earlier version did not have
     options = {**defaults, **current_names(earlier["options"])}
     for before, now, remedy in (
         (options, settings["options"], "leave this option out to resume with the same value"),
