@@ -176,10 +176,6 @@ def _compare(
     return worst
 
 
-def _root(terms: Tensor) -> Tensor:
-    return terms.sqrt()
-
-
 def plain_call(layer: MixoutLayer, inputs: Tensor) -> Tensor:
     """Call a layer."""
     return layer(inputs)  # type: ignore[no-any-return]
@@ -253,8 +249,8 @@ def compare_passes(
         columns = shown[: case.inputs] - (0.0 if bias is None else bias)
         mixed = _read_mask(case, layer, columns.t())
         wanted = x @ mixed.phi.t() + (0.0 if bias is None else bias)
-        size = _root(x.square() @ mixed.size.square().t() + (0 if bias is None else bias.square()))
-        worst = max(worst, _compare(case, "the output", shown, wanted, size, dtype))
+        squares = x.square() @ mixed.size.square().t() + (0 if bias is None else bias.square())
+        worst = max(worst, _compare(case, "the output", shown, wanted, squares.sqrt(), dtype))
         of_inputs = of_inputs + g @ mixed.phi
         squares_inputs = squares_inputs + g.square() @ mixed.size.square()
         of_weight = of_weight + mixed.scale * mixed.mask * (g.t() @ x)
@@ -270,7 +266,7 @@ def compare_passes(
     if layer.bias is not None:
         gradients.append(("the bias's gradient", layer.bias.grad, of_bias, squares_bias))
     for what, got, expected, squares in gradients:
-        worst = max(worst, _compare(case, what, got, expected, _root(squares), dtype))
+        worst = max(worst, _compare(case, what, got, expected, squares.sqrt(), dtype))
     return worst
 
 
@@ -303,5 +299,5 @@ def examine_embedding(case: Case, device: torch.device) -> float:
     gradient = layer.weight.grad
     return max(
         worst,
-        _compare(case, "the table's gradient", gradient, of_table, _root(squares), case.dtype),
+        _compare(case, "the table's gradient", gradient, of_table, squares.sqrt(), case.dtype),
     )
