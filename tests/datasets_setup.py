@@ -30,11 +30,11 @@ def encoding(
 
 
 def read(
-    task: str, data: Table, made: Encoding | None = None, *, labelled: bool = True, **named: str
+    task: str, data: Table, made: Encoding | None = None, *, labeled: bool = True, **named: str
 ) -> Any:
     """Find a task's columns and read them."""
     made = made if made is not None else encoding()
     reader = reader_of(TASKS[task])
     assert reader is not None
-    columns = reader.find(data, ColumnNames.named(**named), made.labels, labelled=labelled)
+    columns = reader.find(data, ColumnNames.named(**named), made.labels, labeled=labeled)
     return reader.read(data, columns, made)

@@ -46,7 +46,7 @@ FOLLOWS = Task(
 @dataclass(frozen=True)
 class Pairs(Examples):
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         return self.encoded.labels is not None
 
     def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[int]:
@@ -65,13 +65,13 @@ class FollowsReader(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
         first, then = (
             find_first(table, (name,), (), kind=name, option="--text-column")
             for name in ("first", "then")
         )
-        label = find_optional_label(table, named, labelled=labelled, others=("order",))
+        label = find_optional_label(table, named, labeled=labeled, others=("order",))
         return ColumnNames(first, then, label)
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Pairs:

@@ -7,7 +7,7 @@ from mixout_export.data.readers.answers import (
     Answer,
     answer_scores,
     exact_match,
-    normalise_answer,
+    normalize_answer,
     read_answers,
     word_f1,
 )
@@ -28,7 +28,7 @@ CONTEXT = "The old dog sees a cat."
     ],
 )
 def test_answers_are_compared_as_squad_does(text: str, expected: str) -> None:
-    assert normalise_answer(text) == expected
+    assert normalize_answer(text) == expected
 
 
 def test_scores_of_one_answer() -> None:
@@ -79,7 +79,7 @@ def test_two_columns_and_questions_without_an_answer() -> None:
         ({"a": {"text": ["dog"], "answer_start": [99]}}, ("character 99", "''")),
         ({"a": {"text": ["dog"], "answer_start": []}}, ('"answer_start": [...]',)),
         ({"a": {"text": "dog", "answer_start": 8}}, ('{"text": [...]',)),
-        ({"a": {"text": [""], "answer_start": [0]}}, ("both empty for no answer",)),
+        ({"a": {"text": [""], "answer_start": [0]}}, ("with empty lists for no answer",)),
         ({"a": {"text": ["dog"], "answer_start": [-1]}}, ("expected",)),
         ({"a": "{'text': ['dog']}"}, ("holds", "expected")),
         ({"a": None}, ("holds None", "expected")),

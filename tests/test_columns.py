@@ -65,18 +65,18 @@ def test_a_named_pair_joins_the_text_that_is_found() -> None:
 @pytest.mark.parametrize(
     ("names", "named", "expected"),
     [
-        (("a", "b"), {}, "no column has a usual name for the text, it has a, b"),
+        (("a", "b"), {}, "no column has a usual name for the text; its columns are a, b"),
         (("sentence", "text", "label"), {}, "several columns may hold the text (sentence, text)"),
         (("question", "sentence", "passage", "label"), {}, "question + sentence, question + pas"),
-        (("text", "y"), {}, "no column has a usual name for labels, it has text, y"),
+        (("text", "y"), {}, "no column has a usual name for labels; its columns are text, y"),
         (("text", "score", "stars"), {}, "several columns may hold labels (score, stars)"),
-        (("text", "label"), {"text_column": "b"}, "no column 'b', it has text, label"),
-        (("text", "label"), {"text_pair_column": "b"}, "choose with --text-pair-column"),
-        (("text", "label"), {"label_column": "b"}, "choose with --label-column"),
+        (("text", "label"), {"text_column": "b"}, "no column 'b'; its columns are text, label"),
+        (("text", "label"), {"text_pair_column": "b"}, "choose one with --text-pair-column"),
+        (("text", "label"), {"label_column": "b"}, "choose one with --label-column"),
         (
             ("text", "label"),
             {"text_column": "text", "text_pair_column": "text"},
-            "column 'text' is given as the text and as the second text",
+            "column 'text' is both the text and the second text",
         ),
     ],
 )
@@ -95,5 +95,5 @@ def test_what_cannot_be_found_is_refused(
     [(("a", "label"), "--text-column"), (("text", "a"), "--label-column")],
 )
 def test_the_message_names_the_option(names: tuple[str, ...], option: str) -> None:
-    with pytest.raises(DataError, match=f"choose with {option}$"):
+    with pytest.raises(DataError, match=f"choose one with {option}$"):
         find_columns(_table(*names))

@@ -63,7 +63,7 @@ def test_metrics_are_those_of_the_outputs() -> None:
 )
 def test_a_table_without_labels_has_no_metrics(data: Any) -> None:
     found = make(data, labels=("no", "yes"))
-    assert not found.labelled
+    assert not found.labeled
     assert found.columns.label is None
     assert len(found.batches) == 1
     assert found.metrics([{"logits": np.zeros((4, 2), np.float32)}]) is None
@@ -78,7 +78,7 @@ def test_labels_that_do_not_fit_are_an_error_even_if_no_one_named_them() -> None
 
 def test_a_model_without_a_head_is_given_texts() -> None:
     found = make(rows(label=[0, 1, 0, 1]), None)
-    assert not found.labelled
+    assert not found.labeled
     assert found.batches[0]["input_ids"].shape[0] == 4
 
 

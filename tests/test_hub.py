@@ -70,7 +70,7 @@ def test_validation_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     ("answer", "expected"),
     [
         ({"test": ROWS}, "a: has the splits test, expected one named train"),
-        ({"train": {"sentence": []}}, "a[train]: holds no rows"),
+        ({"train": {"sentence": []}}, "a[train]: has no rows"),
         (ConnectionError("Couldn't reach 'a'"), "a: the data set cannot be loaded (Couldn't reach"),
         (ValueError("Config name is missing.\nPick one"), "(Config name is missing); check the"),
         (RuntimeError("Dataset scripts are no longer supported"), "(Dataset scripts are no longer"),

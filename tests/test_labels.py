@@ -74,7 +74,8 @@ def test_unknown_labels_are_refused(value: Any) -> None:
     shown = repr(value)[:50]
     message = _refusal(["0", "1", value], DEFAULT)
     assert message.startswith(f"data.tsv: column 'label' holds the label {shown}")
-    assert "in row 3 (line 4), the checkpoint has 2 labels (LABEL_0, LABEL_1, or 0 to 1)" in message
+    known = "2 labels (LABEL_0, LABEL_1, or 0 to 1)"
+    assert f"in row 3 (line 4), but the checkpoint has {known}" in message
     assert message.endswith("run prepare again with --labels")
     assert len(message) < 300
 
@@ -124,7 +125,7 @@ def test_numbers() -> None:
 )
 def test_what_is_no_number_is_refused(value: Any) -> None:
     message = _refusal(["1", value, value], regression=True)
-    assert "where a number is expected, in row 2 (line 3), row 3 (line 4);" in message
+    assert "in row 2 (line 3), row 3 (line 4), expected a number;" in message
     assert message.startswith(f"data.tsv: column 'label' holds {repr(value)[:50]}")
 
 
@@ -141,9 +142,9 @@ def test_texts_are_returned_as_they_are() -> None:
         (math.nan, "holds the float nan in row 2 (line 3), expected text"),
         (["a"], "holds the list ['a'] in row 2 (line 3), expected text"),
         (b"a", "holds the bytes b'a' in row 2 (line 3), expected text"),
-        ("a\ud83d", "half of a surrogate pair, in row 2 (line 3)"),
-        (None, "has no value in row 2 (line 3); fill in or remove those rows"),
-        ("", "has no value in row 2 (line 3); fill in or remove those rows"),
+        ("a\ud83d", "(half of a surrogate pair) in row 2 (line 3)"),
+        (None, "has no value in row 2 (line 3); fill in the values or remove"),
+        ("", "has no value in row 2 (line 3); fill in the values or remove"),
     ],
 )
 def test_what_is_no_text_is_refused(value: Any, expected: str) -> None:

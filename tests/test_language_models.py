@@ -240,7 +240,7 @@ def test_usual_names() -> None:
         ({"text": "a", "b": "c"}, {"text_pair": "b"}, ArgumentError, "text-pair-column"),
         ({"text": "a", "b": "c"}, {"label": "b"}, ArgumentError, "label-column"),
         ({"text": ""}, {}, DataError, "'text' has no value in row 1 (line 2)"),
-        ({"text": "\u200b"}, {}, DataError, "nothing to predict, in row 1 (line 2)"),
+        ({"text": "\u200b"}, {}, DataError, "without a token to predict in row 1 (line 2)"),
         ({"text": 3}, {}, DataError, "int 3"),
     ],
 )
@@ -255,5 +255,5 @@ def test_data_that_do_not_fit(
 def test_a_text_of_one_token_has_nothing_to_continue() -> None:
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.post_processor = None
-    with pytest.raises(DataError, match="nothing to predict, in row 1"):
+    with pytest.raises(DataError, match="without a token to predict in row 1"):
         read("causal-lm", table({"text": "dog"}), encoding(tokenizer=tokenizer))

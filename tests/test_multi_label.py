@@ -123,6 +123,6 @@ def test_degenerate_metrics() -> None:
 
 
 def test_a_table_without_labels() -> None:
-    made = read(TASK, table({"text": "a"}), encoding(*NAMES), labelled=False)
-    assert not made.labelled
+    made = read(TASK, table({"text": "a"}), encoding(*NAMES), labeled=False)
+    assert not made.labeled
     assert "labels" not in made.collate([0])

@@ -63,7 +63,7 @@ def test_swag() -> None:
 def test_usual_columns(row: dict[str, Any], expected: list[str]) -> None:
     made = read(TASK, table(row))
     assert texts(made) == [[f"[CLS] {text} [SEP]" for text in expected]]
-    assert made.labelled
+    assert made.labeled
 
 
 def test_columns_that_are_named() -> None:
@@ -158,6 +158,6 @@ def test_groups_stay_together_in_a_batch() -> None:
 
 
 def test_a_table_without_labels() -> None:
-    made = read(TASK, table({"question": "who", "choices": ["x", "y"]}), labelled=False)
-    assert not made.labelled
+    made = read(TASK, table({"question": "who", "choices": ["x", "y"]}), labeled=False)
+    assert not made.labeled
     assert set(made.collate([0])) == set(INPUTS)

@@ -190,8 +190,8 @@ def test_usual_names_and_two_columns() -> None:
     renamed = {"q": "who", "c": CONTEXT, "t": "dog", "s": 4}
     made = read(TASK, table(renamed), text="q", text_pair="c", label="t,s")
     assert made.answers[0][0].text == "dog"
-    made = read(TASK, table({"question": "who", "context": CONTEXT}), labelled=False)
-    assert not made.labelled
+    made = read(TASK, table({"question": "who", "context": CONTEXT}), labeled=False)
+    assert not made.labeled
     assert "start_positions" not in made.collate([0])
 
 
@@ -200,7 +200,7 @@ def test_usual_names_and_two_columns() -> None:
     [
         ({"question": "who", "context": "a"}, {}, DataError, "neither a column 'answers' nor"),
         ({"question": "who"}, {}, DataError, "--text-pair-column"),
-        (row("dog"), {"text": "context"}, DataError, "as the question and as the context"),
+        (row("dog"), {"text": "context"}, DataError, "is both the question and the context"),
         (row("dog"), {"label": "a,b,c"}, DataError, "no column 'a'"),
         (row("dog"), {"label": "question,context,answers"}, ArgumentError, "3 columns"),
         (row("dog", question="who " * 20), {}, DataError, "20 tokens in row 1 (line 2)"),

@@ -212,7 +212,9 @@ def test_a_field_may_be_longer_than_the_csv_module_allows(tmp_path: Path) -> Non
 def test_column_names_those_there_are(tmp_path: Path) -> None:
     table = read_table(_write(tmp_path / "d.csv", "a,b\n1,2\n"))
     assert table.column("b", option="--text-column") == ["2"]
-    with pytest.raises(DataError, match="no column 'c', it has a, b; choose with --text-column"):
+    with pytest.raises(
+        DataError, match="no column 'c'; its columns are a, b; choose one with --text"
+    ):
         table.column("c", option="--text-column")
 
 
@@ -226,8 +228,8 @@ def test_column_names_those_there_are(tmp_path: Path) -> None:
         ("d.tsv", "\n\n", "is empty"),
         ("d.jsonl", "\n", "is empty"),
         ("d.csv.gz", zipped(b""), "is empty"),
-        ("d.csv", "text,label\n", "holds the column names text, label but no rows"),
-        ("d.tsv", "text\tlabel", "holds the column names text, label but no rows"),
+        ("d.csv", "text,label\n", "has the columns text, label but no rows"),
+        ("d.tsv", "text\tlabel", "has the columns text, label but no rows"),
         ("d.csv", "a,b,a\n1,2,3\n", "has two columns named 'a'"),
         ("d.tsv", "a\ta\n1\t2\n", "has two columns named 'a'"),
         ("d.csv", "a,b\n1,2\n1,2,3\n", "row 2 (line 3) has 3 fields, expected 2 (a, b)"),
@@ -236,9 +238,9 @@ def test_column_names_those_there_are(tmp_path: Path) -> None:
         ("d.tsv", "a\tb\n\n1\n", "row 1 (line 3) has 1 fields, expected 2 (a, b)"),
         ("d.csv", 'a,b\n1,2\n"open,3\n4,5\n', "the row on line 3 is not valid csv"),
         ("d.csv", 'a,b\n"x"y,2\n', "the row on line 2 is not valid csv"),
-        ("d.csv", "a,b\n1,2\nx,caf\xe9".encode("latin-1"), "not UTF-8, byte 0xe9 on line 3"),
-        ("d.tsv", "a\tb\n".encode("utf-16"), "is not UTF-8, byte 0xff on line 1"),
-        ("d.jsonl", b'{"a": "\xff"}', "is not UTF-8, byte 0xff on line 1"),
+        ("d.csv", "a,b\n1,2\nx,caf\xe9".encode("latin-1"), "not UTF-8 text (byte 0xe9 on line 3)"),
+        ("d.tsv", "a\tb\n".encode("utf-16"), "is not UTF-8 text (byte 0xff on line 1)"),
+        ("d.jsonl", b'{"a": "\xff"}', "is not UTF-8 text (byte 0xff on line 1)"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not valid JSON (Expecting value"),
         ("d.jsonl", '{"a": 1}\n\n[1]\n', "line 3 holds an array, expected an object"),
         ("d.jsonl", '"a"\n', "line 1 holds a string, expected an object"),
@@ -246,12 +248,12 @@ def test_column_names_those_there_are(tmp_path: Path) -> None:
         ("d.jsonl", '{"a": 1, "b": 2, "a": 3}\n', "line 1 cannot be read as JSON (the key 'a'"),
         ("d.jsonl", "[" * 200_000 + "\n", "line 1 cannot be read as JSON"),
         ("d.jsonl", '{"a": ' + "9" * 5000 + "}\n", "line 1 cannot be read as JSON"),
-        ("d.csv.gz", "a,b\n1,2\n", "is not a whole gzip file"),
-        ("d.csv.gz", zipped(b"a,b\n1,2\n" * 99)[:-9], "is not a whole gzip file"),
-        ("d.csv.gz", zipped(b"a,b\n1,2\n")[:-8] + b"\0" * 8, "is not a whole gzip file"),
-        ("d.csv.gz", zipped(b"a,b\n1,2\n")[:10] + b"\xff" * 20, "not a whole gzip file"),
-        ("d.parquet", "", "is not a whole parquet file"),
-        ("d.parquet", "text,label\n1,2\n", "is not a whole parquet file"),
+        ("d.csv.gz", "a,b\n1,2\n", "is not a complete gzip file"),
+        ("d.csv.gz", zipped(b"a,b\n1,2\n" * 99)[:-9], "is not a complete gzip file"),
+        ("d.csv.gz", zipped(b"a,b\n1,2\n")[:-8] + b"\0" * 8, "is not a complete gzip file"),
+        ("d.csv.gz", zipped(b"a,b\n1,2\n")[:10] + b"\xff" * 20, "not a complete gzip file"),
+        ("d.parquet", "", "is not a complete parquet file"),
+        ("d.parquet", "text,label\n1,2\n", "is not a complete parquet file"),
     ],
 )
 def test_what_cannot_be_read_is_refused(
@@ -272,9 +274,9 @@ def test_damaged_parquet_is_refused(tmp_path: Path) -> None:
     pq.write_table(table, path, compression="gzip")
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    assert "is not a whole parquet file" in _refusal(path)
+    assert "is not a complete parquet file" in _refusal(path)
     path.write_bytes(whole[:100] + b"\xff" * 200 + whole[300:])
-    assert "is not a whole parquet file" in _refusal(path)
+    assert "is not a complete parquet file" in _refusal(path)
 
 
 def test_parquet_with_equal_names_no_rows_or_bytes_that_are_not_text(tmp_path: Path) -> None:
@@ -282,7 +284,7 @@ def test_parquet_with_equal_names_no_rows_or_bytes_that_are_not_text(tmp_path: P
     pq.write_table(pa.table([[1], [2]], names=["a", "a"]), path)
     assert "has two columns named 'a'" in _refusal(path)
     pq.write_table(pa.table({"a": pa.array([], pa.string())}), path)
-    assert "holds the column names a but no rows" in _refusal(path)
+    assert "has the columns a but no rows" in _refusal(path)
     raw = pa.array([b"\xff"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"a": raw}), path)
     assert "column 'a' cannot be read" in _refusal(path)

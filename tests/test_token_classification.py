@@ -116,8 +116,8 @@ def test_words_beyond_the_longest_sequence_are_told_of(caplog: pytest.LogCapture
 
 
 def test_a_table_without_labels_is_read_but_not_judged() -> None:
-    made = read(TASK, table({"tokens": ["the", "dog"]}), encoding(*TAGS), labelled=False)
-    assert not made.labelled
+    made = read(TASK, table({"tokens": ["the", "dog"]}), encoding(*TAGS), labeled=False)
+    assert not made.labeled
     assert "labels" not in made.collate([0])
     assert made.predict([0], {"logits": torch.zeros(1, 4, 3)})[0].tolist() == [0, 0]
 
@@ -138,7 +138,7 @@ def test_a_table_without_labels_is_read_but_not_judged() -> None:
         ({"tokens": ["a", " "], "tags": ["O", "O"]}, ("no empty one",)),
         ({"tokens": ["a", 1], "tags": ["O", "O"]}, ("int 1", "expected text")),
         ({"tokens": 5, "tags": ["O"]}, ("holds 5", "list of words")),
-        ({"tokens": ["\u200b"], "tags": ["O"]}, ("makes no token",)),
+        ({"tokens": ["\u200b"], "tags": ["O"]}, ("turns into no tokens",)),
     ],
 )
 def test_rows_that_do_not_fit(row: Any, parts: tuple[str, ...]) -> None:
@@ -154,10 +154,10 @@ def test_columns_that_cannot_be_told_apart() -> None:
     row = {"tokens": ["a"], "ner_tags": ["O"], "pos_tags": ["O"]}
     with pytest.raises(DataError, match=r"several columns .* \(ner_tags, pos_tags\)"):
         read(TASK, table(row), encoding(*TAGS))
-    assert read(TASK, table(row), encoding(*TAGS), label="ner_tags").labelled
+    assert read(TASK, table(row), encoding(*TAGS), label="ner_tags").labeled
     with pytest.raises(ArgumentError, match="reads one text a row"):
         read(TASK, table(row), encoding(*TAGS), text_pair="tokens")
-    with pytest.raises(DataError, match="2 columns are named"):
+    with pytest.raises(DataError, match="--label-column names 2 columns"):
         read(TASK, table(row), encoding(*TAGS), label="ner_tags,pos_tags")
 
 

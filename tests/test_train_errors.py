@@ -63,7 +63,7 @@ def test_a_checkpoint_that_was_not_prepared(
 def test_an_encoder_is_no_causal_model(ground: TrainingGround, tmp_path: Path) -> None:
     prepared = ground.prepared(task="causal-lm")
     message = refusal(ground, tmp_path / "out", CheckpointError, prepared=prepared)
-    assert "BertLMHeadModel: sees the words after" in message
+    assert "BertLMHeadModel: sees the tokens that it predicts" in message
     assert "masked-lm" in message
 
 
@@ -209,7 +209,7 @@ def test_evaluation_data_must_have_the_same_columns(ground: TrainingGround, tmp_
     message = refusal(ground, tmp_path / "out", DataError, data=data)
     assert "dev.tsv" in message
     assert "'sentence2'" in message
-    assert "it has sentence, label" in message
+    assert "its columns are sentence, label" in message
 
 
 def test_words_where_numbers_are_expected(ground: TrainingGround, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_missing_column_names_those_there_are(ground: TrainingGround, tmp_path
     data = DataOptions(ground.data().train_file, text_column="review")
     message = refusal(ground, tmp_path / "out", DataError, data=data)
     assert "no column 'review'" in message
-    assert "it has sentence, label" in message
+    assert "its columns are sentence, label" in message
 
 
 # The destination

@@ -123,7 +123,7 @@ def test_it_is_learned_and_what_is_collapsed_is_as_good(
     expected = {name: result.metrics[name] for name in metrics}
     assert metrics == pytest.approx(expected, rel=1e-5)
     assert set(TASKS[task].metrics) == set(metrics)
-    assert found.labelled
+    assert found.labeled
 
 
 @pytest.mark.parametrize(("task", "kind"), mostly_repeats(TRAINS, *FIRST))

@@ -174,7 +174,7 @@ def test_train_and_data_say_that_they_read_texts(
     table.write_text("text\tlabel\na\tcat\n")
     with pytest.raises(ArgumentError, match="train cannot read data for image-class"):
         train_checkpoint(prepared, tmp_path / "out", DataOptions(train_file=table))
-    with pytest.raises(CheckpointError, match="takes images, and --data reads texts"):
+    with pytest.raises(CheckpointError, match="takes images, but --data reads texts"):
         verify_checkpoints(base, exported, data=table)
     assert not (tmp_path / "out").exists()
 

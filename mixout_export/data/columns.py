@@ -1,4 +1,4 @@
-"""Which columns hold the texts and the labels."""
+"""Find the columns that hold texts and labels."""
 
 import re
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ _PAIRS = (
     ("query", "passage"),
     ("text", "text_pair"),
 )
-#: Usual names of a text that stands alone.
+#: Usual names of a single text.
 SINGLES = (
     *("sentence", "text", "content", "review", "comment", "document"),
     *("sentence1", "text1", "premise", "question", "question1", "query"),
 )
-#: Usual names of a label. The first two win; of the others there may be only one.
+#: Usual names of a label. The first two take precedence; only one of the others may be present.
 _LABELS = ("label", "labels")
 _OTHER_LABELS = ("target", "class", "category", "score", "stars", "rating")
 
@@ -45,10 +45,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Columns that a user names, or that a task found; None is none, or one still to be found.
+    """Columns that a user named or that a task found. `None` means not set.
 
     Attributes:
-        text: The text, of whatever kind the task reads first.
+        text: The text; for some tasks the question, the words or the prompt.
         text_pair: The second text.
         label: The label, in one or several columns.
         choices: Choices, in one column of lists or in several columns.
@@ -68,7 +68,7 @@ class ColumnNames:
         label: str | None = None,
         choices: str | None = None,
     ) -> "ColumnNames":
-        """Build it of what a user writes; several columns are separated by commas."""
+        """Build it from what a user writes. Commas separate several columns."""
         return cls(
             text,
             text_pair,
@@ -78,11 +78,11 @@ class ColumnNames:
 
     @property
     def first(self) -> str:
-        """Column of the text, once it is found."""
+        """Column of the text, after `find`."""
         return self.text or ""
 
     def identity(self) -> dict[str, str | None]:
-        """Return what tells them from other columns, as JSON-ready values."""
+        """Return the columns as JSON-ready values, to compare them with those of another run."""
         label, choices = (
             None if names is None else ",".join(names) for names in (self.label, self.choices)
         )
@@ -100,10 +100,10 @@ def _require(table: Table, name: str, option: str) -> str:
 
 
 def require_columns(table: Table, names: Sequence[str], option: str) -> tuple[str, ...]:
-    """Return the columns that were named: one whole name, or several separated by commas.
+    """Check and return the columns that were named: one name, or several separated by commas.
 
     Raises:
-        DataError: There is no such column; the message names those there are.
+        DataError: There is no such column. The message lists the columns.
     """
     if len(names) == 1 and names[0] not in table.columns and "," in names[0]:
         names = [name.strip() for name in names[0].split(",")]
@@ -117,13 +117,13 @@ def find_first(
 
     Args:
         table: The data.
-        names: Usual names, of which the first that is there wins.
-        others: Names that mean it only where just one of them is there.
+        names: Usual names. The first one that is present is taken.
+        others: Less clear names. One is taken only if no other one is present.
         kind: What the column holds, for the message.
-        option: How it is chosen, for the message.
+        option: The option that names the column, for the message.
 
     Raises:
-        DataError: There is none, or several may be meant; the message names those there are.
+        DataError: There is no such column, or there are several. The message lists them.
     """
     there = _by_lower_name(table)
     found = [there[name] for name in names if name in there][:1]
@@ -134,14 +134,14 @@ def find_first(
 
 
 def find_numbered(table: Table, stems: Sequence[str]) -> tuple[str, ...]:
-    """Find columns that count: ending0, ending1, …; none or one is no series.
+    """Find numbered columns: ending0, ending1, and so on.
 
     Args:
         table: The data.
-        stems: What stands before the number, or before a letter from A on.
+        stems: Names without the number. A letter from A on may take its place.
 
     Returns:
-        The first stem's columns in their order, empty if there are no such columns.
+        The columns of the first stem that has at least two, in their order; () if none has.
     """
     for stem in stems:
         pattern = re.compile(rf"{stem}[_ ]?(\d+|[a-h])", re.IGNORECASE)
@@ -153,25 +153,23 @@ def find_numbered(table: Table, stems: Sequence[str]) -> tuple[str, ...]:
 
 
 def _not_one(table: Table, found: Sequence[str], kind: str, option: str) -> DataError:
-    """Return the error for columns of which none, or more than one, may be meant."""
+    """Return the error for a column that was not found, or not clearly."""
     what = (
         f"several columns may hold {kind} ({', '.join(found)})"
         if found
-        else (f"no column has a usual name for {kind}")
+        else f"no column has a usual name for {kind}; its columns are {', '.join(table.columns)}"
     )
-    return DataError(
-        f"{table.name}: {what}, it has {', '.join(table.columns)}; choose with {option}"
-    )
+    return DataError(f"{table.name}: {what}; choose one with {option}")
 
 
 def _by_lower_name(table: Table) -> dict[str, str]:
-    """Return lower-case name → name; of two that differ in case, the lower-case one wins."""
+    """Return lower-case name → name. If two names differ only in case, the lower-case one wins."""
     there = {name.lower(): name for name in table.columns}
     return there | {name: name for name in table.columns if name == name.lower()}
 
 
 def _find_text(table: Table, pair: str | None) -> tuple[str, str | None]:
-    """Find the text, and its second text unless `pair` names it."""
+    """Find the text, and the second text unless `pair` names it."""
     there = _by_lower_name(table)
     pairs = [(there[a], there[b]) for a, b in _PAIRS if a in there and b in there]
     if pair is not None:
@@ -191,7 +189,7 @@ def find_label(table: Table, others: Sequence[str] = _OTHER_LABELS) -> str:
     """Find the column of the label: "label" or "labels", else the only one of `others`.
 
     Raises:
-        DataError: There is none, or several may be meant.
+        DataError: There is no such column, or there are several.
     """
     return find_first(table, _LABELS, others, kind="labels", option="--label-column")
 
@@ -203,13 +201,13 @@ def find_texts(
 
     Args:
         table: The data.
-        text_column: Column of the text; None finds it. Where it is named, a second text is read
+        text_column: Column of the text; None finds it. If it is named, a second text is read
             only if that is named too.
         text_pair_column: Column of the second text; None finds it.
 
     Raises:
-        DataError: A column is missing, or several may be meant; the message names those there
-            are. Or the text and the second text are the same column.
+        DataError: A column is missing, there are several, or the text and the second text are
+            the same column.
     """
     if text_pair_column is not None:
         _require(table, text_pair_column, "--text-pair-column")
@@ -219,8 +217,8 @@ def find_texts(
         text, pair = _find_text(table, text_pair_column)
     if text == pair:
         raise DataError(
-            f"{table.name}: column {text!r} is given as the text and as the second text; choose "
-            "another with --text-pair-column"
+            f"{table.name}: column {text!r} is both the text and the second text; choose another "
+            "column with --text-pair-column"
         )
     return text, pair
 
@@ -232,7 +230,7 @@ def find_columns(
     text_pair_column: str | None = None,
     label_column: str | None = None,
 ) -> Columns:
-    """Find the columns to read: those named, else by the usual names in any case.
+    """Find the columns to read: those that are named, else by their usual names in any case.
 
     Args:
         table: The data.
@@ -253,39 +251,38 @@ def find_optional_label(
     table: Table,
     named: ColumnNames,
     *,
-    labelled: bool,
+    labeled: bool,
     others: Sequence[str] = _OTHER_LABELS,
 ) -> tuple[str, ...] | None:
-    """Find the column of the label, or the columns that were named.
+    """Find the column of the label, or return the columns that were named.
 
     Args:
         table: The data.
         named: Columns that the user named.
-        labelled: Whether it must be there; else it is None where it cannot be told.
-        others: Usual names besides "label" and "labels", of which there may be only one.
+        labeled: Whether there must be one; otherwise the result is None if it is not found.
+        others: Further usual names, of which only one may be present.
 
     Raises:
-        DataError: A named column is missing; or there is none, or several may be meant.
+        DataError: A named column is missing, or none or several columns were found.
     """
     if named.label is not None:
         return require_columns(table, named.label, "--label-column")
     try:
         return (find_label(table, others),)
     except DataError:
-        if labelled:
+        if labeled:
             raise
         return None
 
 
 def single_column(table: Table, names: Sequence[str], option: str) -> str:
-    """Return the one column that a task reads.
+    """Return the only column.
 
     Raises:
-        DataError: Several are named.
+        DataError: There are several.
     """
     if len(names) != 1:
         raise DataError(
-            f"{table.name}: {len(names)} columns are named ({', '.join(names)}), expected one; "
-            f"choose with {option}"
+            f"{table.name}: {option} names {len(names)} columns ({', '.join(names)}), expected one"
         )
     return names[0]

@@ -13,7 +13,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError, CheckpointError
 
-#: Tokens of one example: ids, or whatever else there is one of per token.
+#: One value for each token of an example, for example its ids.
 Row = Sequence[int] | NDArray[Any]
 
 
@@ -22,7 +22,7 @@ def pad(rows: Sequence[Row], *, fill: int, side: str) -> NDArray[np.int64]:
 
     Args:
         rows: One row of integers per example.
-        fill: What pads.
+        fill: Value of the padding.
         side: "right" or "left".
 
     Returns:
@@ -45,8 +45,8 @@ class EncodedExamples:
     Attributes:
         columns: Input name → one row of integers per example.
         labels: int64 class ids or float32 values, shape (examples,) or (examples, labels); None
-            where there are none, or where they are one of the columns.
-        fill: Input name → the value that pads it.
+            if there are none, or if they are one of the columns.
+        fill: Input name → the value of its padding.
         padding_side: "right" or "left".
     """
 
@@ -65,7 +65,7 @@ class EncodedExamples:
         return np.fromiter((len(row) for row in first), np.int64, len(first))
 
     def starts(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Return where in a batch's rows each example's first token stands, shape (batch,)."""
+        """Return the position of each example's first token in a padded batch, shape (batch,)."""
         first = next(iter(self.columns.values()))
         lengths = np.array([len(first[i]) for i in indices])
         return (

@@ -1,10 +1,10 @@
-"""A table as batches for any runtime, and the task's metrics of what comes out.
+"""A table as batches for any runtime, and the task's metrics of the outputs.
 
-`evaluation_data` is what `verify --data` needs: it makes NumPy batches for a graph or a model, and
-judges the outputs by the task's metrics where the table says what is right::
+`verify --data` and calibration use `evaluation_data`. It makes NumPy batches for a graph or a
+model, and computes the task's metrics of the outputs if the table has labels::
 
     data = evaluation_data(table, task, tokenizer, interface, labels=labels)
-    outputs = [run(batch) for batch in data.batches]     # each {"logits": array of float}, say
+    outputs = [run(batch) for batch in data.batches]     # for example {"logits": array of float}
     data.metrics(outputs)                                # {"accuracy": 0.9, ...}, or None
 """
 
@@ -28,7 +28,7 @@ from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
 
-#: Longest sequence where neither the model nor the caller sets a limit, and at most.
+#: Longest sequence in tokens if the caller sets no limit.
 _LONGEST = 512
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -54,31 +54,31 @@ class EvaluationData:
     columns: ColumnNames
 
     @property
-    def labelled(self) -> bool:
-        """Whether the table says what is right; language models' texts always do."""
-        return self.examples.labelled
+    def labeled(self) -> bool:
+        """Whether the table has labels. For language models, the text is its own label."""
+        return self.examples.labeled
 
     @property
     def rows(self) -> tuple[tuple[int, ...], ...]:
-        """Row of the table, from 0, that each row of each batch comes from."""
+        """Row of the table, from 0, for each row of each batch."""
         rows = self.examples.rows
         return tuple(tuple(int(rows[index]) for index in batch) for batch in self.members)
 
     def metrics(self, outputs: Iterable[Arrays]) -> dict[str, float] | None:
-        """Return the task's metrics, None where the table has no labels.
+        """Return the task's metrics; None if the table has no labels.
 
         Args:
             outputs: Outputs of each batch, in the batches' order: output name → float array whose
-                first dimension is the batch, as the interface names them. They are read one by one,
-                so a generator keeps only one batch of logits in memory.
+                first dimension is the batch. The names are the interface's. Batches are read one by
+                one, so a generator keeps only one batch of logits in memory.
 
         Returns:
             Metric name → value; NaN where outputs were not numbers.
 
         Raises:
-            ArgumentError: There are not as many outputs as batches, or one is of another size.
+            ArgumentError: The number of outputs is not that of the batches, or a size differs.
         """
-        if not self.labelled:
+        if not self.labeled:
             return None
         predictions: list[Any] = []
         done = 0
@@ -92,7 +92,7 @@ class EvaluationData:
         return self.score(predictions)
 
     def predict(self, number: int, outputs: Arrays) -> list[Any]:
-        """Return what the task predicts from one batch's outputs; see `metrics`."""
+        """Return the task's predictions from one batch's outputs; see `metrics`."""
         batch = self.members[number]
         rows = {len(values) for values in outputs.values()}
         if rows != {len(batch)}:
@@ -104,7 +104,7 @@ class EvaluationData:
         return self.examples.predict(batch, tensors)
 
     def score(self, predictions: list[Any]) -> dict[str, float]:
-        """Return the task's metrics of all batches' predictions, joined in their order."""
+        """Return the task's metrics of the predictions for all batches, joined in their order."""
         return self.examples.metrics(predictions)
 
 
@@ -121,32 +121,33 @@ def evaluation_data(
     doc_stride: int | None = None,
     batch_size: int = 32,
 ) -> EvaluationData:
-    """Read a table the way `train` does, for any runtime.
+    """Read a table as `train` does, for any runtime.
 
-    Labels are used where there are any: in a column that is named or has a usual name. A column
-    that holds nothing in every row, or -1 as test sets do, is no label.
+    Labels are optional. They are in a column that is named or has a usual name. A column that is
+    empty or -1 in every row, as in a test set, holds no labels.
 
     Args:
         table: The data.
-        task: The folder's task; None is a model without a head, which is given texts.
-        tokenizer: The reference's tokenizer.
-        interface: What both sides take.
-        labels: The folder's label names in the order of its outputs.
+        task: The model's task; None for a model without a head, which is given texts.
+        tokenizer: The tokenizer.
+        interface: What the model takes.
+        labels: The label names in the order of its outputs.
         columns: Columns that the user named; None finds all by their usual names.
         max_examples: Most rows of the table to read; None reads all.
         max_length: Longest sequence in tokens; None takes the model's limit, at most 512.
         doc_stride: Tokens that neighbouring windows of a question's context share; None takes a
             third of the longest sequence.
-        batch_size: Rows in a batch. Where the model has no padding id, each is a batch of its own.
+        batch_size: Rows in a batch. If the model has no padding id, each row is a batch.
 
     Returns:
-        The batches in the table's order, and what judges their outputs.
+        The batches in the order of the table.
 
     Raises:
-        ArgumentError: The task reads no table, a column is named that it does not read, or the
-            model takes an input that texts do not give.
+        ArgumentError: The task reads no table, the user named a column that it does not read, or
+            the model takes an input that a table does not give.
         CheckpointError: The tokenizer lacks what the task needs.
-        DataError: A column is missing, or a value is or does not fit; the message names the row.
+        DataError: A column or a value is missing, or a value does not fit. The message names the
+            row.
     """
     table = table.head(max_examples)
     limit = choose_max_length(max_length, interface, default=_LONGEST)
@@ -158,8 +159,8 @@ def evaluation_data(
             f"data: tables cannot be read for the task {task.name if task else ''}; run the "
             "command without --data"
         )
-    found = reader.find(table, named, tuple(labels), labelled=False)
-    if task is None or (named.label is None and _says_nothing(table, found.label)):
+    found = reader.find(table, named, tuple(labels), labeled=False)
+    if task is None or (named.label is None and _has_no_labels(table, found.label)):
         found = replace(found, label=None)
     examples = reader.read(table, found, encoding)
     size = batch_size if interface.pad_token_id is not None else 1
@@ -171,8 +172,8 @@ def evaluation_data(
     return EvaluationData(examples, interface, members, batches, found)
 
 
-def _says_nothing(table: Table, columns: Sequence[str] | None) -> bool:
-    """Tell whether label columns hold no label in any row."""
+def _has_no_labels(table: Table, columns: Sequence[str] | None) -> bool:
+    """Return whether the label columns are empty or -1 in every row."""
     if columns is None:
         return True
     cells = [value for column in columns for value in table.columns[column]]
@@ -182,11 +183,11 @@ def _says_nothing(table: Table, columns: Sequence[str] | None) -> bool:
 def _inputs(
     examples: Examples, indices: Sequence[int], interface: ModelInterface
 ) -> dict[str, NDArray[np.int64]]:
-    """Return a batch's inputs, those included that the tokenizer does not make."""
+    """Return a batch's inputs, with those that the tokenizer does not make."""
     made = {name: value.numpy() for name, value in examples.collate(indices).items()}
     ids = made["input_ids"]
     mask = made.get("attention_mask", np.ones_like(ids))
-    # Padding on the left has no position of its own: the first token has the first one.
+    # Padding on the left takes no positions: the first token has position 0.
     positions = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
     others = {
         "attention_mask": mask,
@@ -196,7 +197,7 @@ def _inputs(
     unknown = [name for name in interface.inputs if name not in made and name not in others]
     if unknown:
         raise ArgumentError(
-            f"data: the model takes the input {unknown[0]!r}, which a table does not give; run it "
-            "without --data"
+            f"data: the model takes the input {unknown[0]!r}, which a table does not give; run the "
+            "command without --data"
         )
     return {name: {**others, **made}[name] for name in interface.inputs}

@@ -1,4 +1,4 @@
-"""What every task's encoded examples can do."""
+"""The encoded examples of a task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,9 +15,9 @@ from mixout_export.data.encoding import EncodedExamples
 
 @dataclass(frozen=True)
 class Examples(ABC):
-    """A table as a task's model takes it: sequences, targets, and how outputs are judged.
+    """A table as the model of a task takes it, with the task's metrics.
 
-    An example is one sequence, or one group of choices; a row of the table may make several.
+    An example is one sequence or one group of choices. A row of the table may give several.
 
     Attributes:
         encoded: The sequences.
@@ -25,7 +25,7 @@ class Examples(ABC):
 
     encoded: EncodedExamples
 
-    #: How many training batches make an evaluation batch, which keeps nothing for a backward pass.
+    #: Size of an evaluation batch in training batches. It keeps nothing for a backward pass.
     evaluation_scale: ClassVar[int] = 2
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Examples(ABC):
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
-        """How many terms each example gives to a batch's mean loss, shape (examples,)."""
+        """How many terms of a batch's mean loss come from each example, shape (examples,)."""
         return np.ones(len(self), np.int64)
 
     @property
@@ -48,15 +48,15 @@ class Examples(ABC):
 
     @property
     @abstractmethod
-    def labelled(self) -> bool:
-        """Whether the table says what is right, so that there are metrics."""
+    def labeled(self) -> bool:
+        """Whether the table has labels, so that there are metrics."""
 
     def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
-        """Return a padded batch, with what the model computes its loss from.
+        """Return a padded batch with its labels.
 
         Args:
             indices: Which examples.
-            epoch: Number of the epoch where something is drawn anew in each; None to evaluate.
+            epoch: Number of the epoch, for tasks that draw anew in each one; None to evaluate.
 
         Returns:
             Input name → tensor whose first dimension is the batch.
@@ -65,11 +65,11 @@ class Examples(ABC):
 
     @abstractmethod
     def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[Any]:
-        """Return one prediction an example, small enough to be kept until the end.
+        """Return one prediction for each example, small enough to be kept until the end.
 
         Args:
             indices: The examples of a batch that `collate` made without an epoch.
-            outputs: The model's outputs, with its "loss" where it computed one.
+            outputs: The model's outputs, with its "loss" if it computed one.
         """
 
     @abstractmethod
@@ -77,8 +77,8 @@ class Examples(ABC):
         """Return the task's metrics.
 
         Args:
-            predictions: One per example, in their order, as `predict` returned them.
+            predictions: One for each example, in their order, from `predict`.
 
         Returns:
-            Metric name → value; NaN where outputs were not numbers.
+            Metric name → value; NaN if outputs were not numbers.
         """

@@ -1,4 +1,4 @@
-"""Data sets of the hub."""
+"""Read data sets of the hub."""
 
 import logging
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _TRAIN, _EVALUATION = "train", ("validation", "dev")
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the loader's reports and bars off the terminal; a failure becomes one sentence."""
+    """Keep the loader's reports and progress bars off the terminal."""
     logger = logging.getLogger("datasets")
     level, bars = logger.level, not are_progress_bars_disabled()
     logger.setLevel(logging.CRITICAL)
@@ -38,7 +38,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _load(name: str) -> Any:
-    """Load all splits: of "path:configuration", or "path/configuration" if that is no path."""
+    """Load all splits of "path:configuration", or of "path/configuration" if that is no path."""
     path, _, configuration = name.partition(":")
     try:
         return load_dataset(path, configuration or None)
@@ -55,23 +55,24 @@ def _as_table(name: str, split: str, rows: Dataset) -> Table:
 
 
 def read_hub_dataset(name: str) -> tuple[Table, Table | None]:
-    """Load a data set's training split, and its validation split if it has one.
+    """Load the training split of a data set, and its validation split if it has one.
 
     Args:
-        name: Its name, with a configuration after a colon: "nyu-mll/glue:cola"; "glue/cola" too.
+        name: Its name, and after a colon its configuration: "nyu-mll/glue:cola". "glue/cola" also
+            works.
 
     Raises:
-        DataError: The hub did not provide it, it has no training split, or a split has no rows.
+        DataError: It cannot be loaded, it has no training split, or a split has no rows.
     """
     try:
         with _quiet():
             splits = _load(name)
-    # The hub's HTTP errors are OSErrors, a wrong name or configuration a ValueError.
+    # The hub's HTTP errors are OSErrors. A wrong name or configuration is a ValueError.
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{name}: the data set cannot be loaded ({first.rstrip('.')}); check the name and the "
-            "connection, or give files with --train-file"
+            "network connection, or give files with --train-file"
         ) from error
     if _TRAIN not in splits:
         raise DataError(
@@ -83,5 +84,5 @@ def read_hub_dataset(name: str) -> tuple[Table, Table | None]:
     tables = [_as_table(name, split, splits[split]) for split in wanted]
     for table in tables:
         if not table.rows:
-            raise DataError(f"{table.name}: holds no rows, expected at least one")
+            raise DataError(f"{table.name}: has no rows, expected at least one")
     return tables[0], tables[1] if len(tables) > 1 else None

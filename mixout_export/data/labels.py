@@ -1,4 +1,4 @@
-"""Values of a table as texts and as targets."""
+"""Turn the values of a table into texts, class ids and numbers."""
 
 import math
 from collections.abc import Sequence
@@ -18,24 +18,24 @@ _LONGEST_INTEGER = 18  # digits; any such integer fits in 64 bits
 
 
 def is_missing(value: Any) -> bool:
-    """Tell whether a cell holds nothing: null, or an empty text."""
+    """Return whether a cell is null or an empty text."""
     return value is None or (isinstance(value, str) and value == "")
 
 
 def list_rows(table: Table, rows: Sequence[int]) -> str:
-    """Name rows for a message, the first few of many."""
+    """Return where rows are, for a message: the first five, and how many more."""
     shown = ", ".join(table.where(row) for row in rows[:_ROWS_SHOWN])
     return shown + (f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else "")
 
 
 def show(value: Any) -> str:
-    """Return a value for a message, cut where it is long."""
+    """Return a value for a message, cut if it is long."""
     text = repr(value)
     return text if len(text) <= _CHARACTERS_SHOWN else text[:_CHARACTERS_SHOWN] + "…"
 
 
 def refuse_missing(table: Table, column: str) -> list[Any]:
-    """Return a column's values.
+    """Return the values of a column, which must all be present.
 
     Raises:
         DataError: A value is missing.
@@ -44,8 +44,8 @@ def refuse_missing(table: Table, column: str) -> list[Any]:
     missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
         raise DataError(
-            f"{table.name}: column {column!r} has no value in {list_rows(table, missing)}; fill "
-            "in or remove those rows"
+            f"{table.name}: column {column!r} has no value in {list_rows(table, missing)}; "
+            "fill in the values or remove the rows"
         )
     return values
 
@@ -53,29 +53,30 @@ def refuse_missing(table: Table, column: str) -> list[Any]:
 def require_text(
     table: Table, column: str, row: int, value: Any, *, option: str = "--text-column"
 ) -> str:
-    """Return a value that must be text, whether a cell or a part of one.
+    """Return a cell, or a part of one, that must be text.
 
     Args:
         table: The data.
-        column: Name of its column.
-        row: Its row, from 0.
+        column: Name of the column.
+        row: The row, from 0.
         value: The value.
-        option: How another column is chosen.
+        option: The option that chooses another column.
 
     Raises:
-        DataError: It is not text, or holds half of a surrogate pair.
+        DataError: It is not text, or has an incomplete character.
     """
     if not isinstance(value, str):
         raise DataError(
             f"{table.name}: column {column!r} holds the {type(value).__name__} {show(value)} "
-            f"in {table.where(row)}, expected text; choose the column with {option}"
+            f"in {table.where(row)}, expected text; choose another column with {option}"
         )
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell it, tokenizers cannot read it
+    except UnicodeEncodeError as error:  # JSON can express it, tokenizers cannot read it
         raise DataError(
-            f"{table.name}: column {column!r} holds {value[error.start]!r}, half of a "
-            f"surrogate pair, in {table.where(row)}; mend that text"
+            f"{table.name}: column {column!r} holds the incomplete character "
+            f"{value[error.start]!r} (half of a surrogate pair) in {table.where(row)}; correct "
+            "that text"
         ) from error
     return value
 
@@ -83,10 +84,10 @@ def require_text(
 def text_values(table: Table, column: str) -> list[str]:
     """Return a column of texts.
 
-    A number is not turned into text, because how it was written is no longer known.
+    A number is not converted to text, because the way it was written is no longer known.
 
     Raises:
-        DataError: A text is missing, is not text, or holds half of a surrogate pair.
+        DataError: A value is missing, is not text, or has an incomplete character.
     """
     values = refuse_missing(table, column)
     for row, value in enumerate(values):
@@ -95,7 +96,7 @@ def text_values(table: Table, column: str) -> list[str]:
 
 
 def as_integer(value: Any) -> int | None:
-    """Return a non-negative integer, whether text, integer, float or boolean; else None."""
+    """Return a text, integer, float or boolean as a non-negative integer; None if it is none."""
     if isinstance(value, str):
         text = value.strip()
         plain = text.isascii() and text.isdigit() and len(text) <= _LONGEST_INTEGER
@@ -108,7 +109,7 @@ def as_integer(value: Any) -> int | None:
 
 
 def _spellings(value: Any) -> tuple[str, ...]:
-    """Return how a label may be written as one of the checkpoint's names, the likeliest first."""
+    """Return the names that a label may stand for, the likeliest first."""
     if isinstance(value, str):
         return value, value.strip()
     if isinstance(value, bool):
@@ -120,11 +121,11 @@ def _spellings(value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class LabelMap:
-    """A checkpoint's label names, and which output a label of a data file means.
+    """Maps the labels of a data file to a checkpoint's outputs.
 
-    A label is one of the names, however the file's format types it: 1, 1.0 and "1" all mean the
-    name "1". Else it is an integer in 0 … n - 1, unless the names are numbers themselves: where
-    they are "1" to "5", a 0 is no label.
+    A label is one of the checkpoint's names, whatever its type: 1, 1.0 and "1" all stand for the
+    name "1". Otherwise it is an integer in 0 … n - 1, but only if no name is a number: if the
+    names are "1" to "5", then 0 is not a label.
 
     Attributes:
         names: Label names in the order of the outputs.
@@ -134,11 +135,11 @@ class LabelMap:
 
     @property
     def takes_integers(self) -> bool:
-        """Whether an integer that is no name stands for the output of that number."""
+        """Whether an integer stands for the output of that number."""
         return all(as_integer(name) is None for name in self.names)
 
     def ids_of(self, values: Sequence[Any]) -> list[int | None]:
-        """Return the output of each label, None for an unknown one."""
+        """Return the output of each label; None if the label is unknown."""
         by_name = {name: index for index, name in enumerate(self.names)}
         takes_integers = self.takes_integers
 
@@ -152,7 +153,7 @@ class LabelMap:
         return [find(value) for value in values]
 
     def describe(self) -> str:
-        """Return the labels there are, for a message."""
+        """Return the labels, for a message."""
         shown = ", ".join(self.names[:_NAMES_SHOWN])
         more = ", …" if len(self.names) > _NAMES_SHOWN else ""
         count = len(self.names)
@@ -164,20 +165,20 @@ class LabelMap:
 def label_ids(
     table: Table, column: str, labels: LabelMap, rows: Sequence[int], values: Sequence[Any]
 ) -> NDArray[np.int64]:
-    """Return the output that each label means.
+    """Return the output of each label.
 
     Args:
         table: The data.
-        column: Name of the labels' column.
+        column: Name of the label column.
         labels: The checkpoint's labels.
         rows: Row of each label, from 0, shape (labels,).
-        values: The labels, as many.
+        values: The labels, shape (labels,).
 
     Returns:
         Shape (labels,).
 
     Raises:
-        DataError: A label is unknown; the message names the rows that hold it.
+        DataError: A label is unknown. The message names its rows.
     """
     ids = labels.ids_of(values)
     unknown = [place for place, index in enumerate(ids) if index is None]
@@ -188,16 +189,16 @@ def label_ids(
         also = f" (and {others} more unknown labels)" if others else ""
         raise DataError(
             f"{table.name}: column {column!r} holds the label {show(values[unknown[0]])} in "
-            f"{list_rows(table, list(where))}{also}, the checkpoint has {labels.describe()}; use "
-            "those or run prepare again with --labels"
+            f"{list_rows(table, list(where))}{also}, but the checkpoint has {labels.describe()}; "
+            "use those labels, or run prepare again with --labels"
         )
     return np.array(ids, np.int64)
 
 
 def _as_number(value: Any) -> float:
-    """Return a finite number of float32's range, NaN for anything else."""
+    """Return a finite number in the range of float32; NaN for anything else."""
     if isinstance(value, str) and ("_" in value or not value.isascii()):
-        return math.nan  # Python's own spellings of numbers, which no data file means
+        return math.nan  # only Python reads these as numbers
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -216,8 +217,8 @@ def number_values(table: Table, column: str) -> NDArray[np.float32]:
     wrong = [row for row, number in enumerate(numbers) if math.isnan(number)]
     if wrong:
         raise DataError(
-            f"{table.name}: column {column!r} holds {show(values[wrong[0]])} where a number is "
-            f"expected, in {list_rows(table, wrong)}; mend it, choose another column with "
+            f"{table.name}: column {column!r} holds {show(values[wrong[0]])} in "
+            f"{list_rows(table, wrong)}, expected a number; correct it, choose another column with "
             "--label-column, or run prepare with --task text-classification"
         )
     return np.array(numbers, np.float32)

@@ -1,4 +1,4 @@
-"""How a task reads a table: which columns, and what becomes of them."""
+"""How a task reads a table."""
 
 import importlib
 from abc import ABC, abstractmethod
@@ -15,22 +15,22 @@ from mixout_export.tasks import Task
 
 
 class Reader(ABC):
-    """A task's way to read a table.
+    """Finds the columns of a task and encodes them.
 
     Attributes:
-        uses: Which of the settings that only some tasks have are the task's: "doc-stride",
+        uses: Options of `train` that only some tasks have and this one supports: "doc-stride",
             "pack-sequences" or "choices-column".
     """
 
     uses: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse a model that cannot learn the task, whatever its head is called.
+        """Refuse a model that cannot learn the task although it has the right head.
 
         Raises:
-            CheckpointError: It cannot.
+            CheckpointError: The model cannot learn the task.
         """
-        del model  # any will do for most tasks
+        del model  # most tasks accept any model
 
     @abstractmethod
     def find(
@@ -39,19 +39,19 @@ class Reader(ABC):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
-        """Find the columns to read: those named, else by their usual names in any case.
+        """Find the columns to read: those that are named, else by their usual names in any case.
 
         Args:
             table: The data.
             named: Columns that the user named.
             labels: The checkpoint's label names.
-            labelled: Whether labels must be there; else the column may stay None.
+            labeled: Whether there must be labels; otherwise the column may be None.
 
         Raises:
-            ArgumentError: A column is named that the task does not read.
-            DataError: A column is missing, or several may be meant.
+            ArgumentError: The user named a column that the task does not read.
+            DataError: A column is missing, or there are several.
         """
 
     @abstractmethod
@@ -60,12 +60,12 @@ class Reader(ABC):
 
         Args:
             table: The data.
-            columns: From `find`; without a label column the examples have no labels.
+            columns: The result of `find`. Without a label column, the examples have no labels.
             encoding: How texts become inputs.
 
         Raises:
             CheckpointError: The tokenizer lacks what the task needs.
-            DataError: A value is missing or does not fit; the message names row and column.
+            DataError: A value is missing or does not fit. The message names row and column.
         """
 
 

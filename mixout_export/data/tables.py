@@ -1,6 +1,6 @@
-"""Data files, read exactly.
+"""Read data files exactly as they are.
 
-Text is never taken for a missing value: "None", "NA" and "nan" are words. Only an empty field, a
+Text is never read as a missing value: "None", "NA" and "nan" are words. Only an empty field, a
 JSON null, a parquet null and an absent JSON key are missing.
 """
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from mixout_export.errors import DataError
 
 _BOM = "\ufeff"
-_LARGEST_FIELD = 1 << 30  # characters; the csv module stops at 131,072 unless told
+_LARGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
 
 
 _JSON_NAMES = {
@@ -37,13 +37,13 @@ _JSON_NAMES = {
 
 @dataclass(frozen=True)
 class Table:
-    """A data file's rows by column.
+    """The rows of a data file, by column.
 
     Attributes:
-        name: Where it came from, for messages.
-        columns: Column name → one value per row. Text files hold strings.
+        name: Path of the file or name of the data set, for messages.
+        columns: Column name → one value per row. In csv and tsv files, values are strings.
         rows: Number of rows.
-        lines: Line of the file on which each row starts, from 1; None where there are no lines.
+        lines: Line of the file on which each row starts, from 1; None if the format has no lines.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Table:
     lines: list[int] | None = None
 
     def where(self, row: int) -> str:
-        """Name a row as a user finds it: "row 3 (line 4)", counted from 1."""
+        """Return where a row is, counted from 1: "row 3 (line 4)"."""
         line = "" if self.lines is None else f" (line {self.lines[row]})"
         return f"row {row + 1}{line}"
 
@@ -75,12 +75,12 @@ class Table:
         """Return a column.
 
         Raises:
-            DataError: There is no such column; the message names those there are.
+            DataError: There is no such column. The message lists the columns.
         """
         if name not in self.columns:
             raise DataError(
-                f"{self.name}: has no column {name!r}, it has {', '.join(self.columns)}; "
-                f"choose with {option}"
+                f"{self.name}: has no column {name!r}; its columns are "
+                f"{', '.join(self.columns)}; choose one with {option}"
             )
         return self.columns[name]
 
@@ -91,8 +91,8 @@ def _decode(path: Path, data: bytes) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}: is not UTF-8, byte {data[error.start]:#04x} on line {line}; convert it "
-            "(iconv -f LATIN1 -t UTF-8, say)"
+            f"{path}: is not UTF-8 text (byte {data[error.start]:#04x} on line {line}); convert "
+            "it, for example with iconv -f LATIN1 -t UTF-8"
         ) from error
 
 
@@ -103,19 +103,21 @@ def _read_bytes(path: Path, *, zipped: bool) -> bytes:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; check the path") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: is not a whole gzip file ({error}); copy it again") from error
+        raise DataError(f"{path}: is not a complete gzip file ({error}); copy it again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{path}: has two columns named {twice!r}; rename one")
+        raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
 
 
 def _from_records(path: Path, records: Sequence[list[str]], lines: Sequence[int]) -> Table:
-    """Make a table of records, the first of which is the header, and the line each starts on."""
+    """Make a table of records, whose first one is the header, and of the lines they start on."""
     if not records:
         return Table(str(path), {}, 0, [])
     names, rows = records[0], records[1:]
@@ -130,7 +132,7 @@ def _from_records(path: Path, records: Sequence[list[str]], lines: Sequence[int]
         if len(row) != len(names):
             raise DataError(
                 f"{path}: {table.where(index)} has {len(row)} fields, expected {len(names)} "
-                f"({', '.join(names)}); mend that row"
+                f"({', '.join(names)}); correct that row"
             )
     return table
 
@@ -142,7 +144,7 @@ def _read_tsv(path: Path, data: bytes) -> Table:
         raw.pop()
     records = [line.removesuffix("\r").split("\t") for line in raw]
     header = next((n for n, record in enumerate(records) if record != [""]), len(records))
-    # With one column an empty line is an empty field; with more it is no row at all.
+    # In a file with one column, an empty line is an empty field. Otherwise it is no row.
     keep_blank = header < len(records) and len(records[header]) == 1
     kept = [n for n in range(header, len(records)) if keep_blank or records[n] != [""]]
     return _from_records(path, [records[n] for n in kept], [n + 1 for n in kept])
@@ -162,13 +164,13 @@ def _read_csv(path: Path, data: bytes) -> Table:
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
-            f"{path}: the row on line {start} is not valid csv ({error}); mend its quotes"
+            f"{path}: the row on line {start} is not valid csv ({error}); correct its quotes"
         ) from error
     return _from_records(path, records, lines)
 
 
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dictionary of a JSON object, which must not lose one of two equal keys."""
+    """Make a dictionary of a JSON object; refuse a key that occurs twice."""
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
@@ -182,10 +184,12 @@ def _parse_json(path: Path, line: str, number: int) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise DataError(
             f"{path}: line {number} is not valid JSON ({error.msg} at character {error.colno}); "
-            "every line must hold one object"
+            "write one JSON object on each line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: line {number} cannot be read as JSON ({error})") from error
+        raise DataError(
+            f"{path}: line {number} cannot be read as JSON ({error}); correct that line"
+        ) from error
     if not isinstance(value, dict):
         raise DataError(
             f"{path}: line {number} holds {_JSON_NAMES[type(value)]}, expected an object with "
@@ -212,14 +216,18 @@ def _read_parquet(path: Path, data: bytes) -> Table:
         table = pq.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise DataError(f"{path}: is not a whole parquet file ({reason}); copy it again") from error
+        raise DataError(
+            f"{path}: is not a complete parquet file ({reason}); copy it again"
+        ) from error
     _check_names(path, table.column_names)
     columns: dict[str, list[Any]] = {}
     for name in table.column_names:
         try:
             columns[name] = table.column(name).to_pylist()
         except (pa.ArrowException, ValueError, OverflowError) as error:
-            raise DataError(f"{path}: column {name!r} cannot be read ({error})") from error
+            raise DataError(
+                f"{path}: column {name!r} cannot be read ({error}); store it as another type"
+            ) from error
     return Table(str(path), columns, len(table))
 
 
@@ -232,10 +240,10 @@ _READERS: dict[str, Callable[[Path, bytes], Table]] = {
 
 
 def read_table(path: Path) -> Table:
-    """Read a csv (RFC 4180), tsv (split at tabs, no quoting), jsonl or parquet file, or its .gz.
+    """Read a csv (RFC 4180), tsv (split at tabs, no quoting), jsonl or parquet file, also as .gz.
 
     Args:
-        path: The file; its suffix tells the format.
+        path: The file. Its suffix says the format.
 
     Returns:
         The table, at least one row.
@@ -248,14 +256,13 @@ def read_table(path: Path) -> Table:
     kind = (suffixes[:-1] if zipped else suffixes)[-1:]
     if not kind or kind[0] not in _READERS:
         raise DataError(
-            f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, each also .gz"
+            f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, also with .gz"
         )
     table = _READERS[kind[0]](path, _read_bytes(path, zipped=zipped))
     if not table.columns:
-        raise DataError(f"{path}: is empty, expected at least one row")
+        raise DataError(f"{path}: is empty, expected a header and at least one row")
     if not table.rows:
         raise DataError(
-            f"{path}: holds the column names {', '.join(table.columns)} but no rows, expected at "
-            "least one"
+            f"{path}: has the columns {', '.join(table.columns)} but no rows, expected at least one"
         )
     return table

@@ -1,4 +1,4 @@
-"""The user's own table in a comparison: what is run on it, and what the task makes of it."""
+"""Compare both sides on the user's own table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,27 +30,28 @@ def read_data(
     columns: ColumnNames,
     max_examples: int | None,
 ) -> EvaluationData:
-    """Read a table with the reference's tokenizer and labels, else the candidate's.
+    """Read a table with the tokenizer and labels of the reference, else of the candidate.
 
     Raises:
-        ArgumentError: A column is named that the task does not read.
+        ArgumentError: The user named a column that the task does not read.
         CheckpointError: Neither side has a tokenizer, or they take images.
         DataError: The table cannot be read or does not fit.
     """
     if interface.image is not None:
         raise CheckpointError(
-            f"{reference.path}: takes images, and --data reads texts; give images of your own with "
+            f"{reference.path}: takes images, but --data reads texts; give your own images with "
             "--inputs FILE.npz"
         )
     tokenizer = reference.tokenizer or candidate.tokenizer
     if tokenizer is None:
         raise CheckpointError(
-            f"{reference.path}: has no tokenizer files, which --data needs; put the base's there"
+            f"{reference.path}: has no tokenizer files, which --data needs; copy those of the base "
+            "into it"
         )
-    whole = reference.headless or candidate.headless
+    headless = reference.headless or candidate.headless
     return evaluation_data(
         read_table(path),
-        None if whole else known_task(reference.task),
+        None if headless else known_task(reference.task),
         tokenizer,
         interface,
         labels=reference.labels or candidate.labels or (),
@@ -60,17 +61,17 @@ def read_data(
 
 
 def data_batches(data: EvaluationData) -> tuple[Batch, ...]:
-    """Return a table's batches as those of a battery."""
+    """Return the batches of a table as batches of the battery."""
     return tuple(Batch(DATA_BATCH, inputs) for inputs in data.batches)
 
 
 @dataclass
 class MetricsOfBoth:
-    """Gathers what both sides predict on a table's batches while a battery runs.
+    """Collects the predictions of both sides on the table while the battery runs.
 
     Attributes:
         data: The table.
-        first: Number of its first batch in the battery.
+        first: Number of the table's first batch in the battery.
     """
 
     data: EvaluationData
@@ -78,14 +79,14 @@ class MetricsOfBoth:
     _predictions: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))
 
     def __call__(self, number: int, reference: Arrays, candidate: Arrays) -> None:
-        """Take the outputs of one of the battery's batches."""
-        if number >= self.first and self.data.labelled:
+        """Take the outputs of one batch of the battery."""
+        if number >= self.first and self.data.labeled:
             for gathered, outputs in zip(self._predictions, (reference, candidate), strict=True):
                 gathered += self.data.predict(number - self.first, outputs)
 
     def result(self) -> dict[str, tuple[float, float]] | None:
-        """Return each metric of the reference and of the candidate; None without labels."""
-        if not self.data.labelled or not self._predictions[0]:
+        """Return each metric for the reference and for the candidate; None without labels."""
+        if not self.data.labeled or not self._predictions[0]:
             return None
         ours, theirs = (self.data.score(gathered) for gathered in self._predictions)
         return {name: (value, theirs.get(name, np.nan)) for name, value in ours.items()}

@@ -1,4 +1,4 @@
-"""Answers to questions: as a table holds them, and how a predicted one is judged."""
+"""Read the answers of a table, and compare a predicted answer with them."""
 
 import re
 import string
@@ -16,30 +16,30 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Answer:
-    """A right answer.
+    """A correct answer.
 
     Attributes:
-        text: Its text.
-        start: Its first character in the context, from 0.
+        text: The text.
+        start: Position of its first character in the context, from 0.
     """
 
     text: str
     start: int
 
 
-def normalise_answer(text: str) -> str:
-    """Return an answer as SQuAD compares it: lower case, no punctuation, articles, extra spaces."""
+def normalize_answer(text: str) -> str:
+    """Normalize an answer as SQuAD does: lower case; no punctuation, articles or extra spaces."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def exact_match(predicted: str, right: str) -> float:
-    """Return 1 if two answers are the same once normalised, else 0."""
-    return float(normalise_answer(predicted) == normalise_answer(right))
+    """Return 1 if two answers are the same after normalization, else 0."""
+    return float(normalize_answer(predicted) == normalize_answer(right))
 
 
 def word_f1(predicted: str, right: str) -> float:
-    """Return the F1 of the words that two answers share; no answer is only like no answer."""
-    guess, gold = (normalise_answer(text).split() for text in (predicted, right))
+    """Return the F1 of the words that two answers share. No answer equals only no answer."""
+    guess, gold = (normalize_answer(text).split() for text in (predicted, right))
     if not guess or not gold:
         return float(guess == gold)
     shared = sum((Counter(guess) & Counter(gold)).values())
@@ -47,16 +47,16 @@ def word_f1(predicted: str, right: str) -> float:
 
 
 def answer_scores(predicted: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return the means of F1 and exact match, each against the right answer that it is nearest to.
+    """Return the mean F1 and exact match, each with the most similar correct answer.
 
     Args:
-        predicted: One answer a question, empty for none.
-        right: The right ones of each question, empty where it has no answer.
+        predicted: One answer for each question; empty for no answer.
+        right: The correct answers of each question; empty if it has none.
     """
     f1 = exact = 0.0
     for guess, answers in zip(predicted, right, strict=True):
-        # As SQuAD does: an answer of which normalisation leaves nothing is none.
-        known = [text for text in answers if normalise_answer(text)] or [""]
+        # As in SQuAD, an answer that is empty after normalization is no answer.
+        known = [text for text in answers if normalize_answer(text)] or [""]
         f1 += max(word_f1(guess, text) for text in known)
         exact += max(exact_match(guess, text) for text in known)
     count = len(predicted)
@@ -66,16 +66,16 @@ def answer_scores(predicted: Sequence[str], right: Sequence[Sequence[str]]) -> d
 def read_answers(
     table: Table, columns: Sequence[str], contexts: Sequence[str]
 ) -> list[tuple[Answer, ...]]:
-    """Return the right answers of each row, none for a question without one.
+    """Return the correct answers of each row; () for a question without an answer.
 
     Args:
         table: The data.
         columns: One column in SQuAD's format ({"text": [...], "answer_start": [...]}, or a list of
-            {"text": ..., "answer_start": ...}), or two, of the text and of where it starts.
+            {"text": ..., "answer_start": ...}), or two columns: text and start.
         contexts: The context of each row.
 
     Raises:
-        DataError: A value has another format, or an answer is not where it is said to be.
+        DataError: A value has another format, or an answer is not at its position.
     """
     made = []
     for row, context in enumerate(contexts):
@@ -87,8 +87,8 @@ def read_answers(
             if there != answer.text:
                 raise DataError(
                     f"{table.name}: column {columns[0]!r} holds the answer {show(answer.text)} at "
-                    f"character {answer.start} in {table.where(row)}, where the context has "
-                    f"{show(there)}; count characters from 0"
+                    f"character {answer.start} in {table.where(row)}, but the context has "
+                    f"{show(there)} there; correct it, and count characters from 0"
                 )
         made.append(tuple(found))
     return made
@@ -99,7 +99,7 @@ def _of_cell(table: Table, column: str, row: int) -> list[Answer]:
     value = table.columns[column][row]
     wrong = DataError(
         f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, expected "
-        '{"text": [...], "answer_start": [...]}, both empty for no answer'
+        '{"text": [...], "answer_start": [...]}, with empty lists for no answer'
     )
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
@@ -119,7 +119,7 @@ def _of_cell(table: Table, column: str, row: int) -> list[Answer]:
 
 
 def _of_two(table: Table, columns: Sequence[str], row: int) -> list[Answer]:
-    """Return the answer of a column of texts and one of starts; an empty text is no answer."""
+    """Return the answer from a column of texts and one of starts. An empty text is no answer."""
     text, start = (table.columns[column][row] for column in columns)
     if is_missing(text):
         return []
@@ -129,6 +129,6 @@ def _of_two(table: Table, columns: Sequence[str], row: int) -> list[Answer]:
         expected = "text" if column == columns[0] else "the number of its first character"
         raise DataError(
             f"{table.name}: column {column!r} holds {show(what)} in {table.where(row)}, expected "
-            f"{expected}; mend that row"
+            f"{expected}; correct that row"
         )
     return [Answer(text, place)]

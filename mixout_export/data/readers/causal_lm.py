@@ -1,4 +1,4 @@
-"""Causal language modelling: the next word of a text."""
+"""Reads tables for causal language modeling."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,11 +21,12 @@ from mixout_export.data.readers.running_text import (
 from mixout_export.data.tables import Table
 from mixout_export.errors import CheckpointError
 from mixout_export.tasks.causal_lm import CAUSAL_LM
+from mixout_export.tasks.masked_lm import MASKED_LM
 
 
 @dataclass(frozen=True)
 class ContinuedText(RunningText):
-    """Sequences of which every token but the first is predicted from those before it."""
+    """Sequences in which every token but the first is predicted from those before it."""
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -38,26 +39,25 @@ class ContinuedText(RunningText):
 
 
 class CausalLM(TextReader):
-    """Reads texts to continue.
+    """Reads texts.
 
-    A text ends with the tokenizer's end token, if it has one, so that the model learns where to
-    stop. Batches are padded on the right whatever the tokenizer says, which is for generating: a
-    text's first token has the first position.
+    A text ends with the tokenizer's end token, if there is one, so that the model learns where to
+    stop. Batches are padded on the right, so that a text's first token has position 0. The side
+    that the tokenizer names is meant for generation.
     """
 
     task = CAUSAL_LM
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse a model that sees the word it is to predict."""
+        """Refuse a model that sees the token that it predicts."""
         if _sees_ahead(model):
             raise CheckpointError(
-                f"{type(model).__name__}: sees the words after the one that it predicts, so it "
-                "would learn to copy them; set is_decoder in its config.json, or prepare it for "
-                "masked-lm"
+                f"{type(model).__name__}: sees the tokens that it predicts, so it would learn to "
+                f"copy them; set is_decoder in its config.json, or prepare it for {MASKED_LM.name}"
             )
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> ContinuedText:
-        """Read rows or blocks."""
+        """Read rows or blocks of text."""
         sequences = read_sequences(table, columns, encoding, end=encoding.tokenizer.eos_token_id)
         refuse_empty(table, columns.first, sequences, [len(ids) - 1 for ids in sequences.ids])
         encoded = sequences.pack(encoding, padding_side="right")
@@ -71,10 +71,10 @@ class CausalLM(TextReader):
 
 @torch.no_grad()
 def _sees_ahead(model: PreTrainedModel) -> bool:
-    """Tell whether a token's logits depend on the token after it, by trying it out.
+    """Return whether a token's logits depend on the token after it, by running the model.
 
-    An encoder with a head for language models (BertLMHeadModel) is causal only if its
-    configuration says so, under a name that is not the same in all architectures.
+    An encoder with a language model head (BertLMHeadModel) is causal only if its configuration
+    says so, and the name of that option depends on the architecture.
     """
     device = next(model.parameters()).device
     ids = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 5]], device=device)
@@ -86,5 +86,5 @@ def _sees_ahead(model: PreTrainedModel) -> bool:
     return float((logits[0] - logits[1]).abs().max()) > _NOISE * spread
 
 
-#: Differences of rounding between two rows of a batch, in standard deviations of the logits.
+#: Rounding differences between two rows of a batch, in standard deviations of the logits.
 _NOISE = 1e-3

@@ -1,8 +1,8 @@
-"""Entities in sequences of tags, and how many of them were found."""
+"""Entities in sequences of tags, and their precision, recall and F1."""
 
 from collections.abc import Sequence
 
-#: What the letters of IOBES and BILOU are called alike: L ends as E does, U is alone as S is.
+#: The letters of IOBES and BILOU, as those of IOBES: L is E (end) and U is S (single).
 _LETTERS = {"B": "B", "I": "I", "E": "E", "S": "S", "L": "E", "U": "S"}
 
 #: Type, first word and last word.
@@ -10,12 +10,12 @@ Entity = tuple[str, int, int]
 
 
 def has_scheme(names: Sequence[str]) -> bool:
-    """Tell whether tags say where entities begin: B-PER, I-PER, and perhaps E-, S-, L-, U-."""
+    """Return whether tags have letters that mark where entities begin: B-PER, I-PER and so on."""
     return any(name[1:2] == "-" and name[0] in _LETTERS for name in names)
 
 
 def _split(tag: str, *, scheme: bool) -> tuple[str, str]:
-    """Return a tag's letter and type; of a tag without a scheme each word is an entity."""
+    """Return the letter and type of a tag. Without a scheme, each word is an entity."""
     if tag == "O":
         return "O", ""
     if not scheme:
@@ -25,14 +25,14 @@ def _split(tag: str, *, scheme: bool) -> tuple[str, str]:
 
 
 def _ends(before: tuple[str, str], now: tuple[str, str]) -> bool:
-    """Tell whether an entity ends between two tags, as conlleval does."""
+    """Return whether an entity ends between two tags, by the rules of conlleval."""
     if before[0] == "O":
         return False
     return before[0] in ("E", "S") or now[0] in ("B", "S", "O") or before[1] != now[1]
 
 
 def _starts(before: tuple[str, str], now: tuple[str, str]) -> bool:
-    """Tell whether an entity starts at the second of two tags, as conlleval does."""
+    """Return whether an entity starts at the second of two tags, by the rules of conlleval."""
     if now[0] == "O":
         return False
     return now[0] in ("B", "S") or before[0] in ("E", "S", "O") or before[1] != now[1]
@@ -41,12 +41,12 @@ def _starts(before: tuple[str, str], now: tuple[str, str]) -> bool:
 def find_entities(tags: Sequence[str], *, scheme: bool = True) -> set[Entity]:
     """Return the entities of a sentence.
 
-    The rules are conlleval's, which seqeval follows by default: an I- that continues nothing
-    begins an entity. IOB1, IOB2 (BIO), IOBES and BILOU are read alike.
+    The rules are those of conlleval, which are also seqeval's default: an I- after nothing begins
+    an entity. IOB1, IOB2 (BIO), IOBES and BILOU are supported.
 
     Args:
-        tags: One tag a word.
-        scheme: Whether tags have letters; without them each word that is not "O" is one entity.
+        tags: One tag for each word.
+        scheme: Whether tags have letters. Without letters, each word but "O" is one entity.
     """
     found: set[Entity] = set()
     outside = ("O", "")
@@ -64,11 +64,11 @@ def find_entities(tags: Sequence[str], *, scheme: bool = True) -> set[Entity]:
 def entity_scores(
     expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: bool = True
 ) -> dict[str, float]:
-    """Return precision, recall and F1 over all sentences; an entity counts if it is exact.
+    """Return precision, recall and F1 over all sentences. Only exact entities count.
 
     Args:
-        expected: The right tags of each sentence.
-        predicted: The predicted ones, as many for each.
+        expected: The correct tags of each sentence.
+        predicted: The predicted tags, as many for each sentence.
         scheme: As in `find_entities`.
     """
     right = found = there = 0

@@ -1,4 +1,4 @@
-"""Masked language modelling: the words that were hidden in a text."""
+"""Reads tables for masked language modeling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,25 +22,26 @@ from mixout_export.data.tables import Table
 from mixout_export.errors import CheckpointError
 from mixout_export.tasks.masked_lm import MASKED_LM
 
-#: Share of a sequence's tokens that are to be predicted; of these, the shares that are replaced
-#: by the mask and by any token; the rest stay as they are (Devlin et al., 2019, section 3.1).
+#: Share of a sequence's tokens that are predicted. Of these, the shares that are replaced by the
+#: mask and by a random token; the rest stay unchanged (Devlin et al., 2019, section 3.1).
 _CHOSEN, _MASKED, _REPLACED = 0.15, 0.8, 0.1
-#: Last numbers of the seeds, which keep these draws apart from each other and from the batches'.
+#: Last numbers of the seeds, which make these draws independent of each other and of the batches.
 _TRAINING, _EVALUATION = 1, 2
 
 
 @dataclass(frozen=True)
 class MaskedText(RunningText):
-    """Sequences of which 15 % of the tokens, at least one, are hidden anew in each epoch.
+    """Sequences with hidden tokens: 15 % of each, at least one, drawn anew in each epoch.
 
-    How many are hidden depends on the length alone, and which ones on seed, epoch and example, but
-    not on the batch: a resumed run hides the same, and so do several processes. Evaluations
-    always hide the same ones, whatever the seed, so that their losses can be compared.
+    The number of hidden tokens depends on the length alone. Which tokens are hidden depends on
+    seed, epoch and example, not on the batch, so a resumed run and several processes hide the same
+    ones. Evaluations do not depend on the seed, so that their losses can be compared.
 
     Attributes:
-        places: Tokens of each example that may be hidden: none that the tokenizer added.
-        mask_token_id: What hides a token.
-        vocabulary: Tokens to draw from in place of a token: ids below this one.
+        places: Positions of the tokens of each example that may be hidden. Those that the
+            tokenizer added are left out.
+        mask_token_id: Id of the mask.
+        vocabulary: Random tokens are drawn from the ids below this one.
         seed: Seed of the run.
     """
 
@@ -72,7 +73,7 @@ class MaskedText(RunningText):
     def _hide(
         self, ids: NDArray[np.int64], places: NDArray[np.int64], seed: tuple[int, ...]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return which tokens are to be predicted, and what the model is given in their place."""
+        """Return the positions of the hidden tokens, and the ids that replace them."""
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(places)[: hidden_count(len(places))]
         fate = rng.random(len(chosen))
@@ -81,22 +82,22 @@ class MaskedText(RunningText):
         return chosen, np.where(fate < _MASKED, self.mask_token_id, shown)
 
     def shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return them as they are: a token is predicted where it stands."""
+        """Return both unchanged: a token is predicted at its own position."""
         return logits, labels
 
 
 def hidden_count(tokens: int) -> int:
-    """Return how many of so many tokens are hidden: 15 %, at least one."""
+    """Return how many of some tokens are hidden: 15 %, at least one."""
     return max(1, round(_CHOSEN * tokens)) if tokens else 0
 
 
 class MaskedLM(TextReader):
-    """Reads texts to hide words of."""
+    """Reads texts, whose tokens are then hidden."""
 
     task = MASKED_LM
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MaskedText:
-        """Read rows or blocks."""
+        """Read rows or blocks of text."""
         mask = encoding.tokenizer.mask_token_id
         if mask is None:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Multi-label classification: any number of labels for a text or a pair of texts."""
+"""Reads tables for multi-label classification."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,10 +23,10 @@ from mixout_export.tasks.multi_label import MULTI_LABEL
 
 @dataclass(frozen=True)
 class MultiLabelTexts(Examples):
-    """Texts with a row of zeros and ones each."""
+    """Texts, each with a row of zeros and ones."""
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether there are labels."""
         return self.encoded.labels is not None
 
@@ -37,10 +37,10 @@ class MultiLabelTexts(Examples):
         return list(outputs["logits"].float().cpu().numpy())
 
     def metrics(self, predictions: Sequence[NDArray[np.float32]]) -> dict[str, float]:
-        """Return micro and macro F1, and the share of texts of which every label is right.
+        """Return micro and macro F1, and the share of texts with no wrong label.
 
-        A label is predicted where its logit is above 0, its probability above one half. The F1 of
-        a label that neither occurs nor is predicted is 0.
+        A label is predicted if its logit is above 0, that is, its probability is above one half.
+        The F1 of a label that neither occurs nor is predicted is 0.
         """
         logits, labels = np.stack(list(predictions)), np.asarray(self.encoded.labels).astype(int)
         if np.isnan(logits).any():
@@ -57,11 +57,11 @@ class MultiLabelTexts(Examples):
 
 
 class MultiLabel(Reader):
-    """Reads a text, perhaps a second one, and labels.
+    """Reads a text, optionally a second text, and any number of labels.
 
-    Labels are columns of 0 and 1 that have the labels' names (or are named in their order), or one
-    column of lists, or of names separated by "|" or commas. A list holds labels, or a 0 or 1 for
-    each. An empty cell is a text without labels.
+    The labels are in one of these forms: columns of 0 and 1, named after the labels or given in
+    their order; one column of lists; one column of names separated by "|" or commas. A list holds
+    labels, or a 0 or 1 for each label. An empty cell means no labels.
     """
 
     def find(
@@ -70,14 +70,14 @@ class MultiLabel(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
-        """Find text, second text and labels; columns with the labels' names come first."""
+        """Find text, second text and labels. Columns named after the labels take precedence."""
         text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
         lower = {name.lower(): name for name in table.columns}
         if named.label is None and labels and all(name.lower() in lower for name in labels):
             return ColumnNames(text, pair, tuple(lower[name.lower()] for name in labels))
-        return ColumnNames(text, pair, find_optional_label(table, named, labelled=labelled))
+        return ColumnNames(text, pair, find_optional_label(table, named, labeled=labeled))
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MultiLabelTexts:
         """Read labels as float32 zeros and ones, shape (rows, labels)."""
@@ -93,15 +93,15 @@ class MultiLabel(Reader):
 
 
 def _is_indicator(table: Table, columns: Sequence[str], labels: LabelMap) -> bool:
-    """Tell whether one column holds a 0 or 1 for the one label there is."""
+    """Return whether the column has a 0 or 1 for the only label."""
     return len(labels.names) == 1 and columns[0].lower() == labels.names[0].lower()
 
 
 def _from_columns(table: Table, columns: Sequence[str], labels: LabelMap) -> NDArray[np.float32]:
     if len(columns) != len(labels.names):
         raise DataError(
-            f"{table.name}: {len(columns)} columns are named as labels ({', '.join(columns)}), the "
-            f"checkpoint has {labels.describe()}; name one for each with --label-column"
+            f"{table.name}: --label-column names {len(columns)} columns ({', '.join(columns)}), "
+            f"but the checkpoint has {labels.describe()}; name one column for each label"
         )
     made = np.zeros((table.rows, len(columns)), np.float32)
     for place, column in enumerate(columns):
@@ -110,14 +110,14 @@ def _from_columns(table: Table, columns: Sequence[str], labels: LabelMap) -> NDA
         if wrong:
             raise DataError(
                 f"{table.name}: column {column!r} holds {show(table.columns[column][wrong[0]])} in "
-                f"{list_rows(table, wrong)}, expected 0 or 1; mend those rows"
+                f"{list_rows(table, wrong)}, expected 0 or 1; correct those rows"
             )
         made[:, place] = values
     return made
 
 
 def _indicator(value: Any) -> int | None:
-    """Return 0 or 1, None for anything else."""
+    """Return 0 or 1; None for anything else."""
     if isinstance(value, str) and value.strip().lower() in ("true", "false"):
         return int(value.strip().lower() == "true")
     number = as_integer(value)
@@ -145,8 +145,8 @@ def _parts(table: Table, column: str, row: int, labels: LabelMap) -> list[Any]:
         return list(value)
     if value is None:
         raise DataError(
-            f"{table.name}: column {column!r} has no value in {table.where(row)}, expected labels, "
-            "or an empty list for none; mend that row"
+            f"{table.name}: column {column!r} has no value in {table.where(row)}, expected labels; "
+            "write an empty list for no labels"
         )
     if not isinstance(value, str) or value in labels.names:
         return [value]

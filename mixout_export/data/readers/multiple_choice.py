@@ -1,4 +1,4 @@
-"""Multiple choice: which of several texts goes with another one."""
+"""Reads tables for multiple choice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ from mixout_export.errors import DataError
 
 _LISTS = ("choices", "endings", "options")
 _STEMS = ("ending", "choice", "option", "answer", "alternative")
-#: Usual names of the prompt, alone or with the beginning that all choices share.
+#: Usual names of the prompt. It may come with a beginning that all choices share.
 _PROMPTS = ("sent1", "ctx", "context", "article", "passage", "premise", "question", "prompt")
 _BEGINNINGS = ("sent2", "question")
 _LABELS = ("answerkey", "answer", "gold", "correct", "correct_answer")
@@ -38,11 +38,11 @@ _OPTION = "--choices-column"
 
 @dataclass(frozen=True)
 class Choices(Examples):
-    """Groups of sequences of which one is right.
+    """Groups of sequences, of which one is correct.
 
     Attributes:
-        count: Number of sequences in a group; those of a group follow one another.
-        right: The right one of each group, from 0, shape (groups,); None without labels.
+        count: Number of sequences in a group. Those of a group follow one another.
+        right: The correct one of each group, from 0, shape (groups,); None without labels.
     """
 
     count: int
@@ -58,7 +58,7 @@ class Choices(Examples):
         return longest
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether there are labels."""
         return self.right is not None
 
@@ -72,13 +72,13 @@ class Choices(Examples):
         return batch
 
     def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[int]:
-        """Return the choice of each group, -1 where the logits are not numbers."""
+        """Return the choice for each group; -1 if the logits are not numbers."""
         logits = outputs["logits"].reshape(len(indices), self.count)
         chosen: list[int] = logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1).tolist()
         return chosen
 
     def metrics(self, predictions: Sequence[int]) -> dict[str, float]:
-        """Return the share of groups of which the right one was chosen."""
+        """Return the share of correct choices."""
         chosen = np.array(predictions)
         if (chosen < 0).any():
             return {"accuracy": float("nan")}
@@ -86,10 +86,10 @@ class Choices(Examples):
 
 
 class MultipleChoice(Reader):
-    """Reads a prompt, choices, and the number or letter of the right one.
+    """Reads a prompt, choices, and the number or letter of the correct choice.
 
-    The prompt is the first text. The second one begins every choice, as SWAG's `sent2` does.
-    Choices are a column of lists, or columns that count (ending0, ending1, …).
+    The prompt is the text. The second text begins every choice, like `sent2` in SWAG. Choices are
+    a column of lists, or numbered columns (ending0, ending1, …).
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"choices-column"})
@@ -100,11 +100,11 @@ class MultipleChoice(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
         """Find prompt, the beginning of the choices, the choices and the label."""
         choices = _find_choices(table, named)
-        label = find_optional_label(table, named, labelled=labelled, others=_LABELS)
+        label = find_optional_label(table, named, labeled=labeled, others=_LABELS)
         if named.text is not None or named.text_pair is not None:
             text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
             return ColumnNames(text, pair, label, choices)
@@ -138,7 +138,7 @@ def _find_choices(table: Table, named: ColumnNames) -> tuple[str, ...]:
 def _read_choices(
     table: Table, columns: Sequence[str]
 ) -> tuple[list[list[str]], list[list[str] | None]]:
-    """Return each row's choices, and the names that they have in the data, None for none."""
+    """Return the choices of each row, and their names in the data, None if they have none."""
     if len(columns) > 1:
         parts = [refuse_missing(table, column) for column in columns]
         return [
@@ -156,12 +156,12 @@ def _read_choices(
         if not isinstance(texts, (list, tuple)) or len(texts) < 2:
             raise DataError(
                 f"{table.name}: column {columns[0]!r} holds {show(value)} in {table.where(row)}, "
-                f"expected a list of at least two choices; choose the column with {_OPTION}"
+                f"expected a list of at least two choices; choose another column with {_OPTION}"
             )
         if groups and len(texts) != len(groups[0]):
             raise DataError(
                 f"{table.name}: column {columns[0]!r} holds {len(texts)} choices in "
-                f"{table.where(row)}, expected {len(groups[0])} as in the first row; leave it out"
+                f"{table.where(row)}, expected {len(groups[0])} as in the first row; remove it"
             )
         groups.append([require_text(table, columns[0], row, t, option=_OPTION) for t in texts])
         keys.append([str(name) for name in names] if isinstance(names, (list, tuple)) else None)
@@ -185,13 +185,14 @@ def _read_labels(
             expected = f"0 to {count - 1} or A to {last}" if key is None else ", ".join(key)
             raise DataError(
                 f"{table.name}: column {column!r} holds {show(values[row])} in {table.where(row)}, "
-                f"expected the right choice, {expected}; mend it or choose with --label-column"
+                f"expected the correct choice, {expected}; correct it, or choose another column "
+                "with --label-column"
             )
     return np.array(found, np.int64)
 
 
 def _place(value: Any, count: int, keys: Sequence[str] | None) -> int | None:
-    """Return which choice a label means, None for none: by its name, else number or letter."""
+    """Return the choice that a label names, or gives as a number or letter; None if unknown."""
     text = str(value).strip()
     number = as_integer(value)
     if keys is not None:

@@ -1,4 +1,4 @@
-"""Extractive question answering: the span of a context that answers a question."""
+"""Reads tables for extractive question answering."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,10 +24,10 @@ _QUESTIONS = ("question", "query")
 _CONTEXTS = ("context", "passage", "paragraph", "document")
 _ANSWERS, _TEXT_AND_START = "answers", ("answer_text", "answer_start")
 
-#: Longest answer in tokens, the usual limit: without one, the ends of two sentences far apart
-#: would make an answer.
+#: Longest answer in tokens. This is the usual limit: without it, an answer could reach from one
+#: sentence to another one far away.
 _LONGEST_ANSWER = 30
-#: Rows that are tokenised together: the offsets of a whole data set would fill the memory.
+#: Rows that are tokenized together. The offsets of a whole data set would fill the memory.
 _ROWS = 512
 
 
@@ -35,8 +35,8 @@ class Guess(NamedTuple):
     """The best span of one window.
 
     Attributes:
-        score: Logit of its start plus that of its end; -inf where there is no span.
-        null: The same for the place that stands for no answer.
+        score: Logit of its start plus logit of its end; -inf if there is no span.
+        null: The same for the token that stands for no answer.
         start: Its first character in the context.
         end: The character after its last one.
     """
@@ -53,12 +53,12 @@ class Window:
 
     Attributes:
         row: Row of the table.
-        first: Its first token of the context.
-        offsets: First character of each token of the context and the one after its last, shape
-            (tokens, 2).
+        first: Position of the first token of the context.
+        offsets: Position of the first character of each token of the context, and of the character
+            after its last, shape (tokens, 2).
         null: The token that stands for no answer: the first special one, as in BERT, else 0.
-        target: First and last token of the answer; the null token twice where this window does
-            not hold a whole one; None without labels.
+        target: First and last token of the answer; the null token twice if this window holds no
+            complete answer; None without labels.
     """
 
     row: int
@@ -68,7 +68,7 @@ class Window:
     target: tuple[int, int] | None
 
     def characters(self, first: int, last: int) -> tuple[int, int]:
-        """Return the characters of a span of tokens; none for one outside of the context."""
+        """Return the characters of a span of tokens; (0, 0) outside of the context."""
         if first < self.first or last >= self.first + len(self.offsets):
             return 0, 0
         return int(self.offsets[first - self.first, 0]), int(self.offsets[last - self.first, 1])
@@ -76,12 +76,12 @@ class Window:
 
 @dataclass(frozen=True)
 class Questions(Examples):
-    """Questions with windows over their contexts; a window is an example.
+    """Questions with windows over their contexts. Each window is an example.
 
     Attributes:
-        windows: One for each example.
+        windows: The window of each example.
         contexts: The context of each row of the table.
-        answers: The right answers of each row, None where there are no labels.
+        answers: The correct answers of each row; None without labels.
     """
 
     windows: Sequence[Window]
@@ -89,7 +89,7 @@ class Questions(Examples):
     answers: Sequence[tuple[Answer, ...]] | None
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether there are answers."""
         return self.answers is not None
 
@@ -102,7 +102,7 @@ class Questions(Examples):
         """Return a padded batch, with the answers' first and last tokens if there are answers."""
         batch = self.encoded.collate(indices)
         targets = [self.windows[index].target for index in indices]
-        if self.labelled:
+        if self.labeled:
             starts = self.encoded.starts(indices)
             places = np.array([target or (0, 0) for target in targets]) + starts[:, None]
             batch["start_positions"] = torch.from_numpy(places[:, 0].copy())
@@ -110,7 +110,7 @@ class Questions(Examples):
         return batch
 
     def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[Guess]:
-        """Return each window's best span; its score is NaN where the logits are not numbers."""
+        """Return the best span of each window. Its score is NaN if the logits are not numbers."""
         start, end = outputs["start_logits"].float(), outputs["end_logits"].float()
         windows = [self.windows[index] for index in indices]
         begins = self.encoded.starts(indices)
@@ -131,9 +131,9 @@ class Questions(Examples):
         ]
 
     def metrics(self, predictions: Sequence[Guess]) -> dict[str, float]:
-        """Return F1 and exact match over the questions, each with its windows' best answer.
+        """Return F1 and exact match over the questions, each with the best answer of its windows.
 
-        No answer is predicted only where the table has questions without one, and where its
+        "No answer" is predicted only if the table has questions without an answer, and if its
         score, the lowest of the windows, is above that of the best span.
         """
         answers = self.answers or ()
@@ -147,8 +147,8 @@ class Questions(Examples):
         """Return the answer to each question.
 
         Args:
-            predictions: One per window.
-            may_be_none: Whether a question may have no answer, which is then empty.
+            predictions: One for each window.
+            may_be_none: Whether a question may have no answer. The answer is then empty.
         """
         best: dict[int, Guess] = {}
         nulls: dict[int, float] = {}
@@ -167,15 +167,15 @@ class Questions(Examples):
 def best_spans(start: Tensor, end: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the best span of each row, of at most 30 tokens.
 
-    Of equally good ones the shortest wins, and of these the first.
+    Among equally good spans, the shortest one wins, then the first one.
 
     Args:
         start: Logits, shape (rows, tokens).
         end: Logits, shape (rows, tokens).
-        inside: Which tokens an answer may have, shape (rows, tokens).
+        inside: Tokens that may be part of an answer, shape (rows, tokens).
 
     Returns:
-        Score, first and last token, each of shape (rows,); a score of -inf where there is no span.
+        Score, first and last token, each of shape (rows,); the score is -inf if there is no span.
     """
     start, end = (values.masked_fill(~inside, -torch.inf) for values in (start, end))
     best = torch.full_like(start[:, 0], -torch.inf)
@@ -194,9 +194,8 @@ def best_spans(start: Tensor, end: Tensor, inside: Tensor) -> tuple[Tensor, Tens
 class QuestionAnswering(Reader):
     """Reads a question, its context, and answers.
 
-    A long context is cut into windows that overlap. A window that holds no whole answer, and every
-    window of a question without one, has its first token for an answer: that is how a model says
-    that there is none.
+    A long context is cut into windows that overlap. The first token stands for "no answer": it is
+    the label of every window without a complete answer.
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"doc-stride"})
@@ -207,17 +206,17 @@ class QuestionAnswering(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
         """Find the question (the text), the context (the second text) and the answers."""
         text = _named_or_found(table, named.text, _QUESTIONS, "questions", "--text-column")
         pair = _named_or_found(table, named.text_pair, _CONTEXTS, "contexts", "--text-pair-column")
         if text == pair:
             raise DataError(
-                f"{table.name}: column {text!r} is given as the question and as the context; "
-                "choose another with --text-pair-column"
+                f"{table.name}: column {text!r} is both the question and the context; choose "
+                "another column with --text-pair-column"
             )
-        return ColumnNames(text, pair, _find_answers(table, named, labelled=labelled))
+        return ColumnNames(text, pair, _find_answers(table, named, labeled=labeled))
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Questions:
         """Read questions, cut contexts into windows, and find the answers' tokens."""
@@ -260,41 +259,41 @@ def _named_or_found(
     return find_first(table, names, (), kind=kind, option=option)
 
 
-def _find_answers(table: Table, named: ColumnNames, *, labelled: bool) -> tuple[str, ...] | None:
+def _find_answers(table: Table, named: ColumnNames, *, labeled: bool) -> tuple[str, ...] | None:
     if named.label is not None:
         columns = require_columns(table, named.label, "--label-column")
         if len(columns) > 2:
             raise ArgumentError(
-                f"label-column: got {len(columns)} columns, expected one in SQuAD's format, or "
-                "two, of the answer's text and of where it starts"
+                f"label-column: got {len(columns)} columns, expected one in SQuAD's format or two: "
+                "the answer's text and the position of its first character"
             )
         return columns
     lower = {name.lower(): name for name in table.columns}
     for names in ((_ANSWERS,), _TEXT_AND_START):
         if all(name in lower for name in names):
             return tuple(lower[name] for name in names)
-    if not labelled:
+    if not labeled:
         return None
     raise DataError(
-        f"{table.name}: has neither a column 'answers' nor 'answer_text' and 'answer_start', it "
-        f"has {', '.join(table.columns)}; choose with --label-column"
+        f"{table.name}: has neither a column 'answers' nor 'answer_text' and 'answer_start'; its "
+        f"columns are {', '.join(table.columns)}; choose the answers with --label-column"
     )
 
 
 def _stride(encoding: Encoding) -> int:
-    """Return how many tokens neighbouring windows share."""
+    """Return how many tokens neighboring windows share."""
     if encoding.doc_stride is None:
         return encoding.max_length // 3
     if encoding.doc_stride >= encoding.max_length:
         raise ArgumentError(
-            f"doc-stride: got {encoding.doc_stride}, expected less than the longest sequence, "
-            f"{encoding.max_length} tokens"
+            f"doc-stride: got {encoding.doc_stride}, expected less than the maximum length of "
+            f"{encoding.max_length} tokens; lower it"
         )
     return encoding.doc_stride
 
 
 def _rooms(table: Table, column: str, questions: Sequence[str], encoding: Encoding) -> list[int]:
-    """Return how many tokens of context fit beside each question."""
+    """Return how many tokens of context fit next to each question."""
     tokenizer = encoding.tokenizer
     alone = tokenizer(list(questions), add_special_tokens=False, verbose=False)["input_ids"]
     special = tokenizer.num_special_tokens_to_add(pair=True)
@@ -303,17 +302,17 @@ def _rooms(table: Table, column: str, questions: Sequence[str], encoding: Encodi
     if full:
         raise DataError(
             f"{table.name}: column {column!r} holds a question of {len(alone[full[0]])} tokens in "
-            f"{list_rows(table, full)}, which leaves no room for its context in "
-            f"{encoding.max_length}; raise --max-length or shorten it"
+            f"{list_rows(table, full)}, which leaves no room for its context "
+            f"within {encoding.max_length}; raise --max-length or shorten the question"
         )
     return rooms
 
 
 def _groups(rooms: Sequence[int], stride: int) -> Iterator[tuple[list[int], int]]:
-    """Yield rows to be tokenised together, and how many tokens their windows share.
+    """Yield rows to be tokenized together, and how many tokens their windows share.
 
-    Windows that would share all that fits would never get to the end, so with little room they
-    share half of it.
+    If the shared tokens fill the whole room, windows would never reach the end. They share half
+    of the room instead.
     """
     by_overlap: dict[int, list[int]] = {}
     for row, room in enumerate(rooms):

@@ -1,4 +1,4 @@
-"""Texts that a language model is trained on: rows or blocks of them, and how they are judged."""
+"""Reads tables of texts for language models."""
 
 import math
 from abc import abstractmethod
@@ -20,12 +20,12 @@ from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import Task
 
-#: Label of a token that is not to be predicted: PyTorch's and transformers' own.
+#: Label of a token that the loss ignores, in PyTorch and transformers.
 IGNORED = -100
 
 
 class Surprise(NamedTuple):
-    """How badly a sequence was predicted.
+    """The loss of a sequence.
 
     Attributes:
         loss: Sum of its tokens' negative log-likelihoods, in nats.
@@ -38,7 +38,7 @@ class Surprise(NamedTuple):
 
 @dataclass(frozen=True)
 class RunningText(Examples):
-    """Sequences whose own tokens are what is to be predicted.
+    """Sequences whose own tokens are predicted.
 
     Attributes:
         origins: Row of the table in which each sequence begins, shape (examples,).
@@ -46,12 +46,12 @@ class RunningText(Examples):
 
     origins: NDArray[np.int64]
 
-    #: A vocabulary of logits for every token is most of what an evaluation keeps.
+    #: Every token has as many logits as the vocabulary has words, which fills the memory.
     evaluation_scale: ClassVar[int] = 1
 
     @property
-    def labelled(self) -> bool:
-        """Whether there are labels: the text is its own."""
+    def labeled(self) -> bool:
+        """Whether there are labels: the text is its own label."""
         return True
 
     @property
@@ -61,12 +61,13 @@ class RunningText(Examples):
 
     @abstractmethod
     def shifted(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return logits and labels so that those at the same place belong together."""
+        """Align logits and labels: those at the same position belong together."""
 
     def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[Surprise]:
-        """Return how badly each sequence was predicted.
+        """Return the loss of each sequence.
 
-        Where the model computed its loss, the mean over the batch, each gets its share of that.
+        If the model computed a loss, which is the mean over the batch, each sequence gets its
+        share of it.
         """
         targets = self.targets[list(indices)].tolist()
         if "loss" in outputs:
@@ -74,7 +75,7 @@ class RunningText(Examples):
             return [Surprise(loss * count, count) for count in targets]
         batch = self.collate(indices)
         logits, labels = self.shifted(outputs["logits"], batch["labels"])
-        # Only what is to be predicted: a batch of logits in float32 may fill the memory.
+        # Convert only the logits that count: a batch of logits in float32 may fill the memory.
         losses = [
             torch.nn.functional.cross_entropy(
                 line[wanted.to(line.device) != IGNORED].float(),
@@ -86,7 +87,7 @@ class RunningText(Examples):
         return [Surprise(float(loss), count) for loss, count in zip(losses, targets, strict=True)]
 
     def metrics(self, predictions: Sequence[Surprise]) -> dict[str, float]:
-        """Return the mean loss of a token, and the perplexity, its exponential."""
+        """Return the mean loss of a token and its exponential, the perplexity."""
         loss = sum(one.loss for one in predictions) / sum(one.tokens for one in predictions)
         try:
             return {"loss": loss, "perplexity": math.exp(loss)}
@@ -95,7 +96,7 @@ class RunningText(Examples):
 
 
 class TextReader(Reader):
-    """Reads one text a row."""
+    """Reads one text per row."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"pack-sequences"})
     task: ClassVar[Task]
@@ -106,12 +107,14 @@ class TextReader(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
         """Find the text."""
         for option, name in (("text-pair-column", named.text_pair), ("label-column", named.label)):
             if name is not None:
-                raise ArgumentError(f"{option}: {self.task.name} reads one text a row and no more")
+                raise ArgumentError(
+                    f"{option}: {self.task.name} reads one text a row; leave it out"
+                )
         if named.text is not None:
             return ColumnNames(require_columns(table, (named.text,), "--text-column")[0])
         found = find_first(table, (), SINGLES, kind="the text", option="--text-column")
@@ -124,7 +127,7 @@ class Sequences:
 
     Attributes:
         ids: Ids of each sequence.
-        special: Which of them the tokenizer added, as many.
+        special: Whether the tokenizer added them, as many.
         origins: Row of the table in which each begins, shape (sequences,).
     """
 
@@ -147,16 +150,16 @@ class Sequences:
 def read_sequences(
     table: Table, columns: ColumnNames, encoding: Encoding, *, end: int | None = None
 ) -> Sequences:
-    """Tokenise each row, cut to the longest sequence; or join them and cut blocks of that length.
+    """Tokenize each row, or join the rows and cut them into blocks.
 
     Args:
         table: The data.
-        columns: Where the text is.
-        encoding: Says which of the two, and how long.
-        end: Id that ends a text which the tokenizer does not end with it; None for none.
+        columns: The column of the text.
+        encoding: Says whether to join rows, and the longest sequence.
+        end: Id that is added to the end of each text that lacks it; None adds none.
 
     Raises:
-        DataError: A text is missing or is none.
+        DataError: A value is missing or is not text.
     """
     texts = text_values(table, columns.first)
     tokens = encoding.tokenize(
@@ -164,13 +167,13 @@ def read_sequences(
         truncation=not encoding.pack_sequences,
         max_length=None if encoding.pack_sequences else encoding.max_length,
         return_special_tokens_mask=True,
-        verbose=False,  # that a text is longer than the model takes is what blocks are for
+        verbose=False,  # blocks are for texts longer than the model takes
     )
     ids = [np.array(row, np.int64) for row in tokens["input_ids"]]
     special = [np.array(row, bool) for row in tokens["special_tokens_mask"]]
     if end is not None:
         for row, there in enumerate(ids):
-            # A row of the greatest length may have been cut, which is not where its text ends.
+            # A row of the greatest length may have been cut before the end of its text.
             whole = encoding.pack_sequences or len(there) < encoding.max_length
             if whole and (not len(there) or there[-1] != end):
                 ids[row], special[row] = np.append(there, end), np.append(special[row], True)
@@ -182,7 +185,7 @@ def read_sequences(
 def _blocks(
     ids: Sequence[NDArray[np.int64]], special: Sequence[NDArray[np.bool_]], length: int
 ) -> Sequences:
-    """Join texts and cut blocks; the last one may be shorter, but not of a single token."""
+    """Join texts and cut them into blocks. The last block may be shorter, down to two tokens."""
     joined, mask = np.concatenate(ids), np.concatenate(special)
     row_of = np.repeat(np.arange(len(ids)), [len(row) for row in ids])
     starts = [start for start in range(0, len(joined), length) if start + 1 < len(joined)]
@@ -194,20 +197,20 @@ def _blocks(
 
 
 def refuse_empty(table: Table, column: str, sequences: Sequences, counts: Sequence[int]) -> None:
-    """Refuse sequences in which nothing is to be predicted.
+    """Refuse sequences without a token to predict.
 
     Args:
         table: The data.
-        column: Where the text is.
-        sequences: What was made of it.
-        counts: How many tokens of each are to be predicted.
+        column: The column of the text.
+        sequences: The tokenized text.
+        counts: Number of tokens to predict in each sequence.
 
     Raises:
-        DataError: There is one; the message names its row.
+        DataError: There is such a sequence. The message names its row.
     """
     empty = [int(row) for row, n in zip(sequences.origins, counts, strict=True) if n < 1]
     if empty or not counts:
         raise DataError(
-            f"{table.name}: column {column!r} holds text of which the tokenizer makes nothing to "
-            f"predict, in {list_rows(table, empty)}; remove those rows"
+            f"{table.name}: column {column!r} holds text without a token to predict in "
+            f"{list_rows(table, empty)}; remove those rows"
         )

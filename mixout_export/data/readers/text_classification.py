@@ -1,4 +1,4 @@
-"""Text classification: one label for a text or a pair of texts."""
+"""Reads tables for text classification."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ class LabeledTexts(Examples):
     compute: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether there are labels."""
         return self.encoded.labels is not None
 
@@ -50,7 +50,7 @@ class LabeledTexts(Examples):
 
 
 class TextClassification(Reader):
-    """Reads a text, perhaps a second one, and a label."""
+    """Reads a text, optionally a second text, and a label."""
 
     def find(
         self,
@@ -58,12 +58,12 @@ class TextClassification(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
         """Find text, second text and label."""
         texts = {"text_column": named.text, "text_pair_column": named.text_pair}
-        if not labelled:
-            label = find_optional_label(table, named, labelled=False)
+        if not labeled:
+            label = find_optional_label(table, named, labeled=False)
             return ColumnNames(*find_texts(table, **texts), label)
         column = None
         if named.label is not None:
@@ -92,7 +92,7 @@ def read_texts(table: Table, columns: ColumnNames) -> tuple[list[str], list[str]
     """Return the texts, and the second texts if there are any.
 
     Raises:
-        DataError: A text is missing or is none.
+        DataError: A value is missing or is not text.
     """
     pairs = None if columns.text_pair is None else text_values(table, columns.text_pair)
     return text_values(table, columns.first), pairs

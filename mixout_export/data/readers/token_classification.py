@@ -1,4 +1,4 @@
-"""Token classification: one label for every word of a text."""
+"""Reads tables for token classification."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -31,17 +31,18 @@ logger = logging.getLogger(__name__)
 _WORDS = ("tokens", "words", "text", "sentence")
 _TAGS = ("tags", "ner_tags", "ner", "pos_tags", "pos", "upos", "chunk_tags")
 
-#: Label of a token that gives no term to the loss: PyTorch's and transformers' own.
+#: Label of a token that the loss ignores, in PyTorch and transformers.
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class TaggedWords(Examples):
-    """Sentences, the token that stands for each word, and the word's label.
+    """Sentences, the first token of each word, and the labels of the words.
 
     Attributes:
-        places: Each example's tokens that begin a word, shape (words,): what the model sees of it.
-        tags: Label of each of these words, shape (words,); None where there are no labels.
+        places: Positions of the tokens that begin a word, shape (words,) for each example. Words
+            that the model does not see are left out.
+        tags: Label of each of these words, shape (words,); None without labels.
         names: Label names in the order of the outputs.
     """
 
@@ -50,7 +51,7 @@ class TaggedWords(Examples):
     names: tuple[str, ...]
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether there are labels."""
         return self.tags is not None
 
@@ -62,7 +63,7 @@ class TaggedWords(Examples):
     def predict(
         self, indices: Sequence[int], outputs: Mapping[str, Tensor]
     ) -> list[NDArray[np.int64]]:
-        """Return the label of each word, -1 where the logits are not numbers, shape (words,)."""
+        """Return the label of each word, shape (words,); -1 if the logits are not numbers."""
         logits = outputs["logits"]
         ids = logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1).cpu().numpy()
         starts = self.encoded.starts(indices)
@@ -72,9 +73,9 @@ class TaggedWords(Examples):
         ]
 
     def metrics(self, predictions: Sequence[NDArray[np.int64]]) -> dict[str, float]:
-        """Return precision, recall and F1 of entities, and the share of words that are right.
+        """Return precision, recall and F1 of entities, and the share of correct words.
 
-        Without a scheme in the labels' names, every word that is not "O" is an entity.
+        If the names of the labels have no scheme, every word but "O" is an entity.
         """
         tags = self.tags or ()
         guesses, right = np.concatenate(list(predictions)), np.concatenate(list(tags))
@@ -91,8 +92,8 @@ class TaggedWords(Examples):
 class TokenClassification(Reader):
     """Reads words and as many labels: lists, or texts separated by spaces.
 
-    Words are joined with spaces and tokenised as running text, which is what a trained model is
-    given, and works with every fast tokenizer. A word's first token carries its label.
+    Words are joined with spaces and tokenized as running text. That is what a trained model is
+    given later, and it works with every fast tokenizer. A word's first token has its label.
     """
 
     def find(
@@ -101,20 +102,22 @@ class TokenClassification(Reader):
         named: ColumnNames,
         labels: Sequence[str],
         *,
-        labelled: bool = True,
+        labeled: bool = True,
     ) -> ColumnNames:
         """Find words and labels."""
         if named.text_pair is not None:
-            raise ArgumentError("text-pair-column: token-classification reads one text a row")
+            raise ArgumentError(
+                f"text-pair-column: {TOKEN_CLASSIFICATION.name} reads one text a row; leave it out"
+            )
         if named.text is not None:
             text = require_columns(table, (named.text,), "--text-column")[0]
         else:
             text = find_first(table, _WORDS, (), kind="words", option="--text-column")
-        label = find_optional_label(table, named, labelled=labelled, others=_TAGS)
+        label = find_optional_label(table, named, labeled=labeled, others=_TAGS)
         return ColumnNames(text, None, label)
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> TaggedWords:
-        """Read words and tokenise them; words beyond the longest sequence are not read."""
+        """Read words and tokenize them. Words beyond the longest sequence are not read."""
         encoding.require_offsets(TOKEN_CLASSIFICATION.name)
         words = _word_lists(table, columns.first)
         tags: list[NDArray[np.int64]] | None = None
@@ -152,14 +155,14 @@ def _word_lists(table: Table, column: str) -> list[list[str]]:
         if not isinstance(words, (list, tuple)):
             raise DataError(
                 f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
-                "expected a list of words, or words separated by spaces; choose the column with "
-                "--text-column"
+                "expected a list of words, or words separated by spaces; choose another column "
+                "with --text-column"
             )
         texts = [require_text(table, column, row, word) for word in words]
         if not texts or not all(word.strip() for word in texts):
             raise DataError(
                 f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
-                "expected at least one word and no empty one; mend that row"
+                "expected at least one word and no empty one; correct that row"
             )
         made.append(texts)
     return made
@@ -177,7 +180,7 @@ def _tag_lists(
             raise DataError(
                 f"{table.name}: column {column!r} holds "
                 f"{f'{len(tags)} labels' if is_list else show(value)} in {table.where(row)}, "
-                f"expected {len(words[row])}, one for each word of {text!r}; mend that row"
+                f"expected {len(words[row])}, one for each word of {text!r}; correct that row"
             )
         made.append(list(tags))
     rows = [row for row, tags in enumerate(made) for _ in tags]
@@ -186,18 +189,18 @@ def _tag_lists(
 
 
 def _first_tokens(words: Sequence[str], offsets: Sequence[Any]) -> NDArray[np.int64]:
-    """Return the first token of each word, -1 for a word of which the model sees none.
+    """Return the first token of each word; -1 for a word that the model does not see.
 
     Args:
         words: The words that were joined with spaces.
         offsets: Start and end of each token in the joined text.
     """
     lengths = np.array([len(word) for word in words])
-    word_of = np.repeat(np.arange(len(words)), lengths + 1)  # of each character
+    word_of = np.repeat(np.arange(len(words)), lengths + 1)  # the word of each character
     word_of[np.cumsum(lengths + 1) - 1] = -1  # the spaces between them
     first = np.full(len(words), -1, np.int64)
     for token, (start, end) in enumerate(offsets):
-        inside = word_of[start:end]  # some tokenizers count the space to the token after it
+        inside = word_of[start:end]  # some tokenizers add the space to the next token
         inside = inside[inside >= 0]
         if inside.size and first[inside[0]] < 0:
             first[inside[0]] = token
@@ -211,18 +214,18 @@ def _refuse_unseen(
     firsts: Sequence[NDArray[np.int64]],
     max_length: int,
 ) -> None:
-    """Refuse rows of which the model sees no word, and tell of single words that it does not."""
+    """Refuse rows of which the model sees no word, and warn about other words that it misses."""
     for row, first in enumerate(firsts):
         if (first < 0).all():
             raise DataError(
                 f"{table.name}: column {column!r} holds {show(' '.join(words[row]))} in "
-                f"{table.where(row)}, of which the tokenizer makes no token; remove that row"
+                f"{table.where(row)}, which the tokenizer turns into no tokens; remove that row"
             )
     unseen = sum(int((first < 0).sum()) for first in firsts)
     if unseen:
         logger.warning(
-            "%s: %d of %d words are not read, for they lie beyond %d tokens or the tokenizer makes "
-            "no token of them; raise --max-length or split long rows",
+            "%s: %d of %d words are not read, because they lie beyond %d tokens or the tokenizer "
+            "turns them into no tokens; raise --max-length or split long rows",
             table.name,
             unseen,
             sum(len(first) for first in firsts),
@@ -231,7 +234,7 @@ def _refuse_unseen(
 
 
 def _carried(length: int, places: NDArray[np.int64], tags: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the label of each token: a word's on its first one, -100 on the others."""
+    """Return the label of each token: the word's on its first token, -100 on the others."""
     row = np.full(length, IGNORED, np.int64)
     row[places] = tags
     return row

@@ -1,4 +1,4 @@
-"""The data of a run: from files to encoded examples."""
+"""Read the data of a training run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +21,13 @@ _DEFAULT_MAX_LENGTH = 128
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where the data lie and which columns to read.
+    """Where the data are and which columns to read.
 
     Attributes:
-        train_file: Training data: csv, tsv, jsonl or parquet, each also .gz.
-        eval_file: Evaluation data, None for none.
-        dataset: Name of a data set of the hub instead of files.
-        text_column: Column of the text; None finds it by the usual names.
+        train_file: Training data: csv, tsv, jsonl or parquet, each also as .gz.
+        eval_file: Evaluation data; optional.
+        dataset: Name of a data set of the hub, instead of files.
+        text_column: Column of the text; None finds it by its usual names.
         text_pair_column: Column of the second text; None finds it.
         label_column: Column of the label, or several separated by commas; None finds it.
         choices_column: Column of lists of choices, or several of single ones separated by commas;
@@ -63,12 +63,13 @@ class TrainingData:
 
     Attributes:
         train: Training examples.
-        evaluation: Evaluation examples, None without.
-        rows: Rows of the training data, of which a long one may make several examples.
+        evaluation: Evaluation examples; None without evaluation data.
+        rows: Number of rows of the training data. A long row may give several examples.
         max_length: Maximum length in tokens.
-        name: What to call the data.
-        evaluated_on: Where the evaluation examples come from; "" without.
-        identity: What tells them from other data: a SHA-256 of each part, and the columns read.
+        name: Name of the data.
+        identity: A SHA-256 of each table and the columns that are read, to recognize the data when
+            a run is resumed.
+        evaluated_on: Where the evaluation examples come from; "" without evaluation data.
     """
 
     train: Examples
@@ -92,19 +93,20 @@ def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
 
 
 def _data_name(file: Path) -> str:
-    """Return what to call the data: the file's name, and no folder's, which may be a person's."""
+    """Return the file's name without its folder, whose name may be private."""
     return file.name.split(".")[0] or file.name
 
 
 def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, and let it and the model agree on a padding id."""
+    """Load the tokenizer, and give it and the model the same padding id."""
     tokenizer = load_tokenizer(folder.path)
     if tokenizer is None:
         raise CheckpointError(
-            f"{folder.path}: has no tokenizer files, expected them to read text; copy the base's"
+            f"{folder.path}: has no tokenizer files, which are needed to read text; copy those of "
+            "the base into it"
         )
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders come without one
+        tokenizer.pad_token = tokenizer.eos_token  # decoders often have none
     settle_pad_token(model, tokenizer)
     return tokenizer
 
@@ -121,9 +123,9 @@ def load_training_data(
     Args:
         folder: The prepared checkpoint.
         reader: Reads tables for its task.
-        model: Its model, which gets a padding id here if it has none.
-        data: Where the data lie.
-        options: How long sequences are, and the seed.
+        model: Its model, which gets a padding id if it has none.
+        data: Where the data are.
+        options: Options of the run.
 
     Raises:
         ArgumentError: `max_length` is above the model's limit, or leaves no room for text.
