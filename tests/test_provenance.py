@@ -159,11 +159,11 @@ def test_changes_to_other_files_break_the_chain_for_good(
     config.write_text(config.read_text().replace("LABEL_0", "LABEL_X"))
     run = program("collapse", copy / "trained", tmp_path / "collapsed")
     assert run.code == 0
-    assert "config.json had been changed since" in run.err
+    assert "config.json changed in between" in run.err
     export_onnx(tmp_path / "collapsed", tmp_path / "graph", verify=False)
     problems = check_manifest(tmp_path / "graph").problems
     assert len(problems) == 1
-    assert "broken between train and collapse: config.json had been changed since" in problems[0]
+    assert "broken between train and collapse: config.json changed in between" in problems[0]
 
 
 def test_a_card_that_somebody_wrote_on_breaks_nothing(copy: Path, tmp_path: Path) -> None:

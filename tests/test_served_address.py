@@ -25,9 +25,9 @@ def test_an_address_is_read_and_written(text: str, parts: tuple[str | None, ...]
     ("text", "part"),
     [
         ("ftp://a/v2/models/b", "'ftp', expected one of http, https, grpc"),
-        ("http:///v2/models/b", "names no host"),
-        ("http://a:x/v2/models/b", "is not an address"),
-        ("http://a:99999/v2/models/b", "is not an address"),
+        ("http:///v2/models/b", "has no host"),
+        ("http://a:x/v2/models/b", "is not a valid address"),
+        ("http://a:99999/v2/models/b", "is not a valid address"),
         ("http://a/v1/models/b", "expected http://a/v2/models/NAME"),
         ("http://a/v2/models/b/infer", "expected http://a/v2/models/NAME"),
         ("http://a/v2/models/b?x=1", "expected http://a/v2/models/NAME"),

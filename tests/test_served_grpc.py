@@ -184,5 +184,5 @@ def test_what_goes_wrong_is_said_in_a_sentence(graph: Path) -> None:
         model.wait.set()
     with pytest.raises(ServerError, match=r"cannot be reached, no connection within 0\.5 s"):
         verify(graph, address, ServingOptions(timeout=0.5))
-    with pytest.raises(ArgumentError, match="does not speak"):
+    with pytest.raises(ArgumentError, match="does not speak it; for gRPC"):
         verify(graph, address, ServingOptions(protocol="json"))

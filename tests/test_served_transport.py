@@ -97,7 +97,7 @@ def test_an_answer_comes_with_its_code_and_headers() -> None:
 def test_nobody_listening_is_said_after_all_attempts(quick: None) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    fails(port, "cannot be reached, 4 times in a row", "is the server running there?")
+    fails(port, "cannot be reached after 4 attempts", "check that the server is running")
 
 
 @pytest.mark.parametrize("bad", range(1, ATTEMPTS))
@@ -122,7 +122,7 @@ def test_a_connection_cut_within_an_answer_is_made_again(quick: None) -> None:
 
 def test_a_connection_that_is_always_cut_is_given_up(quick: None) -> None:
     with listening(lambda *_: None) as server:
-        fails(server.port, f"{ATTEMPTS} times in a row")
+        fails(server.port, f"after {ATTEMPTS} attempts")
     assert len(server.accepted) == ATTEMPTS
 
 
@@ -143,7 +143,7 @@ def test_an_error_of_the_server_is_an_answer_and_not_asked_for_again(status: int
     text = f"HTTP/1.1 {status} No\r\nContent-Length: 5\r\n\r\nwrong".encode()
     with listening(lambda connection, _: connection.sendall(text)) as server:
         response, retried = ask(server.port)
-    assert (response.status, response.said, retried, len(server.accepted)) == (
+    assert (response.status, response.message, retried, len(server.accepted)) == (
         status,
         "wrong",
         0,
@@ -184,7 +184,7 @@ def test_a_redirect_is_not_followed_and_the_other_host_is_never_asked() -> None:
         elsewhere = f"http://127.0.0.1:{other.port}/v2/models/m"
         text = f"HTTP/1.1 307 Go\r\nLocation: {elsewhere}\r\nContent-Length: 0\r\n\r\n".encode()
         with listening(lambda connection, _: connection.sendall(text)) as server:
-            fails(server.port, f"redirects to {elsewhere}, which is not followed")
+            fails(server.port, f"redirects to {elsewhere}, but redirects are not followed")
         assert len(server.accepted) == 1
         assert other.accepted == []
 
@@ -193,13 +193,13 @@ def test_a_redirect_is_not_followed_and_the_other_host_is_never_asked() -> None:
 def test_an_answer_too_large_is_cut_off(length: bytes) -> None:
     text = b"HTTP/1.1 200 OK\r\n" + length + b"x" * 1001
     with listening(lambda connection, _: connection.sendall(text)) as server:
-        fails(server.port, "answers with more than 1000 bytes")
+        fails(server.port, "the answer has more than 1000 bytes")
 
 
 def test_a_compressed_answer_is_refused_and_not_unpacked() -> None:
     text = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}"
     with listening(lambda connection, _: connection.sendall(text)) as server:
-        fails(server.port, "answers in 'gzip'")
+        fails(server.port, "the answer has the encoding 'gzip'")
     assert b"accept-encoding: identity" in server.accepted[0].lower()
 
 

@@ -394,7 +394,7 @@ def test_numbers_that_come_as_texts_are_refused(graph: Path, model: Path) -> Non
 
     with (
         served(model, binary=False, body=body) as server,
-        pytest.raises(ServerError, match=r"does not hold numbers of type FP32 .but texts"),
+        pytest.raises(ServerError, match=r"holds texts, expected numbers of type FP32"),
     ):
         verify(graph, server)
 
@@ -718,7 +718,7 @@ def test_a_failure_is_reported_with_exit_code_3(
         (("--timeout", "0"), ("--timeout: got 0.0",)),
         (("--concurrency", "0"), ("--concurrency: got 0",)),
         (("--requests", "-1"), ("--requests: got -1",)),
-        (("--protocol", "grpc"), ("--protocol: got grpc", "a port of its own")),
+        (("--protocol", "grpc"), ("--protocol: got grpc", "with the gRPC port")),
     ],
 )
 def test_options_that_do_not_go_with_a_server_are_refused_before_it_is_asked(

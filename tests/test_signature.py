@@ -70,7 +70,7 @@ def test_another_key_a_changed_file_and_an_added_one(
     signed: Path, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
     _, other = make_keys(tmp_path, "other")
-    assert "does not hold for other.pub.pem" in check_signature(signed, other)
+    assert "is not valid for the key other.pub.pem" in check_signature(signed, other)
     labels = signed / "tiny" / "labels.txt"
     whole = labels.read_bytes()
     labels.write_bytes(whole + b"x")
@@ -126,10 +126,10 @@ def test_the_command_says_what_is_wrong_and_exits_with_3(
     run = program("verify", graph, signed, "--signature", other)
     assert run.code == 3
     assert "parity holds" in run.out
-    assert "does not hold for other.pub.pem" in run.out
+    assert "is not valid for the key other.pub.pem" in run.out
     run = program("verify", graph, graph, "--signature", keys[1])
     assert run.code == 3
-    assert "nobody vouches for the folder" in run.out
+    assert "is missing; sign the folder with bundle --sign" in run.out
     run = program("verify", graph, "http://127.0.0.1:1/v2/models/x", "--signature", keys[1])
     assert run.code == 2
     assert "signature: is for a folder" in run.err
@@ -139,14 +139,14 @@ def test_what_is_no_key_is_refused(
     graph: Path, signed: Path, keys: tuple[Path, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "bad.pem").write_text("no key")
-    with pytest.raises(ArgumentError, match=r"bad\.pem: is no private key"):
+    with pytest.raises(ArgumentError, match=r"bad\.pem: is not a usable private key"):
         sign_folder(signed, tmp_path / "bad.pem")
-    with pytest.raises(ArgumentError, match=r"bad\.pem: is no public key"):
+    with pytest.raises(ArgumentError, match=r"bad\.pem: is not a usable public key"):
         check_signature(signed, tmp_path / "bad.pem")
     with pytest.raises(ArgumentError, match="no such file"):
         check_signature(signed, tmp_path / "none.pem")
     options = BundleOptions("triton", "tiny")
-    with pytest.raises(ArgumentError, match="is no private key"):
+    with pytest.raises(ArgumentError, match="is not a usable private key"):
         bundle_onnx(graph, tmp_path / "out", options, sign=keys[1])
     assert not (tmp_path / "out").exists()
 

@@ -1,1 +1,1 @@
-"""Where a folder comes from: hashes of its files, and the chain of steps that led to it."""
+"""Record and check where a folder comes from: file hashes, the chain of steps, signatures."""

@@ -1,4 +1,4 @@
-"""The chain of steps from a base model to a folder, one link a step."""
+"""The chain of steps from a base model to a folder. Each step is one link."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -8,10 +8,10 @@ from typing import Any
 
 from mixout_export.errors import CheckpointError
 
-#: Characters of a hash that people are shown.
+#: Number of characters of a hash in messages.
 _SHOWN = 12
 
-#: What there is to read in a link; the rest are texts.
+#: All steps, the steps that a chain may begin with, and the fields of a link that are objects.
 _STEPS = ("base", "source", "prepare", "train", "collapse", "onnx", "bundle")
 _FIRST = ("base", "source")
 _OBJECTS = ("options", "versions")
@@ -19,7 +19,7 @@ _OBJECTS = ("options", "versions")
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
-        raise CheckpointError(f"{name} is {value!r:.60}, expected a text")
+        raise CheckpointError(f"{name} is {value!r:.60}, expected text")
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class DataFile:
     """A table that a step read.
 
     Attributes:
-        role: What for, "train" or "eval" say.
-        name: Its file name, without folders.
-        sha256: Of the file's bytes; "" of a data set of the hub, which has no one file.
-        rows: Rows that were used; None where that was not counted.
+        role: Why the step read it, for example "train" or "eval".
+        name: File name without folders.
+        sha256: SHA-256 of the file's bytes; "" for a data set of the hub.
+        rows: Number of rows used; None if they were not counted.
     """
 
     role: str
@@ -44,17 +44,17 @@ class Link:
     """One step of a chain.
 
     Attributes:
-        step: "base", "prepare", "train", "collapse", "onnx" or "bundle"; "source" is a folder that
-            has no manifest.
-        weights_sha256: Identifies the weights that it wrote; see `joint_digest`.
-        name: Of the base, or of the source; a step's folder may be called anything.
-        input_sha256: Identifies the weights that it read; "" of the first link.
-        options: What it was told, as plain JSON values; a path is its last name.
+        step: "base", "prepare", "train", "collapse", "onnx" or "bundle"; "source" stands for a
+            folder without a manifest.
+        weights_sha256: Joint hash of the weights that the step wrote; see `joint_digest`.
+        name: Name of the base or the source; "" for other steps, whose folders may have any name.
+        input_sha256: Joint hash of the weights that the step read; "" for the first link.
+        options: Options of the step as JSON values. A path is reduced to its last name.
         versions: Library → version.
-        data: The tables that it read.
-        manifest_sha256: Of the manifest in the folder that it wrote; "" where there is none.
-        source_changed: Files of what it read, but for weights, that were no longer as the step
-            before had written them.
+        data: The tables that the step read.
+        manifest_sha256: SHA-256 of the manifest that the step wrote; "" if there is none.
+        source_changed: Files other than weights that changed between the previous step and this
+            one.
     """
 
     step: str
@@ -68,15 +68,15 @@ class Link:
     source_changed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; what is empty is left out."""
+        """Return the fields as JSON values, without empty ones."""
         return {name: value for name, value in asdict(self).items() if value not in ("", {}, ())}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Link":
-        """Build it from `to_dict`'s result.
+        """Build a link from the result of `to_dict`.
 
         Raises:
-            CheckpointError: A field is missing or unknown, or is not of its kind.
+            CheckpointError: A field is missing or unknown, or has the wrong type.
         """
         try:
             data = tuple(DataFile(**entry) for entry in fields.get("data", ()))
@@ -95,7 +95,9 @@ class Link:
         for name, value in vars(self).items():
             if name in _OBJECTS:
                 if not isinstance(value, dict):
-                    raise CheckpointError(f"{name} of {self.step} are no object")
+                    raise CheckpointError(
+                        f"{name} of {self.step} is {value!r:.60}, expected an object"
+                    )
             elif name not in ("data", "source_changed"):
                 _check_text(name, value)
         for name in self.source_changed:
@@ -104,11 +106,13 @@ class Link:
             for name in ("role", "name", "sha256"):
                 _check_text(name, getattr(file, name))
             if not isinstance(file.rows, int | None):
-                raise CheckpointError(f"rows of {file.name} are {file.rows!r:.60}")
+                raise CheckpointError(
+                    f"the rows of {file.name} are {file.rows!r:.60}, expected a number"
+                )
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options as JSON has them, without a machine's paths: a path becomes its last name."""
+    """Return options as JSON values. A path becomes its last name, so no folders are recorded."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, PurePath):
@@ -123,15 +127,15 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def broken_links(chain: Sequence[Link]) -> Iterator[str]:
-    """Yield, as a sentence, each link that did not read what the one before it wrote."""
+    """Yield a sentence for each link that did not read what the link before it wrote."""
     if chain and chain[0].step not in _FIRST:
         yield f"the chain begins with {chain[0].step}, expected {' or '.join(_FIRST)}"
     for before, link in pairwise(chain):
         where = f"the chain is broken between {before.step} and {link.step}"
         if link.input_sha256 != before.weights_sha256:
             yield (
-                f"{where}: {link.step} read weights {link.input_sha256[:_SHOWN]}…, {before.step} "
-                f"wrote {before.weights_sha256[:_SHOWN]}…"
+                f"{where}: {link.step} read weights with SHA-256 {link.input_sha256[:_SHOWN]}…, "
+                f"but {before.step} wrote weights with {before.weights_sha256[:_SHOWN]}…"
             )
         if link.source_changed:
-            yield f"{where}: {', '.join(link.source_changed)} had been changed since"
+            yield f"{where}: {', '.join(link.source_changed)} changed in between"

@@ -1,4 +1,4 @@
-"""A bill of materials of a model, as CycloneDX: what it is made of, and where that comes from."""
+"""Write a CycloneDX bill of materials: a model's files, its data, its libraries and its origin."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ _SHA256 = 64
 
 
 def check_bom_library() -> None:
-    """Check, before anything is written, that a bill of materials can be.
+    """Check that the library for bills of materials is installed, before anything is written.
 
     Raises:
         MixoutError: The library is not installed.
@@ -24,7 +24,8 @@ def check_bom_library() -> None:
         import cyclonedx.output.json  # noqa: F401
     except ImportError as error:
         raise MixoutError(
-            "bom: needs the library cyclonedx-python-lib; pip install 'mixout-export[bom]'"
+            "bom: the library cyclonedx-python-lib is not installed; run pip install "
+            "'mixout-export[bom]'"
         ) from error
 
 
@@ -37,7 +38,7 @@ def _component(kind: str, name: str, sha256: str = "", **options: Any) -> Any:
 
 
 def _ancestors(chain: Sequence[Link]) -> list[Any]:
-    """Return the models that led here, each with the options of its step."""
+    """Return a component for the model of each earlier step, with the options of the step."""
     from cyclonedx.model import Property
 
     return [
@@ -57,7 +58,7 @@ def _ancestors(chain: Sequence[Link]) -> list[Any]:
 
 
 def _materials(chain: Sequence[Link]) -> list[Any]:
-    """Return the data sets of all steps, and the libraries of the last one."""
+    """Return components for the data sets of all steps and the libraries of the last step."""
     data = dict.fromkeys(entry for link in chain for entry in link.data)
     versions = chain[-1].versions if chain else {}
     return [
@@ -75,8 +76,8 @@ def _materials(chain: Sequence[Link]) -> list[Any]:
     ]
 
 
-def _finished(text: str, chain: Sequence[Link], task: str) -> str:
-    """Put in what the library does not know, and take out what differs from run to run."""
+def _complete(text: str, chain: Sequence[Link], task: str) -> str:
+    """Add the model card, which the library does not support, and make the text reproducible."""
     content = json.loads(text)
     content["metadata"].pop("timestamp", None)
     model = content["metadata"]["component"]
@@ -104,20 +105,20 @@ def write_bom(
 ) -> Path:
     """Write the bill of materials of a bundle.
 
-    The model is a component of the type `machine-learning-model` whose pedigree names the steps
-    before it, the base first; its graphs are files inside it. Data sets and the libraries of the
-    last step are what it depends on. The same bundle gives the same bytes.
+    The model is a component of type `machine-learning-model`. Its pedigree names the earlier steps,
+    the base first, and its graphs are files inside it. It depends on the data sets and on the
+    libraries of the last step. The same bundle gives the same bytes.
 
     Args:
-        folder: Where to write.
+        folder: Folder to write to.
         name: The model's name.
-        graphs: Path in the folder → SHA-256 of each graph.
-        chain: The steps that led to the graphs, from the base on.
-        task: What the model does, for its card; "" if unknown.
-        licence: The model's licence, an SPDX identifier or a name; "" if unknown.
+        graphs: Path in the folder → SHA-256 of the graph.
+        chain: The steps that led to the graphs, the base first.
+        task: The model's task; "" if unknown.
+        licence: The model's license, an SPDX identifier or a name; "" if unknown.
 
     Returns:
-        The file, CycloneDX 1.6 as JSON.
+        The file that was written, CycloneDX 1.6 in JSON.
 
     Raises:
         MixoutError: The library is not installed.
@@ -150,6 +151,6 @@ def write_bom(
     )
     bom.register_dependency(model, materials)
     path = folder / LAYOUT.bom
-    text = _finished(JsonV1Dot6(bom).output_as_string(), chain, task)
+    text = _complete(JsonV1Dot6(bom).output_as_string(), chain, task)
     path.write_text(text, encoding="utf-8", newline="\n")
     return path

@@ -1,6 +1,6 @@
-"""Sign a folder with a private key, and check with the public one that it is still what was signed.
+"""Sign a folder with a private key, and check the signature with the public key.
 
-The library is `model-signing` of the OpenSSF: a signature of every file's hash, checked offline.
+The library is the OpenSSF's `model-signing`. It signs the hash of every file, and checks offline.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from mixout_export.errors import ArgumentError, CheckpointError, MixoutError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import LOCK
 
-#: How the library says which files differ, and how that is put here.
+#: The library's message about files that differ → our word for the difference.
 _DIFFERENCES = {
     r"Hash mismatch for '([^']+)'": "changed",
     r"Extra files found in model '[^']*': ([^'\"\]]+)": "added",
@@ -26,18 +26,19 @@ def _library(name: str) -> ModuleType:
     """Import a module of the library.
 
     Raises:
-        MixoutError: It is not installed.
+        MixoutError: The library is not installed.
     """
     try:
         return __import__(f"model_signing.{name}", fromlist=[name])
     except ImportError as error:
         raise MixoutError(
-            "sign: needs the library model-signing; pip install 'mixout-export[sign]'"
+            "sign: the library model-signing is not installed; run pip install "
+            "'mixout-export[sign]'"
         ) from error
 
 
 def _hashing() -> Any:
-    """Return what is hashed: every file but the signature and the mark of work in progress."""
+    """Return settings that hash every file except the signature and the lock file."""
     unsigned = [Path(LAYOUT.signature), Path(LOCK)]
     return _library("hashing").Config().set_ignored_paths(paths=unsigned, ignore_git_paths=False)
 
@@ -46,28 +47,28 @@ def _with_key(key: Path, option: str, kind: str) -> Any:
     """Return the library's signer or verifier for a key.
 
     Raises:
-        ArgumentError: The key cannot be read, or is none.
+        ArgumentError: The key cannot be read, or the file is not a key.
     """
     module = _library("signing" if kind == "private" else "verifying")
     if not key.is_file():
-        raise ArgumentError(f"{key}: no such file; check --{option}")
+        raise ArgumentError(f"{key}: no such file; give the {kind} key with --{option}")
     config = module.Config().set_hashing_config(_hashing())
     try:
         if kind == "private":
             return config.use_elliptic_key_signer(private_key=key)
         return config.use_elliptic_key_verifier(public_key=key)
-    except Exception as error:  # cryptography's errors for what is no key have no common class
+    except Exception as error:  # cryptography's errors have no common base class
         raise ArgumentError(
-            f"{key}: is no {kind} key that can be used; expected a PEM file without a password, on "
-            "the curve P-256, P-384 or P-521"
+            f"{key}: is not a usable {kind} key; expected a PEM file without a password, on the "
+            "curve P-256, P-384 or P-521"
         ) from error
 
 
 def check_signing_key(key: Path) -> None:
-    """Check, before anything is written, that a folder can be signed with a key.
+    """Check that a key can sign a folder, before anything is written.
 
     Raises:
-        ArgumentError: The key cannot be read, or is none.
+        ArgumentError: The key cannot be read, or the file is not a key.
         MixoutError: The library is not installed.
     """
     _with_key(key, "sign", "private")
@@ -77,14 +78,14 @@ def sign_folder(folder: Path, key: Path) -> Path:
     """Sign all files of a folder.
 
     Args:
-        folder: The folder; a signature that is in it is replaced.
-        key: A PEM file with a private key on an elliptic curve; it is read and nothing else.
+        folder: The folder. An existing signature in it is replaced.
+        key: A PEM file with a private key on an elliptic curve.
 
     Returns:
-        The signature's file.
+        The signature file.
 
     Raises:
-        ArgumentError: The key cannot be read, or is none.
+        ArgumentError: The key cannot be read, or the file is not a key.
         MixoutError: The library is not installed.
     """
     path = folder / LAYOUT.signature
@@ -96,35 +97,36 @@ def check_signature(folder: Path, key: Path) -> str:
     """Check a folder's signature.
 
     Args:
-        folder: What was signed.
+        folder: The signed folder.
         key: A PEM file with the public key.
 
     Returns:
-        What is wrong, as a sentence; "" if the folder is what the key's owner signed.
+        What is wrong, as a sentence; "" if the signature is valid.
 
     Raises:
-        ArgumentError: The key cannot be read, or is none.
-        CheckpointError: `folder` is no folder, but a single file, say.
+        ArgumentError: The key cannot be read, or the file is not a key.
+        CheckpointError: `folder` is not a folder, for example a single file.
         MixoutError: The library is not installed.
     """
     check = _with_key(key, "signature", "public")
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: is no folder, so it cannot hold a signature of one")
+        raise CheckpointError(f"{folder}: is not a folder; only folders can be signed")
     path = folder / LAYOUT.signature
     if not path.is_file():
-        return f"{path}: is missing, so nobody vouches for the folder; sign it with --sign"
-    if (folder / LOCK).exists():  # nobody signed it, and only work in progress has one
-        return f"{path}: does not hold for {key.name} (added: {LOCK})"
+        return f"{path}: is missing; sign the folder with bundle --sign"
+    if (folder / LOCK).exists():  # a complete folder has no lock file
+        return f"{path}: is not valid for the key {key.name} (added: {LOCK})"
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # where it warns of a missing hint
+        with contextlib.redirect_stdout(io.StringIO()):  # the library prints warnings
             check.verify(folder, path)
-    except Exception as error:  # sigstore's and protobuf's errors for a bad file have no such class
-        return f"{path}: does not hold for {key.name} ({_what_differs(str(error))})"
+    except Exception as error:  # errors of sigstore and protobuf have no common base class
+        return f"{path}: is not valid for the key {key.name} ({_differences(str(error))})"
     return ""
 
 
-def _what_differs(message: str) -> str:
-    # the message shows a list of texts, where quotes have a backslash if a text has both kinds
+def _differences(message: str) -> str:
+    """Return which files differ, from the library's message."""
+    # quotes in the message have a backslash if the text contains both kinds of quotes
     message = message.replace("\\'", "'")
     found = [
         f"{name}: {', '.join(files)}"
@@ -134,4 +136,4 @@ def _what_differs(message: str) -> str:
     link = re.search(r"Cannot use '([^']+)' because it is a symlink", message)
     if link:
         found.append(f"added: the link {Path(link[1]).name}")
-    return "; ".join(found) or "it was made with another key, or is damaged"
+    return "; ".join(found) or "it was made with another key or is damaged"

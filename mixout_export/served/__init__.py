@@ -1,1 +1,1 @@
-"""Client of inference servers, over the Open Inference Protocol, version 2."""
+"""A client for inference servers that speak the Open Inference Protocol, version 2."""

@@ -1,4 +1,4 @@
-"""The address of a served model: `http://host:port/v2/models/NAME[/versions/VERSION]`."""
+"""Parse the address of a served model: `http://HOST:PORT/v2/models/NAME[/versions/VERSION]`."""
 
 import re
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ _PATH = re.compile(
 
 @dataclass(frozen=True)
 class Address:
-    """Where a model is served.
+    """The address of a served model.
 
     Attributes:
         scheme: "http", "https" or "grpc".
-        host: Host and port as given.
-        prefix: Path before `/v2`, of a server behind a gateway; mostly "".
+        host: Host and port.
+        prefix: Path before `/v2`, for a server behind a gateway; usually "".
         model: The model's name.
-        version: Its version; None is the server's choice.
+        version: The model's version; None lets the server choose.
     """
 
     scheme: str
@@ -33,7 +33,7 @@ class Address:
 
     @property
     def server_path(self) -> str:
-        """Path of the server's own metadata."""
+        """Path of the server's metadata."""
         return f"{self.prefix}/v2"
 
     @property
@@ -47,7 +47,7 @@ class Address:
 
 
 def is_address(text: str) -> bool:
-    """Tell whether a text means a server and not a path."""
+    """Return whether a text is the address of a server rather than a path."""
     return "://" in text
 
 
@@ -56,17 +56,19 @@ def _split(text: str) -> SplitResult:
         parts = urlsplit(text)
         port = parts.port
     except ValueError as error:
-        raise ArgumentError(f"{text}: is not an address ({error})") from error
+        raise ArgumentError(
+            f"{text}: is not a valid address ({error}), expected http://HOST:PORT/v2/models/NAME"
+        ) from error
     if parts.hostname is None or port == 0:
-        raise ArgumentError(f"{text}: names no host, expected http://HOST:PORT/v2/models/NAME")
+        raise ArgumentError(f"{text}: has no host, expected http://HOST:PORT/v2/models/NAME")
     return parts
 
 
 def parse_address(text: str) -> Address:
-    """Read the address of a served model.
+    """Parse the address of a served model.
 
     Raises:
-        ArgumentError: It is not one that can be asked, or has a password in it.
+        ArgumentError: The text is not such an address, or it contains a user or a password.
     """
     parts = _split(text)
     if parts.scheme not in SCHEMES:
@@ -75,8 +77,8 @@ def parse_address(text: str) -> Address:
         )
     if parts.username is not None or parts.password is not None:
         raise ArgumentError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: was given with a "
-            "user or password, and credentials are never sent; leave them out"
+            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}: the address contains "
+            "a user or password, but credentials are never sent; remove them"
         )
     found = _PATH.fullmatch(parts.path)
     if found is None or parts.query or parts.fragment:

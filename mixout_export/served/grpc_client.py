@@ -1,4 +1,4 @@
-"""The protocol over gRPC; its library, grpcio, comes with the extra `servers`."""
+"""Speak the protocol over gRPC. Its library, grpcio, is part of the extra `servers`."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,11 +27,11 @@ try:
     import grpc
 except ImportError as missing:
     raise ServerError(
-        "grpc: needs the library grpcio, which is not installed; pip install "
-        "'mixout-export[servers]', or give the server's http:// address"
+        "grpc: the library grpcio is not installed; run pip install 'mixout-export[servers]', or "
+        "give the server's http:// address"
     ) from missing
 
-#: Field of `InferTensorContents` that holds tensors of a type, where a server sends no raw bytes.
+#: Datatype → field of `InferTensorContents` that holds the values if a server sends no raw bytes.
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT64": "int64_contents",
@@ -44,22 +44,22 @@ _CONTENTS = {
 
 
 class GrpcClient:
-    """A model of one server; an asynchronous context manager.
+    """Client of one served model, as an asynchronous context manager.
 
-    A connection that fails is made again by gRPC itself, within the deadline.
+    gRPC itself retries a connection that fails, until the deadline.
 
     Attributes:
-        retried: Always 0, for gRPC does not say.
+        retried: Always 0, because gRPC does not report retries.
     """
 
     retried = 0
 
     def __init__(self, address: Address, *, timeout: float) -> None:
-        """Prepare, without connecting.
+        """Create a client without connecting.
 
         Args:
-            address: The model.
-            timeout: Seconds that a request may take.
+            address: Address of the model.
+            timeout: Time limit of a request, in seconds.
         """
         self._address = address
         self._timeout = timeout
@@ -78,8 +78,8 @@ class GrpcClient:
         except TimeoutError as error:
             await self._channel.close()
             raise ServerError(
-                f"{self._address}: cannot be reached, no connection within {patience:g} s; is a "
-                "gRPC server running there?"
+                f"{self._address}: cannot be reached, no connection within {patience:g} s; check "
+                "that a gRPC server is running at this address"
             ) from error
         return self
 
@@ -98,74 +98,77 @@ class GrpcClient:
             code = error.code()
             if code == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServerError(
-                    f"{self._address}: did not answer within {self._timeout:g} s; see whether the "
-                    "server is well, or give it longer with --timeout"
+                    f"{self._address}: did not answer within {self._timeout:g} s; check the "
+                    "server, or give a longer --timeout"
                 ) from error
-            said = one_line(error.details() or "")
-            raise ServerError(f"{self._address}: answered gRPC {code.name} ({said})") from error
+            details = one_line(error.details() or "")
+            raise ServerError(f"{self._address}: answered gRPC {code.name} ({details})") from error
 
-    def _named(self, message: str) -> Any:
+    def _model_request(self, message: str) -> Any:
+        """Return a request message that names the model and its version."""
         version = self._address.version or ""
         return MESSAGES[message](name=self._address.model, version=version)
 
     async def server(self) -> ServerFacts:
-        """Return what the server says of itself.
+        """Return the server's metadata.
 
         Raises:
-            ServerError: It cannot be reached.
+            ServerError: The server cannot be reached.
         """
-        said = await self._call(
+        reply = await self._call(
             "ServerMetadata", MESSAGES["ServerMetadataRequest"](), "ServerMetadataResponse"
         )
         return read_server(
-            {"name": said.name, "version": said.version, "extensions": list(said.extensions)}
+            {"name": reply.name, "version": reply.version, "extensions": list(reply.extensions)}
         )
 
     async def model(self) -> ModelFacts:
-        """Return what the server says of the model.
+        """Return the model's metadata.
 
         Raises:
-            ServerError: It has none such, or none that is ready, or says what cannot be read.
+            ServerError: The model does not exist or is not ready, or its metadata cannot be read.
         """
-        said = await self._call(
-            "ModelMetadata", self._named("ModelMetadataRequest"), "ModelMetadataResponse"
+        reply = await self._call(
+            "ModelMetadata", self._model_request("ModelMetadataRequest"), "ModelMetadataResponse"
         )
         ready = await self._call(
-            "ModelReady", self._named("ModelReadyRequest"), "ModelReadyResponse"
+            "ModelReady", self._model_request("ModelReadyRequest"), "ModelReadyResponse"
         )
         if not ready.ready:
-            raise ServerError(f"{self._address}: is not ready; wait for it")
+            raise ServerError(
+                f"{self._address}: the model is not ready; try again when the server has loaded it"
+            )
         content = {
-            "inputs": [_described(tensor) for tensor in said.inputs],
-            "outputs": [_described(tensor) for tensor in said.outputs],
-            "platform": said.platform,
-            "versions": list(said.versions),
-            "parameters": {name: _text(value) for name, value in said.parameters.items()},
+            "inputs": [_described(tensor) for tensor in reply.inputs],
+            "outputs": [_described(tensor) for tensor in reply.outputs],
+            "platform": reply.platform,
+            "versions": list(reply.versions),
+            "parameters": {name: _text(value) for name, value in reply.parameters.items()},
         }
         return await self._with_configuration(read_model(content, str(self._address)))
 
     async def _with_configuration(self, facts: ModelFacts) -> ModelFacts:
-        """Add what Triton's configuration says, which other servers have not."""
+        """Add facts from the model's configuration, which only Triton offers."""
         try:
-            said = await self._call(
-                "ModelConfig", self._named("ModelConfigRequest"), "ModelConfigResponse"
+            reply = await self._call(
+                "ModelConfig", self._model_request("ModelConfigRequest"), "ModelConfigResponse"
             )
         except ServerError:
             return facts
-        shown = {name: value.string_value for name, value in said.config.parameters.items()}
-        limit = said.config.max_batch_size
+        added = {name: value.string_value for name, value in reply.config.parameters.items()}
+        limit = reply.config.max_batch_size
         return replace(
             facts,
-            parameters={**facts.parameters, **shown},
+            parameters={**facts.parameters, **added},
             batch_limit=limit if limit > 0 else facts.batch_limit,
         )
 
     async def ask(self, question: Question) -> Answer:
-        """Return the model's answer.
+        """Send a request and return the model's answer.
 
         Raises:
-            ParityError: It is the answer to another question.
-            ServerError: None came, or one that does not keep to the protocol.
+            ParityError: The answer belongs to another request.
+            ServerError: No answer came, or it does not follow the protocol.
         """
         request = MESSAGES["ModelInferRequest"](
             model_name=self._address.model,
@@ -176,23 +179,23 @@ class GrpcClient:
         for name, array in question.inputs.items():
             request.inputs.add(name=name, datatype=datatype_of(array), shape=array.shape)
             request.raw_input_contents.append(to_bytes(array))
-        said = await self._call("ModelInfer", request, "ModelInferResponse")
-        answer = Answer(said.id, said.model_version, self._outputs(said, question))
+        reply = await self._call("ModelInfer", request, "ModelInferResponse")
+        answer = Answer(reply.id, reply.model_version, self._outputs(reply, question))
         check_identity(question, answer, str(self._address))
         return answer
 
     async def labels(self, question: Question, output: str, count: int) -> None:
-        """Return None: over gRPC no file of labels is read."""
+        """Return None, because label files are not read over gRPC."""
 
-    def _outputs(self, said: Any, question: Question) -> Mapping[str, Array]:
-        raw = list(said.raw_output_contents)
-        if raw and len(raw) != len(said.outputs):
+    def _outputs(self, reply: Any, question: Question) -> Mapping[str, Array]:
+        raw = list(reply.raw_output_contents)
+        if raw and len(raw) != len(reply.outputs):
             raise ServerError(
-                f"{self._address}: the answer has {len(said.outputs)} outputs and the bytes of "
+                f"{self._address}: the answer has {len(reply.outputs)} outputs but data for "
                 f"{len(raw)}"
             )
         found = {}
-        for number, tensor in enumerate(said.outputs):
+        for number, tensor in enumerate(reply.outputs):
             if tensor.name not in question.outputs:
                 continue
             where, shape = f"{self._address}: output {tensor.name!r}", list(tensor.shape)
@@ -204,7 +207,7 @@ class GrpcClient:
                 found[tensor.name] = from_numbers(list(contents), tensor.datatype, shape, where)
         missing = [name for name in question.outputs if name not in found]
         if missing:
-            names = ", ".join(tensor.name for tensor in said.outputs) or "none"
+            names = ", ".join(tensor.name for tensor in reply.outputs) or "none"
             raise ServerError(
                 f"{self._address}: the answer lacks output {missing[0]!r}, it has {one_line(names)}"
             )
@@ -212,7 +215,7 @@ class GrpcClient:
 
 
 def _text(value: bytes) -> str:
-    """Return a parameter's text, which some servers wrap in a message and some do not."""
+    """Return a parameter's text. Some servers wrap it in a message."""
     try:
         wrapped = MESSAGES["InferParameter"].FromString(value)
     except DecodeError:

@@ -1,8 +1,7 @@
-"""The protocol's gRPC messages, as far as they are used.
+"""Define those of the protocol's gRPC messages that are used here.
 
-They are built here rather than taken from a client library: tritonclient wants a protobuf below 7
-and an old ml_dtypes, neither of which onnx and this package go with. Fields that are not listed are
-skipped by protobuf, as in any message of a newer server.
+They do not come from a client library, because tritonclient needs versions of protobuf and
+ml_dtypes that exclude those of onnx and this package. Protobuf skips fields that are not listed.
 """
 
 from typing import Any
@@ -14,8 +13,8 @@ SERVICE = f"{_PACKAGE}.GRPCInferenceService"
 
 _TYPES = descriptor_pb2.FieldDescriptorProto
 
-#: Message → field → (number, type, whether it is repeated). A type with a capital is a message; a
-#: map is written "map " and the type of its values; its keys are texts.
+#: Message → field → (number, type, whether it is repeated). A type with a capital letter is a
+#: message. A map is written as "map " and the type of its values; its keys are texts.
 _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
     "ServerReadyRequest": {},
     "ServerMetadataRequest": {},
@@ -43,7 +42,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "platform": (3, "string", False),
         "inputs": (4, "TensorMetadata", True),
         "outputs": (5, "TensorMetadata", True),
-        "parameters": (6, "map bytes", True),  # messages or texts, by the server
+        "parameters": (6, "map bytes", True),  # a message or a text, depending on the server
     },
     "ModelParameter": {"string_value": (1, "string", False)},
     "ModelConfig": {
@@ -87,7 +86,7 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
 
 
 def _entry(message: Any, field: str, kind: str) -> str:
-    """Add the message that a map's pairs are, and return its name."""
+    """Add the message type of a map's entries, and return its name."""
     name = "".join(part.capitalize() for part in field.split("_")) + "Entry"
     nested = message.nested_type.add(name=name)
     nested.options.map_entry = True
@@ -111,7 +110,7 @@ def _add_field(message: Any, name: str, number: int, kind: str, repeated: bool) 
 
 
 def _build() -> dict[str, Any]:
-    """Return a class for each message, by its name, in a pool of their own."""
+    """Return message name → class. The classes have a descriptor pool of their own."""
     file = descriptor_pb2.FileDescriptorProto(
         name="mixout_export/inference.proto", package=_PACKAGE, syntax="proto3"
     )

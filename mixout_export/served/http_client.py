@@ -1,4 +1,4 @@
-"""The protocol over HTTP, with tensors as JSON or as bytes."""
+"""Speak the protocol over HTTP, with tensors as JSON or as bytes."""
 
 import json
 from collections.abc import Mapping
@@ -32,30 +32,30 @@ _NOT_OFFERED = (404, 405, 501)
 
 
 def check_identity(question: Question, answer: Answer, where: str) -> None:
-    """Check that an answer belongs to its question, where the server says to which it does.
+    """Check that an answer has the id of its request, if the server returns ids.
 
     Raises:
-        ParityError: It is another's.
+        ParityError: The answer belongs to another request.
     """
     if answer.identity not in ("", question.identity):
         raise ParityError(
             f"{where}: answered request {question.identity!r} with the answer to "
-            f"{answer.identity!r}; answers are mixed up on the way"
+            f"{answer.identity!r}; the server mixes up answers"
         )
 
 
 class HttpClient:
-    """A model of one server; an asynchronous context manager."""
+    """Client of one served model, as an asynchronous context manager."""
 
     def __init__(
         self, address: Address, transport: Transport, *, encoding: Literal["json", "binary"]
     ) -> None:
-        """Take a transport, which is closed with the client.
+        """Create a client. Closing it closes the transport.
 
         Args:
-            address: The model.
-            transport: Connections to its server.
-            encoding: How to write tensors.
+            address: Address of the model.
+            transport: Connections to the server.
+            encoding: How to send tensors: as JSON or as bytes.
         """
         self._address = address
         self._transport = transport
@@ -69,14 +69,14 @@ class HttpClient:
 
     @property
     def retried(self) -> int:
-        """How many requests had to be sent again."""
+        """Number of requests that were sent again."""
         return self._transport.retried
 
     async def server(self) -> ServerFacts:
-        """Return what the server says of itself; nothing, if it does not.
+        """Return the server's metadata, with empty fields if the server offers none.
 
         Raises:
-            ServerError: It cannot be reached.
+            ServerError: The server cannot be reached.
         """
         response = await self._transport.send("GET", self._address.server_path)
         if response.status != 200:
@@ -84,10 +84,10 @@ class HttpClient:
         return read_server(self._object(response, self._address.server_path))
 
     async def model(self) -> ModelFacts:
-        """Return what the server says of the model.
+        """Return the model's metadata.
 
         Raises:
-            ServerError: It has none such, or none that is ready, or says what cannot be read.
+            ServerError: The model does not exist or is not ready, or its metadata cannot be read.
         """
         path = self._address.model_path
         response = await self._transport.send("GET", path)
@@ -96,11 +96,14 @@ class HttpClient:
         facts = read_model(self._object(response, path), str(self._address))
         ready = await self._transport.send("GET", f"{path}/ready")
         if ready.status not in (200, *_NOT_OFFERED):
-            raise ServerError(f"{self._address}: is not ready (HTTP {ready.status}); wait for it")
+            raise ServerError(
+                f"{self._address}: the model is not ready (HTTP {ready.status}); try again when "
+                "the server has loaded it"
+            )
         return await self._with_configuration(facts)
 
     async def _with_configuration(self, facts: ModelFacts) -> ModelFacts:
-        """Add what Triton's configuration endpoint says, which other servers have not."""
+        """Add facts from the model's configuration, which only Triton offers."""
         path = f"{self._address.model_path}/config"
         response = await self._transport.send("GET", path)
         if response.status != 200:
@@ -108,7 +111,7 @@ class HttpClient:
         try:
             config = self._object(response, path)
         except ServerError:
-            return facts  # something else is at home there
+            return facts  # another server uses this path for something else
         return replace(
             facts,
             parameters={**facts.parameters, **read_parameters(config.get("parameters"))},
@@ -117,11 +120,11 @@ class HttpClient:
         )
 
     async def ask(self, question: Question) -> Answer:
-        """Return the model's answer.
+        """Send a request and return the model's answer.
 
         Raises:
-            ParityError: It is the answer to another question.
-            ServerError: None came, or one that does not keep to the protocol.
+            ParityError: The answer belongs to another request.
+            ServerError: No answer came, or it does not follow the protocol.
         """
         path = f"{self._address.model_path}/infer"
         message = self._encode(question)
@@ -137,14 +140,14 @@ class HttpClient:
         return answer
 
     async def labels(self, question: Question, output: str, count: int) -> tuple[str, ...] | None:
-        """Return the names that the server gives to an output's classes, by its own file.
+        """Return the class names from the server's label file; None if the server has none.
 
         Triton's classification extension returns "value:class:label", the largest value first.
 
         Args:
-            question: One row.
-            output: The output with the labels.
-            count: How many classes it has.
+            question: A request with one row.
+            output: Name of the output whose classes have labels.
+            count: Number of classes.
 
         Raises:
             ServerError: The server cannot be reached.
@@ -166,7 +169,7 @@ class HttpClient:
 
 
 def _labels(content: Mapping[str, Any], count: int) -> tuple[str, ...] | None:
-    """Read labels in the order of their classes; None unless all are there."""
+    """Return the labels in the order of their classes; None if any is missing."""
     outputs = content.get("outputs")
     first = outputs[0] if isinstance(outputs, list) and outputs else None
     data = first.get("data") if isinstance(first, dict) else None

@@ -1,4 +1,4 @@
-"""How a server is asked."""
+"""Options for requests to a server."""
 
 import math
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ from typing import Literal, get_args
 from mixout_export.errors import ArgumentError
 from mixout_export.served.address import Address
 
-#: How tensors are sent: as numbers in JSON, as bytes over HTTP, or over gRPC.
+#: How tensors are sent: as JSON over HTTP, as bytes over HTTP, or over gRPC.
 Protocol = Literal["json", "binary", "grpc"]
 
 PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
-#: Requests of each client where nobody says how many: enough to meet the others', and quick.
+#: Default number of requests per client: enough for requests of different clients to overlap.
 DEFAULT_REQUESTS = 8
 
 
 @dataclass(frozen=True)
 class ServingOptions:
-    """How a server is asked.
+    """Options for requests to a server.
 
     Attributes:
-        timeout: Seconds that a request may take, its repetitions included.
-        concurrency: Clients that ask at the same time.
-        requests: Requests of each of them; 0 is `DEFAULT_REQUESTS`.
-        protocol: How tensors are sent; None is the best that the server offers at its address.
+        timeout: Time limit of a request including retries, in seconds.
+        concurrency: Number of clients that send requests at the same time.
+        requests: Number of requests per client; 0 means `DEFAULT_REQUESTS`.
+        protocol: How tensors are sent; None chooses the best that the server offers.
     """
 
     timeout: float = 30.0
@@ -34,23 +34,23 @@ class ServingOptions:
 
     @property
     def requests_each(self) -> int:
-        """Requests of each client."""
+        """Number of requests per client."""
         return self.requests or DEFAULT_REQUESTS
 
     def check(self, address: Address) -> None:
-        """Check each option, and that the protocol is one of the address.
+        """Check each option, and that the protocol matches the address.
 
         Raises:
-            ArgumentError: It is outside its domain.
+            ArgumentError: An option is outside its domain.
         """
         if not (self.timeout > 0 and math.isfinite(self.timeout)):
-            raise ArgumentError(f"timeout: got {self.timeout!r}, expected seconds above 0")
+            raise ArgumentError(f"timeout: got {self.timeout!r}, expected more than 0 seconds")
         if self.concurrency < 1:
             raise ArgumentError(f"concurrency: got {self.concurrency}, expected at least 1")
         if self.requests < 0:
             raise ArgumentError(f"requests: got {self.requests}, expected at least 0")
         if self.protocol is not None and (self.protocol == "grpc") != (address.scheme == "grpc"):
             raise ArgumentError(
-                f"protocol: got {self.protocol}, which {address.scheme}://{address.host} does not "
-                "speak; gRPC has a port of its own, grpc://HOST:PORT/v2/models/NAME"
+                f"protocol: got {self.protocol}, but {address.scheme}://{address.host} does not "
+                "speak it; for gRPC, give grpc://HOST:PORT/v2/models/NAME with the gRPC port"
             )

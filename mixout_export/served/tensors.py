@@ -1,4 +1,4 @@
-"""Tensors as the protocol names and writes them."""
+"""Convert tensors between NumPy and the protocol."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from mixout_export.printable import one_line
 
 Array = npt.NDArray[Any]
 
-#: The protocol's names of numeric types. Texts, which it calls BYTES, are read in `labels` alone.
+#: The protocol's name of each numeric type. It also has texts, called BYTES, which only labels use.
 DATATYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -30,10 +30,10 @@ DATATYPES: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 
-#: Types of logits.
+#: Types that logits may have.
 FLOATING = ("FP16", "BF16", "FP32", "FP64")
 
-#: Types of ids and masks.
+#: Types that ids and masks may have.
 INTEGERS = ("INT32", "INT64")
 
 
@@ -45,8 +45,12 @@ def datatype_of(array: Array) -> str:
 def numeric(datatype: object, where: str) -> np.dtype[Any]:
     """Return the NumPy type of a datatype.
 
+    Args:
+        datatype: Name of a datatype.
+        where: Beginning of the error message.
+
     Raises:
-        ServerError: It is no number's; `where` begins the sentence.
+        ServerError: The datatype is not numeric.
     """
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise ServerError(
@@ -57,10 +61,14 @@ def numeric(datatype: object, where: str) -> np.dtype[Any]:
 
 
 def sizes(shape: object, where: str) -> tuple[int, ...]:
-    """Return the shape of an answer's tensor.
+    """Return the shape of a tensor in an answer.
+
+    Args:
+        shape: What the answer gives as the shape.
+        where: Beginning of the error message.
 
     Raises:
-        ServerError: It is none; `where` begins the sentence.
+        ServerError: `shape` is not a list of sizes.
     """
     proper = isinstance(shape, Sequence) and not isinstance(shape, str)
     if not proper or not all(type(size) is int and size >= 0 for size in shape):  # type: ignore[attr-defined]
@@ -69,16 +77,16 @@ def sizes(shape: object, where: str) -> tuple[int, ...]:
 
 
 def from_bytes(raw: memoryview, datatype: object, shape: object, where: str) -> Array:
-    """Return the tensor that little-endian bytes hold.
+    """Read a tensor from little-endian bytes.
 
     Raises:
-        ServerError: There are more bytes, or fewer, than its shape needs.
+        ServerError: The number of bytes does not match the shape.
     """
     dtype, wanted = numeric(datatype, where), sizes(shape, where)
     expected = math.prod(wanted) * dtype.itemsize
     if len(raw) != expected:
         raise ServerError(
-            f"{where} came in {len(raw)} bytes, expected {expected} for {datatype} of shape "
+            f"{where} has {len(raw)} bytes, expected {expected} for {datatype} of shape "
             f"{list(wanted)}"
         )
     little = dtype.newbyteorder("<") if dtype.kind != "V" else dtype
@@ -86,27 +94,29 @@ def from_bytes(raw: memoryview, datatype: object, shape: object, where: str) -> 
 
 
 def from_numbers(data: object, datatype: object, shape: object, where: str) -> Array:
-    """Return the tensor that a JSON list holds, flat or nested.
+    """Read a tensor from a JSON list, flat or nested.
 
     Raises:
-        ServerError: It holds something else than numbers, or too many, or too few.
+        ServerError: The list holds something other than numbers, or too many or too few.
     """
     dtype, wanted = numeric(datatype, where), sizes(shape, where)
     first = data
     while isinstance(first, list) and first:
         first = first[0]
-    if isinstance(first, str):  # NumPy would read a number in it
-        raise ServerError(f"{where} does not hold numbers of type {datatype} (but texts)")
+    if isinstance(first, str):  # NumPy would convert texts such as "1" to numbers
+        raise ServerError(f"{where} holds texts, expected numbers of type {datatype}")
     try:
         values = np.asarray(data, dtype=np.float64 if dtype.kind in "fV" else dtype)
     except (ValueError, TypeError, OverflowError) as error:
-        raise ServerError(f"{where} does not hold numbers of type {datatype} ({error})") from error
+        raise ServerError(
+            f"{where} cannot be read as numbers of type {datatype} ({error})"
+        ) from error
     if values.size != math.prod(wanted):
         raise ServerError(
-            f"{where} came with {values.size} values, expected {math.prod(wanted)} for shape "
+            f"{where} has {values.size} values, expected {math.prod(wanted)} for shape "
             f"{list(wanted)}"
         )
-    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is infinite
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are too large become infinite
         return values.reshape(wanted).astype(dtype)
 
 

@@ -1,8 +1,8 @@
-"""Texts that came from a server, which may hold anything."""
+"""Parse text from a server, which may contain anything."""
 
 import re
 
 
 def parse_uint(text: str) -> int | None:
-    """Return the number that a text is, of at most 15 digits; None if it is none."""
+    """Return a text of 1 to 15 digits as a number; None for any other text."""
     return int(text) if re.fullmatch(r"[0-9]{1,15}", text) else None

@@ -1,8 +1,8 @@
-"""HTTP to the one server that was named: nothing follows, retries or waits longer than it says.
+"""Send HTTP requests to one server, and to no other.
 
-A deadline covers all of a request: a server that sends a byte now and then keeps any timeout
-between two bytes from running out. Proxies and passwords of the environment are not looked at,
-and no redirect is followed, so that nothing is asked but the address given.
+One deadline covers a whole request. A timeout between two bytes would not do, because a slow server
+could send a byte now and then for ever. Redirects are not followed, and the environment's proxies
+and passwords are not used, so only the given address receives requests.
 """
 
 import json
@@ -19,26 +19,26 @@ from mixout_export.errors import ServerError
 from mixout_export.printable import one_line
 from mixout_export.served.address import Address
 
-#: How often a request is sent at most, and how long it waits before the second time, in seconds;
-#: each further wait is twice as long.
+#: Largest number of attempts to send a request, and the wait before the second one, in seconds.
+#: Each further wait is twice as long.
 ATTEMPTS = 4
 FIRST_WAIT = 0.1
 
-#: Seconds that a connection may take to be made.
+#: Time limit for making a connection, in seconds.
 CONNECT_TIMEOUT = 5.0
 
-#: Bytes of an answer at most.
+#: Size limit of an answer, in bytes.
 LARGEST_ANSWER = 1 << 30
 
 
 @dataclass(frozen=True)
 class Response:
-    """An answer in HTTP.
+    """An HTTP response.
 
     Attributes:
-        status: Its code.
-        headers: Its headers, whatever their case.
-        body: All of its bytes.
+        status: Status code.
+        headers: Headers. Their names are case-insensitive.
+        body: The complete body.
     """
 
     status: int
@@ -46,19 +46,19 @@ class Response:
     body: bytes
 
     @property
-    def said(self) -> str:
-        """What the body says, short enough for a sentence; "" if it is empty."""
+    def message(self) -> str:
+        """The body's text, shortened to fit into a sentence; "" if the body is empty."""
         return one_line(_message(self.body[:4096]))
 
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    """Return the certificates that this machine trusts, with SSL_CERT_FILE's; takes 20 ms."""
+    """Return the trusted certificates of this machine and of SSL_CERT_FILE. This takes 20 ms."""
     return ssl.create_default_context()
 
 
 def _message(body: bytes) -> str:
-    """Return a body's text, of a JSON object its error."""
+    """Return a body's text, or its entry "error" if it is a JSON object with such an entry."""
     text = body.decode("utf-8", "replace")
     try:
         content = json.loads(text)
@@ -68,10 +68,10 @@ def _message(body: bytes) -> str:
 
 
 class Transport:
-    """Connections to one server; an asynchronous context manager.
+    """Connections to one server, as an asynchronous context manager.
 
     Attributes:
-        retried: How many requests had to be sent again.
+        retried: Number of requests that were sent again.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class Transport:
         connections: int,
         largest: int = LARGEST_ANSWER,
     ) -> None:
-        """Prepare, without connecting.
+        """Create a transport without connecting.
 
         Args:
-            address: Where the server is; only its scheme and host count here.
-            timeout: Seconds that a request may take with all its repetitions.
-            connections: Connections at once, at most.
-            largest: Bytes of an answer at most.
+            address: Address of the server. Only its scheme and host are used.
+            timeout: Time limit of a request including retries, in seconds.
+            connections: Largest number of connections at a time.
+            largest: Size limit of an answer, in bytes.
         """
         self.retried = 0
         self._host = f"{address.scheme}://{address.host}"
@@ -119,18 +119,18 @@ class Transport:
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send a request, again if the connection failed, and return what came back.
+        """Send a request and return the response, whatever its status.
 
-        A connection that fails is worth another try; an answer, of whatever code, is an answer.
+        The request is sent again if the connection fails, but not if the server answers.
 
         Args:
             method: "GET" or "POST".
-            path: What comes after the host.
-            body: What to send.
-            headers: Headers beside the usual.
+            path: Path of the address.
+            body: Body of the request.
+            headers: Additional headers.
 
         Raises:
-            ServerError: No answer came in time, or one that redirects or is too large.
+            ServerError: No answer came in time, or the answer is a redirect or too large.
         """
         where = f"{self._host}{path}"
         try:
@@ -138,8 +138,8 @@ class Transport:
                 return await self._until_answered(method, where, body, headers)
         except TimeoutError as error:
             raise ServerError(
-                f"{where}: did not answer within {self._timeout:g} s; see whether the server is "
-                "well, or give it longer with --timeout"
+                f"{where}: did not answer within {self._timeout:g} s; check the server, or give a "
+                "longer --timeout"
             ) from error
 
     async def _until_answered(
@@ -149,16 +149,16 @@ class Transport:
             try:
                 return await self._once(method, where, body, headers)
             except httpx2.TransportError as error:
-                if (doubt := _distrust(error)) is not None:
+                if (problem := _certificate_problem(error)) is not None:
                     raise ServerError(
-                        f"{where}: shows a certificate that is not trusted here ({doubt}); give "
-                        "the host as the certificate names it, and a file with the certificate, "
-                        "or its issuer's, in the environment variable SSL_CERT_FILE"
+                        f"{where}: the server's certificate is not trusted ({problem}). Use the "
+                        "host name in the certificate, and set the environment variable "
+                        "SSL_CERT_FILE to a file with the certificate or its issuer's"
                     ) from error
                 if attempt + 1 == ATTEMPTS:
                     raise ServerError(
-                        f"{where}: cannot be reached, {ATTEMPTS} times in a row "
-                        f"({_why(error)}); is the server running there?"
+                        f"{where}: cannot be reached after {ATTEMPTS} attempts ({_reason(error)}); "
+                        "check that the server is running at this address"
                     ) from error
             self.retried += 1
             await anyio.sleep(FIRST_WAIT * 2**attempt)
@@ -172,8 +172,8 @@ class Transport:
         ) as response:
             if response.has_redirect_location:
                 raise ServerError(
-                    f"{where}: redirects to {one_line(response.headers['location'])}, which is not "
-                    "followed; give that address if it is the one that is meant"
+                    f"{where}: redirects to {one_line(response.headers['location'])}, but "
+                    "redirects are not followed; give that address if you trust it"
                 )
             return Response(
                 response.status_code, response.headers, await self._read(response, where)
@@ -182,33 +182,44 @@ class Transport:
     async def _read(self, response: httpx2.Response, where: str) -> bytes:
         coding = response.headers.get("content-encoding", "identity")
         if coding != "identity":
-            raise ServerError(f"{where}: answers in {coding!r}, which was not asked for")
+            raise ServerError(
+                f"{where}: the answer has the encoding {coding!r}, expected no encoding; turn off "
+                "compression in the server"
+            )
         pieces, size = [], 0
         async for piece in response.aiter_raw():
             size += len(piece)
             if size > self._largest:
-                raise ServerError(f"{where}: answers with more than {self._largest} bytes")
+                raise ServerError(
+                    f"{where}: the answer has more than {self._largest} bytes, which is the limit"
+                )
             pieces.append(piece)
         return b"".join(pieces)
 
 
-def _distrust(error: BaseException | None) -> str | None:
-    """Return what is wrong with a server's certificate; None where something else failed."""
+def _certificate_problem(error: BaseException | None) -> str | None:
+    """Return what is wrong with a server's certificate; None if another problem occurred."""
     while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
         error = error.__cause__ or error.__context__
     return None if error is None else error.verify_message.rstrip(".")
 
 
-def _why(error: httpx2.TransportError) -> str:
-    """Return what an error says, or its kind where it says nothing."""
-    kind = {
+def _reason(error: httpx2.TransportError) -> str:
+    """Return an error's message, or a description of its type if it has none."""
+    descriptions = {
         httpx2.ConnectTimeout: f"no connection within {CONNECT_TIMEOUT:g} s",
-        httpx2.ReadError: "the connection was cut",
+        httpx2.ReadError: "the connection was closed",
     }
-    return str(error) or kind.get(type(error), type(error).__name__)
+    return str(error) or descriptions.get(type(error), type(error).__name__)
 
 
-def refused(response: Response, where: str, asked: str = "") -> ServerError:
-    """Return the error of an answer that is not 200, `asked` saying to what."""
-    said = f" ({response.said})" if response.said else ""
-    return ServerError(f"{where}: answered HTTP {response.status}{asked}{said}")
+def refused(response: Response, where: str, request: str = "") -> ServerError:
+    """Return the error for a response whose status is not 200.
+
+    Args:
+        response: The response.
+        where: Beginning of the error message.
+        request: Description of the request, for example " to inputs of shape [1, 8]".
+    """
+    message = f" ({response.message})" if response.message else ""
+    return ServerError(f"{where}: answered HTTP {response.status}{request}{message}")

@@ -1,7 +1,7 @@
-"""Requests and answers as they go over HTTP: JSON, or JSON followed by the tensors' bytes.
+"""Encode requests and decode answers for HTTP: as JSON, or as JSON followed by tensors' bytes.
 
-The second is the binary tensor data extension: a header says how long the JSON is, and what
-follows it are the tensors in their order.
+The second form is the protocol's binary tensor data extension. A header holds the length of the
+JSON, and the tensors follow it in order.
 """
 
 import json
@@ -25,12 +25,12 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 @dataclass(frozen=True)
 class Question:
-    """What a model is asked.
+    """A request to a model.
 
     Attributes:
-        identity: Comes back with the answer, if the server is of the kind that returns it.
-        inputs: Tensors by name, in the types that the server takes.
-        outputs: Names of the tensors to return.
+        identity: Id of the request. Some servers return it with the answer.
+        inputs: Input name → tensor, in the type that the server takes.
+        outputs: Names of the outputs to return.
     """
 
     identity: str
@@ -40,12 +40,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered.
+    """A model's answer.
 
     Attributes:
-        identity: Of the question; "" where the server does not say.
-        version: Version of the model that answered; "" where the server does not say.
-        outputs: Tensors by name.
+        identity: Id of the request; "" if the server does not return it.
+        version: Version of the model that answered; "" if the server does not return it.
+        outputs: Output name → tensor.
     """
 
     identity: str
@@ -55,13 +55,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Message:
-    """A body and the headers that belong to it."""
+    """The body of an HTTP request and its headers."""
 
     body: bytes
     headers: Mapping[str, str]
 
 
-def _head(question: Question, inputs: list[dict[str, Any]], **parameters: bool) -> bytes:
+def _json_part(question: Question, inputs: list[dict[str, Any]], **parameters: bool) -> bytes:
     content: dict[str, Any] = {
         "id": question.identity,
         "inputs": inputs,
@@ -77,31 +77,31 @@ def _described(name: str, array: Array) -> dict[str, Any]:
 
 
 def encode_json(question: Question) -> Message:
-    """Write a question with its numbers as JSON."""
+    """Encode a request with its tensors as JSON."""
     inputs = [
         {**_described(name, array), "data": array.ravel().tolist()}
         for name, array in question.inputs.items()
     ]
-    return Message(_head(question, inputs), {"Content-Type": "application/json"})
+    return Message(_json_part(question, inputs), {"Content-Type": "application/json"})
 
 
 def encode_binary(question: Question) -> Message:
-    """Write a question with its numbers as bytes, and ask for bytes in return."""
+    """Encode a request with its tensors as bytes, and ask for bytes in the answer."""
     pieces = [to_bytes(array) for array in question.inputs.values()]
     inputs = [
         {**_described(name, array), "parameters": {"binary_data_size": len(piece)}}
         for (name, array), piece in zip(question.inputs.items(), pieces, strict=True)
     ]
-    head = _head(question, inputs, binary_data_output=True)
+    head = _json_part(question, inputs, binary_data_output=True)
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return Message(b"".join([head, *pieces]), headers)
 
 
 def read_json(body: bytes | memoryview, where: str) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object from the body of an answer.
 
     Raises:
-        ServerError: It is none.
+        ServerError: The body is not a JSON object.
     """
     try:
         content = json.loads(bytes(body))
@@ -114,20 +114,20 @@ def read_json(body: bytes | memoryview, where: str) -> dict[str, Any]:
     return content
 
 
-def _head_length(given: str | None, body: bytes, where: str) -> int:
-    if given is None:
+def _json_length(header: str | None, body: bytes, where: str) -> int:
+    if header is None:
         return len(body)
-    length = parse_uint(given)
+    length = parse_uint(header)
     if length is None or length > len(body):
         raise ServerError(
-            f"{where}: the answer's {HEADER_LENGTH} is {given!r}, and the answer has {len(body)} "
-            "bytes; it was cut off"
+            f"{where}: the answer was cut off: its {HEADER_LENGTH} is {header!r}, but it has only "
+            f"{len(body)} bytes"
         )
     return length
 
 
 class _Bytes:
-    """The bytes after an answer's JSON, taken from front to end."""
+    """The bytes after an answer's JSON, read from front to back."""
 
     def __init__(self, rest: memoryview) -> None:
         self._rest = rest
@@ -135,8 +135,8 @@ class _Bytes:
     def take(self, size: object, where: str) -> memoryview:
         if type(size) is not int or not 0 <= size <= len(self._rest):
             raise ServerError(
-                f"{where} is said to take {one_line(repr(size))} bytes, and {len(self._rest)} are "
-                "left; the answer was cut off"
+                f"{where} should have {one_line(repr(size))} bytes, but the answer was cut off "
+                f"with {len(self._rest)} bytes left"
             )
         piece, self._rest = self._rest[:size], self._rest[size:]
         return piece
@@ -144,14 +144,14 @@ class _Bytes:
     def finish(self, where: str) -> None:
         if self._rest:
             raise ServerError(
-                f"{where}: the answer has {len(self._rest)} bytes that belong to none"
+                f"{where}: the answer has {len(self._rest)} bytes after its last output"
             )
 
 
 def _tensors(
     outputs: Sequence[Mapping[str, Any]], rest: _Bytes, wanted: Sequence[str], where: str
 ) -> dict[str, Array]:
-    """Read the outputs that are wanted, in whichever order they came."""
+    """Read the wanted outputs, in any order."""
     found = {}
     for output in outputs:
         name = str(output.get("name"))
@@ -168,29 +168,29 @@ def _tensors(
         elif "data" in output:
             found[name] = from_numbers(output["data"], datatype, shape, place)
         else:
-            raise ServerError(f"{place} came without data")
+            raise ServerError(f"{place} has no data")
     rest.finish(where)
     return found
 
 
 def decode(body: bytes, header_length: str | None, wanted: Sequence[str], where: str) -> Answer:
-    """Read an answer of either kind; the server chooses, whatever was asked for.
+    """Decode an answer of either form. The server chooses the form, whatever was asked for.
 
     Args:
-        body: All of it.
-        header_length: The header that says how long its JSON is; None where there is none.
-        wanted: Outputs that it has to hold; others are ignored.
-        where: Begins the sentence of an error.
+        body: The complete body.
+        header_length: The header with the length of the JSON; None if the answer has none.
+        wanted: Outputs that the answer must hold. Others are ignored.
+        where: Beginning of error messages.
 
     Raises:
-        ServerError: It does not keep to the protocol.
+        ServerError: The answer does not follow the protocol.
     """
-    length = _head_length(header_length, body, where)
+    length = _json_length(header_length, body, where)
     content = read_json(memoryview(body)[:length], where)
     outputs = content.get("outputs")
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
-        said = f" ({one_line(content['error'])})" if content.get("error") else ""
-        raise ServerError(f"{where}: the answer has no list of outputs{said}")
+        error = f" ({one_line(content['error'])})" if content.get("error") else ""
+        raise ServerError(f"{where}: the answer has no list of outputs{error}")
     found = _tensors(outputs, _Bytes(memoryview(body)[length:]), wanted, where)
     missing = [name for name in wanted if name not in found]
     if missing:
