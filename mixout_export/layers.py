@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mixout_export.config import check_granularity, check_probability
 from mixout_export.errors import ArgumentError
-from mixout_export.fast_linear import element_product, needs_plain_ops, neuron_product
+from mixout_export.fast_linear import mixed_product, needs_plain_ops
 from mixout_export.functional import draw_mask, mix
 from mixout_export.masks import can_pack
 
@@ -79,13 +79,13 @@ class MixoutLayer(nn.Module):
 
     def fast_product(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out) under a fresh mask; see `fast_linear`."""
-        product = neuron_product if self.granularity == "neuron" else element_product
-        return product(
+        return mixed_product(
             input,
             self.weight,
             self.pretrained_weight,
             self.bias,
             p=self.p,
+            granularity=self.granularity,
             input_dim=self.input_dim,
         )
 
@@ -97,6 +97,11 @@ class MixoutLayer(nn.Module):
             self.weight, self.p, granularity=self.granularity, input_dim=self.input_dim
         )
         return mix(self.weight, self.pretrained_weight, mask, self.p)
+
+    def extra_repr(self) -> str:
+        """Return the plain layer's description with p and the granularity."""
+        plain = self.plain_class.extra_repr(self)
+        return f"{plain}, p={self.p}, granularity={self.granularity}"
 
 
 class MixoutLinear(MixoutLayer, nn.Linear):
@@ -144,10 +149,6 @@ class MixoutLinear(MixoutLayer, nn.Linear):
         if not self.is_mixing():
             return self.plain_class.forward(self, input)
         return F.linear(input, self.mixed_weight(), self.bias)
-
-    def extra_repr(self) -> str:
-        """Return the plain layer's description with p and the granularity."""
-        return f"{nn.Linear.extra_repr(self)}, p={self.p}, granularity={self.granularity}"
 
 
 class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
@@ -255,10 +256,6 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         bits = torch.rand(shape, device=ids.device, dtype=torch.float32) >= self.p
         found = torch.empty_like(rank).scatter_(0, order, rank)
         return F.embedding(found, bits).view(*input.shape, self.embedding_dim)
-
-    def extra_repr(self) -> str:
-        """Return the plain layer's description with p and the granularity."""
-        return f"{nn.Embedding.extra_repr(self)}, p={self.p}, granularity={self.granularity}"
 
 
 #: The mixout layer for each plain class. The type must match exactly.

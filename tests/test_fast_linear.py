@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixout_export import MixoutConv1D, MixoutLinear
-from mixout_export.fast_linear import always_gather, gathering, needs_plain_ops, neuron_product
+from mixout_export.fast_linear import always_gather, gathering, mixed_product, needs_plain_ops
 from mixout_export.functional import mix
 from mixout_export.masks import PackedMask
 
@@ -242,7 +242,12 @@ def test_second_derivatives_of_gathered_columns(
 
     def product(value: Tensor, weight: Tensor) -> Tensor:
         torch.manual_seed(1)
-        return neuron_product(value, weight, layer.pretrained_weight, layer.bias, p=p, input_dim=1)
+        return mixed_product(
+            *(value, weight, layer.pretrained_weight, layer.bias),
+            p=p,
+            granularity="neuron",
+            input_dim=1,
+        )
 
     arguments = (inputs, layer.weight)
     assert torch.autograd.gradcheck(product, arguments)

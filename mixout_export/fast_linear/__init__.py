@@ -6,17 +6,14 @@ packed random bits. The backward pass computes Φ again, so a layer keeps no ten
 size between the passes.
 """
 
-from mixout_export.fast_linear.conditions import needs_plain_ops
-from mixout_export.fast_linear.element import element_product
 from mixout_export.fast_linear.gathering import always_gather, never_gather
-from mixout_export.fast_linear.neuron import neuron_product
+from mixout_export.fast_linear.linear import mixed_product, needs_plain_ops
 from mixout_export.fast_linear.products import from_host
 
 __all__ = [
     "always_gather",
-    "element_product",
     "from_host",
+    "mixed_product",
     "needs_plain_ops",
-    "neuron_product",
     "never_gather",
 ]

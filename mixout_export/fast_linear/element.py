@@ -6,9 +6,6 @@ import torch
 from torch import Tensor
 
 from mixout_export.fast_linear.products import (
-    as_matrix,
-    cast_as_autocast,
-    fits,
     input_gradient,
     mask_gradient,
     product,
@@ -23,23 +20,17 @@ def element_product(
     weight: Tensor,
     pretrained_weight: Tensor,
     bias: Tensor | None,
-    *,
     p: float,
     input_dim: int,
 ) -> Tensor:
-    """Multiply an input with Φ under a fresh element mask and add the bias.
+    """Multiply (rows, in) with Φ under a fresh element mask and add the bias.
 
-    The arguments, the result and the errors are those of `neuron_product`. The mask is a
-    `PackedMask`, so p is rounded to a multiple of 2⁻¹⁶; see `masks.can_pack`.
+    The arguments are those of `linear.mixed_product`. p is rounded to a multiple of 2⁻¹⁶.
     """
-    input, bias = cast_as_autocast(input, bias)
-    if not fits(input, weight, input_dim):
-        return product(input, weight, bias, input_dim)  # raises the plain layer's error
     mask = PackedMask.draw(weight.shape, p)
-    output = _ElementProduct.apply(  # type: ignore[no-untyped-call]
-        as_matrix(input), weight, pretrained_weight, bias, mask, input_dim
+    return _ElementProduct.apply(  # type: ignore[no-any-return, no-untyped-call]
+        input, weight, pretrained_weight, bias, mask, input_dim
     )
-    return output.view(*input.shape[:-1], weight.shape[1 - input_dim])  # type: ignore[no-any-return]
 
 
 class _ElementProduct(torch.autograd.Function):

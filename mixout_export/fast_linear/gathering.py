@@ -1,7 +1,7 @@
 """Leaving the dropped input neurons out of the weight gradient's product."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -21,27 +21,6 @@ _forced: bool | None = None
 
 
 @contextmanager
-def always_gather() -> Iterator[None]:
-    """Gather the active neurons in every layer, however little that saves.
-
-    For tests and measurements. Without it, only layers and batches that are large enough gather.
-
-    Example:
-        >>> with always_gather():
-        ...     output = layer(input)  # doctest: +SKIP
-    """
-    with _force(True):
-        yield
-
-
-@contextmanager
-def never_gather() -> Iterator[None]:
-    """Compute the whole weight gradient in every layer; the opposite of `always_gather`."""
-    with _force(False):
-        yield
-
-
-@contextmanager
 def _force(gathers: bool) -> Iterator[None]:
     global _forced
     before, _forced = _forced, gathers
@@ -49,6 +28,19 @@ def _force(gathers: bool) -> Iterator[None]:
         yield
     finally:
         _forced = before
+
+
+def always_gather() -> AbstractContextManager[None]:
+    """Gather the active neurons in every layer within a `with` block, however little that saves.
+
+    For tests and measurements. Outside the block, only large layers and batches gather.
+    """
+    return _force(True)
+
+
+def never_gather() -> AbstractContextManager[None]:
+    """Compute the whole weight gradient in every layer within a `with` block."""
+    return _force(False)
 
 
 class ActiveNeurons:

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from mixout_export.fast_linear.gathering import ActiveNeurons
 from mixout_export.fast_linear.products import (
-    as_matrix,
-    cast_as_autocast,
-    fits,
     from_host,
     input_gradient,
     mask_gradient,
@@ -25,43 +22,23 @@ def neuron_product(
     weight: Tensor,
     pretrained_weight: Tensor,
     bias: Tensor | None,
-    *,
     p: float,
     input_dim: int,
 ) -> Tensor:
-    """Multiply an input with Φ under a fresh neuron mask and add the bias.
+    """Multiply (rows, in) with Φ under a fresh neuron mask and add the bias.
 
-    Φ = u + (m / (1 - p)) ⊙ (w - u), as in `functional.mixout`. The mask is drawn on the CPU, where
-    it can be counted without waiting for a GPU.
-
-    Args:
-        input: Shape (..., in), floating point.
-        weight: w, of shape (out, in) if `input_dim` is 1, (in, out) if it is 0.
-        pretrained_weight: u, of the same shape.
-        bias: Shape (out,), or None.
-        p: Mix probability in (0, 1).
-        input_dim: The dimension of `weight` that counts input neurons.
-
-    Returns:
-        Shape (..., out), of the input's dtype, or of autocast's if it is enabled.
-
-    Raises:
-        RuntimeError: The last dimension of `input` is not the weight's number of input neurons.
+    The arguments are those of `linear.mixed_product`. The mask is drawn on the CPU, where its
+    active neurons can be counted without waiting for a GPU.
     """
-    input, bias = cast_as_autocast(input, bias)
-    if not fits(input, weight, input_dim):
-        return product(input, weight, bias, input_dim)  # raises the plain layer's error
     mask = draw_mask(weight, p, granularity="neuron", input_dim=input_dim, device="cpu")
     active = None
     if torch.is_grad_enabled():
-        active = ActiveNeurons.of(mask, weight, input.numel() // max(1, input.shape[-1]))
+        active = ActiveNeurons.of(mask, weight, input.shape[0])
     factors = coefficients(from_host(mask, weight.device), weight.dtype, p)
-    # As a matrix, so that the function's output is not a view made inside the function. Such a
-    # view must not be changed in place, and Longformer does that with its queries.
     output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
-        as_matrix(input), weight, pretrained_weight, bias, factors, active, p, input_dim
+        input, weight, pretrained_weight, bias, factors, active, p, input_dim
     )
-    return output.view(*input.shape[:-1], weight.shape[1 - input_dim])  # type: ignore[no-any-return]
+    return output  # type: ignore[no-any-return]
 
 
 class _NeuronProduct(torch.autograd.Function):

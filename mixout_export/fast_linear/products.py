@@ -14,25 +14,6 @@ def from_host(host: Tensor, device: torch.device) -> Tensor:
     return host.pin_memory().to(device, non_blocking=True)
 
 
-def cast_as_autocast(input: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Cast an input and a bias as autocast does before a product."""
-    kind = input.device.type
-    if not torch.is_autocast_enabled(kind):
-        return input, bias
-    dtype = torch.get_autocast_dtype(kind)
-    return input.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def fits(input: Tensor, weight: Tensor, input_dim: int) -> bool:
-    """Tell whether the last dimension of an input is the weight's number of input neurons."""
-    return input.dim() > 0 and input.shape[-1] == weight.shape[input_dim]
-
-
-def as_matrix(input: Tensor) -> Tensor:
-    """Return an input of shape (..., in) as (rows, in)."""
-    return input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-
-
 def product(input: Tensor, weight: Tensor, bias: Tensor | None, input_dim: int) -> Tensor:
     """Return the layer's output, of shape (..., out) and the input's dtype.
 
