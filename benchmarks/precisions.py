@@ -17,12 +17,12 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.measure import Ratio, by_turns, machine, markdown_table
+from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import EvaluationData
 from mixout_export.export.precision import Conversion
-from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, decision_of
-from mixout_export.parity.subject import TorchSubject, torch_subject
 from mixout_export.stages.onnx_export import ExportData, export_onnx
 from mixout_export.stages.verify_data import read_data
 
@@ -77,12 +77,14 @@ def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, Any]) -> di
 
 
 def _quality(
-    source: TorchSubject, data: EvaluationData, run: Callable[[Mapping[str, Any]], dict[str, Any]]
+    source: PlainCheckpoint,
+    data: EvaluationData,
+    run: Callable[[Mapping[str, Any]], dict[str, Any]],
 ) -> Quality:
     """Run the data in PyTorch and with `run`, and compare."""
     reference = source.runner(source.interface.inputs)
     (name,) = source.interface.outputs
-    comparison = OutputComparison(name, None, decision=decision_of(source.task, name))
+    comparison = OutputComparison(name, None, decision=decision_of(source.task_name, name))
     outputs = []
     for inputs in data.batches:
         outputs.append(run(inputs))
@@ -125,7 +127,7 @@ def measure_precisions(
     path: Path, data: Path, calibration: Path, *, threads: int, rounds: int
 ) -> dict[str, Any]:
     """Export a checkpoint in every variant and compare the graphs."""
-    source = torch_subject(path)
+    source = open_checkpoint(path)
     read = read_data(
         data, source, source, source.interface, columns=ColumnNames(), max_examples=None
     )

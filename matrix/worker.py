@@ -18,12 +18,13 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from matrix.outcome import Outcome
 from matrix.plain import exports_unmodified, random_rows
 from matrix.tiny import write_checkpoint
-from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.model import first_line, load_mixout, save_mixout
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.model import load_mixout, save_mixout
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import MixoutError
 from mixout_export.files.layout import LAYOUT
+from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
@@ -80,7 +81,7 @@ def _step(prepared: Path, out: Path) -> None:
 def _collapse(base: Path, trained: Path, out: Path) -> None:
     """Collapse, and compare with the trained model and with the tensors of a plain checkpoint."""
     collapse_checkpoint(trained, out)
-    expected, got = open_artifact(base).tensors, open_artifact(out).tensors
+    expected, got = open_checkpoint(base).tensors, open_checkpoint(out).tensors
     if {k: (e.dtype, e.shape) for k, e in expected.items()} != {
         k: (e.dtype, e.shape) for k, e in got.items()
     }:

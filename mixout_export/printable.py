@@ -18,3 +18,12 @@ def one_line(text: object) -> str:
     """Return a text that fits into a sentence: printable, on one line, at most 300 characters."""
     line = printable(" ".join(str(text)[: 4 * _LONGEST].split()))
     return line if len(line) <= _LONGEST else line[:_LONGEST] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, without its final full stop."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if "StrictDataclassError" in names and error.__cause__ is not None:
+        error = error.__cause__  # its own first line only announces the reason
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -7,15 +7,8 @@ import torch
 from checkpoints import TinyCheckpoints
 from safetensors.torch import load_file, save_file
 
-from mixout_export.checkpoint.artifact import (
-    anchor_key,
-    is_anchor,
-    open_artifact,
-    require_metadata,
-    require_task,
-    require_weights,
-    weight_key,
-)
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.folder import anchor_key, is_anchor, weight_key
 from mixout_export.errors import CheckpointError
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.weight_files import weight_files
@@ -55,21 +48,21 @@ def index_of(path: Path, weight_map: object, name: str = "model") -> None:
 
 def test_a_plain_checkpoint(tiny: TinyCheckpoints) -> None:
     folder = open_artifact(tiny.classifier("bert", labels=3))
-    assert (folder.kind, folder.metadata, folder.native) == ("huggingface", None, False)
+    assert (folder.kind, folder.metadata) == ("huggingface", None)
     assert folder.config["model_type"] == "bert"
     assert folder.task is TASKS["text-classification"]
     assert folder.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
     assert folder.tensors.keys() == load_file(folder.path / "model.safetensors").keys()
     assert folder.anchors == {}
     with pytest.raises(CheckpointError, match="is a plain checkpoint, expected a mixout"):
-        require_metadata(folder)
+        folder.require_metadata()
 
 
 def test_a_headless_base_has_no_task(tiny: TinyCheckpoints) -> None:
     folder = open_artifact(tiny.base())
     assert (folder.task, folder.labels) == (None, None)
     with pytest.raises(CheckpointError, match="has no head, expected one"):
-        require_task(folder)
+        folder.require_task()
 
 
 @pytest.mark.parametrize(
@@ -117,10 +110,10 @@ def test_an_onnx_file_and_folder(tmp_path: Path) -> None:
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     folder = open_artifact(make(tmp_path, {}))
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):
-        require_weights(folder)
+        folder.require_weights()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"only as a pickle \(pytorch_model\.bin\)"):
-        require_weights(open_artifact(tmp_path))
+        open_artifact(tmp_path).require_weights()
 
 
 # Tensors ------------------------------------------------------------------------------------------

@@ -18,8 +18,10 @@ from tokenizers.processors import TemplateProcessing
 from mixout_export.bundling.plan import SERVERS, BundleOptions
 from mixout_export.bundling.source import open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_texts, check_tokenizer
+from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
 from mixout_export.export.precision import Conversion
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.streams import file_digest
 from mixout_export.provenance.manifest import check_manifest, read_manifest
 from mixout_export.stages.bundle import bundle_onnx
@@ -84,10 +86,13 @@ def test_each_server_gets_its_layout(
     assert files_of(out) == expected | beside | ROOT_FILES
     graph = next(out.rglob("model.onnx"))
     assert graph.read_bytes() == (graphs["fp32"] / "model.onnx").read_bytes()
-    found = check_manifest(out)
+    found = check_manifest(InputFiles(out))
     assert found.holds
     assert found.unlisted == ()
-    assert [link.step for link in read_manifest(out).whole_chain][-2:] == ["onnx", "bundle"]
+    assert [link.step for link in read_manifest(InputFiles(out)).whole_chain][-2:] == [
+        "onnx",
+        "bundle",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -188,11 +193,11 @@ def test_one_flipped_byte_of_any_file_is_found(graphs: dict[str, Path], tmp_path
         changed = bytearray(whole)
         changed[len(whole) // 2] ^= 1
         path.write_bytes(changed)
-        problems = check_manifest(out).problems
+        problems = check_manifest(InputFiles(out)).problems
         assert problems, name
         assert Path(name).name in problems[0]
         path.write_bytes(whole)
-    assert check_manifest(out).holds
+    assert check_manifest(InputFiles(out)).holds
 
 
 def test_a_causal_language_model_is_bundled_with_its_cache(
@@ -252,9 +257,11 @@ def test_a_version_that_is_added_to_a_bundle_is_a_problem(
     """Triton would serve it in place of the one that was verified."""
     out = bundle(graphs["fp32"], tmp_path / "out", "triton")
     (out / ".DS_Store").touch()
-    assert check_manifest(out).holds
+    assert check_manifest(InputFiles(out)).holds
     shutil.copytree(out / "tiny" / "1", out / "tiny" / "2")
-    assert "tiny/2/model.onnx: was added after bundle" in check_manifest(out).problems[0]
+    assert (
+        "tiny/2/model.onnx: was added after bundle" in check_manifest(InputFiles(out)).problems[0]
+    )
 
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "model_with_past.onnx"])
@@ -271,9 +278,9 @@ def test_what_was_added_to_a_graphs_folder_is_not_shipped(
 
 def test_other_precisions_have_their_history_too(graphs: dict[str, Path], tmp_path: Path) -> None:
     out = bundle(graphs["fp32"], tmp_path / "out", "triton", also=(graphs["int8"],))
-    (other,) = read_manifest(out).link.options["also"]
+    (other,) = read_manifest(InputFiles(out)).link.options["also"]
     assert (other["step"], other["options"]["precision"]) == ("onnx", "int8")
-    assert other["weights_sha256"] == read_manifest(graphs["int8"]).link.weights_sha256
+    assert other["weights_sha256"] == read_manifest(InputFiles(graphs["int8"])).link.weights_sha256
 
 
 @pytest.mark.parametrize("graphs_named", [5, ["../fp32/model.onnx"], [["x"]], []])
@@ -281,7 +288,7 @@ def test_a_bundle_names_graphs_of_its_own(
     graphs_named: object, graphs: dict[str, Path], tmp_path: Path
 ) -> None:
     out = bundle(graphs["fp32"], tmp_path / "out", "triton")
-    manifest = read_manifest(out)
+    manifest = read_manifest(InputFiles(out))
     options = {**manifest.link.options, "graphs": graphs_named}
     forged = replace(manifest, link=replace(manifest.link, options=options))
     (out / "manifest.json").write_text(forged.to_text())
@@ -365,10 +372,10 @@ def test_weights_beside_a_graph_come_along(graphs: dict[str, Path], tmp_path: Pa
     out = bundle(source, tmp_path / "out", "triton")
     assert (out / "tiny" / "1" / "weights.bin").is_file()
     assert onnxruntime.InferenceSession(out / "tiny" / "1" / "model.onnx").get_inputs()
-    before = read_manifest(out).link
+    before = read_manifest(InputFiles(out)).link
     weights = source / "weights.bin"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    after = read_manifest(bundle(source, tmp_path / "other", "triton")).link
+    after = read_manifest(InputFiles(bundle(source, tmp_path / "other", "triton"))).link
     assert before.input_sha256 != after.input_sha256
     assert before.weights_sha256 != after.weights_sha256
 
@@ -410,9 +417,9 @@ def test_a_tokenizer_that_works_otherwise_is_refused(
     tokenizer = Tokenizer.from_file(str(changed / "tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="$A $A", pair="$A $B")
     tokenizer.save(str(changed / "tokenizer.json"))
-    assert check_tokenizer(graphs["fp32"], graphs["fp32"]).texts > 30
+    assert check_tokenizer(graphs["fp32"], load_tokenizer(graphs["fp32"])).texts > 30
     with pytest.raises(ParityError, match=r"gives input_ids .* for the text 'The film was"):
-        check_tokenizer(changed, graphs["fp32"])
+        check_tokenizer(changed, load_tokenizer(graphs["fp32"]))
 
 
 # What is refused

@@ -10,10 +10,10 @@ from checkpoints import TinyCheckpoints
 from cli_runs import Way, make_way
 from huggingface_hub import ModelCard
 
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.card.document import read_card
 from mixout_export.card.steps import USE
 from mixout_export.card.usage import graph_usage, model_usage
-from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint

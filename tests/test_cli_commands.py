@@ -15,7 +15,7 @@ from cli_runs import Program, Way, a_copy, content, make_way
 from safetensors.torch import load_file
 from training_runs import sentences, write_tsv
 
-from mixout_export.checkpoint.artifact import open_artifact
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.parity.compare import TOLERANCES, Tolerance
 from mixout_export_cli.main import cli
 from mixout_export_cli.output import Output, _program, next_command
@@ -462,7 +462,7 @@ def test_onnx_without_verification(
     def compare(*_: Any) -> None:
         raise AssertionError("it was verified")
 
-    monkeypatch.setattr("mixout_export.stages.onnx_export.compare_subjects", compare)
+    monkeypatch.setattr("mixout_export.stages.onnx_export.compare_artifacts", compare)
     run = program("onnx", way.collapsed, tmp_path / "o", "--no-verify").done()
     assert ", not compared with PyTorch\n" in run.out
 

@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification
 
 from mixout_export import inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint import model as model_module
-from mixout_export.checkpoint.artifact import anchor_key
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.streams import quick_digest
@@ -87,9 +87,9 @@ def test_weights_and_logits_are_bit_identical(
     out = tmp_path / "out"
     result = collapse_checkpoint(trained, out)
     assert same_bits(weights(out), weights(trained))
-    plain, mixed = load_plain(out), load_mixout(trained)
+    plain, mixed = load_plain(open_checkpoint(out)), load_mixout(trained)
     assert torch.equal(plain(IDS).logits, mixed(IDS).logits)
-    assert torch.equal(load_plain(trained)(IDS).logits, plain(IDS).logits)
+    assert torch.equal(load_plain(open_checkpoint(trained))(IDS).logits, plain(IDS).logits)
     assert result.tensors == len(weights(out))
     assert result.bytes == sum(t.nbytes for t in weights(out).values())
     assert result.sha256 == {"model.safetensors": digest_files([out / "model.safetensors"])}
@@ -186,7 +186,9 @@ def test_sharded_checkpoints(
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == weights(out).keys()
     assert index["metadata"]["total_size"] == result.bytes
-    assert torch.equal(load_plain(out)(IDS).logits, load_mixout(trained)(IDS).logits)
+    assert torch.equal(
+        load_plain(open_checkpoint(out))(IDS).logits, load_mixout(trained)(IDS).logits
+    )
 
 
 def test_a_folder_that_another_trainer_saved(tmp_path: Path) -> None:
@@ -200,7 +202,9 @@ def test_a_folder_that_another_trainer_saved(tmp_path: Path) -> None:
         assert same_bits(weights(tmp_path / f"out{size}"), expected)
         config = json.loads((tmp_path / f"out{size}" / "config.json").read_text())
         assert "mixout" not in config
-        assert torch.equal(load_plain(tmp_path / f"out{size}")(IDS).logits, model(IDS).logits)
+        assert torch.equal(
+            load_plain(open_checkpoint(tmp_path / f"out{size}"))(IDS).logits, model(IDS).logits
+        )
 
 
 def test_a_shard_of_anchors_alone_leaves_no_file(tmp_path: Path) -> None:
@@ -220,7 +224,7 @@ def test_a_shard_of_anchors_alone_leaves_no_file(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(index)
     collapse_checkpoint(folder, tmp_path / "out")
     assert not (tmp_path / "out" / "model-2.safetensors").exists()
-    assert torch.equal(load_plain(tmp_path / "out")(IDS).logits, model(IDS).logits)
+    assert torch.equal(load_plain(open_checkpoint(tmp_path / "out"))(IDS).logits, model(IDS).logits)
 
 
 def test_a_foreign_folder_of_a_prepared_checkpoint_gets_its_configuration_back(
@@ -353,7 +357,9 @@ def test_conversion(name: str, alpha: float, trained: Path, tmp_path: Path) -> N
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["dtype"] == name
     assert "torch_dtype" not in config
-    assert {p.dtype for p in load_plain(tmp_path / "out").parameters()} == {getattr(torch, name)}
+    assert {p.dtype for p in load_plain(open_checkpoint(tmp_path / "out")).parameters()} == {
+        getattr(torch, name)
+    }
 
 
 def test_large_tensors_are_converted_and_interpolated_in_pieces(

@@ -10,10 +10,10 @@ from checkpoints import POSITIONS, VOCABULARY, make_model
 from transformers import GenerationConfig, PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface, describe_interface
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.errors import CheckpointError
 from mixout_export.export.document import write_graph
 from mixout_export.export.generation import export_cached_graph
-from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import TOLERANCES
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.parity.decoding import (

@@ -9,10 +9,12 @@ from onnx import numpy_helper
 from safetensors.torch import load_file, save_file
 
 from matrix.tiny import write_checkpoint
-from mixout_export.parity.battery import Batch, build_battery
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.parity.battery import build_battery
 from mixout_export.parity.compare import OutputComparison, Tolerance
 from mixout_export.parity.drift import draw_drift, pick_batch
-from mixout_export.parity.subject import onnx_subject, torch_subject
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 
@@ -33,19 +35,19 @@ def graphs(
 
 
 def first_batch(path: Path) -> Batch:
-    interface = torch_subject(path).interface
+    interface = open_checkpoint(path).interface
     return next(b for b in build_battery(interface).batches if b.name == "padding")
 
 
 @pytest.mark.parametrize("kind", ["bert", "albert", "gpt2"])
 def test_every_linear_layer_is_in_the_map(kind: str, graphs: dict[str, tuple[Path, Path]]) -> None:
     source, graph = graphs[kind]
-    subject = torch_subject(source)
-    drift = draw_drift(subject, onnx_subject(graph), first_batch(source))
+    checkpoint = open_checkpoint(source)
+    drift = draw_drift(checkpoint, open_artifact(graph), first_batch(source))
     compared = {entry.module for entry in drift.compared}
     linear = {
         name
-        for name, module in subject.model.named_modules()
+        for name, module in checkpoint.model.named_modules()
         if type(module).__name__ in ("Linear", "Conv1D")
     }
     assert linear <= compared
@@ -57,7 +59,7 @@ def test_a_layer_that_is_called_twice_is_there_twice(
     graphs: dict[str, tuple[Path, Path]],
 ) -> None:
     source, graph = graphs["albert"]
-    drift = draw_drift(torch_subject(source), onnx_subject(graph), first_batch(source))
+    drift = draw_drift(open_checkpoint(source), open_artifact(graph), first_batch(source))
     calls = [entry.call for entry in drift.compared if entry.module.endswith("attention.query")]
     assert calls == [0, 1]
 
@@ -104,14 +106,16 @@ def test_two_graphs_are_compared_by_what_they_record(
 ) -> None:
     source, graph = graphs["bert"]
     broken = perturbed_graph(graph, tmp_path / "broken", f"{SECOND}.bias")
-    drift = draw_drift(onnx_subject(graph), onnx_subject(broken), first_batch(source))
+    drift = draw_drift(open_artifact(graph), open_artifact(broken), first_batch(source))
     assert drift.first is not None
     assert drift.first.module == f"bert.{SECOND}"
 
 
 def test_a_base_is_compared_with_a_model_that_has_a_head(tiny: TinyCheckpoints) -> None:
     base, whole = tiny.base(), tiny.classifier()
-    drift = draw_drift(torch_subject(base), torch_subject(whole), first_batch(base), headless=True)
+    drift = draw_drift(
+        open_checkpoint(base), open_checkpoint(whole), first_batch(base), headless=True
+    )
     assert "encoder.layer.0.attention.self.query" in {entry.module for entry in drift.compared}
 
 
@@ -140,7 +144,7 @@ def test_a_graph_of_another_exporter_has_no_map(
 
 
 def test_the_batch_is_the_worst_one_cut_to_what_can_be_kept(tiny: TinyCheckpoints) -> None:
-    batches = build_battery(torch_subject(tiny.base()).interface).batches
+    batches = build_battery(open_checkpoint(tiny.base()).interface).batches
     chosen = pick_batch(batches, [])
     assert chosen.name == batches[0].name
     long = next(batch for batch in batches if batch.name == "vocabulary")
@@ -151,7 +155,7 @@ def test_the_batch_is_the_worst_one_cut_to_what_can_be_kept(tiny: TinyCheckpoint
 
 
 def test_the_row_that_differs_most_comes_first(tiny: TinyCheckpoints) -> None:
-    batches = build_battery(torch_subject(tiny.base()).interface).batches
+    batches = build_battery(open_checkpoint(tiny.base()).interface).batches
     number = next(n for n, batch in enumerate(batches) if batch.name == "vocabulary")
     batch = batches[number]
     row = batch.shape[0] - 1
@@ -187,10 +191,10 @@ def test_what_padding_on_the_left_attends_to_is_no_false_alarm(
 ) -> None:
     source = tiny.classifier("llama")
     graph = export_onnx(source, tmp_path / "llama", verify=False).path
-    subject = torch_subject(source)
+    checkpoint = open_checkpoint(source)
     ids = np.array([[0, 0, 7, 8], [5, 6, 7, 8]])
     batch = Batch("left padding", {"input_ids": ids, "attention_mask": (ids != 0).astype(np.int64)})
-    drift = draw_drift(subject, onnx_subject(graph), batch)
+    drift = draw_drift(checkpoint, open_artifact(graph), batch)
     assert drift.first is None
     assert "model.layers.1.self_attn.o_proj" in {entry.module for entry in drift.compared}
 
@@ -200,10 +204,10 @@ def test_a_module_that_returns_several_tensors_is_no_false_alarm(
     rows: int, graphs: dict[str, tuple[Path, Path]]
 ) -> None:
     source, graph = graphs["bert"]
-    subject = torch_subject(source)
-    batch = next(b for b in build_battery(subject.interface).batches if b.shape == (1, 1))
+    checkpoint = open_checkpoint(source)
+    batch = next(b for b in build_battery(checkpoint.interface).batches if b.shape == (1, 1))
     batch = Batch("one", {name: np.repeat(value, rows, 0) for name, value in batch.inputs.items()})
-    drift = draw_drift(subject, onnx_subject(graph), batch)
+    drift = draw_drift(checkpoint, open_artifact(graph), batch)
     assert drift.first is None
     assert {"", "bert"} <= {entry.module for entry in drift.compared}
 

@@ -9,6 +9,7 @@ from checkpoints import TinyCheckpoints, make_model
 from torch import Tensor, nn
 
 from mixout_export import MixoutConfig, collapse_mixout, inject_mixout, load_mixout, save_mixout
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.config import ALL_LINEAR
 from mixout_export.errors import TargetError
@@ -205,7 +206,7 @@ def test_prepare_step_collapse_onnx_verify(
     collapse_checkpoint(tmp_path / "trained", tmp_path / "collapsed")
     export_onnx(tmp_path / "collapsed", tmp_path / "onnx")
     assert verify_checkpoints(tmp_path / "trained", tmp_path / "onnx").holds
-    plain = load_plain(tmp_path / "collapsed")
+    plain = load_plain(open_checkpoint(tmp_path / "collapsed"))
     assert torch.equal(plain.bert.embeddings.word_embeddings.weight, table.weight)
 
 

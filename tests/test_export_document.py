@@ -13,8 +13,9 @@ from tiny_models import make_model, make_tokenizer
 
 import mixout_export
 from mixout_export.checkpoint.interface import ModelInterface, describe_interface
-from mixout_export.export.document import Provenance, finalize_graph, write_graph
+from mixout_export.export.document import finalize_graph, write_graph
 from mixout_export.export.graph import ExportedGraph, export_graph
+from mixout_export.files.graph_metadata import Provenance
 from mixout_export.tasks import TASKS
 from mixout_export.version import __version__
 

@@ -14,11 +14,12 @@ from tiny_models import make_model, make_tokenizer
 import mixout_export
 from mixout_export.checkpoint.interface import ModelInterface, describe_interface
 from mixout_export.errors import ArgumentError, ExportError
-from mixout_export.export.document import Provenance, finalize_graph, write_graph
+from mixout_export.export.document import finalize_graph, write_graph
 from mixout_export.export.graph import ExportedGraph, export_graph
 from mixout_export.export.half import to_half
 from mixout_export.export.precision import PRECISIONS, Conversion, convert_graph
 from mixout_export.export.quantization import quantize_weights
+from mixout_export.files.graph_metadata import Provenance
 from mixout_export.tasks import TASKS
 
 IDS = np.arange(24, dtype=np.int64).reshape(2, 12)

@@ -9,12 +9,12 @@ from checkpoints import TinyCheckpoints, make_model
 from onnx import numpy_helper
 from repeats import mostly_repeats
 
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import describe_interface
 from mixout_export.errors import ExportError
 from mixout_export.export.generation import describe_cache
 from mixout_export.parity.compare import Tolerance
 from mixout_export.parity.generation import tie_margins
-from mixout_export.parity.subject import torch_subject
 from mixout_export.runners.onnx_runner import OnnxRunner
 from mixout_export.stages.onnx_export import OnnxResult, export_onnx
 from mixout_export.stages.verify import verify_checkpoints
@@ -59,7 +59,7 @@ def test_every_token_is_the_one_that_generate_gives(source: Path, exported: Onnx
 def test_generate_itself_is_what_the_graph_is_held_against(
     source: Path, exported: OnnxResult
 ) -> None:
-    model = torch_subject(source).model
+    model = open_checkpoint(source).model
     graph = OnnxRunner(exported.cached_graph or Path())
     ids = np.array([[7, 11, 13]])
     expected = model.generate(

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mixout_export import inject_mixout, load_mixout, save_mixout
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.errors import CheckpointError
 from mixout_export.quiet import quiet_libraries
@@ -78,9 +79,9 @@ def test_merged_layers_go_the_whole_way(tmp_path: Path) -> None:
     assert len(found.layers) == len(result.mixed) - 2  # three layers, one tensor
     collapse_checkpoint(tmp_path / "trained", tmp_path / "collapsed")
     collapse_checkpoint(tmp_path / "trained", tmp_path / "back", interpolate=0.0)
-    moved = load_plain(tmp_path / "collapsed").state_dict()
+    moved = load_plain(open_checkpoint(tmp_path / "collapsed")).state_dict()
     assert torch.equal(moved[QUERY], layers[QUERY.removesuffix(".weight")].weight)
-    back = load_plain(tmp_path / "back").state_dict()
+    back = load_plain(open_checkpoint(tmp_path / "back")).state_dict()
     assert all(torch.equal(back[key], value) for key, value in weights.items())
     export_onnx(tmp_path / "collapsed", tmp_path / "onnx")
     assert verify_checkpoints(tmp_path / "trained", tmp_path / "onnx").holds

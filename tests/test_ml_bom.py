@@ -8,6 +8,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from mixout_export.bundling.plan import BundleOptions
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.streams import file_digest
 from mixout_export.provenance.links import DataFile, Link
 from mixout_export.provenance.manifest import check_manifest
@@ -34,7 +35,7 @@ def test_a_bundles_bill_of_materials(tiny: TinyCheckpoints, tmp_path: Path) -> N
     assert file["hashes"] == [{"alg": "SHA-256", "content": file_digest(graph / "model.onnx")}]
     assert [step["description"] for step in model["pedigree"]["ancestors"]] == ["source", "onnx"]
     assert {"torch", "onnx"} <= {part["name"] for part in content["components"]}
-    found = check_manifest(out)
+    found = check_manifest(InputFiles(out))
     assert found.holds
     assert found.manifest is not None
     assert "bom.cdx.json" in found.manifest.files

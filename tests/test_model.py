@@ -19,9 +19,10 @@ from mixout_export import (
     load_mixout,
     save_mixout,
 )
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint import model as model_module
-from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import (
     load_plain,
     load_tokenizer,
@@ -89,7 +90,9 @@ def test_save_and_load(kind: str, tiny: TinyCheckpoints, tmp_path: Path) -> None
     layers = mixout_layers(again)
     assert {layer.p for layer in layers.values()} == {0.4}
     assert not any(torch.equal(m.weight, m.pretrained_weight) for m in layers.values())
-    assert torch.equal(load_plain(tmp_path / "trained")(IDS).logits, model(IDS).logits)
+    assert torch.equal(
+        load_plain(open_checkpoint(tmp_path / "trained"))(IDS).logits, model(IDS).logits
+    )
 
 
 def test_anchors_are_linked_and_everything_recorded_is_kept(prepared: Path, tmp_path: Path) -> None:
@@ -214,14 +217,14 @@ def test_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_weights_lie_in_memory_of_their_own(prepared: Path) -> None:
-    model = load_plain(prepared)
+    model = load_plain(open_checkpoint(prepared))
     assert all(p.data_ptr() % 64 == 0 for p in model.parameters())
     (prepared / "model.safetensors").write_bytes(b"")
     assert torch.isfinite(model(IDS).logits).all()
 
 
 def test_plain_models_in_another_dtype(prepared: Path) -> None:
-    model = load_plain(prepared, dtype=torch.bfloat16)
+    model = load_plain(open_checkpoint(prepared), dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not mixout_layers(model)
     assert not hasattr(model.config, "mixout")
@@ -316,7 +319,7 @@ def test_weights_into_a_model(prepared: Path, tmp_path: Path) -> None:
 
 def test_state_without_anchors(prepared: Path) -> None:
     model = load_mixout(prepared)
-    assert plain_state(model).keys() == load_plain(prepared).state_dict().keys()
+    assert plain_state(model).keys() == load_plain(open_checkpoint(prepared)).state_dict().keys()
     assert all("pretrained_" not in key for key in plain_state(model))
 
 
@@ -363,11 +366,11 @@ def test_a_missing_or_misshapen_weight_is_refused(prepared: Path) -> None:
     bias = weights.pop("bert.pooler.dense.bias")
     save_file(weights, prepared / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 tensors .*'bert\.pooler\.dense\.bias'"):
-        load_plain(prepared)
+        load_plain(open_checkpoint(prepared))
     weights["bert.pooler.dense.bias"] = bias[:5].clone()
     save_file(weights, prepared / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"bert\.pooler\.dense\.bias|sizes") as caught:
-        load_plain(prepared)
+        load_plain(open_checkpoint(prepared))
     assert "\n" not in str(caught.value)
 
 
@@ -391,7 +394,7 @@ def test_other_folders_are_refused(tiny: TinyCheckpoints, tmp_path: Path) -> Non
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchModel"]}))
     with pytest.raises(CheckpointError, match="'NoSuchModel' cannot be loaded, transformers has"):
-        load_plain(folder)
+        load_plain(open_checkpoint(folder))
 
 
 def test_only_transformers_models_with_mixout_are_saved(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.model_inputs import CHOICES, Batch
 from mixout_export.errors import ArgumentError
-from mixout_export.parity.battery import CHOICES, Batch, Battery, build_battery
+from mixout_export.parity.battery import Battery, build_battery
 
 INTERFACE = ModelInterface(
     inputs=("input_ids", "attention_mask", "token_type_ids"),

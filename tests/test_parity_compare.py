@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import (
     OutputComparison,
     OutputDifference,

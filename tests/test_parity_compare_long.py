@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity import compare
-from mixout_export.parity.battery import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 
 WORDS = 50

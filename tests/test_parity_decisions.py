@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import (
     HISTOGRAM_EDGES,
     OutputComparison,

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.errors import DataError, OutputError
-from mixout_export.parity.battery import Batch, build_battery
+from mixout_export.parity.battery import build_battery
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
 
 INTERFACE = ModelInterface(

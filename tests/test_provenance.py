@@ -13,6 +13,7 @@ from cli_runs import Program
 from safetensors.torch import load_file, save_file
 
 from mixout_export.errors import CheckpointError
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.streams import file_digest
 from mixout_export.provenance.links import Link, broken_links, plain_options
 from mixout_export.provenance.manifest import check_manifest, read_manifest, write_manifest
@@ -54,7 +55,7 @@ def copy(way: Path, tmp_path: Path) -> Path:
 
 
 def test_the_chain_leads_from_the_base_to_the_graph(way: Path) -> None:
-    manifest = read_manifest(way / "graph")
+    manifest = read_manifest(InputFiles(way / "graph"))
     chain = manifest.whole_chain
     assert [link.step for link in chain] == ["base", "prepare", "train", "collapse", "onnx"]
     assert chain[0].name == "base"
@@ -77,7 +78,7 @@ def test_the_chain_leads_from_the_base_to_the_graph(way: Path) -> None:
 
 @pytest.mark.parametrize("folder", STEPS)
 def test_every_file_is_listed_and_no_path_of_the_machine(folder: str, way: Path) -> None:
-    found = check_manifest(way / folder)
+    found = check_manifest(InputFiles(way / folder))
     assert found.holds
     assert found.unlisted == ()
     assert found.manifest is not None
@@ -97,7 +98,7 @@ def test_one_flipped_byte_of_any_file_is_found(folder: str, copy: Path) -> None:
             changed = bytearray(whole)
             changed[place] ^= 1
             path.write_bytes(changed)
-            found = check_manifest(copy / folder)
+            found = check_manifest(InputFiles(copy / folder))
             if path.name == "README.md":  # a card is there to be written on
                 assert (found.problems, found.unlisted) == ((), ("README.md",))
                 continue
@@ -105,7 +106,7 @@ def test_one_flipped_byte_of_any_file_is_found(folder: str, copy: Path) -> None:
             assert problems, f"{path} at {place}"
             assert any(path.name in problem for problem in problems)
         path.write_bytes(whole)
-    assert check_manifest(copy / folder).holds
+    assert check_manifest(InputFiles(copy / folder)).holds
 
 
 def test_every_byte_of_the_manifest_itself_counts(copy: Path) -> None:
@@ -115,13 +116,13 @@ def test_every_byte_of_the_manifest_itself_counts(copy: Path) -> None:
         changed = bytearray(whole)
         changed[place] ^= 1
         path.write_bytes(changed)
-        assert not check_manifest(copy / "collapsed").holds, f"byte {place}"
+        assert not check_manifest(InputFiles(copy / "collapsed")).holds, f"byte {place}"
 
 
 def test_a_missing_and_an_added_file(copy: Path) -> None:
     (copy / "graph" / "config.json").unlink()
     (copy / "graph" / "notes.txt").write_text("mine")
-    found = check_manifest(copy / "graph")
+    found = check_manifest(InputFiles(copy / "graph"))
     assert [problem.endswith("is missing, onnx wrote it") for problem in found.problems] == [True]
     assert found.unlisted == ("notes.txt",)
 
@@ -133,7 +134,7 @@ def test_a_step_that_read_other_weights_breaks_the_chain(copy: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
     shutil.rmtree(copy / "collapsed")
     collapse_checkpoint(copy / "trained", copy / "collapsed")
-    problems = check_manifest(copy / "collapsed").problems
+    problems = check_manifest(InputFiles(copy / "collapsed")).problems
     assert len(problems) == 1
     assert "the chain is broken between train and collapse" in problems[0]
 
@@ -161,7 +162,7 @@ def test_changes_to_other_files_break_the_chain_for_good(
     assert run.code == 0
     assert "config.json changed in between" in run.err
     export_onnx(tmp_path / "collapsed", tmp_path / "graph", verify=False)
-    problems = check_manifest(tmp_path / "graph").problems
+    problems = check_manifest(InputFiles(tmp_path / "graph")).problems
     assert len(problems) == 1
     assert "broken between train and collapse: config.json changed in between" in problems[0]
 
@@ -170,7 +171,7 @@ def test_a_card_that_somebody_wrote_on_breaks_nothing(copy: Path, tmp_path: Path
     card = copy / "trained" / "README.md"
     card.write_text(card.read_text() + "\n## Mine\n\nWords.\n")
     collapse_checkpoint(copy / "trained", tmp_path / "collapsed")
-    assert check_manifest(tmp_path / "collapsed").holds
+    assert check_manifest(InputFiles(tmp_path / "collapsed")).holds
 
 
 @pytest.mark.parametrize(
@@ -189,8 +190,8 @@ def test_a_chain_that_lacks_a_link_is_no_chain(
     content.pop("manifest_guard")
     forge(content)
     path.write_text(json.dumps(content))
-    path.write_text(read_manifest(copy / "graph").to_text())  # with a guard that fits
-    problems = check_manifest(copy / "graph").problems
+    path.write_text(read_manifest(InputFiles(copy / "graph")).to_text())  # with a guard that fits
+    problems = check_manifest(InputFiles(copy / "graph")).problems
     assert len(problems) == 1
     assert "chain" in problems[0]
 
@@ -227,13 +228,13 @@ def test_data_are_hashed_as_they_were_read(
         way / "prepared", tmp_path / "out", DataOptions(table), options, observer=Late()
     )
     assert file_digest(table) != before
-    assert read_manifest(tmp_path / "out").link.data[0].sha256 == before
+    assert read_manifest(InputFiles(tmp_path / "out")).link.data[0].sha256 == before
 
 
 def test_a_folder_without_a_manifest_starts_the_chain(copy: Path, tmp_path: Path) -> None:
-    assert check_manifest(copy / "base").manifest is None
+    assert check_manifest(InputFiles(copy / "base")).manifest is None
     export_onnx(copy / "base", tmp_path / "graph", verify=False)
-    chain = read_manifest(tmp_path / "graph").whole_chain
+    chain = read_manifest(InputFiles(tmp_path / "graph")).whole_chain
     assert [(link.step, link.name) for link in chain] == [("source", "base"), ("onnx", "")]
 
 
@@ -242,8 +243,8 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
     for text, said in (("{", "cannot be read"), ("[]", "list"), ('{"format": 9}', "format 9")):
         path.write_text(text)
         with pytest.raises(CheckpointError, match=said):
-            read_manifest(tmp_path)
-        assert not check_manifest(tmp_path).holds
+            read_manifest(InputFiles(tmp_path))
+        assert not check_manifest(InputFiles(tmp_path)).holds
 
 
 FORGED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -270,7 +271,9 @@ def test_a_forged_manifest_is_a_problem_and_nothing_worse(
     content = json.loads(path.read_text())
     FORGED[forged](content)
     path.write_text(json.dumps(content))
-    assert "is not a manifest" in check_manifest(folder).problems[0] or forged == "no text"
+    assert (
+        "is not a manifest" in check_manifest(InputFiles(folder)).problems[0] or forged == "no text"
+    )
     run = program("inspect", str(folder))
     assert run.code == 3
     assert "\x1b" not in run.out + run.err
@@ -279,15 +282,15 @@ def test_a_forged_manifest_is_a_problem_and_nothing_worse(
 def test_a_manifest_without_an_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="cannot be read"):
-        read_manifest(tmp_path)
+        read_manifest(InputFiles(tmp_path))
 
 
 def test_a_manifest_of_another_tool_is_none(way: Path, tmp_path: Path) -> None:
     base = Path(shutil.copytree(way / "base", tmp_path / "base"))
     (base / "manifest.json").write_text('{"name": "a page", "icons": []}')
     prepare_checkpoint(str(base), tmp_path / "prepared")
-    assert check_manifest(base).manifest is None
-    assert read_manifest(tmp_path / "prepared").chain[0].step == "base"
+    assert check_manifest(InputFiles(base)).manifest is None
+    assert read_manifest(InputFiles(tmp_path / "prepared")).chain[0].step == "base"
 
 
 def test_known_hashes_are_taken_and_folders_are_walked(tmp_path: Path) -> None:
@@ -296,7 +299,7 @@ def test_known_hashes_are_taken_and_folders_are_walked(tmp_path: Path) -> None:
     manifest = write_manifest(
         tmp_path / "out",
         step="bundle",
-        source=tmp_path,
+        source=InputFiles(tmp_path),
         input_sha256="0" * 64,
         weights=["1/model.onnx"],
         options={"server": "triton", "name": None, "data": tmp_path / "a.tsv"},
@@ -304,8 +307,8 @@ def test_known_hashes_are_taken_and_folders_are_walked(tmp_path: Path) -> None:
     )
     assert manifest.link.weights_sha256 == "f" * 64
     assert manifest.link.options == {"server": "triton", "data": "a.tsv"}
-    assert read_manifest(tmp_path / "out") == manifest
-    assert "was changed" in check_manifest(tmp_path / "out").problems[0]
+    assert read_manifest(InputFiles(tmp_path / "out")) == manifest
+    assert "was changed" in check_manifest(InputFiles(tmp_path / "out")).problems[0]
 
 
 def test_options_are_plain_values() -> None:

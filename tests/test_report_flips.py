@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from tiny_models import WORDS, make_tokenizer
 
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.report.flips import SHOWN_TOKENS, FlipFacts, FlipReader, Text
 

@@ -9,11 +9,11 @@ import pytest
 from report_pages import BRACES, LABELS, Page, hostile_checkpoint, with_swapped_labels
 from tiny_models import make_model, save_checkpoint
 
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.errors import ArgumentError, OutputError
-from mixout_export.parity.comparison import compare_subjects
+from mixout_export.parity.comparison import compare_artifacts
 from mixout_export.parity.drift_map import DriftMap, ModuleDrift
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
-from mixout_export.parity.subject import open_subject
 from mixout_export.report.facts import Facts, gather_facts
 from mixout_export.report.page import check_report, render_page, write_report
 from mixout_export.stages.onnx_export import export_onnx
@@ -27,8 +27,8 @@ TAGS = (
 
 
 def compare(reference: Path, candidate: Path, **options: object) -> Facts:
-    left, right = open_subject(reference), open_subject(candidate)
-    return gather_facts(compare_subjects(left, right), left, right, **options)
+    left, right = open_artifact(reference), open_artifact(candidate)
+    return gather_facts(compare_artifacts(left, right), left, right, **options)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from xml.etree.ElementTree import Element, fromstring
 import numpy as np
 import pytest
 
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.report import words
 from mixout_export.report.histogram_picture import draw_histogram

@@ -5,9 +5,9 @@ import onnx
 import pytest
 from tiny_models import make_model, save_checkpoint
 
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.errors import CheckpointError
 from mixout_export.files.layout import LAYOUT
-from mixout_export.parity.subject import open_subject
 from mixout_export.report.sides import Side, describe_side
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint
@@ -31,7 +31,7 @@ def check_hashes(side: Side, *names: str) -> None:
 
 
 def test_a_folder_is_described(plain: Path) -> None:
-    side = describe_side(open_subject(plain))
+    side = describe_side(open_artifact(plain))
     assert (side.kind, side.architecture) == ("Hugging Face folder", "GPT2LMHeadModel")
     assert (side.task, side.labels) == ("causal-lm", ())
     assert side.runs_in.startswith("PyTorch")
@@ -40,13 +40,13 @@ def test_a_folder_is_described(plain: Path) -> None:
 
 def test_a_mixout_checkpoint_has_its_pretrained_weights_too(plain: Path, tmp_path: Path) -> None:
     prepare_checkpoint(str(plain), tmp_path / "mixout")
-    side = describe_side(open_subject(tmp_path / "mixout"))
+    side = describe_side(open_artifact(tmp_path / "mixout"))
     assert side.kind == "mixout checkpoint"
     check_hashes(side, LAYOUT.config, LAYOUT.weights, LAYOUT.pretrained)
 
 
 def test_a_graph_is_described_with_the_one_that_has_a_cache(graph: Path) -> None:
-    side = describe_side(open_subject(graph))
+    side = describe_side(open_artifact(graph))
     assert (side.kind, side.task) == ("ONNX graph", "causal-lm")
     assert side.runs_in == "onnxruntime, CPUExecutionProvider"
     check_hashes(side, LAYOUT.onnx, LAYOUT.onnx_cached)
@@ -56,8 +56,8 @@ def test_weights_beside_a_graph_are_hashed_too(graph: Path, tmp_path: Path) -> N
     model = onnx.load(graph / LAYOUT.onnx)
     where = {"location": "weights.bin", "size_threshold": 100}
     onnx.save(model, tmp_path / LAYOUT.onnx, save_as_external_data=True, **where)
-    subject = open_subject(tmp_path)
-    check_hashes(describe_side(subject), LAYOUT.onnx, "weights.bin")
+    model = open_artifact(tmp_path)
+    check_hashes(describe_side(model), LAYOUT.onnx, "weights.bin")
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(CheckpointError, match=r"weights\.bin: cannot be read"):
-        describe_side(subject)
+        describe_side(model)

@@ -7,16 +7,18 @@ import pytest
 from cli_runs import Program, content
 from tiny_models import POSITIONS, VOCABULARY, make_model, save_checkpoint
 
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.export.precision import Conversion
 from mixout_export.parity.battery import Battery
-from mixout_export.parity.comparison import compare_subjects, make_battery
-from mixout_export.parity.description import interfaces, shared_interface
+from mixout_export.parity.comparison import compare_artifacts, make_battery
+from mixout_export.parity.description import interfaces
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
 from mixout_export.parity.self_test.faults import FAULTS, Fault
 from mixout_export.parity.self_test.outcome import SelfTest
-from mixout_export.parity.subject import Subject, open_subject
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 
@@ -72,11 +74,11 @@ def candidates(plain: Path, tmp_path_factory) -> dict[str, Path]:
 
 def compared(
     reference: Path, candidate: Path, **options: float
-) -> tuple[Subject, Subject, Battery, ParityResult, ReferenceOutputs]:
-    left, right = open_subject(reference), open_subject(candidate)
+) -> tuple[LocalArtifact, LocalArtifact, Battery, ParityResult, ReferenceOutputs]:
+    left, right = open_artifact(reference), open_artifact(candidate)
     battery = make_battery(left, shared_interface(*interfaces(left, right)))
     outputs = ReferenceOutputs()
-    verdict = compare_subjects(left, right, battery=battery, watch=outputs, **options)
+    verdict = compare_artifacts(left, right, battery=battery, watch=outputs, **options)
     assert verdict.holds
     return left, right, battery, verdict, outputs
 
@@ -204,12 +206,12 @@ def test_all_are_caught_on_a_real_checkpoint(real_checkpoint: Path, tmp_path: Pa
     options = PrepareOptions(base=BaseOptions(task="text-classification", labels=3))
     prepare_checkpoint(str(real_checkpoint), base, options)
     graph = export_onnx(base, tmp_path / "graph", verify=False).path
-    left, right = open_subject(base), open_subject(graph)
+    left, right = open_artifact(base), open_artifact(graph)
     interface = shared_interface(*interfaces(left, right))
     for seed in range(2):
         battery = make_battery(left, interface, seed=seed, vocabulary_budget=1024)
         outputs = ReferenceOutputs()
-        verdict = compare_subjects(left, right, battery=battery, watch=outputs)
+        verdict = compare_artifacts(left, right, battery=battery, watch=outputs)
         assert verdict.holds
     found = self_test(left, right, battery=battery, verdict=verdict, outputs=outputs)
     assert len(found.applied) == len(FAULTS)

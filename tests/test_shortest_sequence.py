@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import FunnelConfig, FunnelForSequenceClassification
 
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.parity.battery import build_battery
-from mixout_export.parity.subject import torch_subject
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def funnel(tmp_path: Path) -> Path:
 
 
 def test_the_shortest_sequence_is_found_by_running(funnel: Path) -> None:
-    subject = torch_subject(funnel)
-    shortest = subject.interface.shortest_sequence
+    checkpoint = open_checkpoint(funnel)
+    shortest = checkpoint.interface.shortest_sequence
     assert shortest > 1
-    runner = subject.runner(subject.interface.inputs)
-    battery = build_battery(subject.interface)
+    runner = checkpoint.runner(checkpoint.interface.inputs)
+    battery = build_battery(checkpoint.interface)
     assert min(batch.shape[-1] for batch in battery.batches) == shortest
     for batch in battery.batches[:8]:
         runner.run(batch.inputs)

@@ -12,6 +12,7 @@ from model_signing import verifying
 
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.errors import ArgumentError, MixoutError
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.output import LOCK
 from mixout_export.provenance.manifest import check_manifest
 from mixout_export.provenance.signature import check_signature, sign_folder
@@ -60,7 +61,7 @@ def test_a_signed_bundle_holds_for_its_key(
     signed: Path, graph: Path, keys: tuple[Path, Path]
 ) -> None:
     assert check_signature(signed, keys[1]) == ""
-    assert check_manifest(signed).holds
+    assert check_manifest(InputFiles(signed)).holds
     assert verify_checkpoints(graph, signed, signature=keys[1]).passed
     signed.rename(signed.with_name("elsewhere"))
     assert check_signature(signed.with_name("elsewhere"), keys[1]) == ""

@@ -28,6 +28,7 @@ from training_runs import (
 )
 
 from mixout_export import load_mixout
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions
@@ -100,7 +101,7 @@ def reference_weights(
     prepared: Path, data: DataOptions, *, toward_pretrained: bool, steps: int
 ) -> dict[str, torch.Tensor]:
     """Finetune with PyTorch alone: lr 1e-3, warm-up 0.1, decay 0.1, clipping at 0.5, seed 4."""
-    model, tokenizer = load_plain(prepared).train(), load_tokenizer(prepared)
+    model, tokenizer = load_plain(open_checkpoint(prepared)).train(), load_tokenizer(prepared)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
     lines = [line.split("\t") for line in data.train_file.read_text().splitlines()[1:]]
     texts, labels = [line[0] for line in lines], torch.tensor([int(line[1]) for line in lines])
@@ -383,7 +384,7 @@ def test_the_best_evaluation_is_the_result(ground: TrainingGround, tmp_path: Pat
 
 def accuracy(checkpoint: Path, file: Path | None) -> float:
     assert file is not None
-    model, tokenizer = load_plain(checkpoint), load_tokenizer(checkpoint)
+    model, tokenizer = load_plain(open_checkpoint(checkpoint)), load_tokenizer(checkpoint)
     lines = [line.split("\t") for line in file.read_text().splitlines()[1:]]
     batch = tokenizer([line[0] for line in lines], padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -531,7 +532,7 @@ def test_decoders_without_a_padding_token_train(
 
 def accuracy_one_by_one(checkpoint: Path, file: Path | None) -> float:
     assert file is not None
-    model, tokenizer = load_plain(checkpoint), load_tokenizer(checkpoint)
+    model, tokenizer = load_plain(open_checkpoint(checkpoint)), load_tokenizer(checkpoint)
     lines = [line.split("\t") for line in file.read_text().splitlines()[1:]]
     right = 0
     for text, label in lines:

@@ -17,7 +17,8 @@ from repeats import mostly_repeats
 from task_data import KINDS, question, task_data, write_jsonl
 from training_runs import TrainingGround, assert_close, same_weights, weights, write_tsv
 
-from mixout_export.checkpoint.artifact import open_artifact
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import describe_interface
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.data.evaluation import EvaluationData, evaluation_data
@@ -74,7 +75,11 @@ def run(ground: TrainingGround, out: Path, task: str, kind: str, **options: Any)
 
 def evaluate(folder: Path, file: Path, **options: Any) -> tuple[EvaluationData, Any]:
     """Run a plain folder over a table, and return the batches and the task's metrics."""
-    opened, model, tokenizer = open_artifact(folder), load_plain(folder), load_tokenizer(folder)
+    opened, model, tokenizer = (
+        open_artifact(folder),
+        load_plain(open_checkpoint(folder)),
+        load_tokenizer(folder),
+    )
     assert tokenizer is not None
     interface = describe_interface(model, opened.task, tokenizer)
     data = evaluation_data(
@@ -201,7 +206,7 @@ def test_accumulated_batches_are_one_large_one_whatever_they_predict(
 
 def reference_loss(prepared: Path, file: Path, mask: Any) -> float:
     """Return the untrained model's loss, a mean over words written down otherwise."""
-    model, tokenizer = load_plain(prepared), load_tokenizer(prepared)
+    model, tokenizer = load_plain(open_checkpoint(prepared)), load_tokenizer(prepared)
     assert tokenizer is not None
     total = count = 0.0
     for line in file.read_text().splitlines():

@@ -17,6 +17,7 @@ from transformers import (
 
 from mixout_export import MixoutConfig, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -84,7 +85,7 @@ def check_folder(path: Path, model: PreTrainedModel, tmp_path: Path) -> None:
     ids = torch.tensor([[2, 9, 30, 77, 3]])
     model.eval()
     expected = again(ids).logits
-    assert torch.equal(load_plain(tmp_path / "collapsed")(ids).logits, expected)
+    assert torch.equal(load_plain(open_checkpoint(tmp_path / "collapsed"))(ids).logits, expected)
     torch.testing.assert_close(model(ids).logits, expected, rtol=0.0, atol=1e-5)
     config = json.loads((tmp_path / "collapsed" / "config.json").read_text())
     assert "mixout" not in config

@@ -14,9 +14,9 @@ from tiny_models import POSITIONS, VOCABULARY, edit_config, make_model, save_che
 from torch import Tensor
 
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.subject import torch_subject
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
@@ -432,12 +432,12 @@ def labelled(path: Path, labels: list[int]) -> Path:
 
 def predictions(source: Path, count: int) -> list[int]:
     """Return what a classifier says of the first texts of `labelled`."""
-    subject = torch_subject(source)
-    assert subject.tokenizer is not None
+    checkpoint = open_checkpoint(source)
+    assert checkpoint.tokenizer is not None
     texts = [f"the dog number {i} runs" for i in range(count)]
-    encoded = subject.tokenizer(texts, padding=True, return_tensors="pt")
+    encoded = checkpoint.tokenizer(texts, padding=True, return_tensors="pt")
     with torch.no_grad():
-        return subject.model(**encoded).logits.argmax(-1).tolist()
+        return checkpoint.model(**encoded).logits.argmax(-1).tolist()
 
 
 def test_the_tasks_metrics_of_both_sides(classifier: tuple[Path, Path], tmp_path: Path) -> None:

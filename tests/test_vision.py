@@ -16,11 +16,11 @@ from transformers import (
 )
 
 from mixout_export import MixoutLinear, inject_mixout, load_mixout, save_mixout
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
 from mixout_export.checkpoint.model import load_plain
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.parity.battery import build_battery, measure_coverage
-from mixout_export.parity.subject import torch_subject
 from mixout_export.quiet import quiet_libraries
 from mixout_export.runners.onnx_runner import OnnxRunner
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -94,7 +94,7 @@ def test_prepare_step_collapse_onnx_verify(base: Path, prepared: Path, tmp_path:
     save_mixout(model, tmp_path / "trained")
 
     collapse_checkpoint(tmp_path / "trained", tmp_path / "collapsed")
-    plain = load_plain(tmp_path / "collapsed")
+    plain = load_plain(open_checkpoint(tmp_path / "collapsed"))
     with torch.no_grad():
         assert torch.equal(plain(images).logits, model.eval()(images).logits)
     result = export_onnx(tmp_path / "collapsed", tmp_path / "onnx")
@@ -119,7 +119,7 @@ def test_the_graph_takes_any_batch_of_one_size_of_image(base: Path, exported: Pa
     assert parity.outputs[0].by_batch.keys() >= {"images", "shades", "extremes"}
     graph = OnnxRunner(exported / "model.onnx")
     assert graph.input_shapes == {IMAGE_INPUT: ("batch", *SHAPE)}
-    model = load_plain(base)
+    model = load_plain(open_checkpoint(base))
     for rows in (1, 3):
         images = np.random.default_rng(rows).standard_normal((rows, *SHAPE)).astype(np.float32)
         with torch.no_grad():
@@ -238,6 +238,6 @@ def test_a_folder_that_another_trainer_saved(base: Path, tmp_path: Path) -> None
 def test_the_audit_misses_a_weight_that_has_another_name_on_disk(
     base: Path, exported: Path
 ) -> None:
-    subject = torch_subject(base)
-    assert subject.folder.tensors.keys() == subject.weights.parameters
+    checkpoint = open_checkpoint(base)
+    assert checkpoint.tensors.keys() == checkpoint.parameter_keys
     assert verify_checkpoints(base, exported).weights.ignored == {}

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import onnxruntime
 
 from mixout_export.bundling.source import Graph, OnnxFolder
-from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.tasks import known_task
 
 SENTENCE = "The film was a delight from the first scene to the last."
@@ -67,7 +66,7 @@ def _inputs_of(folder: OnnxFolder, graph: Graph) -> tuple[str, dict[str, Array]]
         return None
     if any(value.datatype != "INT64" or len(value.shape) != 2 for value in graph.inputs):
         return None
-    tokenizer = load_tokenizer(folder.path)
+    tokenizer = folder.model.tokenizer
     if tokenizer is None:
         ids = np.array([[1, 2, 3, 4]], dtype=np.int64)
         arrays = {

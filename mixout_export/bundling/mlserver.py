@@ -11,6 +11,7 @@ from typing import Any
 
 from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
 from mixout_export.bundling.source import OnnxFolder, Value
+from mixout_export.files.graph_metadata import LABELS
 
 _RUNTIME = "graph_runtime.py"
 
@@ -38,7 +39,7 @@ def _settings(model: Model, options: BundleOptions) -> dict[str, Any]:
             "version": str(options.version),
             "extra": {
                 **{key: value for key, value in model.identity.items() if value},
-                "labels": json.dumps(model.folder.labels, ensure_ascii=False),
+                LABELS: json.dumps(model.folder.labels, ensure_ascii=False),
                 "max_batch_size": options.max_batch_size,
             },
         },

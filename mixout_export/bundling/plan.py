@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from mixout_export.bundling.source import Graph, OnnxFolder
 from mixout_export.errors import ArgumentError
+from mixout_export.files.graph_metadata import MODEL_SHA256, PRECISION, SOURCE_SHA256
 from mixout_export.files.layout import LAYOUT
 
 SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
@@ -93,9 +94,9 @@ class Model:
     def identity(self) -> dict[str, str]:
         """Metadata that the server shows, so that `verify` can recognize the model's version."""
         return {
-            "model_sha256": self.graph.sha256,
-            "source_sha256": self.folder.source_sha256,
-            "precision": self.folder.precision,
+            MODEL_SHA256: self.graph.sha256,
+            SOURCE_SHA256: self.folder.source_sha256,
+            PRECISION: self.folder.precision,
         }
 
 

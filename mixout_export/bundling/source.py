@@ -10,14 +10,11 @@ import onnx
 import onnxruntime
 from onnx.external_data_helper import uses_external_data
 
-from mixout_export.checkpoint.artifact import open_artifact
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.artifact import LocalArtifact
+from mixout_export.checkpoint.folder import is_onnx_folder, other_kind
 from mixout_export.errors import CheckpointError
-from mixout_export.files.graph_metadata import (
-    recorded_labels,
-    recorded_object,
-    recorded_precision,
-)
-from mixout_export.files.json_files import read_json
+from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 from mixout_export.files.streams import file_digest
 
@@ -72,7 +69,7 @@ class Graph:
     path: Path
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    metadata: Mapping[str, str]
+    metadata: GraphMetadata
     sha256: str
     external: tuple[Path, ...]
     standard: bool
@@ -138,7 +135,7 @@ def read_graph(path: Path) -> Graph:
         path=path,
         inputs=tuple(_value(argument, path) for argument in session.get_inputs()),
         outputs=tuple(_value(argument, path) for argument in session.get_outputs()),
-        metadata=dict(session.get_modelmeta().custom_metadata_map),
+        metadata=GraphMetadata(session.get_modelmeta().custom_metadata_map, path),
         sha256=file_digest(path),
         external=_external(model, path),
         standard=all(node.domain in _STANDARD_DOMAINS for node in model.graph.node)
@@ -152,16 +149,24 @@ class OnnxFolder:
     """A folder that `onnx` wrote, or one like it.
 
     Attributes:
-        path: The folder.
+        model: The folder, opened.
         graph: Its graph.
         cached: The graph with a key/value cache; None if there is none.
-        config: The model's configuration.
     """
 
-    path: Path
+    model: LocalArtifact
     graph: Graph
     cached: Graph | None
-    config: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self.model.path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's configuration."""
+        return self.model.config
 
     @property
     def graphs(self) -> tuple[Graph, ...]:
@@ -171,28 +176,27 @@ class OnnxFolder:
     @property
     def precision(self) -> str:
         """The weights' precision: "fp32", "fp16" or "int8"."""
-        return recorded_precision(self.graph.metadata, self.graph.path)
+        return self.graph.metadata.precision
 
     @property
     def source_sha256(self) -> str:
         """Identifies the weights that were exported; "" if unknown."""
-        return self.graph.metadata.get("source_sha256", "")
+        return self.graph.metadata.source_sha256
 
     @property
     def task(self) -> str:
         """Name of the task; "" if unknown."""
-        return self.graph.metadata.get("task", "")
+        return self.graph.metadata.task
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
         """Names of the labels; empty where the task has none."""
-        return recorded_labels(self.graph.metadata, self.graph.path) or ()
+        return self.graph.metadata.labels or ()
 
     @property
     def limit(self) -> int | None:
         """Longest sequence in tokens; None if unknown."""
-        interface = recorded_object(self.graph.metadata, "interface", self.graph.path) or {}
-        limit = interface.get("sequence_limit")
+        limit = (self.graph.metadata.interface or {}).get("sequence_limit")
         return limit if isinstance(limit, int) and limit > 0 else None
 
     @cached_property
@@ -218,15 +222,13 @@ def open_onnx_folder(path: Path) -> OnnxFolder:
     Raises:
         CheckpointError: It is no ONNX folder, or its graph cannot be loaded.
     """
-    if open_artifact(path).kind != "onnx" or not path.is_dir():
-        raise CheckpointError(
-            f"{path}: is no ONNX folder; make one with: mixout-export onnx {path} ONNX"
-        )
+    model = open_artifact(path)
+    if not is_onnx_folder(path):
+        hint = other_kind(model.files) or f"; make one with: mixout-export onnx {path} ONNX"
+        raise CheckpointError(f"{path}: is no ONNX folder{hint}")
     cached = path / LAYOUT.onnx_cached
-    config = path / LAYOUT.config
     return OnnxFolder(
-        path=path,
+        model=model,
         graph=read_graph(path / LAYOUT.onnx),
         cached=read_graph(cached) if cached.is_file() else None,
-        config=read_json(config) if config.is_file() else {},
     )

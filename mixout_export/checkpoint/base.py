@@ -13,18 +13,23 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.artifact import open_artifact, other_kind
 from mixout_export.checkpoint.base_name import base_name
 from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
+from mixout_export.checkpoint.folder import (
+    PlainCheckpoint,
+    checkpoint_in,
+    other_kind,
+    own_task_name,
+)
 from mixout_export.checkpoint.mixout_metadata import Base
-from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.files.json_files import read_json
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT, TOKENIZER_PATTERNS
 from mixout_export.files.tensors import read_tensors
 from mixout_export.files.weight_files import BaseDigest, weight_files
+from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
-from mixout_export.tasks import Task, get_task, task_of_config
+from mixout_export.tasks import Task, get_task
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -61,7 +66,7 @@ class LoadedBase:
         fresh_keys: State-dict keys whose value did not come from the base.
         unused_keys: Tensors of the base that the model has no place for.
         base: Name, revision and SHA-256.
-        path: The folder that was read.
+        folder: The checkpoint that was read.
         files: Its safetensors weights; empty if they are a pickle.
     """
 
@@ -71,7 +76,7 @@ class LoadedBase:
     fresh_keys: tuple[str, ...]
     unused_keys: tuple[str, ...]
     base: Base
-    path: Path
+    folder: PlainCheckpoint
     files: tuple[Path, ...]
 
 
@@ -111,9 +116,9 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     return Path(local), Path(local).name
 
 
-def _weight_paths(path: Path, *, allow_pickle: bool) -> tuple[list[Path], bool]:
+def _weight_paths(folder: PlainCheckpoint, *, allow_pickle: bool) -> tuple[list[Path], bool]:
     """Return the base's weight files and whether they are safetensors."""
-    files = weight_files(path, LAYOUT.weights, LAYOUT.weights_index)
+    path, files = folder.path, folder.weight_paths
     if files:
         for file in files:
             read_tensors(file)  # names what is truncated or malformed before anything is loaded
@@ -121,7 +126,8 @@ def _weight_paths(path: Path, *, allow_pickle: bool) -> tuple[list[Path], bool]:
     files = weight_files(path, LAYOUT.pickle_weights, LAYOUT.pickle_index)
     if not files:
         raise CheckpointError(
-            f"{path}: holds no {LAYOUT.weights}, expected the weights there{other_kind(path)}"
+            f"{path}: holds no {LAYOUT.weights}, expected the weights there"
+            f"{other_kind(folder.files)}"
         )
     if not allow_pickle:
         raise CheckpointError(
@@ -140,8 +146,8 @@ def _refuse_remote_code(path: Path, config: dict[str, Any], *, trusted: bool) ->
         )
 
 
-def _load_config(path: Path, options: BaseOptions) -> PretrainedConfig:
-    raw = read_json(path / LAYOUT.config)
+def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedConfig:
+    path, raw = folder.path, folder.config
     _refuse_remote_code(path, raw, trusted=options.trust_remote_code)
     if "model_type" not in raw:
         raise CheckpointError(
@@ -160,14 +166,14 @@ def _load_config(path: Path, options: BaseOptions) -> PretrainedConfig:
     return config
 
 
-def _choose_task(path: Path, options: BaseOptions) -> Task:
+def _choose_task(folder: PlainCheckpoint, options: BaseOptions) -> Task:
     if options.task is not None:
         return get_task(options.task)
-    task = task_of_config(read_json(path / LAYOUT.config))
+    task = folder.task
     if task is None:
         raise ArgumentError(
-            f"{path}: has no head that tells the task; name it with --task (text-classification, "
-            "say)"
+            f"{folder.path}: has no head that tells the task; name it with --task, for example "
+            "--task text-classification"
         )
     return task
 
@@ -240,24 +246,24 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         CheckpointError: The base cannot be loaded.
     """
     path, commit = locate_base(base, revision=options.revision)
-    if not (path / LAYOUT.config).exists():
+    folder = checkpoint_in(InputFiles(path))
+    if folder.metadata is not None:  # a second snapshot would move its anchors
         raise CheckpointError(
-            f"{path}: holds no {LAYOUT.config}, expected a checkpoint folder{other_kind(path)}"
+            f"{path}: is a mixout checkpoint already; train it, or collapse it first and prepare "
+            "what comes out"
         )
-    _refuse_mixout(path)
-    files, safe = _weight_paths(path, allow_pickle=options.allow_pickle)
+    files, safe = _weight_paths(folder, allow_pickle=options.allow_pickle)
     if digest is None or list(digest.files) != files:
         digest = BaseDigest(files)
-    task = _choose_task(path, options)
-    config = _load_config(path, options)
-    own_task = _own_task(path)
-    own = own_task == task
+    task = _choose_task(folder, options)
+    config = _load_config(folder, options)
+    own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
     model, info = _instantiate(path, task, config, options, safe=safe)
     _refuse_mismatched(path, model, info, own_head=own and options.labels is None)
     fresh = tuple(sorted({*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])}))
     _refuse_foreign(path, model, fresh)
-    name = base if commit is not None else base_name(path, read_json(path / LAYOUT.config))
+    name = base if commit is not None else base_name(path, folder.config)
     labels = _label_names(model.config) if task.has_labels else None
     return LoadedBase(
         model=model,
@@ -266,25 +272,9 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         fresh_keys=fresh,
         unused_keys=tuple(sorted(info["unexpected_keys"])),
         base=Base(name=name, revision=commit, sha256=digest.result()),
-        path=path,
+        folder=folder,
         files=tuple(files) if safe else (),
     )
-
-
-def _refuse_mixout(path: Path) -> None:
-    """Refuse a mixout checkpoint, whose anchors a second snapshot would move without a word."""
-    if open_artifact(path).kind == "mixout":
-        raise CheckpointError(
-            f"{path}: is a mixout checkpoint already; train it, or collapse it first and prepare "
-            "what comes out"
-        )
-
-
-def _own_task(path: Path) -> Task | None:
-    try:
-        return task_of_config(read_json(path / LAYOUT.config))
-    except CheckpointError:
-        return None
 
 
 def _instantiate(

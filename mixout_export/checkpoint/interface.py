@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -93,6 +93,20 @@ class ModelInterface:
             raise CheckpointError(f"the recorded interface cannot be read: {error}") from error
 
 
+def shared_interface(ours: ModelInterface, theirs: ModelInterface) -> ModelInterface:
+    """Return the ranges that both sides accept, and all inputs that either takes."""
+    limits = [limit for limit in (ours.sequence_limit, theirs.sequence_limit) if limit is not None]
+    return replace(
+        ours,
+        inputs=tuple(dict.fromkeys((*ours.inputs, *theirs.inputs))),
+        vocabulary_size=min(ours.vocabulary_size, theirs.vocabulary_size),
+        sequence_limit=min(limits, default=None),
+        segments=min(ours.segments, theirs.segments),
+        shortest_sequence=max(ours.shortest_sequence, theirs.shortest_sequence),
+        pad_token_id=theirs.pad_token_id if ours.pad_token_id is None else ours.pad_token_id,
+    )
+
+
 def output_names(task: Task | None) -> tuple[str, ...]:
     """Return the outputs of a model for `task`; None is a model without a head."""
     if task is None:
@@ -131,17 +145,6 @@ def sequence_limit(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     limits = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
-
-
-def forward_options(model: PreTrainedModel) -> dict[str, Any]:
-    """Return what to call a model with beside its inputs: named outputs, and no cache."""
-    options: dict[str, Any] = {"return_dict": True}
-    accepted = inspect.signature(model.forward).parameters
-    # an encoder-decoder's classifier that takes none by name gives its body one itself
-    decides = "use_cache" not in accepted and getattr(model.config, "is_encoder_decoder", False)
-    if hasattr(model.config.get_text_config(), "use_cache") and not decides:
-        options["use_cache"] = False
-    return options
 
 
 def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> bool:

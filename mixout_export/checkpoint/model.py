@@ -2,9 +2,10 @@
 
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,16 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.artifact import (
-    Artifact,
+from mixout_export.checkpoint.folder import (
+    PlainCheckpoint,
     anchor_key,
-    open_artifact,
-    require_metadata,
-    require_weights,
+    open_checkpoint,
+    own_task_name,
     weight_key,
 )
+from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
+from mixout_export.checkpoint.model_inputs import smallest_batch
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.json_files import read_json, write_json
@@ -40,6 +42,7 @@ from mixout_export.files.weight_files import weight_files
 from mixout_export.files.writing import ANCHOR_SHARD, write_sharded
 from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.layers import MixoutLayer
+from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 from mixout_export.surgery import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.dropout import set_module_dropout
@@ -85,7 +88,7 @@ def tensor_of(entry: TensorEntry) -> Tensor:
     return value
 
 
-def _model_class(folder: Artifact) -> Any:
+def _model_class(folder: PlainCheckpoint) -> Any:
     names = folder.config.get("architectures") or []
     if not names:
         return transformers.AutoModel
@@ -99,7 +102,7 @@ def _model_class(folder: Artifact) -> Any:
     return found
 
 
-def _refuse_remote_code(folder: Artifact) -> None:
+def _refuse_remote_code(folder: PlainCheckpoint) -> None:
     known = folder.config.get("model_type") in transformers.CONFIG_MAPPING
     if "auto_map" in folder.config and not known:
         raise CheckpointError(
@@ -118,7 +121,7 @@ def _own_memory(model: PreTrainedModel) -> None:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
-def _refuse_incomplete(folder: Artifact, info: dict[str, Any]) -> None:
+def _refuse_incomplete(folder: PlainCheckpoint, info: dict[str, Any]) -> None:
     missing, mismatched = sorted(info["missing_keys"]), list(info["mismatched_keys"])
     if missing:
         raise CheckpointError(
@@ -133,13 +136,13 @@ def _refuse_incomplete(folder: Artifact, info: dict[str, Any]) -> None:
         )
 
 
-def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """Load a Hugging Face folder, or a mixout checkpoint as the plain model it stands for.
+def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a plain checkpoint, or a mixout checkpoint as the plain model it stands for.
 
     In evaluation a mixout model computes with `weight` itself, so this is what it computes.
 
     Args:
-        path: The folder.
+        folder: The checkpoint.
         dtype: Dtype to convert to; None keeps the folder's.
 
     Returns:
@@ -148,7 +151,8 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     Raises:
         CheckpointError: The folder cannot be loaded as its configuration describes.
     """
-    folder = require_weights(open_artifact(path))
+    path = folder.path
+    folder.require_weights()
     folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
     _refuse_remote_code(folder)
     model_class = _model_class(folder)
@@ -174,14 +178,6 @@ def load_plain(path: Path, *, dtype: torch.dtype | None = None) -> PreTrainedMod
     return model.eval()  # type: ignore[no-any-return]
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, without its final full stop."""
-    if isinstance(error, StrictDataclassError) and error.__cause__ is not None:
-        error = error.__cause__  # its own first line only announces the reason
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer that lies in a folder, or return None if it has no tokenizer files.
 
@@ -202,7 +198,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
 
 
 def _anchors_of(
-    model: PreTrainedModel, folder: Artifact, metadata: MixoutMetadata
+    model: PreTrainedModel, folder: PlainCheckpoint, metadata: MixoutMetadata
 ) -> dict[str, Tensor]:
     """Return each mixed module's anchor, taken out of what it may be merged with on disk."""
     stored = {m.name: folder.anchors[m.pretrained_key] for m in metadata.modules}
@@ -237,16 +233,25 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
         CheckpointError: The folder is no mixout checkpoint, lacks something, or its anchors do not
             match the recorded SHA-256.
     """
-    folder = require_weights(open_artifact(Path(path)))
-    metadata = require_metadata(folder)
+    return load_mixout_from(open_checkpoint(Path(path)))
+
+
+def load_mixout_from(folder: PlainCheckpoint) -> PreTrainedModel:
+    """Load the model of a mixout checkpoint that is open; see `load_mixout`.
+
+    Raises:
+        CheckpointError: As `load_mixout`.
+    """
+    folder.require_weights()
+    metadata = folder.require_metadata()
     folder.check_anchors()
-    model = load_plain(folder.path)
+    model = load_plain(folder)
     anchors = _anchors_of(model, folder, metadata)
     try:
         attach_mixout(model, [m.name for m in metadata.modules], metadata.config, anchors)
     except ArgumentError as error:
         raise CheckpointError(
-            f"{path}: the mixout metadata does not fit the model, {error}"
+            f"{folder.path}: the mixout metadata does not fit the model, {error}"
         ) from error
     if metadata.dropout is not None:
         set_module_dropout(model, body=metadata.dropout, head=metadata.head.dropout)
@@ -265,10 +270,38 @@ def load_weights(model: PreTrainedModel, path: Path) -> None:
     Raises:
         CheckpointError: The folder does not hold exactly the model's weights.
     """
-    state = load_plain(path).state_dict()
+    state = load_plain(open_checkpoint(path)).state_dict()
     if state.keys() != plain_state(model).keys():
         raise CheckpointError(f"{path}: holds other tensors than {type(model).__name__} has")
     model.load_state_dict(state, strict=False)
+
+
+def unused_keys(model: PreTrainedModel, interface: ModelInterface) -> Set[str]:
+    """Return the keys on disk of what no output depends on, by differentiating once.
+
+    Those are parameters, and buffers such as the decay from block to block of a model that reads
+    texts of a single block.
+    """
+    batch = smallest_batch(interface).inputs
+    inputs = {name: torch.from_numpy(batch[name]) for name in interface.inputs}
+    named = chain(
+        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    )
+    wanted = {key: value for key, value in named if value.is_floating_point()}
+    frozen = [value for value in wanted.values() if not value.requires_grad]
+    try:
+        for value in frozen:
+            value.requires_grad_(True)
+        with torch.enable_grad():
+            outputs = model(**inputs, return_dict=True)
+            total = torch.stack([outputs[name].sum() for name in interface.outputs]).sum()
+            gradients = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
+    finally:
+        for value in frozen:
+            value.requires_grad_(False)
+    unused = {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is None}
+    keys = disk_keys(model)
+    return {keys[key] for key in unused & keys.keys()}
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -425,13 +458,17 @@ def save_mixout(model: PreTrainedModel, path: Path | str, *, overwrite: bool = F
     layers = mixout_layers(model)
     if not layers:
         raise ArgumentError("model: holds no mixout layer; inject_mixout(model) first")
-    origin: Artifact | None = getattr(model, ORIGIN_ATTRIBUTE, None)
+    origin: PlainCheckpoint | None = getattr(model, ORIGIN_ATTRIBUTE, None)
     with output_folder(Path(path), overwrite=overwrite) as out:
         write_mixout(model, out.partial, origin=origin)
 
 
 def write_mixout(
-    model: PreTrainedModel, directory: Path, *, origin: Artifact | None, p: float | None = None
+    model: PreTrainedModel,
+    directory: Path,
+    *,
+    origin: PlainCheckpoint | None,
+    p: float | None = None,
 ) -> MixoutMetadata:
     """Write a mixout checkpoint's files into a directory that exists.
 
@@ -460,7 +497,8 @@ def write_mixout(
         ]
         digest = write_anchors(directory, anchors)
         if metadata is None:
-            task = _task_name(directory)
+            config = read_json(directory / LAYOUT.config)
+            task = own_task_name(config)
             metadata = MixoutMetadata(config=_recorded_config(model), modules=modules, task=task)
         metadata = replace(
             metadata, modules=modules, pretrained_sha256=digest, pretrained_xxh3=None
@@ -470,14 +508,6 @@ def write_mixout(
     if origin is not None:
         copy_sidecar_files(origin.path, directory)
     return metadata
-
-
-def _task_name(directory: Path) -> str | None:
-    try:
-        task = Artifact(directory, "huggingface", read_json(directory / LAYOUT.config)).task
-    except CheckpointError:
-        return None
-    return None if task is None else task.name
 
 
 def _recorded_config(model: PreTrainedModel) -> MixoutConfig:

@@ -4,11 +4,8 @@ The file holds no paths or stack traces of the machine that made it, it records 
 comes from, and the same graph always gives the same bytes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -16,6 +13,7 @@ import onnx_ir as ir
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import ExportedGraph
 from mixout_export.export.module_values import values_by_module
+from mixout_export.files.graph_metadata import Provenance
 from mixout_export.files.layout import LAYOUT
 from mixout_export.version import __version__
 
@@ -30,40 +28,6 @@ SINGLE_FILE_LIMIT = 2**31 - 2**26
 
 #: Above that limit, tensors larger than this many bytes are stored in a second file.
 EXTERNAL_TENSOR_BYTES = 1024
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What a graph's `metadata_props` record about its origin.
-
-    Attributes:
-        task: The task's name; "" for a model without a head.
-        labels: Label names by index; empty if the task has no labels.
-        source_sha256: SHA-256 of the weights that the graph was exported from.
-        interface: Ranges of the inputs, as `ModelInterface.to_dict` returns them.
-        precision: "fp32", "fp16" or "int8".
-        conversion: How the graph was converted, as JSON values; {} if it was not converted.
-    """
-
-    task: str
-    labels: Sequence[str]
-    source_sha256: str
-    interface: dict[str, Any]
-    precision: str = "fp32"
-    conversion: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_metadata(self, *, opset: int) -> dict[str, str]:
-        """Return the metadata entries. All values are text; lists and objects are JSON."""
-        return {
-            "task": self.task,
-            "labels": json.dumps(list(self.labels), ensure_ascii=False),
-            "source_sha256": self.source_sha256,
-            "tool_version": __version__,
-            "opset": str(opset),
-            "interface": json.dumps(self.interface, sort_keys=True),
-            "precision": self.precision,
-            "conversion": json.dumps(self.conversion, sort_keys=True),
-        }
 
 
 def _strip(model: ir.Model) -> None:
@@ -120,8 +84,7 @@ def finalize_graph(
     model.producer_version = __version__
     model.doc_string = None
     model.metadata_props.clear()
-    model.metadata_props.update(provenance.to_metadata(opset=graph.opset))
-    model.metadata_props[MODULE_VALUES] = json.dumps(modules, separators=(",", ":"))
+    model.metadata_props.update(provenance.to_metadata(opset=graph.opset, module_values=modules))
 
 
 def write_graph(

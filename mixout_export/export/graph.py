@@ -13,11 +13,12 @@ from onnxscript.optimizer import optimize_ir
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.interface import ModelInterface, forward_options
+from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError, ExportError
 from mixout_export.export.tracing import traceable
 from mixout_export.export.transformers_exporter import capture_with_transformers
 from mixout_export.quiet import quiet_libraries
+from mixout_export.runners.torch_runner import forward_options
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from mixout_export.errors import CheckpointError
-from mixout_export.files.graph_metadata import recorded_labels
+from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.layout import LAYOUT
 
 
@@ -24,7 +24,7 @@ class GraphFacts:
         initializers: Number of initializers.
         parameters: Number of elements in all initializers.
         dtypes: dtype → number of initializers that have it.
-        metadata: The file's `metadata_props`.
+        metadata: What it records about itself.
     """
 
     path: Path
@@ -34,12 +34,7 @@ class GraphFacts:
     initializers: int
     parameters: int
     dtypes: dict[str, int]
-    metadata: dict[str, str]
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """Label names from the metadata; None if it has none."""
-        return recorded_labels(self.metadata, self.path) or None
+    metadata: GraphMetadata
 
 
 def read_graph_facts(path: Path) -> GraphFacts:
@@ -71,5 +66,5 @@ def read_graph_facts(path: Path) -> GraphFacts:
         initializers=len(graph.initializer),
         parameters=sum(math.prod(tensor.dims) for tensor in graph.initializer),
         dtypes={name: names.count(name) for name in sorted(set(names))},
-        metadata={entry.key: entry.value for entry in model.metadata_props},
+        metadata=GraphMetadata({entry.key: entry.value for entry in model.metadata_props}, file),
     )

@@ -1,96 +1,184 @@
-"""What an ONNX graph records of itself, which is text: anybody may have written it."""
+"""What an ONNX graph records about itself: the names of the entries, their writer and reader.
+
+All entries are text. Anybody may have written them, so they are read strictly.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mixout_export.errors import CheckpointError
+from mixout_export.version import __version__
 
 #: Precisions that graphs are written in.
 PRECISIONS = ("fp32", "fp16", "int8")
 
+TASK = "task"
+LABELS = "labels"
+SOURCE_SHA256 = "source_sha256"
+TOOL_VERSION = "tool_version"
+OPSET = "opset"
+INTERFACE = "interface"
+PRECISION = "precision"
+CONVERSION = "conversion"
+MODULE_VALUES = "module_values"
 
-def _json(metadata: Mapping[str, str], name: str, graph: Path) -> Any:
-    try:
-        return json.loads(metadata[name])
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{graph}: the recorded {name} cannot be read ({error}); export it again"
-        ) from error
+#: By what a server shows which graph it serves; a graph cannot hold its own hash.
+MODEL_SHA256 = "model_sha256"
 
 
-def recorded_labels(metadata: Mapping[str, str], graph: Path) -> tuple[str, ...] | None:
-    """Return the names of the labels; None where none are recorded.
+@dataclass(frozen=True)
+class Provenance:
+    """What the exporter records in a graph.
 
-    Args:
-        metadata: The graph's.
-        graph: Its file.
-
-    Raises:
-        CheckpointError: What is recorded is no list of texts.
+    Attributes:
+        task: The task's name; "" for a model without a head.
+        labels: Names of the labels, by index; empty where the task has none.
+        source_sha256: SHA-256 of the weights that the graph was exported from.
+        interface: Ranges of its inputs, as `ModelInterface.to_dict` gives them.
+        precision: "fp32", "fp16" or "int8".
+        conversion: How the precision was made, as plain JSON values; {} for a graph as captured.
     """
-    if not metadata.get("labels"):
-        return None
-    labels = _json(metadata, "labels", graph)
-    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise CheckpointError(
-            f"{graph}: the recorded labels are {metadata['labels'][:60]!r}, expected a list of "
-            "texts; export it again"
-        )
-    return tuple(labels)
+
+    task: str
+    labels: Sequence[str]
+    source_sha256: str
+    interface: dict[str, Any]
+    precision: str = "fp32"
+    conversion: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_metadata(
+        self, *, opset: int, module_values: Mapping[str, Sequence[str]] | None = None
+    ) -> dict[str, str]:
+        """Return the entries.
+
+        Args:
+            opset: ONNX operator set version.
+            module_values: Module → names of the values that leave it, for the drift map.
+        """
+        return {
+            TASK: self.task,
+            LABELS: json.dumps(list(self.labels), ensure_ascii=False),
+            SOURCE_SHA256: self.source_sha256,
+            TOOL_VERSION: __version__,
+            OPSET: str(opset),
+            INTERFACE: json.dumps(self.interface, sort_keys=True),
+            PRECISION: self.precision,
+            CONVERSION: json.dumps(self.conversion, sort_keys=True),
+            MODULE_VALUES: json.dumps(module_values or {}, separators=(",", ":")),
+        }
 
 
-def recorded_object(metadata: Mapping[str, str], name: str, graph: Path) -> dict[str, Any] | None:
-    """Return a JSON object that a graph records; None where it does not.
+@dataclass(frozen=True)
+class GraphMetadata:
+    """What a graph records about itself.
 
-    Args:
-        metadata: The graph's.
-        name: The object's name, "interface" say.
-        graph: The graph's file.
-
-    Raises:
-        CheckpointError: What is recorded is no object.
+    Attributes:
+        entries: The entries as they are.
+        graph: The graph's file, for messages.
     """
-    if not metadata.get(name):
-        return None
-    content = _json(metadata, name, graph)
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{graph}: the recorded {name} is {metadata[name][:60]!r}, expected an object; export "
-            "it again"
-        )
-    return content
 
+    entries: Mapping[str, str]
+    graph: Path
 
-def recorded_lists(
-    metadata: Mapping[str, str], name: str, graph: Path
-) -> dict[str, list[str]] | None:
-    """Return a JSON object of lists of texts that a graph records; None where it does not.
+    @property
+    def task(self) -> str:
+        """Name of the task; "" where none is recorded."""
+        return self.entries.get(TASK, "")
 
-    Raises:
-        CheckpointError: What is recorded is something else.
-    """
-    content = recorded_object(metadata, name, graph)
-    for key, values in (content or {}).items():
-        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+    @property
+    def source_sha256(self) -> str:
+        """SHA-256 of the weights that the graph was exported from; "" if not recorded."""
+        return self.entries.get(SOURCE_SHA256, "")
+
+    @property
+    def recorded_precision(self) -> str:
+        """The precision as it is recorded; "" where none is."""
+        return self.entries.get(PRECISION, "")
+
+    @property
+    def precision(self) -> str:
+        """One of `PRECISIONS`; "fp32" where none is recorded.
+
+        Raises:
+            CheckpointError: Another one is recorded.
+        """
+        precision = self.entries.get(PRECISION, "fp32")
+        if precision not in PRECISIONS:
             raise CheckpointError(
-                f"{graph}: the recorded {name} has no list of texts for {key[:60]!r}; export it "
-                "again"
+                f"{self.graph}: the recorded precision is {precision[:60]!r}, expected one of "
+                f"{', '.join(PRECISIONS)}; export it again"
             )
-    return content
+        return precision
 
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the labels; None where none are recorded.
 
-def recorded_precision(metadata: Mapping[str, str], graph: Path) -> str:
-    """Return one of `PRECISIONS`; "fp32" where none is recorded.
+        Raises:
+            CheckpointError: What is recorded is not a list of texts.
+        """
+        if not self.entries.get(LABELS):
+            return None
+        labels = self._json(LABELS)
+        if not _is_texts(labels):
+            raise self._unexpected(LABELS, "a list of texts")
+        return tuple(labels)
 
-    Raises:
-        CheckpointError: Another one is recorded.
-    """
-    precision = metadata.get("precision", "fp32")
-    if precision not in PRECISIONS:
-        raise CheckpointError(
-            f"{graph}: the recorded precision is {precision[:60]!r}, expected one of "
-            f"{', '.join(PRECISIONS)}; export it again"
+    @property
+    def interface(self) -> dict[str, Any] | None:
+        """The fields of the model's interface; None where none are recorded.
+
+        Raises:
+            CheckpointError: What is recorded is not an object.
+        """
+        return self._object(INTERFACE)
+
+    @property
+    def knows_modules(self) -> bool:
+        """Whether the graph records which of its values leave which module."""
+        return MODULE_VALUES in self.entries
+
+    @property
+    def module_values(self) -> dict[str, list[str]]:
+        """Module → names of the values that leave it; empty where nothing is recorded.
+
+        Raises:
+            CheckpointError: What is recorded is not an object of lists of texts.
+        """
+        content = self._object(MODULE_VALUES) or {}
+        for key, values in content.items():
+            if not _is_texts(values):
+                raise CheckpointError(
+                    f"{self.graph}: the recorded {MODULE_VALUES} has no list of texts for "
+                    f"{key[:60]!r}; export it again"
+                )
+        return content
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        if not self.entries.get(name):
+            return None
+        content = self._json(name)
+        if not isinstance(content, dict):
+            raise self._unexpected(name, "an object")
+        return content
+
+    def _json(self, name: str) -> Any:
+        try:
+            return json.loads(self.entries[name])
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self.graph}: the recorded {name} cannot be read ({error}); export it again"
+            ) from error
+
+    def _unexpected(self, name: str, expected: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.graph}: the recorded {name} is {self.entries[name][:60]!r}, expected "
+            f"{expected}; export it again"
         )
-    return precision
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)

@@ -8,6 +8,25 @@ from typing import Any
 from mixout_export.errors import CheckpointError
 
 
+def parse_object(content: bytes, path: Path) -> dict[str, Any]:
+    """Parse a file's bytes as a JSON object.
+
+    Args:
+        content: The bytes.
+        path: The file, for messages.
+
+    Raises:
+        CheckpointError: The bytes are not UTF-8, not JSON or not an object.
+    """
+    try:
+        data = json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is not valid JSON ({error}); restore the file") from error
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, expected an object")
+    return data
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -15,14 +34,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, not UTF-8, not JSON or not an object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        return parse_object(path.read_bytes(), path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not valid JSON ({error}); restore the file") from error
-    if not isinstance(data, dict):
-        raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, expected an object")
-    return data
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

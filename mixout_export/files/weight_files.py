@@ -1,6 +1,6 @@
 """The files that hold a folder's weights, and their hash."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,6 +35,19 @@ def weight_files(path: Path, weights: str, index: str) -> list[Path]:
                 f"{index_path}: lists {file.name!r}, which is missing; restore it"
             )
     return files
+
+
+def refuse_unlisted(index: Path, tensors: Container[str]) -> None:
+    """Refuse an index that lists a tensor which none of its files holds.
+
+    Raises:
+        CheckpointError: It lists one.
+    """
+    for key, name in read_json(index)["weight_map"].items() if index.exists() else ():
+        if key not in tensors:
+            raise CheckpointError(
+                f"{index}: lists {key!r} in {name}, which does not hold it; restore the files"
+            )
 
 
 class BaseDigest:

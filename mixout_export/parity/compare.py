@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decisions import (
     DATA_BATCH,

@@ -5,13 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.artifact import Artifact, Generators, LocalArtifact
+from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.interface import ModelInterface, shared_interface
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.parity.battery import (
     LANGUAGE_MODEL_TOKENS,
     TOKENS_PER_BATCH,
     VOCABULARY_BUDGET,
-    Batch,
     Battery,
     build_battery,
 )
@@ -26,25 +28,11 @@ from mixout_export.parity.compare import (
 )
 from mixout_export.parity.decision_limits import DECISION_LIMITS, DecisionLimits
 from mixout_export.parity.decisions import DATA_BATCH
-from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
-from mixout_export.parity.epsilons import different_epsilons
+from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.served_description import can_be_asked
-from mixout_export.parity.served_version import served_mismatches
-from mixout_export.parity.subject import (
-    Candidate,
-    OnnxSubject,
-    ServedSubject,
-    Subject,
-    TorchSubject,
-    unused_tensors,
-)
-from mixout_export.parity.weights import WeightAudit, audit_folders
-from mixout_export.runners.cache import CachedRunner
-from mixout_export.runners.cached_graph import open_graph
-from mixout_export.runners.onnx_runner import OnnxRunner
+from mixout_export.parity.weights import WeightAudit, audit_folders, weights_of
 from mixout_export.runners.runner import Array, Runner
 from mixout_export.tasks import known_task
 
@@ -55,22 +43,22 @@ Outputs = Mapping[str, Array]
 Watch = Callable[[int, Outputs, Outputs], None]
 
 
-def _audit_file(folder: TorchSubject, graph: Path) -> WeightAudit:
+def _audit_file(checkpoint: PlainCheckpoint, graph: Path) -> WeightAudit:
     return audit_graph(
-        folder.folder.tensors,
+        checkpoint.tensors,
         graph,
-        parameters=folder.weights.parameters,
-        unused=lambda: unused_tensors(folder),
+        parameters=checkpoint.parameter_keys,
+        unused=lambda: checkpoint.unused_keys,
     )
 
 
-def audit_subjects(
-    reference: Subject,
-    candidate: Subject,
+def audit_weights(
+    reference: LocalArtifact,
+    candidate: Artifact,
     *,
     headless: bool = False,
     tolerance: Tolerance | None = None,
-) -> WeightAudit:
+) -> WeightAudit | None:
     """Account for every weight of one side in the other.
 
     Args:
@@ -79,46 +67,38 @@ def audit_subjects(
         headless: Whether one side has no head: then only the body is compared.
         tolerance: How far the values of two folders may differ; None means not at all.
 
+    Returns:
+        The audit; None for a server, which does not show its weights.
+
     Raises:
         CheckpointError: A graph's weights cannot be read.
     """
-    if isinstance(reference, OnnxSubject):
-        if isinstance(candidate, OnnxSubject):
-            return audit_graphs(reference.graph, candidate.graph)
-        return _audit_file(candidate, reference.graph)
-    if isinstance(candidate, OnnxSubject):
-        return _audit_file(reference, candidate.graph)
-    return audit_folders(
-        reference.weights, candidate.weights, headless=headless, tolerance=tolerance
-    )
+    ours, theirs = reference.checkpoint, candidate.checkpoint
+    if ours is not None and theirs is not None:
+        return audit_folders(
+            weights_of(ours), weights_of(theirs), headless=headless, tolerance=tolerance
+        )
+    if ours is not None and candidate.graph is not None:
+        return _audit_file(ours, candidate.graph)
+    if theirs is not None and reference.graph is not None:
+        return _audit_file(theirs, reference.graph)
+    if reference.graph is not None and candidate.graph is not None:
+        return audit_graphs(reference.graph, candidate.graph)
+    return None
 
 
 #: From the most to the least exact.
 _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
-def _recorded_precision(subject: Candidate) -> str:
-    """Return what a graph says of itself, or a server of its model; "" if nothing."""
-    if isinstance(subject, OnnxSubject):
-        return subject.session.metadata.get("precision", "")
-    return subject.session.facts.precision if isinstance(subject, ServedSubject) else ""
-
-
-def _precision(audit: WeightAudit | None, *subjects: Candidate) -> str:
+def _precision(audit: WeightAudit | None, *sides: Artifact) -> str:
     """Name what is allowed for: what a side says of itself, else what the weights show."""
-    recorded = [_recorded_precision(subject) for subject in subjects]
+    recorded = [side.precision for side in sides]
     counts = () if audit is None else audit.counts
     shown = {name: any(name in how for how in counts) for name in ("fp16", "bf16", "int8")}
     return next(
         (name for name in reversed(_PRECISIONS) if name in recorded or shown.get(name)), "fp32"
     )
-
-
-def runner_of(subject: Candidate, inputs: tuple[str, ...], *, headless: bool = False) -> Runner:
-    """Return something that runs a side on `inputs`, or only its body."""
-    if isinstance(subject, OnnxSubject | ServedSubject):
-        return subject.session
-    return subject.runner(inputs, headless=headless)
 
 
 def comparisons_of(
@@ -178,26 +158,9 @@ def _decision_limits(precision: str, min_agreement: float | None) -> DecisionLim
     return default if min_agreement is None else replace(default, agreement=min_agreement)
 
 
-def _generators(candidate: Candidate) -> tuple[OnnxRunner | None, CachedRunner | None]:
-    """Return what generates without a cache and what does with one, where there is either.
-
-    A server without a cache is left out: all that it does is read, as it does in the battery.
-    """
-    if isinstance(candidate, ServedSubject):
-        return None, candidate.session.cached
-    if not isinstance(candidate, OnnxSubject):
-        return None, None
-    graphs = [candidate.session]
-    if candidate.cached_graph is not None:
-        graphs.append(open_graph(candidate.cached_graph, provider=candidate.provider))
-    plain = next((graph for graph in graphs if isinstance(graph, OnnxRunner)), None)
-    cached = next((graph for graph in graphs if isinstance(graph, CachedRunner)), None)
-    return plain, cached
-
-
 def _generate(
-    reference: Subject,
-    candidate: Candidate,
+    reference: LocalArtifact,
+    candidate: Artifact,
     *,
     tolerance: Tolerance | None,
     limits: DecisionLimits,
@@ -205,24 +168,23 @@ def _generate(
     seed: int,
 ) -> GenerationParity | None:
     """Let a causal language model generate against its graphs; None for anything else."""
-    task = known_task(reference.task)
-    if task is None or not task.generates or not isinstance(reference, TorchSubject):
+    checkpoint, graphs = reference.checkpoint, candidate.generators()
+    if checkpoint is None or checkpoint.task is None or not checkpoint.task.generates:
         return None
-    plain, cached = _generators(candidate)
-    if plain is None and cached is None:
+    if graphs == Generators():
         return None
     found = compare_generation(
-        reference.model,
-        reference.interface,
-        plain=plain,
-        cached=cached,
+        checkpoint.model,
+        checkpoint.interface,
+        plain=graphs.plain,
+        cached=graphs.cached,
         tolerance=tolerance,
         limits=limits,
         examples=examples,
         seed=seed,
     )
-    path = candidate.cached_graph if isinstance(candidate, OnnxSubject) else None
-    return found if path is None else replace(found, weights=_audit_file(reference, path))
+    path = candidate.cached_graph
+    return found if path is None else replace(found, weights=_audit_file(checkpoint, path))
 
 
 def check_agreement(least: float | None) -> None:
@@ -236,7 +198,7 @@ def check_agreement(least: float | None) -> None:
 
 
 def make_battery(
-    reference: Subject,
+    reference: Artifact,
     interface: ModelInterface,
     *,
     seed: int = 0,
@@ -252,7 +214,7 @@ def make_battery(
         examples: The user's own inputs, appended.
         vocabulary_budget: Most vocabulary ids to cover.
     """
-    task = known_task(reference.task)
+    task = known_task(reference.task_name)
     language_model = task is not None and task.over_vocabulary
     return build_battery(
         interface,
@@ -263,42 +225,26 @@ def make_battery(
     )
 
 
-def _check_heads(reference: Subject, candidate: Candidate) -> bool:
-    """Tell whether one side alone has no head, and both are folders.
+def _check_heads(reference: LocalArtifact, candidate: Artifact) -> bool:
+    """Tell whether one side alone has no head, so that only the bodies are compared.
 
     Raises:
-        CheckpointError: They are not: of a graph the body cannot be run alone.
+        CheckpointError: One side alone has no head, and the body of one cannot be run alone.
     """
     if reference.headless == candidate.headless:
         return False
-    if isinstance(reference, TorchSubject) and isinstance(candidate, TorchSubject):
+    if reference.body_runs_alone and candidate.body_runs_alone:
         return True
-    bare, other = (reference, candidate) if reference.headless else (candidate, reference)
+    sides = (reference, candidate) if reference.headless else (candidate, reference)
+    bare, other = (side.where for side in sides)
     raise CheckpointError(
-        f"{bare.path}: has no head, {other.path} has one; a graph can only be compared whole"
+        f"{bare}: has no head, {other} has one; a graph can only be compared whole"
     )
 
 
-def _can_compare(ours: ModelInterface, theirs: ModelInterface, candidate: Candidate) -> bool:
-    """Tell whether the outputs that both sides give can be compared."""
-    if isinstance(candidate, ServedSubject):
-        return can_be_asked(candidate.session, ours)
-    return set(ours.outputs) == set(theirs.outputs)
-
-
-def _mismatches(
-    reference: Subject, candidate: Candidate, ours: ModelInterface, theirs: ModelInterface
-) -> tuple[str, ...]:
-    found = find_mismatches(reference, candidate, ours, theirs)
-    if not isinstance(candidate, ServedSubject):
-        return found
-    runner = runner_of(reference, ours.inputs)
-    return (*served_mismatches(reference, runner, candidate.session, ours), *found)
-
-
-def compare_subjects(
-    reference: Subject,
-    candidate: Candidate,
+def compare_artifacts(
+    reference: LocalArtifact,
+    candidate: Artifact,
     *,
     battery: Battery | None = None,
     atol: float | None = None,
@@ -328,20 +274,18 @@ def compare_subjects(
     ours, theirs = interfaces(reference, candidate)
     headless = _check_heads(reference, candidate)
     given = atol is not None or rtol is not None
-    audit = None
-    if not isinstance(candidate, ServedSubject):
-        audit = audit_subjects(
-            reference,
-            candidate,
-            headless=headless,
-            tolerance=_tolerance("fp32", atol, rtol) if given else None,
-        )
+    audit = audit_weights(
+        reference,
+        candidate,
+        headless=headless,
+        tolerance=_tolerance("fp32", atol, rtol) if given else None,
+    )
     precision = _precision(audit, reference, candidate)
     limits = _decision_limits(precision, min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     coverage = generation = None
-    if headless or _can_compare(ours, theirs, candidate):
+    if headless or candidate.can_answer(ours, theirs):
         if battery is None:
             battery = make_battery(reference, shared_interface(ours, theirs), seed=seed)
         coverage = battery.coverage
@@ -354,18 +298,18 @@ def compare_subjects(
             seed=seed,
         )
         outputs = _run(
-            runner_of(reference, ours.inputs, headless=headless),
-            runner_of(candidate, theirs.inputs, headless=headless),
+            reference.runner(ours.inputs, headless=headless),
+            candidate.runner(theirs.inputs, headless=headless),
             battery,
             tolerance=tolerance,
             limits=limits,
-            task=None if headless else reference.task,
+            task=None if headless else reference.task_name,
             watch=watch,
         )
     return ParityResult(
-        reference=str(reference.path),
-        candidate=str(candidate.path),
-        mismatches=_mismatches(reference, candidate, ours, theirs),
+        reference=reference.where,
+        candidate=candidate.where,
+        mismatches=find_mismatches(reference, candidate, ours, theirs),
         weights=audit,
         outputs=outputs,
         tolerance=tolerance,

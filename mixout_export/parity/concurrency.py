@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.model_inputs import draw_batches
 from mixout_export.errors import MixoutError, ParityError
-from mixout_export.parity.battery import draw_batches
 from mixout_export.parity.compare import Tolerance
 from mixout_export.parity.serving import ConcurrencyOutcome, Latency
-from mixout_export.served.session import Client, ServedModel, complete
+from mixout_export.served.session import Client, ServedSession, complete
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -90,7 +90,7 @@ class _Crowd:
 
     def __init__(
         self,
-        served: ServedModel,
+        served: ServedSession,
         inputs: Sequence[Mapping[str, Array]],
         tolerance: Tolerance | None,
     ) -> None:
@@ -203,7 +203,7 @@ def _latency(seconds: Sequence[float]) -> Latency | None:
 
 
 def ask_at_once(
-    served: ServedModel, interface: ModelInterface, *, tolerance: Tolerance | None, seed: int = 0
+    served: ServedSession, interface: ModelInterface, *, tolerance: Tolerance | None, seed: int = 0
 ) -> ConcurrencyOutcome:
     """Let several clients ask a server at once, each for answers to inputs of its own.
 

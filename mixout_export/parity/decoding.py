@@ -12,10 +12,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.checkpoint.model import first_line
+from mixout_export.checkpoint.model_inputs import UNBOUNDED_SEQUENCE, Batch
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.battery import UNBOUNDED_SEQUENCE, Batch
 from mixout_export.parity.decisions import DATA_BATCH
+from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 from mixout_export.runners.cache import CachedRunner
 from mixout_export.runners.onnx_runner import OnnxRunner

@@ -1,40 +1,26 @@
 """Find the first module that computes something else.
 
-Both sides run one batch. A PyTorch model is watched with forward hooks; of a graph, the values that
-leave each module become outputs of a copy in memory, so that one session gives them all. The graph
-itself is judged untouched, by the battery: outputs that are added may keep a runtime from fusing.
+Both sides run one batch, and the outputs of their modules are compared in the order of execution.
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
-from torch import Tensor, nn
 
-from mixout_export.checkpoint.experts import gathered_experts
-from mixout_export.files.graph_metadata import recorded_lists
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.artifact import Artifact
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.drift_map import DriftMap, ModuleDrift
-from mixout_export.parity.subject import OnnxSubject, Subject, TorchSubject
-
-Array = npt.NDArray[Any]
+from mixout_export.runners.runner import Array
+from mixout_export.runners.trace import Call, Trace
 
 #: Largest relative L2 difference of a module's output that rounding explains, by precision.
 DRIFT_TOLERANCES = {"fp32": 3e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 3e-1}
 
 #: Most tokens, or pixels, of a batch that are run: every module's output is kept.
 _VALUES = 1024
-
-#: Metadata entry of a graph that says which values leave which module.
-_MODULE_VALUES = "module_values"
 
 _SAME = "passes its input on"
 _ABSENT = "not in the graph"
@@ -45,144 +31,6 @@ _DILUTION = 1e-3
 
 #: Classes that return one tensor in one order: a changed bias of keys moves nothing around it.
 _STRICT = ("Linear", "Conv1D", "Embedding")
-
-#: A module, and which of its calls, from 0.
-_Call = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """What one side's modules gave.
-
-    Attributes:
-        outputs: Call → the tensors that it returned, in the order in which calls ended.
-        kinds: Module → name of its class; empty for a graph.
-        passing: Modules that returned what they were given.
-    """
-
-    outputs: Mapping[_Call, Sequence[Array]]
-    kinds: Mapping[str, str]
-    passing: frozenset[str]
-
-    @property
-    def calls(self) -> Counter[str]:
-        """How often each module was called."""
-        return Counter(module for module, _ in self.outputs)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """Yield the floating-point tensors among what a module returned."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, Mapping | tuple | list):
-        for value in output.values() if isinstance(output, Mapping) else output:
-            yield from _tensors(value)
-
-
-def _trace_torch(subject: TorchSubject, inputs: Mapping[str, Array], *, headless: bool) -> _Trace:
-    """Run a model and keep the output of each call of each module."""
-    model: nn.Module = subject.model.base_model if headless else subject.model
-    outputs: dict[_Call, list[Array]] = {}
-    calls: Counter[str] = Counter()
-    kinds: dict[str, str] = {}
-    passing: set[str] = set()
-
-    def watch(name: str) -> Any:
-        def keep(module: nn.Module, given: tuple[Any, ...], output: Any) -> None:
-            # a copy: the model may go on in the same memory
-            found = [tensor.detach().float().numpy().copy() for tensor in _tensors(output)]
-            if not found:
-                return
-            if any(value is output for value in given):
-                passing.add(name)
-            kinds[name] = type(module).__name__
-            outputs[name, calls[name]] = found
-            calls[name] += 1
-
-        return keep
-
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
-    try:
-        with gathered_experts(subject.model):
-            subject.runner(subject.interface.inputs, headless=headless).run(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return _Trace(outputs, kinds, frozenset(passing))
-
-
-def _module_values(path: Path) -> tuple[onnx.ModelProto, dict[str, list[str]]]:
-    """Read a graph and which of its values leave which module, in the graph's order."""
-    graph = onnx.load(path, load_external_data=False)
-    metadata = {entry.key: entry.value for entry in graph.metadata_props}
-    modules = recorded_lists(metadata, _MODULE_VALUES, path) or {}
-    order = {name: at for at, node in enumerate(graph.graph.node) for name in node.output}
-    there = {
-        module: names for module, names in modules.items() if names and order.keys() >= set(names)
-    }
-    return graph, dict(sorted(there.items(), key=lambda item: (order[item[1][-1]], -len(item[0]))))
-
-
-def _run_graph(subject: OnnxSubject, inputs: Mapping[str, Array]) -> dict[str, list[Array]]:
-    """Run a copy of a graph and return the values that leave its modules, by module."""
-    graph, modules = _module_values(subject.graph)
-    own = [value.name for value in graph.graph.output]
-    modules[""] = own  # the model itself
-    names = list(dict.fromkeys(name for values in modules.values() for name in values))
-    graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(subject.graph.parent)
-    )
-    session = onnxruntime.InferenceSession(
-        graph.SerializeToString(), options, providers=[subject.provider]
-    )
-    taken = {value.name for value in session.get_inputs()}
-    values = session.run(names, {name: inputs[name] for name in taken}) if names else []
-    found = {name: value.astype(np.float32) for name, value in zip(names, values, strict=True)}
-    return {module: [found[name] for name in values] for module, values in modules.items()}
-
-
-def _calls_of(values: Sequence[Array], calls: int) -> list[Sequence[Array]]:
-    """Part the values that leave a module by its calls; [] if they do not divide."""
-    step, rest = divmod(len(values), calls)
-    return [] if rest else [values[at : at + step] for at in range(0, len(values), step)]
-
-
-def _trace_graph(
-    subject: OnnxSubject, inputs: Mapping[str, Array], calls: Mapping[str, int]
-) -> _Trace:
-    """Run a graph; `calls` says how often each module is called, once where it says nothing."""
-    outputs = {
-        (module, call): left
-        for module, values in _run_graph(subject, inputs).items()
-        for call, left in enumerate(_calls_of(values, calls.get(module, 1)))
-    }
-    return _Trace(outputs, {}, frozenset())
-
-
-def _trace_both(
-    reference: Subject, candidate: Subject, inputs: Mapping[str, Array], *, headless: bool
-) -> tuple[_Trace, _Trace, _Trace]:
-    """Run both sides; return the one whose order counts, the reference's and the candidate's.
-
-    Hooks see calls as they end, a graph's order is one of many: a model comes first.
-    """
-    sides = (reference, candidate)
-    traces = {
-        number: _trace_torch(side, inputs, headless=headless)
-        for number, side in enumerate(sides)
-        if isinstance(side, TorchSubject)
-    }
-    clock = next(iter(traces.values()), None)
-    calls: Mapping[str, int] = {} if clock is None else clock.calls
-    for number, side in enumerate(sides):
-        if isinstance(side, OnnxSubject):
-            traces[number] = _trace_graph(side, inputs, calls)
-    return clock or traces[0], traces[0], traces[1]
 
 
 def _difference(reference: Array, candidate: Array) -> tuple[float, float]:
@@ -241,7 +89,7 @@ def _nearest(
 
 
 def _compare(
-    call: _Call, clock: _Trace, ours: _Trace, theirs: _Trace, mask: Array | None
+    call: Call, clock: Trace, ours: Trace, theirs: Trace, mask: Array | None
 ) -> ModuleDrift:
     module, number = call
     kind = clock.kinds.get(module, "")
@@ -302,13 +150,9 @@ def pick_batch(batches: Sequence[Batch], outputs: Sequence[OutputDifference]) ->
     return _rows_of(chosen, rows[: max(1, _VALUES // each)])
 
 
-def _runs_row_by_row(subject: Subject) -> bool:
-    return isinstance(subject, TorchSubject) and subject.interface.pad_token_id is None
-
-
 def draw_drift(
-    reference: Subject,
-    candidate: Subject,
+    reference: Artifact,
+    candidate: Artifact,
     batch: Batch,
     *,
     tolerance: float = DRIFT_TOLERANCES["fp32"],
@@ -331,9 +175,11 @@ def draw_drift(
         CheckpointError: A side does not run the batch.
     """
     start = time.perf_counter()
-    if any(map(_runs_row_by_row, (reference, candidate))):
+    if reference.row_by_row or candidate.row_by_row:
         batch = _rows_of(batch, np.zeros(1, dtype=np.int64))
-    clock, ours, theirs = _trace_both(reference, candidate, batch.inputs, headless=headless)
+    sides = [side.trace(batch.inputs, headless=headless) for side in (reference, candidate)]
+    clock = next((side for side in sides if side.counts_calls), sides[0])
+    ours, theirs = (side.split_by(clock.calls) for side in sides)
     mask = batch.inputs.get("attention_mask")
     modules = [_compare(call, clock, ours, theirs, mask) for call in clock.outputs]
     return DriftMap(
@@ -343,8 +189,3 @@ def draw_drift(
         shape=batch.shape,
         seconds=time.perf_counter() - start,
     )
-
-
-def has_modules(subject: Subject) -> bool:
-    """Tell whether a subject knows its modules: a graph of another exporter does not."""
-    return isinstance(subject, TorchSubject) or _MODULE_VALUES in subject.session.metadata

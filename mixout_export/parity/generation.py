@@ -15,7 +15,7 @@ import numpy.typing as npt
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.parity.battery import Batch
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decoding import (

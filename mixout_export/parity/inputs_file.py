@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.errors import DataError, OutputError
 from mixout_export.files.output import replaced_file
-from mixout_export.parity.battery import Batch
 
 Array = npt.NDArray[Any]
 

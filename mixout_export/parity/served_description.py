@@ -1,65 +1,15 @@
 """What a server says that a model takes and gives, held against what it should."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS, ModelInterface
+from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.printable import one_line
 from mixout_export.served.metadata import TensorSpec
-from mixout_export.served.session import ServedModel
-from mixout_export.served.tensors import DATATYPES, FLOATING, INTEGERS
-
-#: Rows, and tokens in all, of the largest batch that is made because a server takes no other.
-_MOST_ROWS, _MOST_TOKENS = 1 << 10, 1 << 16
+from mixout_export.served.session import ServedSession
+from mixout_export.served.tensors import FLOATING, INTEGERS
 
 #: Sentences on inputs that the reference does not take.
 _MOST_UNKNOWN = 8
-
-_MADE = {*KNOWN_INPUTS, "position_ids", IMAGE_INPUT}
-
-
-def _fixed_length(served: ServedModel, interface: ModelInterface) -> int | None:
-    """Return the one length of sequences that a server takes; None if it takes others too."""
-    if interface.image is not None:
-        return None
-    lengths = [spec.shape[-1] for spec in served.facts.inputs if len(spec.shape) > 1]
-    return next((length for length in lengths if length > 0), None)
-
-
-def served_interface(served: ServedModel, reference: ModelInterface) -> ModelInterface:
-    """Describe a served model, of which the server says names and shapes only, by the reference.
-
-    Args:
-        served: The served model.
-        reference: What the reference takes and gives.
-    """
-    length = _fixed_length(served, reference)
-    known = tuple(name for name in served.inputs if name in _MADE)
-    described = replace(reference, inputs=known, outputs=served.outputs)
-    if length is None:
-        return described
-    return replace(described, sequence_limit=length, shortest_sequence=length)
-
-
-def can_be_asked(served: ServedModel, reference: ModelInterface) -> bool:
-    """Tell whether inputs can be made for a served model, and it gives what the reference does."""
-    makeable = all(
-        spec.name in _MADE and spec.datatype in DATATYPES for spec in served.facts.inputs
-    )
-    gives = set(reference.outputs) <= set(served.outputs)
-    return makeable and gives and _has_a_size_to_ask(served, reference)
-
-
-def _has_a_size_to_ask(served: ServedModel, reference: ModelInterface) -> bool:
-    """Tell whether the one size that a server takes, if it does, is one that can be run."""
-    length = _fixed_length(served, reference) or reference.shortest_sequence
-    longest = reference.sequence_limit or length
-    rows = served.fixed_rows or 1
-    return (
-        reference.shortest_sequence <= length <= longest
-        and rows <= _MOST_ROWS
-        and rows * length <= _MOST_TOKENS
-    )
 
 
 def _rank(interface: ModelInterface) -> int:
@@ -96,7 +46,7 @@ def _input_problem(spec: TensorSpec, reference: ModelInterface) -> str | None:
     return None
 
 
-def input_mismatches(served: ServedModel, reference: ModelInterface) -> list[str]:
+def input_mismatches(served: ServedSession, reference: ModelInterface) -> list[str]:
     """Return how a server's inputs differ from the reference's, as sentences."""
     where, found = f"{served.address}", []
     for name in reference.inputs if served.facts.inputs else ():
@@ -136,7 +86,7 @@ def _output_problem(spec: TensorSpec, expected: tuple[int, ...] | None) -> str |
 
 
 def output_mismatches(
-    served: ServedModel,
+    served: ServedSession,
     reference: ModelInterface,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
@@ -162,7 +112,7 @@ def output_mismatches(
     return found
 
 
-def notes_on(served: ServedModel, *, generated: bool) -> tuple[str, ...]:
+def notes_on(served: ServedSession, *, generated: bool) -> tuple[str, ...]:
     """Return what a reader should know of a server and is no fault, as sentences.
 
     Args:

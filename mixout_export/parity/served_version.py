@@ -3,45 +3,20 @@
 from dataclasses import dataclass
 from functools import cached_property
 
-from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.files.streams import file_digest
-from mixout_export.parity.battery import smallest_batch
-from mixout_export.parity.description import different_labels, shared_interface
-from mixout_export.parity.served_description import (
-    can_be_asked,
-    input_mismatches,
-    output_mismatches,
-    served_interface,
-)
-from mixout_export.parity.subject import OnnxSubject, Subject
+from mixout_export.checkpoint.artifact import Artifact
+from mixout_export.checkpoint.interface import ModelInterface, shared_interface
+from mixout_export.checkpoint.model_inputs import smallest_batch
+from mixout_export.files.graph_metadata import MODEL_SHA256, SOURCE_SHA256
+from mixout_export.parity.labels import different_labels
+from mixout_export.parity.served_description import input_mismatches, output_mismatches
 from mixout_export.printable import one_line
-from mixout_export.runners.runner import Runner
-from mixout_export.served.metadata import MODEL_HASH, SOURCE_HASH
-from mixout_export.served.session import ServedModel
+from mixout_export.served.session import ServedSession
 
 #: What a hash is of, as a sentence has it.
 _GRAPH, _SOURCE = "its graph has", "it was made from weights with"
 
 
-_HASHES = (MODEL_HASH, SOURCE_HASH)
-
-
-@dataclass(frozen=True)
-class _Hashes:
-    """SHA-256 of a graph and of the weights it was made from; None where unknown."""
-
-    graph: str | None
-    source: str | None
-
-
-def _expected(reference: Subject, *, with_cache: bool) -> _Hashes:
-    if isinstance(reference, OnnxSubject):
-        recorded = reference.session.metadata.get("source_sha256")
-        cached = reference.cached_graph if with_cache else None
-        return _Hashes(file_digest(cached or reference.graph), recorded)
-    if reference.folder.kind == "mixout":
-        return _Hashes(None, None)  # collapse writes files of its own
-    return _Hashes(None, reference.folder.weights_sha256())
+_HASHES = (MODEL_SHA256, SOURCE_SHA256)
 
 
 @dataclass(frozen=True)
@@ -53,8 +28,8 @@ class Version:
         served: What is on the server.
     """
 
-    reference: Subject
-    served: ServedModel
+    reference: Artifact
+    served: ServedSession
 
     @property
     def _shown(self) -> dict[str, str]:
@@ -67,10 +42,10 @@ class Version:
         """What is hashed, the hash that is shown and the one expected, where both are known."""
         if not self._shown:
             return []
-        expected = _expected(self.reference, with_cache=bool(self.served.empty))
+        expected = self.reference.hashes(with_cache=bool(self.served.empty))
         pairs = (
-            (_GRAPH, self._shown.get(MODEL_HASH), expected.graph),
-            (_SOURCE, self._shown.get(SOURCE_HASH), expected.source),
+            (_GRAPH, self._shown.get(MODEL_SHA256), expected.graph),
+            (_SOURCE, self._shown.get(SOURCE_SHA256), expected.source),
         )
         return [(what, found, right) for what, found, right in pairs if found and right]
 
@@ -99,14 +74,13 @@ class Version:
 
 
 def _label_mismatches(
-    reference: Subject, served: ServedModel, interface: ModelInterface
+    reference: Artifact, served: ServedSession, ours: ModelInterface, theirs: ModelInterface
 ) -> list[str]:
     """Compare the labels of a server's own file with the reference's, where it has one."""
-    expected, output = reference.labels, interface.outputs[0]
+    expected, output = reference.labels, ours.outputs[0]
     if not expected or output not in served.facts.label_files:
         return []
-    described = served_interface(served, interface)
-    asked = smallest_batch(shared_interface(interface, described)).inputs
+    asked = smallest_batch(shared_interface(ours, theirs)).inputs
     found = served.labels(asked, output, len(expected))
     if found is None or found == expected:
         return []
@@ -114,25 +88,30 @@ def _label_mismatches(
 
 
 def served_mismatches(
-    reference: Subject, runner: Runner, served: ServedModel, interface: ModelInterface
+    reference: Artifact,
+    candidate: Artifact,
+    served: ServedSession,
+    ours: ModelInterface,
+    theirs: ModelInterface,
 ) -> tuple[str, ...]:
-    """Return what a server says of a model that should not be so, as sentences.
+    """Return what a server says about a model that contradicts the reference, as sentences.
 
     Args:
         reference: What the model should be.
-        runner: Runs the reference.
-        served: The served model.
-        interface: What the reference takes and gives.
+        candidate: The model on the server.
+        served: The connection to it.
+        ours: What the reference takes and gives.
+        theirs: What the served model takes and gives.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     labels: list[str] = []
-    if can_be_asked(served, interface):
-        outputs = runner.run(smallest_batch(interface).inputs)
+    if candidate.can_answer(ours, theirs):
+        outputs = reference.runner(ours.inputs).run(smallest_batch(ours).inputs)
         shapes = {name: value.shape for name, value in outputs.items()}
-        labels = _label_mismatches(reference, served, interface)
+        labels = _label_mismatches(reference, served, ours, theirs)
     return (
         *Version(reference, served).reasons(),  # first, as it may explain the rest
-        *input_mismatches(served, interface),
-        *output_mismatches(served, interface, shapes),
+        *input_mismatches(served, ours),
+        *output_mismatches(served, ours, shapes),
         *labels,
     )

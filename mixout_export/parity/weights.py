@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.model import tensor_of
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance
@@ -93,6 +94,12 @@ class WeightSet:
     def canonical(self, key: str) -> str:
         """Return the key as a headless model has it."""
         return key.removeprefix(f"{self.prefix}.") if self.prefix else key
+
+
+def weights_of(checkpoint: PlainCheckpoint) -> WeightSet:
+    """Return the tensors of a checkpoint and what its architecture knows of them."""
+    prefix = "" if checkpoint.headless else checkpoint.model.base_model_prefix
+    return WeightSet(checkpoint.tensors, checkpoint.parameter_keys, prefix)
 
 
 def _max_difference(reference: Tensor, candidate: Tensor) -> float:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mixout_export.errors import CheckpointError, ParityError
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import LOCK
 from mixout_export.files.streams import file_digest
@@ -119,13 +120,6 @@ def _files_of(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _digests(paths: Iterable[Path]) -> dict[Path, str]:
-    """Hash several files at once: hashing releases the interpreter's lock."""
-    paths = list(paths)
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(paths, pool.map(file_digest, paths), strict=True))
-
-
 def versions_used() -> dict[str, str]:
     """Return the versions of this tool and of the libraries that are installed."""
     found = {"mixout-export": __version__}
@@ -138,37 +132,41 @@ def versions_used() -> dict[str, str]:
 
 
 def _links_before(
-    source: Path, input_sha256: str, base: Link | None
+    source: InputFiles, input_sha256: str, base: Link | None
 ) -> tuple[tuple[Link, ...], tuple[str, ...]]:
     """Return the steps that led to what is read, and its files that are not as they were."""
-    path = source / LAYOUT.manifest
-    if not _has_manifest(source):
-        return (base or Link("source", input_sha256, source.resolve().name),), ()
-    manifest = read_manifest(source)
-    last = replace(manifest.link, manifest_sha256=file_digest(path))
+    manifest = find_manifest(source)
+    if manifest is None:
+        return (base or Link("source", input_sha256, source.folder.resolve().name),), ()
+    last = replace(manifest.link, manifest_sha256=source.digest(source.folder / LAYOUT.manifest))
     return (*manifest.chain, last), tuple(_changed_since(source, manifest))
 
 
-def _changed_since(source: Path, manifest: Manifest) -> Iterator[str]:
-    """Yield the files that a step read and that had been changed, but for weights and the card.
+def _changed_since(source: InputFiles, manifest: Manifest) -> Iterator[str]:
+    """Yield the files that changed before a step read them, except weights and the model card.
 
-    Weights are many bytes, and hashed as they are read; see `Link.input_sha256`.
+    Weights are many bytes and are hashed as they are read; see `Link.input_sha256`.
     """
     for name, file in manifest.files.items():
-        path = source / name
+        path = source.folder / name
         if path.suffix in _WEIGHTS or _is_for_people(name, manifest):
             continue
-        if not path.is_file() or file_digest(path) != file.sha256:
+        if not path.is_file() or source.digest(path) != file.sha256:
             yield name
-    if (source / LAYOUT.manifest).read_bytes() != manifest.to_text().encode():
+    if _was_edited(source, manifest):
         yield LAYOUT.manifest
+
+
+def _was_edited(files: InputFiles, manifest: Manifest) -> bool:
+    """Tell whether the manifest's own text differs from the only one its content may have."""
+    return files.read(LAYOUT.manifest) != manifest.to_text().encode()
 
 
 def write_manifest(
     folder: Path,
     *,
     step: str,
-    source: Path,
+    source: InputFiles,
     input_sha256: str,
     weights: Sequence[str],
     options: Mapping[str, Any],
@@ -181,7 +179,7 @@ def write_manifest(
     Args:
         folder: The folder; it may still have another name.
         step: What wrote it, "collapse" say.
-        source: The folder that was read, whose own manifest gives the steps before this one.
+        source: The files of the folder that was read; its manifest gives the earlier steps.
         input_sha256: Identifies the weights that were read, as they were read.
         weights: The files, by their paths in the folder, that hold the weights.
         options: What the step was told; paths are reduced to their last names.
@@ -196,7 +194,9 @@ def write_manifest(
     known = dict(known or {})
     chain, changed = _links_before(source, input_sha256, base)
     present = {path.relative_to(folder).as_posix(): path for path in _files_of(folder)}
-    fresh = _digests(path for key, path in present.items() if key not in known)
+    fresh = _digests(
+        InputFiles(folder), (path for key, path in present.items() if key not in known)
+    )
     hashes = {key: known.get(key) or fresh[path] for key, path in present.items()}
     manifest = Manifest(
         link=Link(
@@ -213,19 +213,35 @@ def write_manifest(
     )
     (folder / LAYOUT.manifest).write_text(manifest.to_text(), encoding="utf-8", newline="\n")
     for problem in broken_links(manifest.whole_chain):
-        logger.warning("%s: %s; inspect will say so from now on", source, problem)
+        logger.warning("%s: %s; inspect will report this from now on", source.folder, problem)
     return manifest
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read a folder's manifest.
+def read_manifest(files: InputFiles) -> Manifest:
+    """Return a folder's manifest.
 
     Raises:
-        CheckpointError: It is missing, or is not one, or was written in a format that is unknown.
+        CheckpointError: It is missing, or `find_manifest` refuses it.
     """
-    path = folder / LAYOUT.manifest
+    manifest = find_manifest(files)
+    if manifest is None:
+        raise CheckpointError(f"{files.folder / LAYOUT.manifest}: is not a manifest of this tool")
+    return manifest
+
+
+def find_manifest(files: InputFiles) -> Manifest | None:
+    """Return a folder's manifest; None if it has none, or one that another tool wrote.
+
+    Raises:
+        CheckpointError: The manifest is damaged, or its format is unknown.
+    """
+    path = files.folder / LAYOUT.manifest
+    if not path.exists():
+        return None
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(files.read(LAYOUT.manifest))
+        if isinstance(content, dict) and _OURS.isdisjoint(content):
+            return None
         _text(content).encode()  # half a surrogate pair is JSON, and no text
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
@@ -244,18 +260,6 @@ def read_manifest(folder: Path) -> Manifest:
         )
     except (AttributeError, KeyError, TypeError, CheckpointError) as error:
         raise CheckpointError(f"{path}: is not a manifest of this tool ({error})") from error
-
-
-def _has_manifest(folder: Path) -> bool:
-    """Tell whether a folder has a manifest of ours, damaged or not: other tools write some too."""
-    path = folder / LAYOUT.manifest
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError:
-        return path.exists()
-    except (ValueError, RecursionError):
-        return True
-    return not isinstance(content, dict) or not _OURS.isdisjoint(content)
 
 
 def _listed(name: str, fields: Mapping[str, Any]) -> ListedFile:
@@ -278,10 +282,17 @@ def _is_for_people(name: str, manifest: Manifest) -> bool:
     return name == LAYOUT.card and manifest.link.step != "bundle"
 
 
-def _changed_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    step = manifest.link.step
+def _digests(files: InputFiles, paths: Iterable[Path]) -> dict[Path, str]:
+    """Hash several files at once: hashing releases the interpreter's lock."""
+    paths = list(paths)
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(paths, pool.map(files.digest, paths), strict=True))
+
+
+def _changed_files(files: InputFiles, manifest: Manifest) -> Iterator[str]:
+    folder, step = files.folder, manifest.link.step
     there = {name: folder / name for name in manifest.files if (folder / name).is_file()}
-    digests = _digests(there.values())
+    digests = _digests(files, there.values())
     for name, file in manifest.files.items():
         path = there.get(name)
         if _is_for_people(name, manifest):
@@ -296,8 +307,8 @@ def _changed_files(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 @contextmanager
-def damage_explained(*folders: Path) -> Iterator[None]:
-    """Let a folder that cannot be opened say so by its manifest, where that knows what is wrong.
+def damage_explained(*sources: InputFiles) -> Iterator[None]:
+    """If a folder cannot be opened and its manifest knows what is wrong, report that.
 
     Raises:
         ParityError: A folder could not be opened, and does not match its manifest.
@@ -305,18 +316,18 @@ def damage_explained(*folders: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        for folder in folders:
-            problems = check_manifest(folder).problems if folder.is_dir() else ()
+        for files in sources:
+            problems = check_manifest(files).problems if files.folder.is_dir() else ()
             if problems:
                 raise ParityError(f"{problems[0]}; it cannot be opened: {error}") from error
         raise
 
 
-def check_manifest(folder: Path) -> ManifestCheck:
+def check_manifest(files: InputFiles) -> ManifestCheck:
     """Compare a folder with its manifest.
 
     Args:
-        folder: Any folder.
+        files: The files of any folder.
 
     Returns:
         What does not match. A folder without a manifest has nothing to match.
@@ -324,16 +335,17 @@ def check_manifest(folder: Path) -> ManifestCheck:
     Raises:
         OSError: A file cannot be read.
     """
-    path = folder / LAYOUT.manifest
-    if not _has_manifest(folder):
-        return ManifestCheck(None)
+    folder = files.folder
     try:
-        manifest = read_manifest(folder)
+        manifest = find_manifest(files)
     except CheckpointError as error:
         return ManifestCheck(None, (str(error),))
-    problems = list(_changed_files(folder, manifest))
-    if path.read_bytes() != manifest.to_text().encode():
-        problems.append(f"{path}: was changed itself after {manifest.link.step} wrote it")
+    if manifest is None:
+        return ManifestCheck(None)
+    step = manifest.link.step
+    problems = list(_changed_files(files, manifest))
+    if _was_edited(files, manifest):
+        problems.append(f"{folder / LAYOUT.manifest}: was changed itself after {step} wrote it")
     problems += [f"{folder}: {problem}" for problem in broken_links(manifest.whole_chain)]
     there = {found.relative_to(folder).as_posix(): found for found in _files_of(folder)}
     unlisted = {
@@ -342,7 +354,7 @@ def check_manifest(folder: Path) -> ManifestCheck:
         if name not in manifest.files
         or (_is_for_people(name, manifest) and file_digest(found) != manifest.files[name].sha256)
     }
-    if manifest.link.step == "bundle":
+    if step == "bundle":
         problems += [
             f"{folder / name}: was added after bundle wrote the folder, which a server may serve"
             for name in sorted(unlisted)

@@ -10,10 +10,10 @@ import onnxruntime
 import torch
 import transformers
 
+from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.errors import ParityError
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.subject import Candidate, Subject
 from mixout_export.report.flips import FlipFacts, FlipReader
 from mixout_export.report.sides import Side, describe_side
 from mixout_export.version import __version__
@@ -87,8 +87,8 @@ def _versions() -> dict[str, str]:
 
 def gather_facts(
     result: ParityResult,
-    reference: Subject,
-    candidate: Candidate,
+    reference: Artifact,
+    candidate: Artifact,
     *,
     command: str | None = None,
     made: datetime | None = None,
@@ -106,7 +106,7 @@ def gather_facts(
         CheckpointError: A file cannot be read.
     """
     reader = FlipReader(
-        task=reference.task or candidate.task,
+        task=reference.task_name or candidate.task_name,
         labels=reference.labels or candidate.labels or (),
         tokenizer=reference.tokenizer or candidate.tokenizer,
     )

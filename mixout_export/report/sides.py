@@ -1,27 +1,9 @@
 """One side of a comparison: what it is, and which files it was read from."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import onnx
-
+from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.errors import CheckpointError
-from mixout_export.files.layout import LAYOUT
-from mixout_export.files.streams import file_digest
-from mixout_export.parity.subject import (
-    Candidate,
-    OnnxSubject,
-    ServedSubject,
-    Subject,
-    TorchSubject,
-)
-
-_KINDS = {
-    "mixout": "mixout checkpoint",
-    "huggingface": "Hugging Face folder",
-    "onnx": "ONNX graph",
-}
 
 
 @dataclass(frozen=True)
@@ -64,75 +46,25 @@ class Side:
     served: bool = False
 
 
-def _beside(graph: Path) -> Iterator[Path]:
-    """Yield a graph, and the files that hold weights of it."""
-    yield graph
-    found = {
-        entry.value
-        for tensor in onnx.load(graph, load_external_data=False).graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    yield from (graph.parent / name for name in sorted(found))
-
-
-def _files(subject: Subject) -> Iterator[Path]:
-    if isinstance(subject, OnnxSubject):
-        yield from _beside(subject.graph)
-        if subject.cached_graph is not None:
-            yield from _beside(subject.cached_graph)
-        return
-    yield subject.path / LAYOUT.config
-    yield from subject.folder.weight_paths
-    if subject.folder.kind == "mixout":
-        yield from subject.folder.pretrained_paths
-
-
-def _hashed(file: Path) -> HashedFile:
-    try:
-        return HashedFile(file.name, file.stat().st_size, file_digest(file))
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from error
-
-
-def _runs_in(subject: Subject) -> str:
-    if isinstance(subject, TorchSubject):
-        return "PyTorch, float32, on the CPU"
-    return f"onnxruntime, {subject.provider}"
-
-
-def _describe_served(subject: ServedSubject) -> Side:
-    session = subject.session
-    over = "gRPC" if session.protocol == "grpc" else f"{session.address.scheme.upper()}, "
-    how = {"json": "numbers as JSON", "binary": "numbers as bytes", "grpc": ""}[session.protocol]
-    platform = f", {session.facts.platform}" if session.facts.platform else ""
-    return Side(
-        path=str(subject.path),
-        kind="model on a server",
-        architecture=None,
-        task=None,
-        labels=subject.labels or (),
-        runs_in=f"{session.server}{platform}, over {over}{how}",
-        files=(),
-        served=True,
-    )
-
-
-def describe_side(subject: Candidate) -> Side:
+def describe_side(side: Artifact) -> Side:
     """Describe a side and hash its files.
 
     Raises:
         CheckpointError: A file cannot be read.
     """
-    if isinstance(subject, ServedSubject):
-        return _describe_served(subject)
-    architectures = subject.folder.config.get("architectures") or [None]
+    try:
+        files = tuple(
+            HashedFile(file.name, file.stat().st_size, digest) for file, digest in side.parts()
+        )
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
     return Side(
-        path=str(subject.path),
-        kind=_KINDS[subject.folder.kind],
-        architecture=architectures[0],
-        task=subject.task,
-        labels=subject.labels or (),
-        runs_in=_runs_in(subject),
-        files=tuple(_hashed(file) for file in _files(subject)),
+        path=side.where,
+        kind=side.title,
+        architecture=side.architecture,
+        task=side.task_name,
+        labels=side.labels or (),
+        runs_in=side.runs_in,
+        files=files,
+        served=side.session is not None,
     )

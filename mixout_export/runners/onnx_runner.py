@@ -7,8 +7,8 @@ from pathlib import Path
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
-from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.printable import first_line
 from mixout_export.runners.runner import Array, require_inputs
 
 CPU_PROVIDER = "CPUExecutionProvider"

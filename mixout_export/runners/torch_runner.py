@@ -1,16 +1,28 @@
 """Run a PyTorch model on a batch."""
 
+import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.interface import forward_options
-from mixout_export.checkpoint.model import first_line
 from mixout_export.errors import CheckpointError
+from mixout_export.printable import first_line
 from mixout_export.runners.runner import Array, require_inputs
+
+
+def forward_options(model: PreTrainedModel) -> dict[str, Any]:
+    """Return what to call a model with beside its inputs: named outputs, and no cache."""
+    options: dict[str, Any] = {"return_dict": True}
+    accepted = inspect.signature(model.forward).parameters
+    # an encoder-decoder's classifier that takes none by name gives its body one itself
+    decides = "use_cache" not in accepted and getattr(model.config, "is_encoder_decoder", False)
+    if hasattr(model.config.get_text_config(), "use_cache") and not decides:
+        options["use_cache"] = False
+    return options
 
 
 class TorchRunner:

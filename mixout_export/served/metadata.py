@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixout_export.errors import ServerError
+from mixout_export.files.graph_metadata import LABELS, PRECISION
 from mixout_export.printable import one_line
 from mixout_export.served.texts import parse_uint
-
-#: Parameters by which a server shows what it serves.
-MODEL_HASH = "model_sha256"
-SOURCE_HASH = "source_sha256"
 
 #: Largest size that a tensor's axis may have.
 _LARGEST_SIZE = (1 << 31) - 1
@@ -87,13 +84,13 @@ class ModelFacts:
         """What the parameters, or else the outputs' types, say of the precision; "" if nothing."""
         halves = {"FP16": "fp16", "BF16": "bf16"}
         found = (halves[spec.datatype] for spec in self.outputs if spec.datatype in halves)
-        return self.parameters.get("precision") or next(found, "")
+        return self.parameters.get(PRECISION) or next(found, "")
 
     @property
     def labels(self) -> tuple[str, ...] | None:
         """Names of the labels, where the parameters have them; None if unknown."""
         try:
-            names = json.loads(self.parameters.get("labels", ""))
+            names = json.loads(self.parameters.get(LABELS, ""))
         except ValueError:
             return None
         return tuple(map(str, names)) if isinstance(names, list) and names else None

@@ -101,7 +101,7 @@ def _split_cache(facts: ModelFacts) -> tuple[ModelFacts, dict[str, Array], tuple
     return rest, empty, tuple(pairs.values())
 
 
-class ServedModel:
+class ServedSession:
     """A served model, asked as a graph would be run: a `Runner`.
 
     Batches with more rows than the server takes at once are sent in parts, several at a time. A
@@ -286,7 +286,7 @@ class ServedModel:
 class _WithCache:
     """A served model with all of its inputs and outputs: a `Runner`."""
 
-    model: ServedModel
+    model: ServedSession
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -320,7 +320,7 @@ async def _introduce(address: Address, options: ServingOptions) -> _Introduction
 
 def open_served(
     address: Address, options: ServingOptions, *, inputs: Sequence[str], outputs: Sequence[str]
-) -> ServedModel:
+) -> ServedSession:
     """Ask a server what it is and what it serves.
 
     Args:
@@ -335,6 +335,6 @@ def open_served(
     """
     options.check(address)
     said = complete(lambda: _introduce(address, options))
-    return ServedModel(
+    return ServedSession(
         address, options, said.server, said.facts, said.protocol, inputs=inputs, outputs=outputs
     )

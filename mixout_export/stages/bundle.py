@@ -23,7 +23,7 @@ from mixout_export.files.output import OutputFolder, check_destination, output_f
 from mixout_export.files.streams import file_digest
 from mixout_export.files.tensors import joint_digest
 from mixout_export.provenance.links import Link
-from mixout_export.provenance.manifest import check_manifest, write_manifest
+from mixout_export.provenance.manifest import write_manifest
 from mixout_export.provenance.ml_bom import check_bom_library, write_bom
 from mixout_export.provenance.signature import check_signing_key, sign_folder
 
@@ -63,7 +63,7 @@ def _check_manifest(folder: OnnxFolder) -> None:
     Raises:
         ParityError: The folder does not match its manifest.
     """
-    found = check_manifest(folder.path)
+    found = folder.model.manifest_check
     if found.problems:
         raise ParityError(f"{found.problems[0]}; export it again, as nobody has verified this")
     if found.manifest is None:
@@ -121,7 +121,7 @@ def _check_tokenizers(plan: Plan, folder: Path) -> int:
     for directory, source in plan.tokenizers.items():
         normalize_tokenizer(folder / directory, source.limit)
         name_class_for_all(folder / directory)
-        texts = check_tokenizer(folder / directory, source.path).texts
+        texts = check_tokenizer(folder / directory, source.model.tokenizer).texts
     return texts
 
 
@@ -194,13 +194,13 @@ def _model_facts(model: Model) -> dict[str, str]:
 
 def _chain(folder: OnnxFolder) -> tuple[Link, ...]:
     """Return the steps that led to a folder; none where it has no manifest."""
-    manifest = check_manifest(folder.path).manifest
+    manifest = folder.model.manifest_check.manifest
     return () if manifest is None else manifest.whole_chain
 
 
 def _link_of(folder: OnnxFolder) -> dict[str, Any]:
     """Return how another precision was made, beside the chain of the first."""
-    manifest = check_manifest(folder.path).manifest
+    manifest = folder.model.manifest_check.manifest
     if manifest is None:
         return Link("source", _input_sha256(folder), folder.path.resolve().name).to_dict()
     return manifest.link.to_dict()
@@ -244,7 +244,7 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
     write_manifest(
         target.partial,
         step="bundle",
-        source=first.path,
+        source=first.model.files,
         input_sha256=_input_sha256(first),
         weights=list(digests),
         options=told,

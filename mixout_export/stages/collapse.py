@@ -4,16 +4,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.facts import CollapseFacts
 from mixout_export.card.steps import collapsed_card
-from mixout_export.checkpoint.artifact import (
-    Artifact,
-    open_artifact,
-    require_metadata,
-    require_weights,
-    weight_key,
-)
+from mixout_export.checkpoint.folder import MixoutCheckpoint, weight_key
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
@@ -53,21 +48,21 @@ class CollapseResult:
     sha256: dict[str, str]
 
 
-def _open_mixout(source: Path) -> Artifact:
-    folder = open_artifact(source)
-    if folder.metadata is None:
-        what = "an ONNX export" if folder.kind == "onnx" else "a plain checkpoint without mixout"
+def _open_mixout(source: Path) -> MixoutCheckpoint:
+    checkpoint = open_artifact(source)
+    if not isinstance(checkpoint, MixoutCheckpoint):
+        what = "an ONNX export" if checkpoint.graph else "a plain checkpoint without mixout"
         raise CheckpointError(
             f"{source}: is {what}, so there is nothing to collapse; expected a mixout checkpoint"
         )
-    require_weights(folder)
-    folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
-    return folder
+    checkpoint.require_weights()
+    checkpoint.tensors  # noqa: B018 (reads the headers, which names what is truncated)
+    return checkpoint
 
 
-def _pretrained_entries(folder: Artifact, alpha: float) -> dict[str, TensorEntry]:
+def _pretrained_entries(folder: MixoutCheckpoint, alpha: float) -> dict[str, TensorEntry]:
     """Return, by weight key, the pretrained values to interpolate with."""
-    if alpha == 1.0 or folder.metadata is None:
+    if alpha == 1.0:
         return {}
     if not folder.pretrained_paths or _only_mixed(folder):
         raise CheckpointError(
@@ -85,9 +80,9 @@ def _pretrained_entries(folder: Artifact, alpha: float) -> dict[str, TensorEntry
     return {key: entry for key, entry in by_key.items() if key not in fresh}
 
 
-def _only_mixed(folder: Artifact) -> bool:
+def _only_mixed(folder: MixoutCheckpoint) -> bool:
     """Tell whether parameters beside the mixed weights lack a pretrained value."""
-    metadata = require_metadata(folder)
+    metadata = folder.metadata
     known = {weight_key(key) for key in folder.anchors}
     others = {key for key, entry in folder.tensors.items() if entry.dtype in FLOATING} - known
     mixed = {module.weight_key for module in metadata.modules}
@@ -177,13 +172,13 @@ def collapse_checkpoint(
         facts = CollapseFacts(
             len(weight_map), len(set(pretrained) & set(weight_map)), interpolate, dtype
         )
-        card = collapsed_card(require_metadata(folder), facts, read_card(folder.path / LAYOUT.card))
+        card = collapsed_card(folder.metadata, facts, read_card(folder.path / LAYOUT.card))
         write_card(card, target.partial / LAYOUT.card)
         check.result()  # a damaged checkpoint is not passed on as a sound one
         write_manifest(
             target.partial,
             step="collapse",
-            source=folder.path,
+            source=folder.files,
             input_sha256=read.result(),
             weights=tuple(digests),
             options={"interpolate": interpolate, "dtype": dtype},

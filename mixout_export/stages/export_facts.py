@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 from mixout_export.card.facts import ExportFacts, OutputParity, ParityFacts
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.subject import TorchSubject
 
 
 def export_facts(
-    source: TorchSubject, precision: str, opset: int, parity: ParityResult | None
+    source: PlainCheckpoint, precision: str, opset: int, parity: ParityResult | None
 ) -> ExportFacts:
     """Return what a card says of a graph.
 
@@ -21,7 +21,7 @@ def export_facts(
         parity: The comparison with PyTorch; None where there was none.
     """
     return ExportFacts(
-        task=source.folder.task,
+        task=source.task,
         architecture=type(source.model).__name__,
         precision=precision,
         opset=opset,

@@ -2,18 +2,24 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mixout_export.checkpoint.artifact import Artifact, open_artifact, require_weights
+from mixout_export.artifacts.bundle import Bundle
+from mixout_export.artifacts.onnx_model import OnnxModel
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.artifact import LocalArtifact
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.arithmetic import as_array
-from mixout_export.files.layout import LAYOUT
+from mixout_export.files.graph_metadata import SOURCE_SHA256, TOOL_VERSION
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.provenance.links import Link
-from mixout_export.provenance.manifest import check_manifest, damage_explained, read_manifest
+from mixout_export.provenance.manifest import damage_explained
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def _relative(distance: float, norm: float) -> float:
     return math.inf if distance else 0.0
 
 
-def _distances(folder: Artifact) -> tuple[tuple[LayerDistance, ...], float | None]:
+def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], float | None]:
     if folder.metadata is None:
         return (), None
     layers, total = [], 0.0
@@ -118,11 +124,9 @@ def _files(path: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in files}
 
 
-def _with_chain(inspection: Inspection) -> Inspection:
-    """Add what the folder's manifest says, and what of it does not match."""
-    if not inspection.path.is_dir():
-        return inspection
-    found = check_manifest(inspection.path)
+def _with_chain(inspection: Inspection, artifact: LocalArtifact) -> Inspection:
+    """Add the steps of the folder's manifest, and what does not match it."""
+    found = artifact.manifest_check
     return replace(
         inspection,
         chain=() if found.manifest is None else found.manifest.whole_chain,
@@ -131,23 +135,29 @@ def _with_chain(inspection: Inspection) -> Inspection:
     )
 
 
-def _inspect_graph(folder: Artifact) -> Inspection:
+@singledispatch
+def _inspect(artifact: LocalArtifact) -> Inspection:
+    raise TypeError(f"no inspection of {type(artifact).__name__}")
+
+
+@_inspect.register
+def _inspect_graph(model: OnnxModel) -> Inspection:
     from mixout_export.export.graph_facts import read_graph_facts  # onnx only where it is needed
 
-    facts = read_graph_facts(folder.path)
-    architectures = folder.config.get("architectures") or [None]
+    facts = read_graph_facts(model.path)
+    entries = facts.metadata.entries
     return Inspection(
-        path=folder.path,
-        kind="onnx",
-        architecture=architectures[0],
-        task=facts.metadata.get("task") or None,
-        labels=facts.labels,
+        path=model.path,
+        kind=model.kind,
+        architecture=model.architecture,
+        task=facts.metadata.task or None,
+        labels=facts.metadata.labels or None,
         tensors=facts.initializers,
         parameters=facts.parameters,
         dtypes=facts.dtypes,
-        files=_files(folder.path),
+        files=_files(model.path),
         provenance={"opset": facts.opset, "inputs": facts.inputs, "outputs": facts.outputs}
-        | {k: facts.metadata[k] for k in ("source_sha256", "tool_version") if k in facts.metadata},
+        | {key: entries[key] for key in (SOURCE_SHA256, TOOL_VERSION) if key in entries},
         layers=(),
         distance=None,
     )
@@ -166,33 +176,23 @@ def inspect_path(path: Path) -> Inspection:
         CheckpointError: The path holds nothing that can be read.
         ParityError: It cannot be read, and is not as its manifest says.
     """
-    with damage_explained(path):
-        if _is_bundle(path):
-            return _with_chain(_inspect_bundle(path))
-        folder = open_artifact(path)
-        is_graph = folder.kind == "onnx"
-        return _with_chain(_inspect_graph(folder) if is_graph else _inspect_folder(folder))
+    files = InputFiles(path)
+    with damage_explained(files):
+        artifact = open_artifact(files)
+        return _with_chain(_inspect(artifact), artifact)
 
 
-def _is_bundle(path: Path) -> bool:
-    if not (path / LAYOUT.manifest).is_file():
-        return False
-    try:
-        return read_manifest(path).link.step == "bundle"
-    except CheckpointError:
-        return False  # whatever else the folder is, it is said that its manifest is none
-
-
-def _inspect_bundle(path: Path) -> Inspection:
-    """Say what a bundle holds, which is for others to open: its files, and how it was made."""
-    manifest = read_manifest(path)
+@_inspect.register
+def _inspect_bundle(bundle: Bundle) -> Inspection:
+    """Say which files a bundle holds and how it was made; its graphs are for others to open."""
+    manifest = bundle.manifest
     told = dict(manifest.link.options)
     also = told.pop("also", ())  # whole links, of which the hash is enough here
     if also:
         told["also"] = [link.get("weights_sha256") for link in also if isinstance(link, dict)]
     return Inspection(
-        path=path,
-        kind="bundle",
+        path=bundle.path,
+        kind=bundle.kind,
         architecture=None,
         task=None,
         labels=None,
@@ -206,16 +206,9 @@ def _inspect_bundle(path: Path) -> Inspection:
     )
 
 
-def _broken_anchors(folder: Artifact) -> tuple[str, ...]:
-    try:
-        folder.check_anchors()
-    except CheckpointError as error:
-        return (str(error),)
-    return ()
-
-
-def _inspect_folder(folder: Artifact) -> Inspection:
-    require_weights(folder)
+@_inspect.register
+def _inspect_checkpoint(folder: PlainCheckpoint) -> Inspection:
+    folder.require_weights()
     entries = folder.tensors.values()
     layers, distance = _distances(folder)
     provenance: dict[str, Any] = {}
@@ -223,12 +216,11 @@ def _inspect_folder(folder: Artifact) -> Inspection:
         provenance = folder.metadata.to_dict()
         provenance.pop("modules")
     dtypes = [entry.dtype for entry in entries]
-    architectures = folder.config.get("architectures") or [None]
     return Inspection(
         path=folder.path,
         kind=folder.kind,
-        architecture=architectures[0],
-        task=None if folder.task is None else folder.task.name,
+        architecture=folder.architecture,
+        task=folder.task_name,
         labels=folder.labels,
         tensors=len(dtypes),
         parameters=sum(math.prod(entry.shape) for entry in entries),
@@ -237,7 +229,7 @@ def _inspect_folder(folder: Artifact) -> Inspection:
         provenance=provenance,
         layers=layers,
         distance=distance,
-        broken=_broken_anchors(folder),
+        broken=folder.damage(),
     )
 
 

@@ -5,29 +5,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import exported_card
+from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
 from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, ExportError, ParityError
-from mixout_export.export.document import Provenance, finalize_graph, write_graph
+from mixout_export.export.document import finalize_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
 from mixout_export.export.graph import ExportedGraph, check_opset, export_graph
 from mixout_export.export.precision import Conversion, convert_graph
+from mixout_export.files.graph_metadata import Provenance
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import OutputFolder, output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
 from mixout_export.files.streams import file_digest
-from mixout_export.parity.battery import Batch, Battery
-from mixout_export.parity.comparison import check_agreement, compare_subjects, make_battery
+from mixout_export.parity.battery import Battery
+from mixout_export.parity.comparison import check_agreement, compare_artifacts, make_battery
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.subject import TorchSubject, onnx_subject, torch_subject
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.export_facts import export_facts
 from mixout_export.stages.verify_data import data_batches, read_data
-from mixout_export.tasks import known_task
 
 logger = logging.getLogger(__name__)
 
@@ -114,32 +116,31 @@ class OnnxResult:
         }
 
 
-def _provenance(source: TorchSubject) -> Provenance:
+def _provenance(source: PlainCheckpoint) -> Provenance:
     return Provenance(
-        task=source.task or "",
+        task=source.task_name or "",
         labels=source.labels or (),
-        source_sha256=source.folder.weights_sha256(),
+        source_sha256=source.weights_sha256(),
         interface=source.interface.to_dict(),
     )
 
 
-def _config(source: TorchSubject) -> dict[str, Any]:
+def _config(source: PlainCheckpoint) -> dict[str, Any]:
     """Return the plain model's configuration, with the padding id that the graph has built in."""
-    config = source.folder.collapsed_config()
+    config = source.collapsed_config()
     if config.get("pad_token_id") is None and source.interface.pad_token_id is not None:
         config["pad_token_id"] = source.interface.pad_token_id
     return config
 
 
-def _capture(source: TorchSubject, *, opset: int, cache: bool) -> dict[str, ExportedGraph]:
+def _capture(source: PlainCheckpoint, *, opset: int, cache: bool) -> dict[str, ExportedGraph]:
     """Capture the graphs to write, by the name of their file.
 
     A causal language model has a second one where it keeps a cache of the usual kind; where it does
     not, a warning says so.
     """
     graphs = {LAYOUT.onnx: export_graph(source.model, source.interface, opset=opset)}
-    task = known_task(source.task)
-    if cache and task is not None and task.generates:
+    if cache and source.task is not None and source.task.generates:
         try:
             cached = export_cached_graph(source.model, source.interface, opset=opset)
             graphs[LAYOUT.onnx_cached] = cached
@@ -162,7 +163,7 @@ def _samples(battery: Battery) -> list[dict[str, Any]]:
 
 
 def _table(
-    source: TorchSubject, path: Path | None, columns: ColumnNames, rows: int | None
+    source: PlainCheckpoint, path: Path | None, columns: ColumnNames, rows: int | None
 ) -> tuple[Batch, ...]:
     if path is None:
         return ()
@@ -181,7 +182,7 @@ class _Export:
         calibration: What static quantisation measures activations on; None is dynamic.
     """
 
-    source: TorchSubject
+    source: PlainCheckpoint
     graphs: dict[str, ExportedGraph]
     battery: Battery
     calibration: list[dict[str, Any]] | None
@@ -207,9 +208,9 @@ class _Export:
 
     def verify(self, folder: Path, min_agreement: float | None) -> ParityResult:
         """Compare the graphs in a folder with PyTorch."""
-        return compare_subjects(
+        return compare_artifacts(
             self.source,
-            onnx_subject(folder),
+            open_artifact(folder),
             battery=self.battery,
             min_agreement=min_agreement,
         )
@@ -217,7 +218,7 @@ class _Export:
 
 def _record(
     target: OutputFolder,
-    source: TorchSubject,
+    source: PlainCheckpoint,
     conversion: Conversion,
     data: ExportData,
     *,
@@ -229,8 +230,8 @@ def _record(
     write_manifest(
         target.partial,
         step="onnx",
-        source=source.path,
-        input_sha256=source.folder.weights_sha256(),
+        source=source.files,
+        input_sha256=source.weights_sha256(),
         # the graphs, and what lies beside those that are too large for one file
         weights=sorted(path.name for path in target.partial.glob("*.onnx*")),
         options={**vars(conversion), "opset": opset, "verified": verified},
@@ -240,16 +241,17 @@ def _record(
 
 def _prepare(source: Path, data: ExportData, *, opset: int, cache: bool) -> _Export:
     """Open the source, read the tables, capture the graphs."""
-    subject = torch_subject(source)
-    subject.folder.check_anchors()
-    examples = _table(subject, data.data, data.columns, data.max_examples)
-    calibration = _table(subject, data.calibration, data.columns, data.calibration_examples)
+    checkpoint = open_checkpoint(source)
+    checkpoint.load()
+    checkpoint.check_anchors()
+    examples = _table(checkpoint, data.data, data.columns, data.max_examples)
+    calibration = _table(checkpoint, data.calibration, data.columns, data.calibration_examples)
     battery = make_battery(
-        subject, subject.interface, vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples
+        checkpoint, checkpoint.interface, vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples
     )
     return _Export(
-        source=subject,
-        graphs=_capture(subject, opset=opset, cache=cache),
+        source=checkpoint,
+        graphs=_capture(checkpoint, opset=opset, cache=cache),
         battery=battery,
         calibration=[dict(batch.inputs) for batch in calibration] or None,
     )

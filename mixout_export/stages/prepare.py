@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
-from mixout_export.checkpoint.artifact import open_artifact
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
 from mixout_export.checkpoint.model import (
     anchors_of_weights,
@@ -283,22 +283,23 @@ def _write(
     config = read_json(directory / LAYOUT.config)
     if config.pop("_name_or_path", None) is not None:  # a path of this machine
         write_json(directory / LAYOUT.config, config)
-    copy_sidecar_files(loaded.path, directory)
+    copy_sidecar_files(loaded.folder.path, directory)
     forget_machine_path(directory)
     write_card(
-        prepared_card(metadata, read_card(loaded.path / LAYOUT.card)), directory / LAYOUT.card
+        prepared_card(metadata, read_card(loaded.folder.path / LAYOUT.card)),
+        directory / LAYOUT.card,
     )
     write_manifest(
         directory,
         step="prepare",
-        source=loaded.path,
+        source=loaded.folder.files,
         input_sha256=loaded.base.sha256 or "",
-        weights=[path.name for path in open_artifact(directory).weight_paths],
+        weights=[path.name for path in open_checkpoint(directory).weight_paths],
         options=_record_options(options),
         base=Link(
             "base",
             loaded.base.sha256 or "",
-            loaded.base.name or loaded.path.name,
+            loaded.base.name or loaded.folder.path.name,
             options=plain_options({"revision": loaded.base.revision}),
         ),
         known=written.sha256,

@@ -11,11 +11,13 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils._paths import filter_repo_objects
 from huggingface_hub.utils._validators import validate_repo_id
 
-from mixout_export.checkpoint.artifact import open_artifact
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.errors import ArgumentError, CheckpointError, HubError, ParityError
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import LOCK
-from mixout_export.provenance.manifest import Manifest, check_manifest
+from mixout_export.printable import first_line
+from mixout_export.provenance.manifest import check_manifest
 from mixout_export.version import __version__
 
 #: Hidden files are of this machine (".git", ".env"), never of a model.
@@ -100,10 +102,6 @@ class PushResult:
     bytes: int
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-
-
 def _check_repo(repo: str) -> None:
     try:
         validate_repo_id(repo)
@@ -124,12 +122,6 @@ def _refuse_unfinished(folder: Path) -> None:
         raise CheckpointError(
             f"{unfinished[0]}: is work in progress; let the command that writes it end first"
         )
-
-
-def _kind(folder: Path, manifest: Manifest | None) -> str:
-    if manifest is not None and manifest.link.step == "bundle":
-        return "bundle"
-    return str(open_artifact(folder).kind)
 
 
 def _files(folder: Path, unlisted: set[str]) -> tuple[PushFile, ...]:
@@ -162,13 +154,14 @@ def plan_push(
     """
     _check_repo(repo)
     _refuse_unfinished(folder)
-    check = check_manifest(folder)
+    files = InputFiles(folder)
+    check = check_manifest(files)
     if check.problems:
         raise ParityError(f"{check.problems[0]}; nothing was uploaded")
     has_manifest = check.manifest is not None
     return PushPlan(
         folder=folder,
-        kind=_kind(folder, check.manifest),
+        kind=open_artifact(files).kind,
         repo=repo,
         endpoint=constants.ENDPOINT,
         revision=revision,
@@ -190,12 +183,12 @@ def _one_sentence(plan: PushPlan) -> Iterator[None]:
         raise HubError(f"{where}: HF_HUB_OFFLINE forbids it; unset that") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        said = (error.server_message or _first_line(error)).rstrip(".")
+        said = (error.server_message or first_line(error)).rstrip(".")
         reason = _REFUSALS.get(status, "try again later")
         raise HubError(f"{where}: the hub answered {status} ({said}); {reason}") from error
     except Exception as error:  # the hub client's errors share no base class with the network's
         raise HubError(
-            f"{where}: cannot be sent there ({_first_line(error)}); check the network"
+            f"{where}: cannot be sent there ({first_line(error)}); check the network"
         ) from error
 
 

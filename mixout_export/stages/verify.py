@@ -4,33 +4,35 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.artifacts.opening import open_artifact, open_served_model
+from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
+from mixout_export.checkpoint.interface import ModelInterface, shared_interface
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
-from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.files.layout import LAYOUT
-from mixout_export.parity.battery import Batch, Battery, measure_coverage
+from mixout_export.errors import ArgumentError
+from mixout_export.files.input_files import InputFiles
+from mixout_export.parity.battery import Battery, measure_coverage
 from mixout_export.parity.comparison import (
     Outputs,
     Watch,
     check_agreement,
-    compare_subjects,
+    compare_artifacts,
     make_battery,
 )
-from mixout_export.parity.description import interfaces, shared_interface
-from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
+from mixout_export.parity.description import interfaces
+from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, pick_batch
 from mixout_export.parity.inputs_file import load_inputs, save_inputs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
-from mixout_export.parity.subject import Candidate, ServedSubject, Subject, open_subject
-from mixout_export.provenance.manifest import check_manifest, damage_explained, read_manifest
+from mixout_export.provenance.manifest import damage_explained
 from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.runners.onnx_runner import CPU_PROVIDER, check_provider
-from mixout_export.served.address import is_address
+from mixout_export.served.address import is_address, parse_address
 from mixout_export.served.options import ServingOptions
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
-from mixout_export.stages.verify_server import check_options, open_candidate, with_serving
+from mixout_export.stages.verify_server import check_options, with_serving
 
 
 def _check_tolerance(name: str, value: float | None) -> None:
@@ -39,7 +41,7 @@ def _check_tolerance(name: str, value: float | None) -> None:
 
 
 def _settle_battery(
-    left: Subject,
+    left: LocalArtifact,
     interface: ModelInterface,
     *,
     examples: Sequence[Batch],
@@ -59,16 +61,14 @@ def _settle_battery(
 
 
 def _with_drift(
-    result: ParityResult, left: Subject, right: Candidate, battery: Battery
+    result: ParityResult, left: LocalArtifact, right: Artifact, battery: Battery
 ) -> ParityResult:
     """Add the drift map, where both sides could be run and know their modules."""
-    if isinstance(right, ServedSubject):
-        return result
-    if not result.outputs:
+    if right.session is not None or not result.outputs:
         return result
     for side in (left, right):
-        if not has_modules(side):
-            why = f"{side.path} does not record its modules; export it again with this version"
+        if not side.knows_modules:
+            why = f"{side.where} does not record its modules; export it again with this version"
             return replace(result, no_drift=why)
     tolerance = DRIFT_TOLERANCES.get(result.precision, DRIFT_TOLERANCES["fp32"])
     if result.precision == "given" and result.tolerance is not None:
@@ -83,14 +83,6 @@ def _with_drift(
     return replace(result, drift=drift)
 
 
-def _manifest_problems(*sides: Path | str) -> tuple[str, ...]:
-    """Return what does not match the manifests of the sides' folders, as sentences."""
-    paths = dict.fromkeys(Path(side) for side in sides if not is_address(str(side)))
-    return tuple(
-        problem for path in paths if path.is_dir() for problem in check_manifest(path).problems
-    )
-
-
 def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, ...]:
     """Return what is wrong with the candidate's signature, as a sentence, if one is asked for."""
     if key is None:
@@ -103,17 +95,30 @@ def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, .
     return (problem,) if problem else ()
 
 
-def _graph_of(path: Path) -> Path:
-    """Return the first graph of a bundle; any other path is what is opened itself."""
-    if not (path / LAYOUT.manifest).is_file():
-        return path
-    try:
-        manifest = read_manifest(path)
-    except CheckpointError:
-        return path  # its manifest is judged later
-    graphs = manifest.link.options.get("graphs") if manifest.link.step == "bundle" else None
-    first = graphs[0] if isinstance(graphs, list) and graphs else ""
-    return path / first if isinstance(first, str) and first in manifest.files else path
+def _open(
+    reference: Path, candidate: Path | str, *, provider: str, serving: ServingOptions | None
+) -> tuple[LocalArtifact, Artifact]:
+    """Open both sides, and load them.
+
+    Raises:
+        ArgumentError: An option is outside its domain, or there is no such provider.
+        CheckpointError: A path cannot be opened.
+        ParityError: A folder cannot be opened, and its manifest says what is damaged.
+        ServerError: A server cannot be asked.
+    """
+    ours = InputFiles(reference)
+    if is_address(str(candidate)):
+        with damage_explained(ours):
+            left = open_artifact(ours, provider=provider)
+            left.load()
+        address, options = parse_address(str(candidate)), serving or ServingOptions()
+        return left, open_served_model(address, options, reference=left)
+    theirs = ours.at(Path(candidate))
+    with damage_explained(ours, theirs):
+        left, right = (open_artifact(files, provider=provider) for files in (ours, theirs))
+        left.load()
+        right.load()
+    return left, right
 
 
 def _all_of(*watches: Watch | None) -> Watch:
@@ -214,10 +219,7 @@ def verify_checkpoints(
     check_provider(provider)
     check_options(reference, candidate, serving=serving, drift=drift, self_test=test_self)
     unsigned = _signature_problems(candidate, signature)
-    with damage_explained(*(Path(side) for side in (reference, candidate))):
-        left = open_subject(_graph_of(Path(reference)), provider=provider)
-        judged = candidate if is_address(str(candidate)) else _graph_of(Path(candidate))
-        right = open_candidate(judged, left, provider=provider, serving=serving)
+    left, right = _open(Path(reference), candidate, provider=provider, serving=serving)
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:
@@ -237,7 +239,7 @@ def verify_checkpoints(
     if table is not None:
         metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
     kept = ReferenceOutputs() if test_self else None
-    result = compare_subjects(
+    result = compare_artifacts(
         left,
         right,
         battery=battery,
@@ -251,10 +253,11 @@ def verify_checkpoints(
         result = _with_drift(result, left, right, battery)
     if metrics is not None:
         result = replace(result, metrics=metrics.result())
-    problems = _manifest_problems(reference, candidate)
+    checks = {side.where: side.manifest_problems() for side in (left, right)}
+    problems = [problem for found in checks.values() for problem in found]
     result = replace(result, manifests=(*problems, *unsigned))
-    if isinstance(right, ServedSubject):
-        result = with_serving(result, left, right, interface, seed=seed)
+    if right.session is not None:
+        result = with_serving(result, left, right.session, interface, seed=seed)
     elif kept is not None and result.holds:
         tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
         result = replace(result, self_test=tested)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import EvaluationData, evaluation_data
 from mixout_export.data.tables import read_table
 from mixout_export.errors import CheckpointError
-from mixout_export.parity.battery import Batch
 from mixout_export.parity.decisions import DATA_BATCH
-from mixout_export.parity.subject import Candidate, Subject
 from mixout_export.tasks import known_task
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -23,8 +23,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 def read_data(
     path: Path,
-    reference: Subject,
-    candidate: Candidate,
+    reference: Artifact,
+    candidate: Artifact,
     interface: ModelInterface,
     *,
     columns: ColumnNames,
@@ -39,19 +39,19 @@ def read_data(
     """
     if interface.image is not None:
         raise CheckpointError(
-            f"{reference.path}: takes images, but --data reads texts; give your own images with "
+            f"{reference.where}: takes images, but --data reads texts; give your own images with "
             "--inputs FILE.npz"
         )
     tokenizer = reference.tokenizer or candidate.tokenizer
     if tokenizer is None:
         raise CheckpointError(
-            f"{reference.path}: has no tokenizer files, which --data needs; copy those of the base "
+            f"{reference.where}: has no tokenizer files, which --data needs; copy those of the base "
             "into it"
         )
     headless = reference.headless or candidate.headless
     return evaluation_data(
         read_table(path),
-        None if headless else known_task(reference.task),
+        None if headless else known_task(reference.task_name),
         tokenizer,
         interface,
         labels=reference.labels or candidate.labels or (),

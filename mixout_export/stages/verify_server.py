@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError
 from mixout_export.parity.concurrency import ask_at_once
@@ -10,15 +11,9 @@ from mixout_export.parity.result import ParityResult
 from mixout_export.parity.served_description import notes_on
 from mixout_export.parity.served_version import Version
 from mixout_export.parity.serving import Serving
-from mixout_export.parity.subject import (
-    Candidate,
-    ServedSubject,
-    Subject,
-    open_subject,
-    served_subject,
-)
 from mixout_export.served.address import is_address, parse_address
 from mixout_export.served.options import ServingOptions
+from mixout_export.served.session import ServedSession
 
 #: What else looks into a model, and what to do where a server holds it.
 _NOT_SHOWN = {
@@ -63,26 +58,10 @@ def check_options(
             raise ArgumentError(f"{name}: {why}; compare the folder that it was given instead")
 
 
-def open_candidate(
-    candidate: Path | str, reference: Subject, *, provider: str, serving: ServingOptions | None
-) -> Candidate:
-    """Open what is judged: a path, or a server's model.
-
-    Raises:
-        ArgumentError: An option is outside its domain, or there is no such provider.
-        CheckpointError: A path cannot be opened.
-        ServerError: A server cannot be asked.
-    """
-    if not is_address(str(candidate)):
-        return open_subject(Path(candidate), provider=provider)
-    address = parse_address(str(candidate))
-    return served_subject(address, serving or ServingOptions(), reference=reference)
-
-
 def with_serving(
     result: ParityResult,
-    reference: Subject,
-    candidate: ServedSubject,
+    reference: LocalArtifact,
+    served: ServedSession,
     interface: ModelInterface,
     *,
     seed: int,
@@ -92,14 +71,13 @@ def with_serving(
     Args:
         result: The comparison.
         reference: What the candidate should be.
-        candidate: The model on the server.
+        served: The connection to the model.
         interface: What both take.
         seed: Of the clients' inputs.
 
     Raises:
         ServerError: The server stopped answering.
     """
-    served = candidate.session
     concurrency = None
     if result.outputs:
         concurrency = ask_at_once(served, interface, tolerance=result.tolerance, seed=seed)

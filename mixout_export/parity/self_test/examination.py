@@ -8,19 +8,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
+from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Battery
 from mixout_export.parity.compare import OutputDifference, compare_outputs
-from mixout_export.parity.comparison import audit_subjects, comparisons_of, runner_of
-from mixout_export.parity.description import find_mismatches, interfaces, shared_interface
-from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, has_modules, pick_batch
-from mixout_export.parity.epsilons import different_epsilons
+from mixout_export.parity.comparison import audit_weights, comparisons_of
+from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
+from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, pick_batch
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotApplicableError
 from mixout_export.parity.self_test.folder_copy import FolderCopier
 from mixout_export.parity.self_test.graph_copy import GraphCopier
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
-from mixout_export.parity.subject import OnnxSubject, Subject, open_subject
 from mixout_export.runners.runner import Array
 
 #: Bytes of the reference's outputs that are kept; what is beyond is computed again.
@@ -45,7 +45,7 @@ class ReferenceOutputs:
     def __call__(
         self, number: int, reference: Mapping[str, Array], candidate: Mapping[str, Array]
     ) -> None:
-        """Take a batch's outputs, as `compare_subjects` hands them to who watches."""
+        """Take a batch's outputs, as `compare_artifacts` hands them to who watches."""
         size = sum(value.nbytes for value in reference.values())
         if size <= self._left:
             self._left -= size
@@ -62,8 +62,8 @@ class _Examiner:
 
     def __init__(
         self,
-        reference: Subject,
-        candidate: Subject,
+        reference: LocalArtifact,
+        candidate: Artifact,
         *,
         battery: Battery,
         verdict: ParityResult,
@@ -76,13 +76,13 @@ class _Examiner:
         self._outputs = outputs
         ours, theirs = interfaces(reference, candidate)
         self._interface = ours
-        self._runner = runner_of(reference, ours.inputs, headless=verdict.headless)
+        self._runner = reference.runner(ours.inputs, headless=verdict.headless)
         self._copier: Copier
-        if isinstance(candidate, OnnxSubject):
+        if candidate.checkpoint is not None:
+            self._copier = FolderCopier(candidate.checkpoint)
+        else:
             limit = shared_interface(ours, theirs).sequence_limit
             self._copier = GraphCopier(candidate, limit)
-        else:
-            self._copier = FolderCopier(candidate)
 
     @property
     def _labels(self) -> Sequence[str] | None:
@@ -107,7 +107,7 @@ class _Examiner:
             path, what = fault.inject(self._copier, out, self._labels)
         except NotApplicableError as error:
             return replace(outcome, not_applicable=str(error))
-        copy = self._open(path)
+        copy = self._candidate.reopen(path)
         failed = self._run(copy) if fault.changes_outputs else None
         return replace(
             outcome,
@@ -120,9 +120,9 @@ class _Examiner:
             seconds=time.perf_counter() - start,
         )
 
-    def _drift(self, copy: Subject, failed: OutputDifference) -> str:
+    def _drift(self, copy: Artifact, failed: OutputDifference) -> str:
         """Return the first module that leaves the tolerance, "" if none does or none is known."""
-        if not (has_modules(self._reference) and has_modules(copy)):
+        if not (self._reference.knows_modules and copy.knows_modules):
             return ""
         first = draw_drift(
             self._reference,
@@ -133,41 +133,36 @@ class _Examiner:
         ).first
         return "" if first is None else first.label
 
-    def _open(self, path: Path) -> Subject:
-        if isinstance(self._candidate, OnnxSubject):
-            return open_subject(path, provider=self._candidate.provider)
-        return open_subject(path)
-
-    def _describe(self, copy: Subject) -> str:
+    def _describe(self, copy: Artifact) -> str:
         ours, theirs = interfaces(self._reference, copy)
         return next(iter(find_mismatches(self._reference, copy, ours, theirs)), "")
 
-    def _settings(self, copy: Subject) -> str:
+    def _settings(self, copy: Artifact) -> str:
         if self._verdict.precision == "given":
             return ""
         return next(iter(different_epsilons(self._reference, copy)), "")
 
-    def _audit(self, copy: Subject) -> str:
+    def _audit(self, copy: Artifact) -> str:
         verdict = self._verdict
-        audit = audit_subjects(
+        audit = audit_weights(
             self._reference,
             copy,
             headless=verdict.headless,
             tolerance=verdict.tolerance if verdict.precision == "given" else None,
         )
-        keys = [problem.key for problem in audit.problems]
+        keys = [problem.key for problem in audit.problems] if audit is not None else []
         return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
 
-    def _run(self, copy: Subject) -> OutputDifference | None:
+    def _run(self, copy: Artifact) -> OutputDifference | None:
         """Run the battery until an output fails, and return that; None if none does."""
         verdict = self._verdict
         _, theirs = interfaces(self._reference, copy)
-        runner = runner_of(copy, theirs.inputs, headless=verdict.headless)
+        runner = copy.runner(theirs.inputs, headless=verdict.headless)
         comparisons = comparisons_of(
             self._runner.outputs,
             tolerance=verdict.tolerance,
             limits=verdict.limits,
-            task=None if verdict.headless else self._reference.task,
+            task=None if verdict.headless else self._reference.task_name,
         )
         for number, batch in enumerate(self._battery.batches):
             ours = self._outputs.get(number, partial(self._runner.run, batch.inputs))
@@ -189,8 +184,8 @@ def _where(output: OutputDifference) -> str:
 
 
 def self_test(
-    reference: Subject,
-    candidate: Subject,
+    reference: LocalArtifact,
+    candidate: Artifact,
     *,
     battery: Battery,
     verdict: ParityResult,
@@ -217,7 +212,7 @@ def self_test(
             outcomes = tuple(examiner.examine(faults, Path(folder)))
     except OSError as error:
         raise CheckpointError(
-            f"{candidate.path}: cannot be copied into {tempfile.gettempdir()} for the self-test "
+            f"{candidate.where}: cannot be copied into {tempfile.gettempdir()} for the self-test "
             f"({error.strerror}); set TMPDIR to a disk with room"
         ) from error
     return SelfTest(outcomes, time.perf_counter() - start)

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.model import tensor_of
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.sidecar_files import link_or_copy
 from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
-from mixout_export.parity.subject import TorchSubject, unused_tensors
+from mixout_export.parity.weights import weights_of
 from mixout_export.surgery.key_names import disk_keys
 
 #: What configurations call the epsilon of their normalisations.
@@ -35,17 +36,18 @@ _EPSILON_ENTRIES = (
 class FolderCopier:
     """Writes changed copies of a folder; files that are not changed are linked."""
 
-    def __init__(self, subject: TorchSubject) -> None:
+    def __init__(self, checkpoint: PlainCheckpoint) -> None:
         """Look at what the model's modules are there for.
 
         Args:
-            subject: The folder, opened.
+            checkpoint: The checkpoint, opened.
         """
-        self._subject = subject
-        self._model = subject.model
+        self._checkpoint = checkpoint
+        self._model = checkpoint.model
+        self._weights = weights_of(checkpoint)
         self._transposed: set[str] = set()  # keys of weights that are (in_features, out_features)
         self._entries = {
-            subject.weights.canonical(key): entry for key, entry in subject.weights.tensors.items()
+            self._weights.canonical(key): entry for key, entry in checkpoint.tensors.items()
         }
 
     @cached_property
@@ -55,7 +57,7 @@ class FolderCopier:
 
     @cached_property
     def _unused(self) -> Set[str]:
-        return unused_tensors(self._subject)
+        return self._checkpoint.unused_keys
 
     def part(self, role: Role) -> Part:
         """Return the tensor of a role; see `Copier`."""
@@ -101,28 +103,28 @@ class FolderCopier:
 
     def write_with_epsilon(self, out: Path, choose: Callable[[float], float]) -> tuple[Path, str]:
         """Write a copy whose configuration has another epsilon; see `Copier`."""
-        config = self._subject.folder.config
+        config = self._checkpoint.config
         known = {**config, **self._model.config.to_dict()}  # a default may be left out of the file
         entry = next((name for name in _EPSILON_ENTRIES if known.get(name)), None)
         if entry is None:
             raise NotApplicableError(f"{LAYOUT.config} holds no epsilon")
         epsilon = choose(float(known[entry]))
-        self._copy(out, own={LAYOUT.config})
+        self._copy(out, without=LAYOUT.config)
         write_json(out / LAYOUT.config, {**config, entry: epsilon})
         return out, f"{entry} {known[entry]:g} → {epsilon:g}"
 
     def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
         """Write a copy whose configuration names other labels; see `Copier`."""
-        config = self._subject.folder.config
-        self._copy(out, own={LAYOUT.config})
+        config = self._checkpoint.config
+        self._copy(out, without=LAYOUT.config)
         write_json(out / LAYOUT.config, with_labels(config, labels))
         return out
 
-    def _copy(self, out: Path, own: set[str]) -> None:
-        """Copy the folder; `own` files may be written to, the others are links."""
+    def _copy(self, out: Path, *, own: Set[str] = frozenset(), without: str = "") -> None:
+        """Copy the folder `without` a file; `own` files may be written to, others are links."""
         out.mkdir()
-        for file in self._subject.folder.path.iterdir():
-            if not file.is_file():
+        for file in self._checkpoint.path.iterdir():
+            if not file.is_file() or file.name == without:
                 continue
             if file.name in own:
                 shutil.copyfile(file, out / file.name)
@@ -131,7 +133,7 @@ class FolderCopier:
 
     def _entry(self, name: str) -> TensorEntry:
         stored = self._names.get(name, name)
-        entry = self._entries.get(self._subject.weights.canonical(stored))
+        entry = self._entries.get(self._weights.canonical(stored))
         if entry is None or entry.shape != tuple(self._model.get_parameter(name).shape):
             raise NotApplicableError(
                 f"{name} is stored as a part of another tensor, or tied to one"
@@ -146,7 +148,7 @@ class FolderCopier:
                 yield name, module
 
     def _in_body(self, name: str) -> bool:
-        return self._subject.headless or name.startswith(f"{self._model.base_model_prefix}.")
+        return self._checkpoint.headless or name.startswith(f"{self._model.base_model_prefix}.")
 
     def _linears(self) -> list[tuple[str, Any]]:
         """Return the body's linear layers, without those that no output depends on."""
@@ -171,7 +173,7 @@ class FolderCopier:
         raise NotApplicableError(missing)
 
     def _positions(self) -> str:
-        limit = self._subject.interface.sequence_limit
+        limit = self._checkpoint.interface.sequence_limit
         words = self._words()
         return self._table(
             lambda name, table: (
@@ -183,7 +185,7 @@ class FolderCopier:
         )
 
     def _segments(self) -> str:
-        if "token_type_ids" not in self._subject.interface.inputs:
+        if "token_type_ids" not in self._checkpoint.interface.inputs:
             raise NotApplicableError("it has no segments")
         return self._table(lambda name, _: "token_type" in name, "it has no table of segments")
 

@@ -12,12 +12,13 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
-from mixout_export.files.json_files import read_json, write_json
+from mixout_export.checkpoint.artifact import Artifact
+from mixout_export.files.graph_metadata import LABELS
+from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.self_test.folder_copy import link_beside, with_labels
 from mixout_export.parity.self_test.graph_parts import Constant, GraphParts, LinearNode
-from mixout_export.parity.subject import OnnxSubject
 
 
 class GraphCopier:
@@ -26,21 +27,24 @@ class GraphCopier:
     A copy may lose its external data to the next one.
     """
 
-    def __init__(self, subject: OnnxSubject, sequence_limit: int | None) -> None:
+    def __init__(self, artifact: Artifact, sequence_limit: int | None) -> None:
         """Read the graph.
 
         Args:
-            subject: The graph, opened.
+            artifact: The graph, opened.
             sequence_limit: Longest sequence that it takes, which tells its table of positions.
         """
-        self._subject = subject
+        if artifact.graph is None:
+            raise TypeError(f"{artifact.where} is no graph")
+        self._artifact = artifact
+        self._graph = artifact.graph
         self._limit = sequence_limit
-        self._folder = subject.graph.parent
+        self._folder = artifact.graph.parent
         self._data_folder = self._folder
         self._found: dict[str, tuple[Constant, bool]] = {}  # name → constant, whether by rows
 
     def _read(self) -> onnx.ModelProto:
-        return onnx.load(self._subject.graph, load_external_data=False)
+        return onnx.load(self._graph, load_external_data=False)
 
     def part(self, role: Role) -> Part:
         """Return the tensor of a role; see `Copier`."""
@@ -108,12 +112,11 @@ class GraphCopier:
         """Write a copy that names other labels, in the graph and beside it; see `Copier`."""
         model = self._read()
         for entry in model.metadata_props:
-            if entry.key == "labels":
+            if entry.key == LABELS:
                 entry.value = json.dumps(list(labels), ensure_ascii=False)
         out.mkdir()
-        config = self._folder / LAYOUT.config
-        if config.is_file():
-            write_json(out / LAYOUT.config, with_labels(read_json(config), labels))
+        if self._artifact.config:
+            write_json(out / LAYOUT.config, with_labels(self._artifact.config, labels))
         return self._write(out, model)
 
     def _write(self, out: Path, model: onnx.ModelProto) -> Path:
@@ -188,7 +191,7 @@ class GraphCopier:
 
     def _middle(self, parts: GraphParts) -> LinearNode:
         """Return the middle one of the body's largest linear layers."""
-        head = None if self._subject.headless else self._last(parts)
+        head = None if self._artifact.headless else self._last(parts)
         layers = [layer for layer in parts.linears if layer != head]
         if not layers:
             raise NotApplicableError("it has no linear layers with constant weights")
@@ -197,10 +200,10 @@ class GraphCopier:
         return layers[len(layers) // 2]
 
     def _last(self, parts: GraphParts) -> LinearNode | None:
-        return parts.linear_before(self._subject.session.outputs[0])
+        return parts.linear_before(self._artifact.outputs[0])
 
     def _head(self, parts: GraphParts) -> LinearNode:
-        if self._subject.headless:
+        if self._artifact.headless:
             raise NotApplicableError("it has no head")
         layer = self._last(parts)
         if layer is None:

@@ -7,7 +7,7 @@ from functools import cached_property
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from mixout_export.parity.epsilons import NORMALIZATIONS
+from mixout_export.runners.graph_epsilons import NORMALIZATIONS
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.artifact import Artifact, require_task
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
-from mixout_export.checkpoint.model import load_tokenizer
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
@@ -97,9 +96,9 @@ def _data_name(file: Path) -> str:
     return file.name.split(".")[0] or file.name
 
 
-def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokenizerBase:
+def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """Load the tokenizer, and give it and the model the same padding id."""
-    tokenizer = load_tokenizer(folder.path)
+    tokenizer = folder.tokenizer
     if tokenizer is None:
         raise CheckpointError(
             f"{folder.path}: has no tokenizer files, which are needed to read text; copy those of "
@@ -112,7 +111,7 @@ def _tokenizer_of(folder: Artifact, model: PreTrainedModel) -> PreTrainedTokeniz
 
 
 def load_training_data(
-    folder: Artifact,
+    folder: PlainCheckpoint,
     reader: Reader,
     model: PreTrainedModel,
     data: DataOptions,
@@ -132,7 +131,7 @@ def load_training_data(
         CheckpointError: The checkpoint has no tokenizer, or its model cannot learn the task.
         DataError: The data cannot be read or do not fit.
     """
-    task = require_task(folder)
+    task = folder.require_task()
     train, evaluation, name = _tables(data)
     labels = tuple(folder.labels or ())
     columns = reader.find(train, data.columns, labels)

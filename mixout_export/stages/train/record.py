@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.artifact import Artifact, require_metadata
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.errors import ArgumentError
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.layout import LAYOUT
@@ -47,7 +47,7 @@ class TrainResult:
 
 
 def run_settings(
-    source: Artifact, options: TrainOptions, data: TrainingData, *, processes: int
+    source: PlainCheckpoint, options: TrainOptions, data: TrainingData, *, processes: int
 ) -> dict[str, Any]:
     """Return what a resumed run must have in common with the one that it continues.
 
@@ -60,7 +60,7 @@ def run_settings(
     return {
         "options": {**asdict(options), "processes": processes},
         "prepared_sha256": source.weights_sha256(),
-        "pretrained_sha256": require_metadata(source).pretrained_sha256,
+        "pretrained_sha256": source.require_metadata().pretrained_sha256,
         "data": data.identity,
         "data_name": data.name,
     }

@@ -11,14 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.card.steps import model_title
-from mixout_export.checkpoint.artifact import (
-    Artifact,
-    open_artifact,
-    require_metadata,
-    require_task,
-    weight_key,
-)
-from mixout_export.checkpoint.model import load_mixout, tensor_of, write_mixout
+from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint, weight_key
+from mixout_export.checkpoint.model import load_mixout_from, tensor_of, write_mixout
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder, partial_path
@@ -92,7 +86,7 @@ def train_checkpoint(
             f"{partial}: holds an unfinished run; give --resume to continue it, or --overwrite to "
             "start a new one"
         )
-    source = open_artifact(prepared)
+    source = open_checkpoint(prepared)
 
     with accelerated(options, out=out) as accelerator:
         is_main = accelerator.is_main_process
@@ -110,7 +104,7 @@ def train_checkpoint(
                     snapshots.clear()
                     _write_manifest(partial, source, earlier)
             return finished[0]
-        reader, metric = check_options(require_task(source), data, options)
+        reader, metric = check_options(source.require_task(), data, options)
 
         # Load the model.
         if accelerator.device.type == "cpu":
@@ -141,7 +135,7 @@ def train_checkpoint(
                 encoded.evaluation,
                 options,
                 metric=metric,
-                fresh=frozenset(require_metadata(source).head.keys),
+                fresh=frozenset(source.require_metadata().head.keys),
                 pretrained=pretrained,
                 snapshots=snapshots,
                 log=log,
@@ -171,7 +165,7 @@ def train_checkpoint(
             if is_main:
                 has_best = chosen_step != progress.step and snapshots.best.exists()
                 snapshots.promote(snapshots.best if has_best else snapshots.paths()[-1])
-                metadata = require_metadata(open_artifact(partial))
+                metadata = open_checkpoint(partial).require_metadata()
                 write_curves(
                     log.records(),
                     partial / LAYOUT.curves,
@@ -189,13 +183,13 @@ def train_checkpoint(
         return result
 
 
-def _load_model(source: Artifact, options: TrainOptions) -> PreTrainedModel:
+def _load_model(source: PlainCheckpoint, options: TrainOptions) -> PreTrainedModel:
     """Load the model in float32 and apply the options that concern it.
 
     Raises:
         ArgumentError: The model does not support gradient checkpointing.
     """
-    model = load_mixout(source.path)
+    model = load_mixout_from(source)
     model.float()  # type: ignore[no-untyped-call]
     for layer in mixout_layers(model).values():
         if options.p is not None:
@@ -215,7 +209,7 @@ def _load_model(source: Artifact, options: TrainOptions) -> PreTrainedModel:
 
 
 def _pretrained_values(
-    source: Artifact, model: PreTrainedModel, options: TrainOptions
+    source: PlainCheckpoint, model: PreTrainedModel, options: TrainOptions
 ) -> dict[str, Tensor]:
     """Return parameter name → pretrained value; empty unless weights decay toward them.
 
@@ -249,15 +243,15 @@ def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
     return found
 
 
-def _write_manifest(folder: Path, source: Artifact, record: RunRecord) -> None:
+def _write_manifest(folder: Path, source: PlainCheckpoint, record: RunRecord) -> None:
     """Write the manifest, once everything else is in the folder."""
     options = {**record.content["settings"]["options"], **record.content.get("columns", {})}
     write_manifest(
         folder,
         step="train",
-        source=source.path,
+        source=source.files,
         input_sha256=source.weights_sha256(),
-        weights=[path.name for path in open_artifact(folder).weight_paths],
+        weights=[path.name for path in open_checkpoint(folder).weight_paths],
         options={k: v for k, v in options.items() if k not in ("device", "processes")},
         data=[DataFile(**file) for file in record.content.get("data_files", ())],
     )

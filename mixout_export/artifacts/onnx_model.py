@@ -1,0 +1,229 @@
+"""ONNX models: a graph, alone or in a folder with its configuration and tokenizer."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mixout_export.checkpoint.artifact import Generators, Hashes, LocalArtifact
+from mixout_export.checkpoint.folder import labels_of
+from mixout_export.errors import CheckpointError
+from mixout_export.files.graph_metadata import GraphMetadata
+from mixout_export.files.input_files import InputFiles
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import file_digest
+from mixout_export.tasks import task_of_config
+
+if TYPE_CHECKING:
+    from mixout_export.checkpoint.interface import ModelInterface
+    from mixout_export.runners.cached_graph import CachedGraph
+    from mixout_export.runners.onnx_runner import OnnxRunner
+    from mixout_export.runners.runner import Array
+    from mixout_export.runners.trace import Trace
+
+CPU_PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxModel(LocalArtifact):
+    """An ONNX graph, with the folder around it if the path names a folder.
+
+    Attributes:
+        graph: The graph's file.
+        provider: onnxruntime's execution provider.
+    """
+
+    kind = "onnx"
+    title = "ONNX graph"
+
+    def __init__(self, path: Path, files: InputFiles, *, provider: str = CPU_PROVIDER) -> None:
+        super().__init__(path, files)
+        self.provider = provider
+
+    @property
+    def graph(self) -> Path:
+        """The ONNX file that is run."""
+        return self.path / LAYOUT.onnx if self.path.is_dir() else self.path
+
+    @property
+    def cached_graph(self) -> Path | None:
+        """The graph with a key/value cache in the folder; None if there is none."""
+        path = self.path / LAYOUT.onnx_cached
+        return path if path.is_file() else None
+
+    @cached_property
+    def opened(self) -> "OnnxRunner | CachedGraph":
+        """The graph in onnxruntime.
+
+        Raises:
+            ArgumentError: There is no such provider.
+            CheckpointError: The graph cannot be run.
+        """
+        from mixout_export.runners.cached_graph import open_graph
+
+        return open_graph(self.graph, provider=self.provider)
+
+    @property
+    def metadata(self) -> GraphMetadata:
+        """What the graph records about itself."""
+        return GraphMetadata(self.opened.metadata, self.graph)
+
+    @property
+    def task_name(self) -> str | None:
+        """Name of the task the graph was made for; None if unknown."""
+        task = task_of_config(self.config)
+        return self.metadata.task or (None if task is None else task.name)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Names of the labels; None where unknown, or where the task has none."""
+        recorded = self.metadata.labels
+        if recorded is None:
+            return labels_of(self.config, task_of_config(self.config))
+        return recorded or None
+
+    @property
+    def precision(self) -> str:
+        """The precision that the graph records; "" if it records none."""
+        return self.metadata.recorded_precision
+
+    @cached_property
+    def interface(self) -> "ModelInterface | None":
+        """What the graph takes and gives, as recorded in it; None if it records nothing."""
+        from mixout_export.checkpoint.interface import ModelInterface
+
+        fields = self.metadata.interface
+        if fields is None:
+            return None
+        return ModelInterface.from_dict({**fields, "inputs": self.inputs, "outputs": self.outputs})
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, without those of a cache."""
+        return self.opened.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs, without those of a cache."""
+        return self.opened.outputs
+
+    @property
+    def runs_in(self) -> str:
+        """What computes the outputs, in words."""
+        return f"onnxruntime, {self.provider}"
+
+    def load(self) -> None:
+        """Load the graph and the tokenizer."""
+        _ = self.opened, self.tokenizer
+
+    def reopen(self, path: Path) -> "OnnxModel":
+        """Open another graph, to be run by the same provider."""
+        files = InputFiles(path if path.is_dir() else path.parent)
+        return OnnxModel(path, files, provider=self.provider)
+
+    def runner(
+        self, inputs: tuple[str, ...], *, headless: bool = False
+    ) -> "OnnxRunner | CachedGraph":
+        """Return what runs the graph, which can only be run whole."""
+        return self.opened
+
+    def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
+        """Return the interface: as recorded, else the other side's, else what the folder says.
+
+        Raises:
+            CheckpointError: Nothing says how large the vocabulary, or an image, is.
+        """
+        from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
+
+        if self.interface is not None:
+            return self.interface
+        if other is not None:
+            return replace(other, inputs=self.inputs, outputs=self.outputs)
+        if self.inputs == (IMAGE_INPUT,):
+            return ModelInterface(
+                self.inputs, self.outputs, vocabulary_size=0, image=self._image_shape()
+            )
+        if "vocab_size" not in self.config:
+            raise CheckpointError(
+                f"{self.graph}: neither the graph nor a {LAYOUT.config} beside it says how large "
+                f"the vocabulary is; put the checkpoint's {LAYOUT.config} beside it"
+            )
+        return ModelInterface(
+            self.inputs,
+            self.outputs,
+            vocabulary_size=self.config["vocab_size"],
+            sequence_limit=self.config.get("max_position_embeddings"),
+            segments=self.config.get("type_vocab_size") or 1,
+            pad_token_id=self.config.get("pad_token_id"),
+        )
+
+    def _image_shape(self) -> tuple[int, int, int]:
+        from mixout_export.checkpoint.interface import IMAGE_INPUT
+
+        shape = self.opened.input_shapes[IMAGE_INPUT][1:]
+        sizes = [size for size in shape if isinstance(size, int)]
+        if len(shape) != 3 or len(sizes) != 3:
+            raise CheckpointError(
+                f"{self.graph}: {IMAGE_INPUT} has shape (batch, {', '.join(map(str, shape))}) "
+                "there, so the size of an image is unknown; compare it with the checkpoint it came "
+                "from"
+            )
+        return sizes[0], sizes[1], sizes[2]
+
+    def generators(self) -> Generators:
+        """Return the graphs that a causal language model generates with."""
+        from mixout_export.runners.cache import CachedRunner
+        from mixout_export.runners.cached_graph import open_graph
+        from mixout_export.runners.onnx_runner import OnnxRunner
+
+        graphs = [self.opened]
+        if self.cached_graph is not None:
+            graphs.append(open_graph(self.cached_graph, provider=self.provider))
+        return Generators(
+            plain=next((graph for graph in graphs if isinstance(graph, OnnxRunner)), None),
+            cached=next((graph for graph in graphs if isinstance(graph, CachedRunner)), None),
+        )
+
+    @property
+    def knows_modules(self) -> bool:
+        """Whether the graph records which values leave which module."""
+        return self.metadata.knows_modules
+
+    def epsilons(self, *, headless: bool) -> dict[str, float]:
+        """Return the epsilon of each normalization that is one node, by the module's name."""
+        from mixout_export.runners.graph_epsilons import graph_epsilons
+
+        modules = self.metadata.module_values
+        return graph_epsilons(self.graph, modules) if modules else {}
+
+    def trace(self, inputs: "Mapping[str, Array]", *, headless: bool) -> "Trace":
+        """Run a copy of the graph and return the values that leave its modules."""
+        from mixout_export.runners.graph_trace import trace_graph
+
+        return trace_graph(self.graph, self.metadata.module_values, inputs, provider=self.provider)
+
+    def hashes(self, *, with_cache: bool) -> Hashes:
+        """Return the hash of the graph, and of the weights that it was exported from."""
+        graph = self.cached_graph if with_cache and self.cached_graph else self.graph
+        return Hashes(file_digest(graph), self.metadata.source_sha256 or None)
+
+    def part_files(self) -> Iterator[Path]:
+        """Yield the graphs, and the files that hold weights of them."""
+        for graph in (self.graph, self.cached_graph):
+            if graph is not None:
+                yield graph
+                yield from (graph.parent / name for name in external_files(graph))
+
+
+def external_files(graph: Path) -> list[str]:
+    """Return the names of the files that hold a graph's larger tensors."""
+    import onnx
+
+    return sorted(
+        {
+            entry.value
+            for tensor in onnx.load(graph, load_external_data=False).graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    )

@@ -1,0 +1,502 @@
+"""Checkpoint folders: plain ones, and those with mixout.
+
+What a folder holds is found out from file headers alone. PyTorch is loaded when the model is.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Set
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixout_export.checkpoint.artifact import Hashes, LocalArtifact
+from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata, parse_metadata
+from mixout_export.config import MixoutConfig
+from mixout_export.errors import CheckpointError, MixoutError
+from mixout_export.files.input_files import InputFiles
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import quick_digest
+from mixout_export.files.tensors import TensorEntry, digest_files, read_tensors
+from mixout_export.files.weight_files import refuse_unlisted, weight_files
+from mixout_export.tasks import Task, known_task, task_of_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mixout_export.checkpoint.interface import ModelInterface
+    from mixout_export.runners.runner import Array
+    from mixout_export.runners.torch_runner import TorchRunner
+    from mixout_export.runners.trace import Trace
+
+
+def is_anchor(key: str) -> bool:
+    """Tell whether a tensor's key is that of a pretrained value."""
+    return key.rpartition(".")[2].startswith(LAYOUT.pretrained_prefix)
+
+
+def anchor_key(key: str) -> str:
+    """Return the key of a parameter's pretrained value: `a.weight` → `a.pretrained_weight`."""
+    module, _, name = key.rpartition(".")
+    return f"{module}.{LAYOUT.pretrained_prefix}{name}".lstrip(".")
+
+
+def weight_key(key: str) -> str:
+    """Return the key of the parameter an anchor belongs to, the inverse of `anchor_key`."""
+    module, _, name = key.rpartition(".")
+    return f"{module}.{name.removeprefix(LAYOUT.pretrained_prefix)}".lstrip(".")
+
+
+def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
+    """Gather the tensors of several files; a key that two of them hold must be byte-equal."""
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        for key, entry in read_tensors(file).items():
+            earlier = tensors.setdefault(key, entry)
+            if earlier is not entry and not entry.same_bytes(earlier):
+                raise CheckpointError(
+                    f"{file}: {key!r} differs from the one in {earlier.file.name}; "
+                    "it is unclear which is right, so remove one of them"
+                )
+    return tensors
+
+
+class PlainCheckpoint(LocalArtifact):
+    """A Hugging Face folder, also the base of what a mixout checkpoint has in common with it.
+
+    Attributes:
+        metadata: The metadata of mixout; None for a plain checkpoint.
+    """
+
+    kind = "huggingface"
+    title = "Hugging Face folder"
+    body_runs_alone = True
+    knows_modules = True
+    runs_in = "PyTorch, float32, on the CPU"
+
+    def __init__(self, files: InputFiles) -> None:
+        super().__init__(files.folder, files)
+        self.metadata: MixoutMetadata | None = None
+
+    @property
+    def checkpoint(self) -> "PlainCheckpoint":
+        """This checkpoint."""
+        return self
+
+    @cached_property
+    def weight_paths(self) -> list[Path]:
+        """The files of the ordinary tensors."""
+        return weight_files(self.path, LAYOUT.weights, LAYOUT.weights_index)
+
+    @cached_property
+    def pretrained_paths(self) -> list[Path]:
+        """The files of the anchors, empty where they lie among the ordinary tensors."""
+        return weight_files(self.path, LAYOUT.pretrained, LAYOUT.pretrained_index)
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """The ordinary tensors by key, without the anchors of a mixout checkpoint."""
+        tensors = _collect(self.weight_paths)
+        refuse_unlisted(self.path / LAYOUT.weights_index, tensors)
+        return tensors
+
+    @property
+    def anchors(self) -> Mapping[str, TensorEntry]:
+        """The pretrained values by key; empty for a plain checkpoint."""
+        return {}
+
+    @property
+    def task(self) -> Task | None:
+        """The task of the checkpoint's head, None for a headless one."""
+        return task_of_config(self.config)
+
+    @property
+    def task_name(self) -> str | None:
+        """Name of the head's task; None without a head."""
+        return None if self.task is None else self.task.name
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Label names in the order of the head's outputs, None where the task has none."""
+        return labels_of(self.config, self.task)
+
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of the ordinary weight files."""
+        return digest_files(self.weight_paths)
+
+    def collapsed_config(self) -> dict[str, Any]:
+        """Return `config.json` as a plain checkpoint has it, with what `prepare` changed undone."""
+        return {key: value for key, value in self.config.items() if key != "mixout"}
+
+    def check_anchors(self, *, quickly: bool = False) -> None:
+        """Compare the anchors with the SHA-256 that `prepare` recorded, if there are any.
+
+        Args:
+            quickly: Whether a hash that shows damage, but not malice, is enough, where there is
+                one: right where the anchors are not used.
+
+        Raises:
+            CheckpointError: They differ, or a mixed module's anchor is missing.
+        """
+
+    def require_task(self) -> Task:
+        """Return the task of the checkpoint's head.
+
+        Raises:
+            CheckpointError: It has no head.
+        """
+        if self.task is None:
+            raise CheckpointError(
+                f"{self.path}: has no head, expected one; run prepare on it with --task"
+            )
+        return self.task
+
+    def require_metadata(self) -> MixoutMetadata:
+        """Return the metadata of mixout.
+
+        Raises:
+            CheckpointError: It is a plain checkpoint.
+        """
+        if self.metadata is None:
+            raise CheckpointError(
+                f"{self.path}: is a plain checkpoint, expected a mixout checkpoint; run prepare "
+                "on it"
+            )
+        return self.metadata
+
+    def require_weights(self) -> None:
+        """Check that there are safetensors weights.
+
+        Raises:
+            CheckpointError: There are none; the message says whether there is a pickle instead.
+        """
+        if self.weight_paths:
+            return
+        if any((self.path / n).exists() for n in (LAYOUT.pickle_weights, LAYOUT.pickle_index)):
+            raise CheckpointError(
+                f"{self.path}: has its weights only as a pickle ({LAYOUT.pickle_weights}), which "
+                "can run code when it is read; convert it, or run prepare with --allow-pickle"
+            )
+        raise CheckpointError(
+            f"{self.path}: holds no {LAYOUT.weights}, expected the weights there"
+            f"{other_kind(self.files)}"
+        )
+
+    @cached_property
+    def model(self) -> "PreTrainedModel":
+        """The plain model in float32, in evaluation mode, with a padding id if there is one.
+
+        Raises:
+            CheckpointError: It cannot be loaded.
+        """
+        import torch
+
+        from mixout_export.checkpoint.interface import settle_pad_token
+        from mixout_export.checkpoint.model import load_plain
+
+        model = load_plain(self, dtype=torch.float32)
+        settle_pad_token(model, self.tokenizer)
+        return model
+
+    @cached_property
+    def interface(self) -> "ModelInterface":
+        """What the model takes and gives."""
+        from mixout_export.checkpoint.interface import describe_interface
+        from mixout_export.checkpoint.model_inputs import shortest_batches
+
+        described = describe_interface(self.model, self.task, self.tokenizer)
+        for tried, batch in shortest_batches(described):
+            try:
+                self._runner(tried, described.inputs).run(batch.inputs)
+            except CheckpointError:
+                continue
+            return tried
+        return described  # if the model does not run, that is reported when it is used
+
+    def load(self) -> None:
+        """Load the model and find out its interface."""
+        _ = self.interface
+
+    def reopen(self, path: Path) -> "PlainCheckpoint":
+        """Open another checkpoint."""
+        return open_checkpoint(path)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the model's inputs."""
+        return self.interface.inputs
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the model's outputs."""
+        return self.interface.outputs
+
+    @property
+    def accepted_inputs(self) -> frozenset[str]:
+        """Inputs that the model's forward accepts."""
+        import inspect
+
+        return frozenset(inspect.signature(self.model.forward).parameters)
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether it is run one row at a time, because it has no padding id."""
+        return self.interface.pad_token_id is None
+
+    def runner(self, inputs: tuple[str, ...], *, headless: bool = False) -> "TorchRunner":
+        """Return what runs the model on these inputs, or only its body."""
+        return self._runner(self.interface, inputs, headless=headless)
+
+    def _runner(
+        self, interface: "ModelInterface", inputs: tuple[str, ...], *, headless: bool = False
+    ) -> "TorchRunner":
+        from mixout_export.checkpoint.interface import HEADLESS_OUTPUTS
+        from mixout_export.runners.torch_runner import TorchRunner
+
+        return TorchRunner(
+            self.model,
+            inputs=inputs,
+            outputs=HEADLESS_OUTPUTS if headless else interface.outputs,
+            headless=headless,
+            row_by_row=interface.pad_token_id is None,
+        )
+
+    def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
+        """Return the interface, which a checkpoint always knows."""
+        return self.interface
+
+    def epsilons(self, *, headless: bool) -> dict[str, float]:
+        """Return the epsilon of each normalization by the module's name."""
+        from mixout_export.runners.epsilons import model_epsilons
+
+        return model_epsilons(self.model.base_model if headless else self.model)
+
+    def trace(self, inputs: "Mapping[str, Array]", *, headless: bool) -> "Trace":
+        """Run the model and return the output of each call of each module."""
+        from mixout_export.checkpoint.experts import gathered_experts
+        from mixout_export.runners.trace import trace_modules
+
+        runner = self.runner(self.interface.inputs, headless=headless)
+        with gathered_experts(self.model):
+            return trace_modules(
+                self.model.base_model if headless else self.model, lambda: runner.run(inputs)
+            )
+
+    @cached_property
+    def parameter_keys(self) -> Set[str]:
+        """Keys on disk of what the architecture has."""
+        from mixout_export.surgery.key_names import disk_keys
+
+        return set(disk_keys(self.model).values())
+
+    @cached_property
+    def unused_keys(self) -> Set[str]:
+        """Keys on disk of what no output depends on."""
+        from mixout_export.checkpoint.model import unused_keys
+
+        return unused_keys(self.model, self.interface)
+
+    def hashes(self, *, with_cache: bool) -> Hashes:
+        """Return the hash of the weights, which graphs that were exported from them record."""
+        return Hashes(source=self.weights_sha256())
+
+    def part_files(self) -> Iterator[Path]:
+        """Yield the configuration and the files of the weights."""
+        yield self.path / LAYOUT.config
+        yield from self.weight_paths
+
+
+class MixoutCheckpoint(PlainCheckpoint):
+    """A checkpoint whose mixed layers know their pretrained weights.
+
+    As a model it is the plain one that it computes in evaluation.
+
+    Attributes:
+        metadata: The content of `mixout_config.json`, or what stands for it.
+        native: Whether the metadata come from `mixout_config.json`, rather than from a folder
+            that another trainer saved.
+    """
+
+    kind = "mixout"
+    title = "mixout checkpoint"
+
+    def __init__(self, files: InputFiles, metadata: MixoutMetadata, *, native: bool) -> None:
+        super().__init__(files)
+        self.metadata: MixoutMetadata = metadata
+        self.native = native
+
+    @cached_property
+    def _all(self) -> dict[str, TensorEntry]:
+        tensors = _collect([*self.weight_paths, *self.pretrained_paths])
+        for index in (LAYOUT.weights_index, LAYOUT.pretrained_index):
+            refuse_unlisted(self.path / index, tensors)
+        return tensors
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """The ordinary tensors by key, without the anchors."""
+        return {key: entry for key, entry in self._all.items() if not is_anchor(key)}
+
+    @cached_property
+    def anchors(self) -> Mapping[str, TensorEntry]:
+        """The pretrained values by key."""
+        return {key: entry for key, entry in self._all.items() if is_anchor(key)}
+
+    @property
+    def task(self) -> Task | None:
+        """The task of the checkpoint's head, None for a headless one."""
+        name = self.metadata.task
+        return super().task if name is None else known_task(name)
+
+    def collapsed_config(self) -> dict[str, Any]:
+        """Return `config.json` as a plain checkpoint has it, with what `prepare` changed undone."""
+        config = super().collapsed_config()
+        for change in self.metadata.config_changes:
+            if config.get(change.key) != change.after:
+                continue  # somebody set another value since: theirs stays
+            if change.present:
+                config[change.key] = change.before
+            else:
+                config.pop(change.key, None)
+        return config
+
+    def check_anchors(self, *, quickly: bool = False) -> None:
+        """Compare the anchors with the SHA-256 that `prepare` recorded."""
+        for module in self.metadata.modules:
+            if module.pretrained_key not in self.anchors:
+                raise CheckpointError(
+                    f"{self.path}: the pretrained weight {module.pretrained_key!r} is missing; "
+                    "restore the folder's pretrained weights or run prepare again"
+                )
+        expected = self.metadata.pretrained_sha256
+        foreign = not self.native and not self.pretrained_paths  # anchors in the ordinary files
+        if expected is None or foreign:
+            return
+        quick = self.metadata.pretrained_xxh3 if quickly else None
+        if quick is not None and quick_digest(self.pretrained_paths) == quick:
+            return
+        found = digest_files(self.pretrained_paths) if self.pretrained_paths else "none"
+        if found != expected:
+            raise CheckpointError(
+                f"{self.path / LAYOUT.pretrained}: has SHA-256 {found}, expected {expected} as "
+                f"recorded in {LAYOUT.mixout_config}; the pretrained weights were changed, "
+                "restore them or run prepare again"
+            )
+
+    def damage(self) -> tuple[str, ...]:
+        """Return what is wrong with the anchors, as a sentence."""
+        try:
+            self.check_anchors()
+        except CheckpointError as error:
+            return (str(error),)
+        return ()
+
+    def hashes(self, *, with_cache: bool) -> Hashes:
+        """Return no hash: graphs record those of the files that `collapse` writes."""
+        return Hashes()
+
+    def part_files(self) -> Iterator[Path]:
+        """Yield the configuration and the files of the weights and anchors."""
+        yield from super().part_files()
+        yield from self.pretrained_paths
+
+
+def own_task_name(config: Mapping[str, Any]) -> str | None:
+    """Return the task of a configuration's own head; None if it has none, or an unknown one."""
+    try:
+        task = task_of_config(config)
+    except CheckpointError:
+        return None
+    return None if task is None else task.name
+
+
+def labels_of(config: Mapping[str, Any], task: Task | None) -> tuple[str, ...] | None:
+    """Return label names in the order of the head's outputs, None where the task has none."""
+    if task is None or not task.has_labels:
+        return None
+    names = config.get("id2label")
+    if not isinstance(names, dict):  # transformers leaves its own default, two labels, out
+        return tuple(f"LABEL_{index}" for index in range(config.get("num_labels", 2)))
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
+def _metadata_of_config(record: Mapping[str, Any], origin: Path) -> MixoutMetadata:
+    """Build the metadata from what `inject_mixout` left in the model's configuration."""
+    if "config_changes" in record or "base" in record:
+        return parse_metadata(record, origin)
+    try:
+        names = list(record["modules"])
+        config = MixoutConfig(
+            record["p"],
+            record["granularity"],
+            record.get("target_modules", "all-linear"),
+            record.get("exclude_modules"),
+        )
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{origin}: the entry 'mixout' is malformed ({error!r})") from error
+    except MixoutError as error:
+        raise CheckpointError(f"{origin}: the entry 'mixout' is malformed: {error}") from error
+    keys = record.get("keys", {})  # of tensors that transformers stores under other names
+    modules = tuple(
+        MixedModule(name, "", keys.get(weight, weight), keys.get(anchor, anchor))
+        for name in names
+        for weight, anchor in [(f"{name}.weight", f"{name}.{LAYOUT.pretrained_prefix}weight")]
+    )
+    return MixoutMetadata(config=config, modules=modules)
+
+
+def other_kind(files: InputFiles) -> str:
+    """Say what a folder is that is no checkpoint, as the end of a sentence; "" if unknown."""
+    if (files.folder / LAYOUT.onnx).exists():
+        return "; it is an ONNX folder, so give the checkpoint that it was exported from"
+    return "; it is a bundle, so give the folder that it was made from" if files.is_bundle else ""
+
+
+def is_onnx_folder(folder: Path) -> bool:
+    """Tell whether a folder holds a graph, and no weights besides it."""
+    has_weights = any((folder / n).exists() for n in (LAYOUT.weights, LAYOUT.weights_index))
+    return (folder / LAYOUT.onnx).exists() and not has_weights
+
+
+def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
+    """Open the checkpoint in a folder.
+
+    Raises:
+        CheckpointError: There is no `config.json`, or a file is malformed.
+    """
+    config_path = files.folder / LAYOUT.config
+    if not config_path.exists():
+        raise CheckpointError(
+            f"{files.folder}: holds no {LAYOUT.config}, expected a Hugging Face checkpoint folder"
+            f"{other_kind(files)}"
+        )
+    metadata_path = files.folder / LAYOUT.mixout_config
+    if metadata_path.exists():
+        metadata = parse_metadata(files.read_json(LAYOUT.mixout_config), metadata_path)
+        return MixoutCheckpoint(files, metadata, native=True)
+    record = files.config.get("mixout")
+    if isinstance(record, dict):
+        metadata = _metadata_of_config(record, config_path)
+        return MixoutCheckpoint(files, metadata, native=False)
+    return PlainCheckpoint(files)
+
+
+def open_checkpoint(path: Path) -> PlainCheckpoint:
+    """Open a plain or a mixout checkpoint.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The checkpoint; its tensors' headers are read on first use.
+
+    Raises:
+        CheckpointError: There is no such folder, it holds no checkpoint, or a file is malformed.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such folder; check the path")
+    if path.suffix == ".onnx" or is_onnx_folder(path):
+        raise CheckpointError(
+            f"{path}: is an ONNX export, expected a Hugging Face folder or a mixout checkpoint"
+        )
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file, expected a checkpoint folder or an .onnx file")
+    return checkpoint_in(InputFiles(path))

@@ -1,0 +1,22 @@
+"""How the labels of two models differ, in words."""
+
+from collections.abc import Sequence
+
+from mixout_export.printable import one_line
+
+#: Labels of a model that a sentence lists; of more it has the first that differs.
+_FEW_LABELS = 10
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return one_line(", ".join(labels))
+
+
+def different_labels(found: Sequence[str], expected: Sequence[str]) -> str:
+    """Return how two models' labels differ, as the end of a sentence."""
+    if max(len(found), len(expected)) <= _FEW_LABELS:
+        return f"got {_listed(found)}, expected {_listed(expected)}"
+    if len(found) != len(expected):
+        return f"got {len(found)} labels, expected {len(expected)}"
+    number = next(n for n, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1)
+    return f"label {number} is {one_line(found[number])}, expected {one_line(expected[number])}"
