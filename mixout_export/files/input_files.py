@@ -72,6 +72,8 @@ class InputFiles:
     @property
     def is_bundle(self) -> bool:
         """Whether the folder's manifest says that `bundle` wrote it."""
+        if not (self.folder / LAYOUT.manifest).is_file():
+            return False
         try:
             content = json.loads(self.read(LAYOUT.manifest))
         except (OSError, ValueError, RecursionError):
