@@ -104,7 +104,7 @@ COMMANDS: dict[str, dict[str, tuple[str, ...]]] = {
     "verify collapsed graph --report OUT.html --drift": {"collapsed": PLAIN, "graph": PLAIN},
     "verify collapsed graph --data eval_file": {"collapsed": PLAIN, "graph": PLAIN},
     "verify collapsed bundle": {"collapsed": PLAIN, "bundle": ("manifest.json",)},
-    "verify collapsed optimum": {"collapsed": PLAIN, "optimum": PLAIN},
+    "verify collapsed flat": {"collapsed": PLAIN, "flat": PLAIN},
     "verify collapsed collapsed": {"collapsed": PLAIN},
     "inspect base": {"base": ("config.json",)},
     "inspect trained": {"trained": MIXOUT},
@@ -124,7 +124,7 @@ def bundles(way: Way) -> dict[str, Path]:
     from mixout_export.bundling.plan import BundleOptions
     from mixout_export.stages.bundle import bundle_onnx
 
-    servers = {"bundle": "triton", "optimum": "optimum"}
+    servers = {"bundle": "triton", "flat": "optimum"}
     for name, server in servers.items():
         bundle_onnx(way.graph, way.root / name, BundleOptions(server, "tiny"))
     return {name: way.root / name for name in servers}
