@@ -45,8 +45,8 @@ def read_data(
     tokenizer = reference.tokenizer or candidate.tokenizer
     if tokenizer is None:
         raise CheckpointError(
-            f"{reference.where}: has no tokenizer files, which --data needs; copy those of the base "
-            "into it"
+            f"{reference.where}: has no tokenizer files, which --data needs; copy those of the "
+            "base into it"
         )
     headless = reference.headless or candidate.headless
     return evaluation_data(
