@@ -44,7 +44,7 @@ def run_block(block: Block, folder: Path, **variables: str) -> str:
 
 def words(text: str) -> list[str]:
     """Return the lines of an output without what may differ: numbers, units, widths of columns."""
-    text = re.sub(r"[-+]?\d[\d,.]*\d(e[-+]?\d+)?|\d+", "0", text)
+    text = re.sub(r"[-+]?\d+([.,]\d+)*(e[-+]?\d+)?", "0", text)
     text = re.sub(r"\b0 (B|kB|MB|GB)\b", "0 bytes", text)
     text = re.sub(r"-{2,}", "--", text)
     return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
