@@ -88,3 +88,17 @@ def test_the_map_of_the_design_page_has_every_part() -> None:
     places = [folder / name for folder in (package, ROOT) for name in named]
     there = {place.stem for place in places if place.exists() or place.with_suffix(".py").exists()}
     assert {Path(name).name for name in named} - there == set()
+
+
+def test_the_errors_on_the_troubleshooting_page_exist() -> None:
+    page = (ROOT / "docs" / "troubleshoot.md").read_text("utf-8")
+    symptoms = "\n".join(re.findall(r"^\| (.+?) \|", page, re.MULTILINE))
+    quoted = {
+        span for span in re.findall(r"`([a-z][^`]* [^`]*)`", symptoms) if "mixout" not in span
+    }
+    sources = "\n".join(path.read_text("utf-8") for path in (ROOT / "mixout_export").rglob("*.py"))
+    sources = re.sub(r'"\s+f?"', "", sources)
+    assert quoted
+    for text in quoted:
+        pattern = re.escape(text).replace("nan", r"\S+").replace("inf", r"\S+")
+        assert re.search(pattern, sources), text
