@@ -138,9 +138,9 @@ def test_equal_options_and_moved_files_are_no_contradiction(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        (("--lr", 2e-5), "lr 0.008, got 2e-05"),  # though this is its default
-        (("--max-length", 9), "max-length 12, got 9"),
-        (("--p", 0.5), "p None, got 0.5"),
+        (("--lr", 2e-5), "with --lr 0.008, got 2e-05"),  # though this is its default
+        (("--max-length", 9), "with --max-length 12, got 9"),
+        (("--p", 0.5), "without --p, got 0.5"),
         (("--pack-sequences",), "pack-sequences: has no effect for text-classification"),
         (("--train-file", "dev.tsv"), "training-data-sha256"),
         (("--label-column", "body"), "'body'"),

@@ -309,11 +309,11 @@ def patch_training(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"lr": 1e-3}, "lr 0.008, got 0.001"),
-        ({"seed": 8}, "seed 1, got 8"),
-        ({"epochs": 5.0}, "epochs 4.0, got 5.0"),
-        ({"p": 0.5}, "p None, got 0.5"),
-        ({"batch_size": 16}, "batch-size 8, got 16"),
+        ({"lr": 1e-3}, "with --lr 0.008, got 0.001"),
+        ({"seed": 8}, "with --seed 1, got 8"),
+        ({"epochs": 5.0}, "with --epochs 4.0, got 5.0"),
+        ({"p": 0.5}, "without --p, got 0.5"),
+        ({"batch_size": 16}, "with --batch-size 8, got 16"),
     ],
 )
 def test_other_settings_are_refused(
@@ -321,7 +321,7 @@ def test_other_settings_are_refused(
 ) -> None:
     interrupt(ground, prepared, tmp_path / "out", 5)
     before = sorted((tmp_path / "out.partial").rglob("*"))
-    with pytest.raises(ArgumentError, match=f"was started with {named}; leave this option out"):
+    with pytest.raises(ArgumentError, match=f"was started {named}; leave it out"):
         ground.run(tmp_path / "out", prepared=prepared, resume=True, **{**OPTIONS, **change})
     assert sorted((tmp_path / "out.partial").rglob("*")) == before
 

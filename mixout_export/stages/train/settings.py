@@ -103,16 +103,18 @@ def check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[st
     anew = "or give --overwrite to start a new run"
     defaults = asdict(TrainOptions())  # of options that an earlier version did not have
     options = {**defaults, **current_names(earlier["options"])}
-    for before, now, remedy in (
-        (options, settings["options"], "leave this option out to resume with the same value"),
-        (earlier["data"], settings["data"], "give the same data"),
-    ):
+    for before, now in ((options, settings["options"]), (earlier["data"], settings["data"])):
         for key in sorted({*before, *now}):
-            if before.get(key) != now.get(key):
-                raise ArgumentError(
-                    f"{folder}: the run was started with {key.replace('_', '-')} "
-                    f"{before.get(key)}, got {now.get(key)}; {remedy}, {anew}"
-                )
+            was, name = before.get(key), key.replace("_", "-")
+            if was == now.get(key):
+                continue
+            remedy = "use the same"
+            if key in defaults:
+                name, remedy = f"--{name}", "leave it out to resume with the same value"
+            started = f"without {name}" if was is None else f"with {name} {was}"
+            raise ArgumentError(
+                f"{folder}: the run was started {started}, got {now.get(key)}; {remedy}, {anew}"
+            )
     for key in ("prepared_sha256", "pretrained_sha256"):
         if earlier[key] != settings[key]:
             raise ArgumentError(
