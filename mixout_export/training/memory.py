@@ -16,7 +16,7 @@ def keep_freed_memory() -> bool:
     ones go back to the system, and having their pages again costs up to a tenth of a step on a CPU.
 
     Returns:
-        Whether the C library knows how; others are left as they are.
+        Whether the C library supports it. Other libraries are left unchanged.
     """
     if not sys.platform.startswith("linux"):
         return False
