@@ -415,7 +415,9 @@ def test_resuming_what_is_complete_does_nothing(way: Way, program: Program, tmp_
     assert content(out) == before
 
 
-def test_a_file_or_a_pipe_gets_lines_without_control_characters(way: Way, program: Program, tmp_path: Path) -> None:
+def test_a_file_or_a_pipe_gets_lines_without_control_characters(
+    way: Way, program: Program, tmp_path: Path
+) -> None:
     data = ("--train-file", way.train_file, "--eval-file", way.eval_file)
     run = program("train", way.prepared, tmp_path / "o", *data, "--max-steps", 3).done()
     assert run.err.startswith("step 0/3: training on 48 examples\nstep 0/3: evaluation loss ")
