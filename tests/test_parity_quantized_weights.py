@@ -89,7 +89,7 @@ def test_one_changed_integer_is_found_and_the_tensor_named(
     found = audit(tmp_path, constants(**{f"{name}_quantized": values}))
     (problem,) = found.problems
     assert problem.key == {"table": "table", "val_1": "linear"}[name]
-    assert f"steps from the graph's '{name}_quantized'" in problem.reason
+    assert f"quantization steps from the graph's '{name}_quantized'" in problem.reason
 
 
 def test_a_tensor_scaled_by_a_percent_is_found(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_what_was_changed_is_said(plain: Path, candidates: dict[str, Path]) -> N
             f"rows {first} to {VOCABULARY - 1}, set to 0"
         )
         assert what["wrong epsilon"].endswith("1e-12 → 0.001")
-        assert what["dropped bias"].endswith("intermediate.dense.bias left out")
+        assert what["dropped bias"].endswith("intermediate.dense.bias removed")
 
 
 @pytest.mark.parametrize(

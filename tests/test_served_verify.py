@@ -307,7 +307,7 @@ def test_a_server_that_shows_the_right_hash_and_computes_another_graph_is_named(
     old = older(model, tmp_path / "old.onnx", 0.01)
     with served(old, parameters={"model_sha256": sha256(model)}) as server:
         result = verify(graph, server)
-    reasons(result, "shows the hash of the right graph and computes something else")
+    reasons(result, "shows the hash of the right graph but computes something else")
 
 
 def test_a_mixout_checkpoint_has_no_hash_that_a_server_could_show(

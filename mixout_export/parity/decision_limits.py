@@ -1,4 +1,4 @@
-"""What an output is judged by as a whole, where its values one by one say too little."""
+"""Limits for an output as a whole, for precisions where single values are not meaningful."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,14 @@ from mixout_export.parity.decisions import DecisionCounts
 
 @dataclass(frozen=True)
 class DecisionLimits:
-    """What an output is judged by as a whole; None where it is not.
+    """Limits for an output as a whole. None means no limit.
 
     Attributes:
-        agreement: Least share of equal decisions, in [0, 1].
-        mean_shift: Largest mean total variation distance of the decisions' probabilities.
-        relative_l2: Largest ‖candidate − reference‖ / ‖reference‖ of an output that carries no
-            decisions, or none that counts.
+        agreement: Smallest share of equal decisions, in [0, 1].
+        mean_shift: Largest mean total variation distance of the decisions' probabilities, in
+            [0, 1].
+        relative_l2: Largest ‖candidate − reference‖ / ‖reference‖. It applies only if no decisions
+            are judged.
     """
 
     agreement: float | None = None
@@ -21,13 +22,13 @@ class DecisionLimits:
     relative_l2: float | None = None
 
     def shortfall(self, judged: DecisionCounts | None, relative_l2: float, *, on_data: bool) -> str:
-        """Return which bound an output misses, as the end of a sentence; "" if none.
+        """Return the limit that an output exceeds, as the end of a sentence; "" if none.
 
         Args:
-            judged: The decisions that count; None where the output carries none.
+            judged: The decisions to judge; None if the output has no decisions.
             relative_l2: ‖candidate − reference‖ / ‖reference‖.
-            on_data: Whether those are all decisions on the user's own data; else they are the sure
-                ones of the battery.
+            on_data: Whether `judged` holds all decisions on the user's data. Otherwise it holds
+                the sure decisions of the battery.
         """
         if judged is None or not judged.decisions:
             if self.relative_l2 is None or relative_l2 <= self.relative_l2:
@@ -43,15 +44,15 @@ class DecisionLimits:
             )
         if self.mean_shift is not None and judged.mean_shift > self.mean_shift:
             return (
-                f"moves probabilities by {judged.mean_shift:.3g} in the mean over {where}, "
+                f"changes probabilities by {judged.mean_shift:.3g} on average over {where}, "
                 f"expected at most {self.mean_shift:g}"
             )
         return ""
 
 
-#: By precision. int8 weights move values by an amount that depends on the model, so what counts is
-#: what they decide; the other precisions judge every value. Where nothing is decided, the norm has
-#: to do: a 22 M BERT's hidden states move by 0.2 of theirs.
+#: Precision → limits. int8 changes values by an amount that depends on the model, so its decisions
+#: are judged. Other precisions have a tolerance for every value. For an output without decisions,
+#: the norm is judged: the hidden states of a BERT with 22 M parameters change by 0.2 of their norm.
 DECISION_LIMITS: dict[str, DecisionLimits] = {
     "int8": DecisionLimits(agreement=0.97, mean_shift=0.05, relative_l2=0.3),
 }

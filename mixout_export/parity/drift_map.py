@@ -1,4 +1,4 @@
-"""Where two sides part: how far apart each module's output is, in the order of execution."""
+"""The drift map: how far each module's output differs, in the order of execution."""
 
 import math
 from dataclasses import dataclass
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModuleDrift:
-    """How far one call of a module is apart on the two sides.
+    """How far the output of one call of a module differs.
 
     Attributes:
-        module: Its qualified name; "" is the model itself.
-        kind: Name of its class, "Linear" say; "" where only graphs are compared.
-        relative_l2: ‖candidate − reference‖ / ‖reference‖ of its output, infinite where either is
-            NaN or infinite alone; None if it could not be compared.
-        max_abs: Largest |candidate − reference| of its output; None likewise.
-        shape: Shape of its output; None likewise.
-        call: Which of the module's calls this is, from 0, where it is called several times.
-        reason: Why it could not be compared, "not in the graph" for instance; "" if it was.
+        module: Qualified name of the module; "" is the model itself.
+        kind: Class name, for example "Linear"; "" if only graphs are compared.
+        relative_l2: ‖candidate − reference‖ / ‖reference‖ of the output. It is infinite if only
+            one side is NaN or infinite, and None if the output could not be compared.
+        max_abs: Largest |candidate − reference| of the output; None if it was not compared.
+        shape: Shape of the output; None if it was not compared.
+        call: Number of the call, from 0. Some modules are called several times.
+        reason: Why the output was not compared, for example "not in the graph"; "" if it was.
     """
 
     module: str
@@ -30,12 +30,12 @@ class ModuleDrift:
 
     @property
     def label(self) -> str:
-        """The name for people: the model itself has one too, and later calls are numbered."""
+        """The module's name in messages, with the number of the call from the second call on."""
         name = self.module or "(the model)"
         return f"{name}, call {self.call + 1}" if self.call else name
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; None stands for infinity, which JSON lacks."""
+        """Return the fields as JSON values. JSON has no infinity, so None replaces it."""
         fields = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in vars(self).items()
@@ -45,14 +45,14 @@ class ModuleDrift:
 
 @dataclass(frozen=True)
 class DriftMap:
-    """The modules of a model in the order in which they end, and how far each is apart.
+    """How far each module's output differs, in the order in which the modules finish.
 
     Attributes:
         modules: One entry for each call of each module.
         tolerance: Largest relative L2 difference that rounding explains.
-        batch: Name of the battery's batch it was measured on.
-        shape: Shape of the inputs that were run, a part of that batch.
-        seconds: Wall time.
+        batch: Name of the batch that was run.
+        shape: Shape of the inputs that were run, which are a part of that batch.
+        seconds: Wall time, in seconds.
     """
 
     modules: tuple[ModuleDrift, ...]
@@ -62,7 +62,7 @@ class DriftMap:
     seconds: float
 
     def leaves(self, drift: ModuleDrift) -> bool:
-        """Tell whether a module is beyond the tolerance."""
+        """Return whether a module's output is beyond the tolerance."""
         return drift.relative_l2 is not None and drift.relative_l2 > self.tolerance
 
     @property
@@ -72,21 +72,21 @@ class DriftMap:
 
     @property
     def not_compared(self) -> tuple[ModuleDrift, ...]:
-        """Those whose outputs could not be, each with its reason."""
+        """The modules whose outputs were not compared."""
         return tuple(drift for drift in self.modules if drift.relative_l2 is None)
 
     @property
     def first(self) -> ModuleDrift | None:
-        """The first module that leaves the tolerance; None if none does."""
+        """The first module beyond the tolerance; None if all are within it."""
         return next((drift for drift in self.modules if self.leaves(drift)), None)
 
     @property
     def worst(self) -> ModuleDrift | None:
-        """The module that is furthest apart; None if none could be compared."""
+        """The module that differs most; None if none was compared."""
         return max(self.compared, key=lambda drift: drift.relative_l2 or 0.0, default=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         first, worst = self.first, self.worst
         return {
             "first": None if first is None else first.label,

@@ -1,10 +1,10 @@
-"""Account for every weight of a folder among an ONNX graph's constants, by hash.
+"""Find every weight of a checkpoint among an ONNX graph's constants.
 
-An exporter renames weights, transposes those of linear layers and drops biases that are all
-zero, so keys say nothing; the bytes do. A tensor is found if a constant of the graph has the
-hash of its values, as they are, transposed, or rounded to a dtype that the graph uses. The hash is
-a quick one, and what it finds is compared byte by byte, so nothing can be made to look the same. Of
-int8 constants each value is compared, for there a weight is within half a step of what it was.
+Names do not help: an exporter renames weights, transposes those of linear layers, and drops biases
+that are all zero. So the search compares values. A weight is found if a constant has the same
+bytes, either directly, or transposed, or rounded to a dtype that the graph uses. A fast hash
+selects candidates, and their bytes are then compared. For int8 constants, every value must be
+within half a quantization step of the weight.
 """
 
 import math
@@ -25,7 +25,7 @@ from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.parity.quantized_weights import QuantizedConstant, quantized_constants
 from mixout_export.parity.weights import WeightAudit, WeightProblem
 
-#: Floating-point dtypes a graph may hold weights in.
+#: Floating-point dtypes that a graph may use for weights.
 _GRAPH_DTYPES = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.FLOAT16: torch.float16,
@@ -35,10 +35,10 @@ _GRAPH_DTYPES = {
 
 _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
-#: So many steps away, one of several quantised constants is another weight, not a damaged form.
+#: A quantized constant at least this many steps away is another weight, not a damaged copy.
 _ANOTHER_WEIGHT = 16.0
 
-#: A graph's constants of fewer elements than this are not worth listing.
+#: Smallest number of elements of a constant that is listed as unexplained.
 _SMALL_CONSTANT = 64
 
 
@@ -47,7 +47,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 class GraphConstants:
-    """The constants of an ONNX graph, found by their bytes."""
+    """The constants of an ONNX graph, which can be looked up by their bytes."""
 
     def __init__(self, path: Path) -> None:
         """Read the graph's initializers and constant nodes.
@@ -82,7 +82,7 @@ class GraphConstants:
             ) from error
 
     def may_hold(self, nbytes: int) -> bool:
-        """Tell whether any constant has that many bytes."""
+        """Return whether any constant has that many bytes."""
         return nbytes in self._same_length
 
     def find(self, raw: memoryview) -> tuple[str, ...]:
@@ -95,7 +95,7 @@ class GraphConstants:
             return ()
         with self._reading():
             found = self._hashed(raw.nbytes).get(xxhash.xxh3_128_digest(raw), ())
-            wanted = np.frombuffer(raw, np.uint8)  # compares faster than a memoryview does
+            wanted = np.frombuffer(raw, np.uint8)  # NumPy compares faster than a memoryview
             return tuple(
                 name
                 for name, tensor in found
@@ -103,7 +103,7 @@ class GraphConstants:
             )
 
     def _hashed(self, nbytes: int) -> dict[bytes, list[tuple[str, ir.TensorProtocol]]]:
-        """Return the constants of one length by their hash, computed when first asked for."""
+        """Return hash → constants of one length in bytes. The hashes are computed once."""
         if nbytes not in self._by_hash:
             hashed = self._by_hash[nbytes] = {}
             for name, tensor in self._same_length[nbytes]:
@@ -112,7 +112,7 @@ class GraphConstants:
         return self._by_hash[nbytes]
 
     def floating(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the value of every floating-point constant."""
+        """Yield the name and value of every floating-point constant."""
         for constants in self._same_length.values():
             for name, tensor in constants:
                 if name in self.sizes:
@@ -122,25 +122,25 @@ class GraphConstants:
                     yield name, flat.reshape(tuple(tensor.shape.numpy()))
 
     def quantized_as(self, size: int) -> list[QuantizedConstant]:
-        """Return the integer constants of that many elements."""
+        """Return the quantized constants with that many elements."""
         return [constant for constant in self.quantized if constant.values.size == size]
 
     @property
     def coarseness(self) -> int:
-        """How much was rounded: 0 not at all, 1 to half precision, 2 to integers."""
+        """How weights were rounded: 0 not at all, 1 to half precision, 2 to integers."""
         if self.quantized:
             return 2
         return int(any(dtype.itemsize < 4 for dtype in self.float_dtypes))
 
     @property
     def float_dtypes(self) -> list[torch.dtype]:
-        """The floating-point dtypes among the constants, widest first."""
+        """The floating-point dtypes of the constants, widest first."""
         found = [_GRAPH_DTYPES[dtype] for dtype in self.dtypes if dtype in _GRAPH_DTYPES]
         return sorted(found, key=lambda dtype: (-dtype.itemsize, str(dtype)))
 
 
 def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
-    """Yield the name and value of every initializer and constant attribute, subgraphs too."""
+    """Yield the name and value of every initializer and constant attribute, also in subgraphs."""
     for graph in model.graphs():
         for name, value in graph.initializers.items():
             if value.const_value is not None:
@@ -152,7 +152,7 @@ def _constants(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 
 def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, tuple[str, ...]] | None:
-    """Return how a tensor was found and the constants that hold it; None if it was not."""
+    """Return how a tensor was found and which constants hold it; None if it was not found."""
     if entry.dtype not in FLOATING:
         names = constants.find(memoryview(entry.read())) if constants.may_hold(entry.nbytes) else ()
         return ("direct", names) if names else None
@@ -164,7 +164,7 @@ def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, tuple[str
 
 
 def _find_values(stored: Tensor, constants: GraphConstants) -> tuple[str, tuple[str, ...]] | None:
-    """Return how values were found and the constants that hold them; None if they were not."""
+    """Return how values were found and which constants hold them; None if they were not found."""
     for dtype in constants.float_dtypes:
         if not constants.may_hold(stored.numel() * dtype.itemsize):
             continue
@@ -183,10 +183,10 @@ def _find_values(stored: Tensor, constants: GraphConstants) -> tuple[str, tuple[
 def _unexplained(
     tensors: Mapping[str, TensorEntry], constants: GraphConstants, used: Set[str]
 ) -> set[str]:
-    """Return the floating-point constants, scalars aside, that are no tensor in any form.
+    """Return the constants, except scalars, that are not a checkpoint tensor in any form.
 
-    An output embedding tied to the input's lies in the graph both ways, so the transposes of
-    tensors that were found as they are count too.
+    A graph may hold a tied embedding twice, directly and transposed. Tensors that were found
+    directly are therefore also searched in transposed form.
     """
     left = {name for name, size in constants.sizes.items() if name not in used and size > 1}
     sizes = {constants.sizes[name] for name in left}
@@ -201,7 +201,7 @@ def _unexplained(
 def _unexplained_integers(
     tensors: Mapping[str, TensorEntry], constants: GraphConstants, used: Set[str]
 ) -> set[str]:
-    """Return the quantised constants that are no tensor in any form."""
+    """Return the quantized constants that are not a checkpoint tensor in any form."""
     left = {
         constant.name: constant for constant in constants.quantized if constant.name not in used
     }
@@ -216,7 +216,7 @@ def _unexplained_integers(
 def _explain_absence(
     absent: Mapping[str, TensorEntry], parameters: Set[str], unused: Callable[[], Set[str]]
 ) -> dict[str, str]:
-    """Return the reasons why tensors may be absent from a graph, where there are any."""
+    """Return tensor → reason, for tensors that a graph does not need."""
     reasons = {key: "no parameter of the architecture" for key in absent if key not in parameters}
     if absent.keys() - reasons:
         idle = unused()
@@ -227,7 +227,7 @@ def _explain_absence(
 
 
 def _missing(entry: TensorEntry, constants: GraphConstants, unexplained: Set[str]) -> WeightProblem:
-    """Say what is wrong with a tensor that was not found."""
+    """Describe the problem with a tensor that was not found."""
     reason = "is not among the graph's constants"
     left = [c for c in constants.quantized_as(math.prod(entry.shape)) if c.name in unexplained]
     if not left or entry.dtype not in FLOATING:
@@ -240,8 +240,8 @@ def _missing(entry: TensorEntry, constants: GraphConstants, unexplained: Set[str
         return WeightProblem(entry.key, reason)
     return WeightProblem(
         entry.key,
-        f"is {distance:.3g} steps from the graph's {nearest!r}, expected at most half a step of "
-        "rounding to int8",
+        f"is {distance:.3g} quantization steps from the graph's {nearest!r}, expected at most half "
+        "a step",
     )
 
 
@@ -252,18 +252,18 @@ def audit_graph(
     parameters: Set[str],
     unused: Callable[[], Set[str]],
 ) -> WeightAudit:
-    """Look for every tensor of a folder among a graph's constants.
+    """Search every tensor of a checkpoint among a graph's constants.
 
     Args:
-        tensors: The folder's tensors, without anchors.
+        tensors: The checkpoint's tensors, without anchors.
         graph: The `.onnx` file.
-        parameters: Keys on disk of what the loaded model has.
-        unused: Gives the parameters that no output depends on; called only if something is
+        parameters: Keys on disk of the loaded model's parameters.
+        unused: Returns the parameters that no output depends on. It is called only if a tensor is
             missing.
 
     Returns:
-        The audit. Found "direct", "transposed" (either also "rounded"), or "zero": not there
-        because adding zero changes nothing.
+        The audit. Tensors were found "direct" or "transposed", either of them also "rounded to …".
+        "zero" counts tensors that are all zero, which an exporter may drop.
     """
     constants = GraphConstants(graph)
     counts: Counter[str] = Counter()
@@ -277,7 +277,7 @@ def audit_graph(
             counts[found[0]] += 1
             used.update(found[1])
     unexplained = _unexplained(tensors, constants, used)
-    # a zero bias is dropped, unless the graph has a constant of its size that is not zero
+    # A bias of zeros may be absent, unless the graph has an unexplained constant of its size.
     floating = [name for name in unexplained if name in constants.sizes]
     sizes = {constants.sizes[name] for name in floating}
     zero = {
@@ -304,10 +304,10 @@ def audit_graph(
 
 
 def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
-    """Look for every floating-point constant of one graph in another.
+    """Search every floating-point constant of one graph in another.
 
-    If the reference's were rounded, and the candidate's were not or less, the candidate's are what
-    is looked for.
+    If the reference was rounded more than the candidate, the candidate's constants are searched in
+    the reference.
     """
     ours, theirs = GraphConstants(reference), GraphConstants(candidate)
     where = "candidate"
@@ -323,7 +323,7 @@ def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
         elif value.ndim:
             problems.append(WeightProblem(name, f"is not among the {where}'s constants"))
         else:
-            ignored[name] = "a scalar, which may have become part of an operator"
+            ignored[name] = "a scalar that may be part of an operator now"
     for constant in ours.quantized:
         if theirs.find(memoryview(constant.values.tobytes())):
             counts["direct"] += 1

@@ -1,26 +1,30 @@
-"""The images that a vision model is run on: of all shades, and with each channel by itself."""
+"""Make the test images for a vision model."""
 
 import numpy as np
 import numpy.typing as npt
 
 Images = npt.NDArray[np.float32]
 
-#: Batches of noise, by their number of images.
+#: Number of images in each batch of noise.
 BATCHES = (1, 2, 3, 5)
 
-#: Brightness of images of one shade; a processor's normalised images lie within about ±2.6.
+#: Values of images of one shade. The values of normalized images are within about ±2.6.
 SHADES = (-2.0, -0.5, 0.0, 0.5, 2.0)
 
 
 def _single_channels(shape: tuple[int, int, int]) -> Images:
-    """Light one channel after another, float32 `(channels, channels, height, width)`."""
+    """Return images with one channel at 1 and the others at 0.
+
+    Returns:
+        float32 `(channels, channels, height, width)`.
+    """
     channels, height, width = shape
     lit = np.eye(channels, dtype=np.float32)[:, :, None, None]
     return np.broadcast_to(lit, (channels, channels, height, width)).copy()
 
 
 def _halves(shape: tuple[int, int, int], random: np.random.Generator) -> Images:
-    """Light the upper, the lower, the left and the right half, which positions tell apart."""
+    """Return images with noise in the upper, lower, left or right half, to test positions."""
     _, height, width = shape
     images = random.standard_normal((4, *shape)).astype(np.float32)
     images[0, :, height // 2 :] = 0.0
@@ -37,7 +41,7 @@ def make_images(
 
     Args:
         shape: (channels, height, width) of an image.
-        random: Draws them.
+        random: Random generator.
 
     Returns:
         Name and images of each batch, float32 `(batch, channels, height, width)`.

@@ -1,4 +1,7 @@
-"""Recognise a weight in an integer constant: within half a step, and in steps as fine as can be."""
+"""Recognize the weight that an integer constant holds.
+
+Every value must be within half a quantization step of the weight, and the steps must be fine.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,31 +15,32 @@ Integers = npt.NDArray[np.integer]
 
 _INTEGERS = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT32)
 
-#: How onnxruntime names a quantised constant and what belongs to it.
+#: Suffixes that onnxruntime gives to a quantized constant, its scale and its zero point.
 _SUFFIX, _SCALE, _ZERO_POINT = "_quantized", "_scale", "_zero_point"
 
-#: Rounding to the nearest step moves a value by half a step, and float32 by its own rounding.
+#: Tolerance, in steps. Rounding to the nearest step moves a value by half a step, and computing in
+#: float32 adds its own rounding.
 _HALF_A_STEP = 0.501
 _FLOAT32_ROUNDING = 2.0**-22
 
-#: A weight must reach at least this many steps: 7 bits with a sign reach 64. Any weight lies within
-#: half a step of nothing but zeros if the steps are large enough.
+#: Smallest number of steps that the largest weight must use; signed 7-bit integers have 64. Without
+#: this limit, integers that are all zero would match any weight if the step is large enough.
 _LEAST_STEPS = 60.0
 
-#: Rows compared at once, and in a first look.
+#: Number of rows that are compared at once, and that are compared first.
 _ROWS, _FIRST_ROWS = 4096, 2
 
 
 @dataclass(frozen=True)
 class QuantizedConstant:
-    """An integer constant and the real numbers it stands for: scale · (values − zero_point).
+    """An integer constant that stands for the real numbers scale · (values − zero_point).
 
     Attributes:
-        name: Its name.
+        name: Name of the constant.
         values: The integers.
-        scale: The steps: one, or one for each index along one dimension of `values`.
-        zero_point: The integers that stand for 0, of the scale's shape.
-        parts: Names of the scale and the zero point.
+        scale: The quantization steps, float32: one, or one per index of an axis of `values`.
+        zero_point: The integers that stand for 0, in the shape of `scale`.
+        parts: Names of the scale and the zero point in the graph.
     """
 
     name: str
@@ -46,7 +50,7 @@ class QuantizedConstant:
     parts: tuple[str, ...]
 
     def _shapes(self) -> Iterator[tuple[int, ...]]:
-        """Yield the shapes in which the steps can lie along the values, the last axis first."""
+        """Yield the shapes in which the steps can be broadcast to the values, last axis first."""
         if self.scale.size == 1:
             yield (1,) * self.values.ndim
             return
@@ -55,15 +59,15 @@ class QuantizedConstant:
                 yield tuple(-1 if i == axis else 1 for i in range(self.values.ndim))
 
     def distance(self, weight: Floats, *, stop: float = np.inf) -> float:
-        """Return how far a weight is from this constant, in steps.
+        """Return the largest distance between a weight and this constant, in steps.
 
         Args:
-            weight: float32.
-            stop: Stop measuring where it is farther than this.
+            weight: The weight, float32.
+            stop: Stop when the distance is larger than this.
 
         Returns:
-            The largest |weight − scale · (values − zero_point)| / scale; infinite if the shape is
-            another, or the steps are coarser than the weight needs.
+            The largest |weight − scale · (values − zero_point)| / scale. It is infinite if the
+            shapes differ or the steps are too coarse.
         """
         if weight.shape != self.values.shape or not weight.ndim:
             return np.inf
@@ -80,7 +84,7 @@ class QuantizedConstant:
                 return worst
             rows = slice(start, start + _ROWS)
             worst = max(worst, self._rows(weight, steps, zeros, rows))
-        narrow = self.values.dtype.itemsize == 1  # 32 bits are never too few
+        narrow = self.values.dtype.itemsize == 1  # 32-bit integers are fine enough
         return np.inf if narrow and self._too_coarse(weight, shape) else worst
 
     def _rows(self, weight: Floats, steps: Floats, zeros: Integers, rows: slice) -> float:
@@ -93,16 +97,16 @@ class QuantizedConstant:
         return float(np.where(np.isnan(distance), np.inf, distance).max(initial=0.0))
 
     def _too_coarse(self, weight: Floats, shape: tuple[int, ...]) -> bool:
-        """Tell whether a weight that is not 0 reaches fewer steps than integers have."""
+        """Return whether a weight other than 0 uses fewer steps than `_LEAST_STEPS`."""
         axes = tuple(i for i, length in enumerate(shape) if length == 1)
         reach = np.abs(weight).max(axis=axes, keepdims=True)
         return bool(((reach > 0) & (reach < _LEAST_STEPS * self.scale.reshape(shape))).any())
 
     def holds(self, weight: Floats) -> str | None:
-        """Return how this constant holds a weight, "direct" or "transposed"; None if it does not.
+        """Return "direct" or "transposed" if this constant holds a weight in that form, else None.
 
         Args:
-            weight: float32 of any shape.
+            weight: The weight, float32 of any shape.
         """
         for how, form in (("direct", weight), ("transposed", weight.T)):
             if self.distance(form, stop=_HALF_A_STEP) <= _HALF_A_STEP:
@@ -113,14 +117,14 @@ class QuantizedConstant:
 def quantized_constants(
     model: ir.Model, constants: Mapping[str, ir.TensorProtocol]
 ) -> tuple[QuantizedConstant, ...]:
-    """Find a graph's quantised constants.
+    """Find a graph's quantized constants.
 
-    They are known by the names that onnxruntime's quantiser gives, which its optimiser keeps, or
-    because a DequantizeLinear reads them.
+    A constant is quantized if it has a name as onnxruntime's quantizer gives it, or if a
+    DequantizeLinear node reads it.
 
     Args:
         model: The graph.
-        constants: Its constants by name.
+        constants: Name → constant of the graph.
     """
     found: dict[str, QuantizedConstant] = {}
     for name, scale, zero_point in (*_named(constants), *_dequantized(model)):

@@ -1,4 +1,4 @@
-"""What came out of a comparison, and why it does not hold."""
+"""The result of a comparison, and the reasons why parity does not hold."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -16,34 +16,33 @@ from mixout_export.parity.weights import WeightAudit
 
 @dataclass(frozen=True)
 class ParityResult:
-    """Whether two sides are the same model.
+    """The result of comparing a candidate with a reference.
 
-    Parity holds if what both say of themselves agrees, and what their modules are set to, every
-    weight is accounted for, and every output of the battery is within tolerance.
+    Parity holds if the descriptions and the module settings of both sides agree, every weight is
+    accounted for, and every output of the battery is within tolerance.
 
     Attributes:
-        reference: What the candidate should be.
-        candidate: What was compared with it.
-        mismatches: What they say of themselves and do not agree on, as sentences.
-        weights: The weight audit; None where the candidate is on a server, which shows none.
-        outputs: The outputs' differences; empty if they could not be compared.
-        tolerance: What each value was judged by; None where only the outputs as a whole are.
-        limits: What the outputs were judged by as a whole.
-        precision: Whose defaults these are: "fp32", "fp16", "bf16" or "int8"; "given" if the user
-            chose the tolerance.
-        coverage: What the battery touched; None if nothing was run.
-        headless: Whether only the bodies were compared, as one side has no head.
-        generation: How graphs of a causal language model generate; None where it was not run.
-        seconds: Wall time of the comparison.
-        metrics: The task's metrics of the reference and of the candidate, where labels were given.
-        drift: How far each module is apart; None where it was not looked at.
-        settings: What the sides' modules are set to and do not agree on, as sentences.
-        self_test: What the checks made of known faults; None where it was not asked for, or where
-            parity does not hold without a fault.
-        serving: How a server serves; None where the candidate is not on one.
-        manifests: What does not match the manifests of the sides' folders, as sentences; what is
-            compared is what lies there now.
-        no_drift: Why there is no drift map where one was wanted; "" otherwise.
+        reference: Path of the reference.
+        candidate: Path or address of the candidate.
+        mismatches: Differences between the descriptions of both sides, as sentences.
+        weights: The weight audit; None for a candidate on a server, which does not show weights.
+        outputs: The differences of each output; empty if outputs could not be compared.
+        tolerance: Tolerance for each value; None if only the outputs as a whole are judged.
+        limits: Limits for the outputs as a whole.
+        precision: Precision whose default tolerance and limits apply: "fp32", "fp16", "bf16" or
+            "int8"; "given" if the user chose the tolerance.
+        coverage: What the battery covered; None if nothing was run.
+        headless: Whether only the models' bodies were compared, because one side has no head.
+        seconds: Wall time of the comparison, in seconds.
+        generation: The comparison of generated text; None if it was not run.
+        metrics: Metric → its value for the reference and for the candidate; None without labels.
+        drift: How far each module's output differs; None if it was not measured.
+        settings: Differences between the settings of the modules of both sides, as sentences.
+        self_test: Which known faults the checks caught; None if the self-test was not run.
+        serving: How the server serves the model; None if the candidate is not on a server.
+        manifests: Files that do not match the manifests of the folders, as sentences. The
+            comparison used the files as they are now.
+        no_drift: Why a requested drift map could not be made; "" otherwise.
     """
 
     reference: str
@@ -78,17 +77,17 @@ class ParityResult:
 
     @property
     def passed(self) -> bool:
-        """Whether parity holds, folders match their manifests, and a self-test passed."""
+        """Whether parity holds, the folders match their manifests, and any self-test passed."""
         tested = self.self_test is None or self.self_test.passed
         return self.holds and tested and not self.manifests
 
     @property
     def max_abs(self) -> float:
-        """Largest difference of any output; infinite if none could be compared."""
+        """Largest difference of any output; infinite if no output was compared."""
         return max((output.max_abs for output in self.outputs), default=float("inf"))
 
     def criteria(self) -> str:
-        """Return what the outputs were judged by, for people: "atol 1e-05, rtol 0.0001"."""
+        """Return the tolerance and limits as text, for example "atol 1e-05, rtol 0.0001"."""
         tolerance, limits = self.tolerance, self.limits
         parts = []
         if tolerance is not None:
@@ -100,7 +99,7 @@ class ParityResult:
         return ", ".join(parts)
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why `passed` is not so, as sentences; empty if it is."""
+        """Return why `passed` is false, as sentences; empty if it is true."""
         return (
             *self.mismatches,
             *self._weight_reasons(),
@@ -116,14 +115,14 @@ class ParityResult:
         if self.serving is None:
             return ()
         differ = self.outputs and not all(output.holds for output in self.outputs)
-        why = {
+        cause = {
             "not shown": "does not show which graph it serves; it may be another version of the "
-            "model: see what was loaded into it",
-            "this graph": "shows the hash of the right graph and computes something else: it was "
-            "loaded with another, or its configuration is of another version; load both again",
+            "model. Check which files the server has loaded",
+            "this graph": "shows the hash of the right graph but computes something else. It may "
+            "have loaded another graph or an older configuration; load both again",
         }.get(self.serving.graph)
-        guess = (f"{self.candidate} {why}",) if differ and why else ()
-        return (*guess, *self.serving.reasons())
+        causes = (f"{self.candidate} {cause}",) if differ and cause else ()
+        return (*causes, *self.serving.reasons())
 
     def _drift_reasons(self) -> list[str]:
         first = None if self.drift is None else self.drift.first
@@ -168,7 +167,7 @@ class ParityResult:
         return reasons
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as plain JSON values."""
+        """Return the result as JSON values."""
         return {
             "reference": self.reference,
             "candidate": self.candidate,

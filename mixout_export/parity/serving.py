@@ -1,4 +1,4 @@
-"""How a server serves: who answered, to how many clients at once, and how fast."""
+"""The result of checking a server: its version, its answers to several clients, its speed."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Latency:
-    """How long requests took, as the client sees them, in milliseconds.
+    """Time of requests as the client measures it, in milliseconds.
 
     Attributes:
-        p50: Half of them took less.
-        p90: Nine in ten took less.
-        p99: 99 in 100 took less.
-        longest: None took longer.
+        p50: Median.
+        p90: 90th percentile.
+        p99: 99th percentile.
+        longest: Maximum.
     """
 
     p50: float
@@ -23,20 +23,20 @@ class Latency:
 
 @dataclass(frozen=True)
 class ConcurrencyOutcome:
-    """What several clients at once were answered.
+    """The answers to several clients that sent requests at the same time.
 
     Attributes:
-        clients: Clients that asked at the same time, each with inputs of its own.
-        requests: Requests that all of them had to make.
-        own: Requests that got their own answer.
-        mixed_up: Those that got the answer to another's inputs.
-        changed: Those that got an answer unlike the one that the same inputs get alone.
-        lost: Those that got none.
-        retried: Requests that were sent again as the connection failed.
-        latency: How long the answered ones took; None if there are none.
+        clients: Number of clients. Each had its own inputs.
+        requests: Number of requests of all clients.
+        own: Requests that got the answer to their own inputs.
+        mixed_up: Requests that got the answer to another client's inputs.
+        changed: Requests that got another answer than the same inputs get alone.
+        lost: Requests that got no answer.
+        retried: Requests that were sent again because the connection failed.
+        latency: Time of the answered requests; None if there are none.
         per_second: Answers per second.
-        failure: Why the first of the lost was; "" if none was.
-        too_alike: Inputs whose answers are too like another's to be told apart.
+        failure: Why the first lost request got no answer; "" if none was lost.
+        too_alike: Number of inputs whose answers are too similar to recognize.
     """
 
     clients: int
@@ -57,32 +57,32 @@ class ConcurrencyOutcome:
         return self.own == self.requests
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why it does not hold; empty if it does."""
+        """Return why `holds` is false, as sentences; empty if it is true."""
         clients = f"{self.clients} clients at once" if self.clients > 1 else "a client"
         of = f"of {self.requests} requests by {clients}"
-        why = f", the first because {self.failure}" if self.failure else ""
-        told = (
+        cause = f", the first because {self.failure}" if self.failure else ""
+        counts = (
             (self.mixed_up, f"{self.mixed_up} {of} got an answer to other inputs"),
             (self.changed, f"{self.changed} {of} got another answer than the same inputs alone"),
-            (self.lost, f"{self.lost} {of} got no answer{why}"),
+            (self.lost, f"{self.lost} {of} got no answer{cause}"),
         )
-        return tuple(text for count, text in told if count)
+        return tuple(text for count, text in counts if count)
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What was found of a server besides its numbers.
+    """What was found out about a server, apart from its outputs.
 
     Attributes:
-        server: Its name and version, as it says.
-        platform: What runs the model there, as it says; "" if unknown.
+        server: Name and version that the server reports.
+        platform: Runtime that the server reports for the model; "" if unknown.
         protocol: How tensors were sent: "json", "binary" or "grpc".
-        versions: Versions of the model that answered, where the server says which.
-        graph: What the served graph's hash says: "this graph", "another graph of these weights",
-            "these weights", "another version", "not shown", or "not comparable" where it is shown
-            and the reference has none of the kind.
-        concurrency: What several clients at once were answered; None where nothing could be asked.
-        notes: What a reader should know and is no fault, as sentences.
+        versions: Versions of the model that answered, if the server reports them.
+        graph: Result of comparing the hashes that the server shows: "this graph", "another graph
+            of these weights", "these weights", "another version", "not shown", or "not comparable"
+            if the reference has no such hash.
+        concurrency: Answers to several clients at a time; None if no request was possible.
+        notes: Remarks that are not faults, as sentences.
     """
 
     server: str
@@ -95,11 +95,11 @@ class Serving:
 
     @property
     def holds(self) -> bool:
-        """Whether one version alone gave each client its own answers."""
+        """Whether a single version answered and every client got its own answers."""
         return len(self.versions) <= 1 and (self.concurrency is None or self.concurrency.holds)
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why it does not hold; empty if it does."""
+        """Return why `holds` is false, as sentences; empty if it is true."""
         several = len(self.versions) > 1
         versions = f"answers came from several versions of the model: {', '.join(self.versions)}"
         return (
@@ -108,7 +108,7 @@ class Serving:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        plain["crowd"] = plain.pop("concurrency")  # the name that programs read it by
+        plain["crowd"] = plain.pop("concurrency")  # the key in --json, which must not change
         return {**plain, "holds": self.holds}

@@ -1,1 +1,1 @@
-"""Run a model on a batch: in PyTorch, in onnxruntime, with a key/value cache or without."""
+"""Run a model on a batch, in PyTorch or in onnxruntime, with or without a key/value cache."""

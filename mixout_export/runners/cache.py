@@ -1,4 +1,4 @@
-"""Models with a key/value cache, whose tensors are named as Optimum and transformers.js do."""
+"""Run models with a key/value cache. Its tensors have the names of Optimum and transformers.js."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ _PAST, _PRESENT = "past_key_values.", "present."
 
 
 def cache_outputs(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]:
-    """Return a cache's inputs with the outputs that give them back; empty where one does not."""
+    """Return cache input → the output that extends it; {} if any of these outputs is missing."""
     pairs = {name: name.replace(_PAST, _PRESENT, 1) for name in inputs if name.startswith(_PAST)}
     return pairs if set(pairs.values()) <= set(outputs) else {}
 
@@ -18,48 +18,51 @@ def cache_outputs(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, st
 class CachedRunner:
     """A model with a key/value cache.
 
-    As a runner it has neither the cache's inputs nor its outputs: each batch is read with an empty
-    cache, like by any other model. `extend` reads on where a cache ends.
+    `run` hides the cache: it reads each batch with an empty one, so the model works like any other.
+    `extend` reads tokens that follow the tokens in a cache.
     """
 
     def __init__(self, whole: Runner, empty: Mapping[str, Array]) -> None:
-        """Take what runs the model with all of its inputs and outputs.
+        """Create a runner.
 
         Args:
-            whole: Runs it.
-            empty: A row's cache of no tokens, float `(1, heads, 0, size)` by input name.
+            whole: Runner of the model with all of its inputs and outputs.
+            empty: Input name → empty cache of one row, float `(1, heads, 0, size)`.
         """
         self._whole = whole
         self._empty = empty
         self._grown = cache_outputs(tuple(empty), whole.outputs)
         self.inputs = tuple(name for name in whole.inputs if name not in empty)
-        given_back = set(self._grown.values())
-        self.outputs = tuple(name for name in whole.outputs if name not in given_back)
+        cache = set(self._grown.values())
+        self.outputs = tuple(name for name in whole.outputs if name not in cache)
 
     def empty(self, rows: int) -> dict[str, Array]:
-        """Return a cache of no tokens, float `(rows, heads, 0, size)` by input name."""
+        """Return an empty cache: input name → float `(rows, heads, 0, size)`."""
         return {name: np.repeat(value, rows, axis=0) for name, value in self._empty.items()}
 
     def extend(
         self, inputs: Mapping[str, Array], cache: Mapping[str, Array]
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Read the tokens that follow a cache; return the outputs, and the cache grown by them.
+        """Read the tokens that follow those in a cache.
 
         Args:
             inputs: `input_ids` and `position_ids`, int64 `(batch, new)`, and the `attention_mask`
-                of everything so far, int64 `(batch, past + new)`.
-            cache: What `empty` or `extend` returned.
+                of all tokens so far, int64 `(batch, past + new)`.
+            cache: A cache that `empty` or `extend` returned.
+
+        Returns:
+            The outputs, and the cache extended by the new tokens.
 
         Raises:
             ArgumentError: An input is missing.
             CheckpointError: The model does not accept the batch.
         """
-        given = self._whole.run({**inputs, **cache})
-        grown = {name: given[output] for name, output in self._grown.items()}
-        return {name: given[name] for name in self.outputs}, grown
+        outputs = self._whole.run({**inputs, **cache})
+        grown = {name: outputs[output] for name, output in self._grown.items()}
+        return {name: outputs[name] for name in self.outputs}, grown
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch, read with an empty cache.
+        """Compute the outputs of one batch with an empty cache.
 
         Raises:
             ArgumentError: An input is missing.

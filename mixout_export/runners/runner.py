@@ -1,4 +1,4 @@
-"""What runs a model on a batch, whatever the model is made of."""
+"""The interface of everything that runs a model on a batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,18 +11,18 @@ Array = npt.NDArray[Any]
 
 
 class Runner(Protocol):
-    """Something that computes named outputs from named inputs."""
+    """Computes named outputs from named inputs."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of the inputs it takes."""
+        """Names of the inputs that the model takes."""
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of the outputs it gives."""
+        """Names of the outputs that the model returns."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch; inputs it does not take are ignored."""
+        """Compute the outputs of one batch. Inputs that the model does not take are ignored."""
 
 
 def require_inputs(
@@ -32,6 +32,6 @@ def require_inputs(
     missing = [name for name in names if name not in inputs]
     if missing:
         raise ArgumentError(
-            f"{where}: the {what} takes an input {missing[0]!r} that the batch lacks; it has "
+            f"{where}: the {what} needs an input {missing[0]!r}, but the batch has only "
             f"{', '.join(inputs)}"
         )

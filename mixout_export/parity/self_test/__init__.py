@@ -1,1 +1,1 @@
-"""Known faults in copies of a candidate: what catches them, and what does not."""
+"""The self-test: put known faults into copies of a candidate, and see which checks catch them."""

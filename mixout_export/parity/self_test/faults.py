@@ -1,4 +1,4 @@
-"""The faults: what each does to a copy of a model, whatever the model is stored as."""
+"""The faults of the self-test. Each changes a copy of a model, in any file format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
-#: A tensor by what it is there for: a linear layer of the body, a bias of one, a table.
+#: The purpose of a tensor in the model.
 Role = Literal["linear", "positions", "segments", "vocabulary", "classifier", "classifier bias"]
 
-#: Keras's default, which a conversion forgets to replace.
+#: Default of Keras, which remains if a conversion forgets to replace it.
 _DEFAULT_EPSILON = 1e-3
 
 
 class NotApplicableError(Exception):
-    """A model cannot have a fault; the message says why."""
+    """A fault is not possible in this model. The message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Part:
     """A tensor that a fault changes.
 
     Attributes:
-        name: Its key, or its name in the graph.
-        label: The same for people: exporters give some tensors names that say nothing.
-        value: What it holds, float32; linear layers as `(out_features, in_features)`.
-        epsilon: Distance of 1 from the next number of the dtype it is stored in.
+        name: Key of the tensor, or its name in the graph.
+        label: Name of the tensor in messages, because exporters give some tensors odd names.
+        value: Values, float32. Those of a linear layer have shape `(out_features, in_features)`.
+        epsilon: Distance from 1 to the next larger number of the dtype on disk.
     """
 
     name: str
@@ -39,43 +39,46 @@ class Part:
 
 
 class Copier(Protocol):
-    """A candidate of which changed copies can be written."""
+    """Writes changed copies of a candidate."""
 
     def part(self, role: Role) -> Part:
-        """Return the tensor of a role.
+        """Return the tensor with a role.
 
         Raises:
-            NotApplicableError: There is none.
+            NotApplicableError: The model has no such tensor.
         """
 
     def write(self, out: Path, values: Mapping[str, Array]) -> Path:
-        """Write a copy with other values, by the parts' names, and return its path."""
+        """Write a copy with other values (part name → values), and return its path."""
 
     def write_without_bias(self, out: Path) -> tuple[Path, str]:
-        """Write a copy that lacks a linear layer's bias; return its path and the bias's name."""
+        """Write a copy without the bias of a linear layer. Return its path and the bias's name."""
 
     def write_with_epsilon(self, out: Path, choose: Callable[[float], float]) -> tuple[Path, str]:
-        """Write a copy whose normalisations have another epsilon; return its path and what it is.
+        """Write a copy with another epsilon in its normalizations.
 
         Args:
-            out: The copy's folder.
-            choose: Gives the new epsilon for the present one.
+            out: Folder of the copy.
+            choose: Returns the new epsilon for the present one.
+
+        Returns:
+            The path of the copy, and a description of the change.
         """
 
     def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
-        """Write a copy whose labels are named otherwise, and return its path."""
+        """Write a copy with other label names, and return its path."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong in practice.
+    """A fault that occurs in practice.
 
     Attributes:
-        name: What it is called.
-        inject: Writes a copy with the fault into a folder that does not exist, from a copier and
-            the labels' names; returns its path and what was changed.
-        changes_outputs: Whether it changes what the model computes by more than rounding does, so
-            that the battery has to catch it too.
+        name: Name of the fault.
+        inject: Writes a copy with the fault. It takes a copier, a folder that does not exist and
+            the label names, and returns the path of the copy and a description of the change.
+        changes_outputs: Whether the fault changes the outputs by more than rounding does. If so,
+            the battery has to catch it too.
     """
 
     name: str
@@ -94,7 +97,7 @@ def _change_scalar(copier: Copier, out: Path, labels: Sequence[str] | None) -> t
     part = copier.part("linear")
     value = part.value.copy()
     index = np.unravel_index(np.argmax(np.abs(value)), value.shape)
-    value[index] *= np.float32(1.0 - max(1e-3, 4 * part.epsilon))  # larger might be clipped
+    value[index] *= np.float32(1.0 - max(1e-3, 4 * part.epsilon))  # a larger value might be clipped
     where = ", ".join(str(int(i)) for i in index)
     return copier.write(out, {part.name: value}), f"{part.label}[{where}], one number"
 
@@ -106,7 +109,7 @@ def _zero_rows(
     rows = len(part.value)
     first = rows - count(rows)
     if not part.value[first:].any():
-        raise NotApplicableError(f"the last rows of {part.label} are zero as they are")
+        raise NotApplicableError(f"the last rows of {part.label} are already zero")
     value = part.value.copy()
     value[first:] = 0.0
     which = f"row {first}" if first == rows - 1 else f"rows {first} to {rows - 1}"
@@ -126,7 +129,7 @@ def _zero_vocabulary(copier: Copier, out: Path, labels: Sequence[str] | None) ->
 
 
 def _classifier(copier: Copier) -> list[Part]:
-    """Return the classifier's weight `(labels, in_features)` and, if it has one, its bias."""
+    """Return the classifier's weight `(labels, in_features)` and its bias, if it has one."""
     parts = [copier.part("classifier")]
     try:
         parts.append(copier.part("classifier bias"))
@@ -138,13 +141,13 @@ def _classifier(copier: Copier) -> list[Part]:
 def _swap_classes(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple[Path, str]:
     parts = _classifier(copier)
     if len(parts[0].value) < 2:
-        raise NotApplicableError("the classifier has one output")
+        raise NotApplicableError("the classifier has only one output")
     order = np.arange(len(parts[0].value))
     order[:2] = 1, 0
     if all(np.array_equal(part.value[0], part.value[1]) for part in parts):
         raise NotApplicableError("the classifier's first two outputs are equal")
     path = copier.write(out, {part.name: part.value[order] for part in parts})
-    return path, f"{parts[0].label}, outputs 0 and 1 exchanged"
+    return path, f"{parts[0].label}, outputs 0 and 1 swapped"
 
 
 def _stale_classifier(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple[Path, str]:
@@ -156,10 +159,10 @@ def _stale_classifier(copier: Copier, out: Path, labels: Sequence[str] | None) -
 
 def _swap_labels(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple[Path, str]:
     if labels is None or len(labels) < 2:
-        raise NotApplicableError("the task has no two labels")
+        raise NotApplicableError("the task has fewer than two labels")
     first, second, *others = labels
     path = copier.write_with_labels(out, [second, first, *others])
-    return path, f"the names of labels 0 and 1 ({first}, {second}) exchanged"
+    return path, f"the names of labels 0 and 1 ({first}, {second}) swapped"
 
 
 def _other_epsilon(epsilon: float) -> float:
@@ -172,7 +175,7 @@ def _change_epsilon(copier: Copier, out: Path, labels: Sequence[str] | None) -> 
 
 def _drop_bias(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple[Path, str]:
     path, name = copier.write_without_bias(out)
-    return path, f"{name} left out"
+    return path, f"{name} removed"
 
 
 FAULTS = (

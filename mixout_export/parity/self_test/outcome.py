@@ -1,4 +1,4 @@
-"""What became of each fault."""
+"""The results of the self-test."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,21 +6,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FaultOutcome:
-    """What the checks made of one fault.
+    """Which checks caught one fault. A field is "" if that check did not catch it.
 
     Attributes:
-        fault: Its name.
-        what: What was changed, "encoder.layer.3.output.dense.weight × 1.001" say; "" if nothing.
-        changes_outputs: Whether it changes what the model computes, so that the battery is
-            expected to see it.
-        not_applicable: Why the candidate cannot have it; "" if it can.
-        labels: What the comparison of labels, and of all else that both sides say of themselves,
-            said; "" if nothing.
-        settings: What the comparison of the modules' settings said; "" likewise.
-        audit: The first tensors that the weight audit named; "" if it saw nothing.
-        battery: Where the battery's outputs first left the tolerance; "" if they did not.
-        drift: The first module that the drift map named; "" if none, or if it was not drawn.
-        seconds: Wall time.
+        fault: Name of the fault.
+        what: The change, for example "encoder.layer.3.output.dense.weight × 1.001".
+        changes_outputs: Whether the fault changes outputs, so that the battery should catch it.
+        not_applicable: Why the fault is not possible in this candidate; "" if it is possible.
+        labels: What the comparison of labels and other descriptions found.
+        settings: What the comparison of the modules' settings found.
+        audit: The first tensors that the weight audit reported.
+        battery: Where an output of the battery first left the tolerance.
+        drift: The first module that the drift map reported.
+        seconds: Wall time, in seconds.
     """
 
     fault: str
@@ -36,28 +34,28 @@ class FaultOutcome:
 
     @property
     def caught_by(self) -> tuple[str, ...]:
-        """The checks that saw it, of "labels", "settings", "audit", "battery", "drift"."""
+        """The checks that caught it, of "labels", "settings", "audit", "battery" and "drift"."""
         checks = ("labels", "settings", "audit", "battery", "drift")
         return tuple(check for check in checks if getattr(self, check))
 
     @property
     def caught(self) -> bool:
-        """Whether `verify` would have refused the copy: a drift alone refuses nothing."""
+        """Whether `verify` would have refused the copy. The drift map alone refuses nothing."""
         return any((self.labels, self.settings, self.audit, self.battery))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         caught = None if self.not_applicable else self.caught
         return {**vars(self), "caught": caught, "caught_by": list(self.caught_by)}
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """Whether the checks catch what they are there for.
+    """The result of the self-test.
 
     Attributes:
-        faults: What became of each fault.
-        seconds: Wall time.
+        faults: The outcome of each fault.
+        seconds: Wall time, in seconds.
     """
 
     faults: tuple[FaultOutcome, ...]
@@ -65,32 +63,32 @@ class SelfTest:
 
     @property
     def applied(self) -> tuple[FaultOutcome, ...]:
-        """The faults that the candidate can have."""
+        """The faults that are possible in this candidate."""
         return tuple(fault for fault in self.faults if not fault.not_applicable)
 
     @property
     def missed(self) -> tuple[FaultOutcome, ...]:
-        """Those that nothing caught."""
+        """The faults that no check caught."""
         return tuple(fault for fault in self.applied if not fault.caught)
 
     @property
     def missed_by_battery(self) -> tuple[FaultOutcome, ...]:
-        """Those that change outputs, though never beyond the tolerance in the battery."""
+        """The faults that change outputs, but never beyond the tolerance in the battery."""
         return tuple(f for f in self.applied if f.changes_outputs and not f.battery)
 
     @property
     def passed(self) -> bool:
-        """Whether there were faults, and each was caught."""
+        """Whether at least one fault was tried and every one was caught."""
         return bool(self.applied) and not self.missed
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why it did not pass, as sentences; empty if it did."""
+        """Return why the self-test did not pass, as sentences; empty if it passed."""
         if not self.applied:
-            return ("self-test: none of the faults applies to the candidate",)
+            return ("self-test: none of the faults is possible in the candidate",)
         return tuple(f"self-test: {f.fault} ({f.what}) was not caught" for f in self.missed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         return {
             "passed": self.passed,
             "applied": len(self.applied),
