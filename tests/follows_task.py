@@ -19,9 +19,8 @@ from mixout_export.tasks.decision import Decision, Words
 ANSWERS = ("follows", "does not follow")
 
 
-class Order(Decision):
-    def answer(self, chosen: int, ids: Sequence[int], words: Words) -> str:
-        return f"“{words.token(ids[-2])}” {ANSWERS[chosen]}"
+def answer(chosen: int, ids: Sequence[int], words: Words) -> str:
+    return f"“{words.token(ids[-2])}” {ANSWERS[chosen]}"
 
 
 FOLLOWS = Task(
@@ -35,7 +34,7 @@ FOLLOWS = Task(
         Metric("mistakes", lower_is_better=True, note="mistakes is the number of wrong answers."),
         Metric("share"),
     ),
-    decision=Order(),
+    decision=Decision(answer=answer),
     usage=Usage(
         text='"the cat", "sleeps"',
         answer='print("follows:", outputs.logits.argmax(-1).item() == 0)',
@@ -60,12 +59,7 @@ class Pairs(Examples):
 
 class FollowsReader(Reader):
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         first, then = (
             find_first(table, (name,), (), kind=name, option="--text-column")

@@ -2,13 +2,22 @@
 
 import pytest
 
-from mixout_export.data.columns import Columns, find_columns
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.readers.text_classification import TextClassification
 from mixout_export.data.tables import Table
 from mixout_export.errors import DataError
 
 
 def _table(*names: str) -> Table:
     return Table("data.tsv", {name: ["x"] for name in names}, 1, [2])
+
+
+def find(table: Table, **named: str) -> tuple[str | None, str | None, str]:
+    """Return the text, the second text and the label."""
+    found = TextClassification().find(table, ColumnNames.named(**named), ())
+    assert found.label is not None
+    (label,) = found.label
+    return found.text, found.text_pair, label
 
 
 @pytest.mark.parametrize(
@@ -36,30 +45,26 @@ def _table(*names: str) -> Table:
     ],
 )
 def test_usual_names(names: tuple[str, ...], expected: tuple[str, str | None, str]) -> None:
-    assert find_columns(_table(*names)) == Columns(*expected)
+    assert find(_table(*names)) == expected
 
 
 def test_named_columns_win() -> None:
     table = _table("sentence1", "sentence2", "other", "label", "grade")
-    everything = find_columns(
-        table, text_column="other", text_pair_column="sentence1", label_column="grade"
-    )
-    assert everything == Columns("other", "sentence1", "grade")
-    alone = find_columns(table, text_column="sentence1")
-    assert alone == Columns("sentence1", None, "label")
+    everything = find(table, text="other", text_pair="sentence1", label="grade")
+    assert everything == ("other", "sentence1", "grade")
+    alone = find(table, text="sentence1")
+    assert alone == ("sentence1", None, "label")
 
 
 def test_a_named_pair_joins_the_text_that_is_found() -> None:
-    assert find_columns(_table("text", "reply", "label"), text_pair_column="reply") == Columns(
-        "text", "reply", "label"
+    assert find(_table("text", "reply", "label"), text_pair="reply") == ("text", "reply", "label")
+    assert find(_table("sentence", "text", "label"), text_pair="sentence") == (
+        "text",
+        "sentence",
+        "label",
     )
-    assert find_columns(
-        _table("sentence", "text", "label"), text_pair_column="sentence"
-    ) == Columns("text", "sentence", "label")
     table = _table("question", "sentence", "passage", "label")
-    assert find_columns(table, text_pair_column="passage") == Columns(
-        "question", "passage", "label"
-    )
+    assert find(table, text_pair="passage") == ("question", "passage", "label")
 
 
 @pytest.mark.parametrize(
@@ -70,12 +75,12 @@ def test_a_named_pair_joins_the_text_that_is_found() -> None:
         (("question", "sentence", "passage", "label"), {}, "question + sentence, question + pas"),
         (("text", "y"), {}, "no column has a usual name for labels; its columns are text, y"),
         (("text", "score", "stars"), {}, "several columns may hold labels (score, stars)"),
-        (("text", "label"), {"text_column": "b"}, "no column 'b'; its columns are text, label"),
-        (("text", "label"), {"text_pair_column": "b"}, "choose one with --text-pair-column"),
-        (("text", "label"), {"label_column": "b"}, "choose one with --label-column"),
+        (("text", "label"), {"text": "b"}, "no column 'b'; its columns are text, label"),
+        (("text", "label"), {"text_pair": "b"}, "choose one with --text-pair-column"),
+        (("text", "label"), {"label": "b"}, "choose one with --label-column"),
         (
             ("text", "label"),
-            {"text_column": "text", "text_pair_column": "text"},
+            {"text": "text", "text_pair": "text"},
             "column 'text' is both the text and the second text",
         ),
     ],
@@ -84,7 +89,7 @@ def test_what_cannot_be_found_is_refused(
     names: tuple[str, ...], named: dict[str, str], expected: str
 ) -> None:
     with pytest.raises(DataError) as caught:
-        find_columns(_table(*names), **named)
+        find(_table(*names), **named)
     message = str(caught.value)
     assert expected in message
     assert message.startswith("data.tsv: ")
@@ -96,4 +101,4 @@ def test_what_cannot_be_found_is_refused(
 )
 def test_the_message_names_the_option(names: tuple[str, ...], option: str) -> None:
     with pytest.raises(DataError, match=f"choose one with {option}$"):
-        find_columns(_table(*names))
+        find(_table(*names))

@@ -29,21 +29,6 @@ _OTHER_LABELS = ("target", "class", "category", "score", "stars", "rating")
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Names of the columns to read.
-
-    Attributes:
-        text: The text.
-        text_pair: The second text, None for single texts.
-        label: The label.
-    """
-
-    text: str
-    text_pair: str | None
-    label: str
-
-
-@dataclass(frozen=True)
 class ColumnNames:
     """Columns that a user named or that a task found. `None` means not set.
 
@@ -221,30 +206,6 @@ def find_texts(
             "column with --text-pair-column"
         )
     return text, pair
-
-
-def find_columns(
-    table: Table,
-    *,
-    text_column: str | None = None,
-    text_pair_column: str | None = None,
-    label_column: str | None = None,
-) -> Columns:
-    """Find the columns to read: those that are named, else by their usual names in any case.
-
-    Args:
-        table: The data.
-        text_column: As in `find_texts`.
-        text_pair_column: As in `find_texts`.
-        label_column: Column of the label; None finds it.
-
-    Raises:
-        DataError: As in `find_texts`; the same for the label.
-    """
-    text, pair = find_texts(table, text_column=text_column, text_pair_column=text_pair_column)
-    if label_column is not None:
-        return Columns(text, pair, _require(table, label_column, "--label-column"))
-    return Columns(text, pair, find_label(table))
 
 
 def find_optional_label(

@@ -13,6 +13,9 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError, CheckpointError
 
+#: Label of a token that the loss ignores, in PyTorch and transformers.
+IGNORED = -100
+
 #: One value for each token of an example, for example its ids.
 Row = Sequence[int] | NDArray[Any]
 

@@ -34,12 +34,7 @@ class Reader(ABC):
 
     @abstractmethod
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find the columns to read: those that are named, else by their usual names in any case.
 

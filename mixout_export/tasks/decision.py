@@ -1,6 +1,6 @@
 """What a task decides from an output, and how a report words a decision."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,95 +21,51 @@ class Words(Protocol):
         """Return the text of a token of the vocabulary."""
 
 
+def _label(chosen: int, ids: Sequence[int], words: Words) -> str:
+    del ids  # other decisions need them
+    return words.label(chosen)
+
+
 @dataclass(frozen=True)
 class Decision:
-    """A decision for one of the labels.
+    """A decision. An input may have several: for each token, or for each label.
 
     Attributes:
         rule: How an output becomes a decision.
+        answer: Words what was decided. It is given the index of the largest value (or 0 or 1 under
+            the rule "sign"), the token ids of the input, and what gives the words.
+        about: What the index of a decision names, if an input has several decisions.
+        marks_answers: Whether the answers are tokens of the input, which a report then marks.
     """
 
     rule: Rule = "argmax"
-
-    def answer(self, chosen: int, ids: Sequence[int], words: Words) -> str:
-        """Return what was decided.
-
-        Args:
-            chosen: Index of the largest value, or 1 for a positive value under the rule "sign".
-            ids: Token ids of the input.
-            words: Gives the words.
-        """
-        del ids  # other decisions need them
-        return words.label(chosen)
+    answer: Callable[[int, Sequence[int], Words], str] = _label
+    about: Literal["token", "label"] = "token"
+    marks_answers: bool = False
 
     def place(self, index: Sequence[int], words: Words) -> str:
-        """Return what the decision is about; "" if the input has a single decision.
-
-        Args:
-            index: Index of the decision among those of its input.
-            words: Gives the words.
-        """
-        del words  # other decisions need them
-        return f"token {index[0]}" if index else ""
+        """Return what a decision is about; "" if the input has a single decision."""
+        if not index:
+            return ""
+        return words.label(index[0]) if self.about == "label" else f"token {index[0]}"
 
     def marks(self, index: Sequence[int], reference: int, candidate: int) -> dict[int, Role]:
-        """Return the positions of the input's tokens to mark.
-
-        Args:
-            index: Index of the decision among those of its input.
-            reference: What the reference decides.
-            candidate: What the candidate decides.
-        """
-        del reference, candidate
-        return {index[0]: "place"} if index else {}
+        """Return the positions of the input's tokens to mark, from what both sides decide."""
+        if self.marks_answers:
+            return {reference: "reference", candidate: "candidate"}
+        return {index[0]: "place"} if index and self.about == "token" else {}
 
 
-@dataclass(frozen=True)
-class YesOrNo(Decision):
-    """A yes or no for each label."""
-
-    rule: Rule = "sign"
-
-    def answer(self, chosen: int, ids: Sequence[int], words: Words) -> str:
-        """Return "yes" or "no"."""
-        return "yes" if chosen else "no"
-
-    def place(self, index: Sequence[int], words: Words) -> str:
-        """Return the label."""
-        return words.label(index[0]) if index else ""
-
-    def marks(self, index: Sequence[int], reference: int, candidate: int) -> dict[int, Role]:
-        """Mark nothing: the decision is about the whole input."""
-        return {}
-
-
-class Choice(Decision):
-    """A decision for one of several texts."""
-
-    def answer(self, chosen: int, ids: Sequence[int], words: Words) -> str:
-        """Return the number of the text."""
-        return f"choice {chosen}"
-
-
-class Position(Decision):
-    """A decision for one of the input's tokens."""
-
-    def answer(self, chosen: int, ids: Sequence[int], words: Words) -> str:
-        """Return the token's position and text."""
-        return f"token {chosen}, “{words.token(ids[chosen])}”"
-
-    def marks(self, index: Sequence[int], reference: int, candidate: int) -> dict[int, Role]:
-        """Mark both sides' tokens."""
-        return {reference: "reference", candidate: "candidate"}
-
-
-class Token(Decision):
-    """A decision for a token of the vocabulary."""
-
-    def answer(self, chosen: int, ids: Sequence[int], words: Words) -> str:
-        """Return the token's text."""
-        return words.token(chosen)
-
-
-#: A label, a yes or no for each label, a text, a token of the input, a token of the vocabulary.
-LABEL, YES_OR_NO, CHOICE, POSITION, TOKEN = Decision(), YesOrNo(), Choice(), Position(), Token()
+#: One of the labels.
+LABEL = Decision()
+#: Yes or no for each label.
+YES_OR_NO = Decision("sign", lambda chosen, *_: "yes" if chosen else "no", about="label")
+#: One of several texts.
+CHOICE = Decision(answer=lambda chosen, *_: f"choice {chosen}")
+#: One of the input's tokens.
+POSITION = Decision(
+    answer=lambda chosen, ids, words: f"token {chosen}, “{words.token(ids[chosen])}”",
+    marks_answers=True,
+)
+#: A token of the vocabulary.
+TOKEN = Decision(answer=lambda chosen, _, words: words.token(chosen))

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import Encoding
+from mixout_export.data.encoding import IGNORED, Encoding
 from mixout_export.data.readers.running_text import (
-    IGNORED,
     RunningText,
     TextReader,
     read_sequences,

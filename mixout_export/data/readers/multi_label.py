@@ -65,12 +65,7 @@ class MultiLabel(Reader):
     """
 
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find text, second text and labels. Columns named after the labels take precedence."""
         text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)

@@ -95,12 +95,7 @@ class MultipleChoice(Reader):
     uses: ClassVar[frozenset[str]] = frozenset({"choices-column"})
 
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find prompt, the beginning of the choices, the choices and the label."""
         choices = _find_choices(table, named)

@@ -201,12 +201,7 @@ class QuestionAnswering(Reader):
     uses: ClassVar[frozenset[str]] = frozenset({"doc-stride"})
 
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find the question (the text), the context (the second text) and the answers."""
         text = _named_or_found(table, named.text, _QUESTIONS, "questions", "--text-column")

@@ -12,16 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixout_export.data.columns import SINGLES, ColumnNames, find_first, require_columns
-from mixout_export.data.encoding import EncodedExamples, Encoding
+from mixout_export.data.encoding import IGNORED, EncodedExamples, Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
 from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import Task
-
-#: Label of a token that the loss ignores, in PyTorch and transformers.
-IGNORED = -100
 
 
 class Surprise(NamedTuple):
@@ -102,12 +99,7 @@ class TextReader(Reader):
     task: ClassVar[Task]
 
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find the text."""
         for option, name in (("text-pair-column", named.text_pair), ("label-column", named.label)):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mixout_export.data.columns import (
     ColumnNames,
-    find_columns,
     find_optional_label,
     find_texts,
     single_column,
@@ -53,23 +52,12 @@ class TextClassification(Reader):
     """Reads a text, optionally a second text, and a label."""
 
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find text, second text and label."""
-        texts = {"text_column": named.text, "text_pair_column": named.text_pair}
-        if not labeled:
-            label = find_optional_label(table, named, labeled=False)
-            return ColumnNames(*find_texts(table, **texts), label)
-        column = None
-        if named.label is not None:
-            column = single_column(table, named.label, "--label-column")
-        found = find_columns(table, **texts, label_column=column)
-        return ColumnNames(found.text, found.text_pair, (found.label,))
+        text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
+        label = find_optional_label(table, named, labeled=labeled)
+        return ColumnNames(text, pair, label)
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabeledTexts:
         """Read texts and labels."""

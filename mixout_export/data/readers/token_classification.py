@@ -17,7 +17,7 @@ from mixout_export.data.columns import (
     require_columns,
     single_column,
 )
-from mixout_export.data.encoding import Encoding
+from mixout_export.data.encoding import IGNORED, Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, require_text, show
 from mixout_export.data.reader import Reader
@@ -30,9 +30,6 @@ logger = logging.getLogger(__name__)
 
 _WORDS = ("tokens", "words", "text", "sentence")
 _TAGS = ("tags", "ner_tags", "ner", "pos_tags", "pos", "upos", "chunk_tags")
-
-#: Label of a token that the loss ignores, in PyTorch and transformers.
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -97,12 +94,7 @@ class TokenClassification(Reader):
     """
 
     def find(
-        self,
-        table: Table,
-        named: ColumnNames,
-        labels: Sequence[str],
-        *,
-        labeled: bool = True,
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find words and labels."""
         if named.text_pair is not None:
