@@ -91,6 +91,14 @@ def test_the_widest_flips_are_kept() -> None:
     assert kept == sorted(margins, reverse=True)[:FLIP_EXAMPLES]
 
 
+def test_flips_on_the_users_data_are_kept_before_wider_ones() -> None:
+    narrow, wide = ([[margin, 0.0]] * FLIP_EXAMPLES for margin in (0.5, 9.0))
+    other = [[0.0, 1.0]] * FLIP_EXAMPLES
+    mine = batch(FLIP_EXAMPLES, name="data")
+    found = compare((mine, narrow, other), (batch(FLIP_EXAMPLES), wide, other))
+    assert [flip.batch for flip in found.flip_examples] == ["data"] * FLIP_EXAMPLES
+
+
 def test_decisions_are_counted_by_batch() -> None:
     same, other = [[1.0, 0.0]], [[0.0, 1.0]]
     found = compare(

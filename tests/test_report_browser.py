@@ -97,3 +97,18 @@ def test_the_browser_finds_names_for_everything(page: Path, tab: Browser) -> Non
 def test_the_page_prints(page: Path, tab: Browser) -> None:
     tab.open(page)
     assert tab.printed().startswith(b"%PDF-")
+
+
+def test_nothing_is_cut_off_in_a_narrow_window(page: Path, tab: Browser) -> None:
+    tab.open(page, width=500)
+    tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    cut = (
+        "[...document.querySelectorAll('.scroll, .broad')]"
+        ".filter(it => it.scrollWidth > it.clientWidth).map(it => it.ariaLabel)"
+    )
+    assert tab.evaluate(cut) == []
+    size = (
+        "Math.min(...[...document.querySelectorAll('.broad text')].map(it => "
+        "it.getBoundingClientRect().height).filter(height => height))"
+    )
+    assert tab.evaluate(size) >= 8

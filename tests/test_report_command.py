@@ -1,10 +1,13 @@
 import logging
+import re
 import shlex
 from pathlib import Path
 
 import pytest
-from cli_runs import Program
+from checkpoints import TinyCheckpoints
+from cli_runs import Program, Way, make_way
 from report_pages import Page, hostile_checkpoint, with_swapped_labels
+from training_runs import write_tsv
 
 
 @pytest.fixture
@@ -55,3 +58,25 @@ def test_an_old_report_stays_where_nothing_could_be_compared(
     path.write_text("old")
     program("verify", reference, "nowhere", "--report", path).failed(1, "nowhere: no such folder")
     assert path.read_text() == "old"
+
+
+@pytest.fixture(scope="module")
+def way(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> Way:
+    return make_way(tmp_path_factory.mktemp("way"), tiny)
+
+
+def test_different_decisions_are_shown_with_the_row_and_the_text_of_the_users_file(
+    program: Program, way: Way, tmp_path: Path
+) -> None:
+    changed = with_swapped_labels(way.collapsed, tmp_path / "changed")
+    text = "  The CAT\u2019s <b>asleep</b>, isn't it?"
+    data, page = tmp_path / "mine.tsv", tmp_path / "report.html"
+    write_tsv(data, ("sentence", "label"), [(text, number % 2) for number in range(40)])
+    program("verify", changed, way.collapsed, "--data", data, "--report", page)
+    shown = Page(page.read_text("utf-8"))
+    assert len(re.findall(r"Row \d+ \(line \d+\) of mine\.tsv\.", shown.text)) == 20
+    assert "of the test inputs" not in shown.text.partition("Different decisions")[2]
+    quoted = [part for tag, part in shown.texts if tag == "bdi" and "asleep" in part]
+    assert quoted == [text] * 20
+    names = [name for tag, name in shown.texts if tag == "bdi"]
+    assert names.index("mine.tsv") < names.index("shapes")

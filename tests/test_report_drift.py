@@ -78,7 +78,7 @@ def test_the_first_beyond_is_named_and_pointed_at() -> None:
 def test_where_none_is_beyond_none_is_pointed_at() -> None:
     drawn = draw(drift_map())
     assert not [text for text in texts(drawn) if text.startswith("first")]
-    assert "none leaves the tolerance" in drawn.findtext("title", "")
+    assert "none exceeds the tolerance" in drawn.findtext("title", "")
     assert "tolerance 1e-05" in texts(drawn)
 
 

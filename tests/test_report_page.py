@@ -62,7 +62,7 @@ def test_the_verdict_comes_first_and_says_why(sound: Facts, hostile: Facts) -> N
 
 def test_everything_is_on_the_page(sound: Facts) -> None:
     page = Page(render_page(sound))
-    sections = ["Outputs", "Decisions", "Weights", "Battery", "Provenance"]
+    sections = ["Outputs", "Decisions", "Weights", "Test inputs", "Provenance"]
     assert page.all("h2") == ["Reference", "Candidate", *sections]
     text = page.text
     (output,) = sound.result.outputs
@@ -130,9 +130,9 @@ def test_flips_tell_both_decisions_and_the_text(hostile: Facts) -> None:
     assert 0 < len(output.flips) <= 20
     assert {output.flips[0].reference, output.flips[0].candidate} <= set(LABELS)
     page = Page(render_page(hostile))
-    assert "Flips" in page.all("h2")
+    assert "Different decisions" in page.all("h2")
     for flip in output.flips:
-        assert f"row {flip.flip.row} of batch {flip.flip.batch_number}" in page.text
+        assert f"Row {flip.flip.row} of batch {flip.flip.batch_number}" in page.text
 
 
 def test_the_drift_map_is_shown_with_all_its_modules(sound: Facts) -> None:
@@ -144,12 +144,15 @@ def test_the_drift_map_is_shown_with_all_its_modules(sound: Facts) -> None:
     drift = DriftMap(modules, 3e-5, "padding", (2, 16), 0.5)
     page = Page(render_page(replace(sound, result=replace(sound.result, drift=drift))))
     assert "Modules" in page.all("h2")
-    assert "bert.<second> (LayerNorm): by 0.25 of its norm, where at most 3.0e-05" in page.text
-    assert "1 of 2 modules are beyond" in page.text
+    assert (
+        "bert.<second> (LayerNorm). It differs by 0.25 of its norm, expected at most 3.0e-05"
+        in page.text
+    )
+    assert "exceeded by 1 of 2 modules" in page.text
     assert "bert.third Dropout passes its input on" in page.text
     even = replace(drift, modules=modules[:1])
     page = Page(render_page(replace(sound, result=replace(sound.result, drift=even))))
-    assert "the furthest is bert.first with 1.0e-07" in page.text
+    assert "The largest difference is 1.0e-07, at bert.first" in page.text
 
 
 def test_metrics_are_shown_where_there_are_some(sound: Facts) -> None:
@@ -170,7 +173,7 @@ def test_faults_of_the_self_test_are_shown(sound: Facts) -> None:
         seconds=1.0,
     )
     page = Page(render_page(replace(sound, result=replace(sound.result, self_test=tested))))
-    assert "1 of 2 were caught" in page.text
+    assert "It caught 1 of 2 faults" in page.text
     assert "dropped bias audit head.bias stale <b> nothing head.weight" in page.text
     assert "zeroed segment row not applicable: there is one segment" in page.text
 
@@ -180,7 +183,7 @@ def test_nothing_run_is_said(sound: Facts) -> None:
     facts = replace(sound, result=result, outputs=())
     page = Page(render_page(facts))
     assert page.all("h2")[2:] == ["Outputs", "Weights", "Provenance"]
-    assert "Nothing was run" in page.text
+    assert "No output was compared" in page.text
     assert "Parity does not hold" in page.text
 
 

@@ -107,11 +107,11 @@ def _describe(result: "ParityResult") -> str:
     if result.coverage is not None:
         c = result.coverage
         covered = (
-            f"cover {c.vocabulary} of {c.vocabulary_size} vocabulary ids, {c.positions} positions, "
-            f"{c.segments} segment{'s' if c.segments > 1 else ''}"
+            f"covering {c.vocabulary} of {c.vocabulary_size} vocabulary ids, {c.positions} "
+            f"positions, {c.segments} segment{'s' if c.segments > 1 else ''}"
         )
         covered = covered if c.vocabulary_size else "images"
-        text = f"{c.examples} in {c.batches} batches: {covered}"
+        text = f"{c.examples} in {c.batches} batches, {covered}"
         lines.append(labeled("test inputs", text))
     if result.weights is not None:
         lines += [labeled("note", note) for note in result.weights.notes]

@@ -45,6 +45,7 @@ class EvaluationData:
         batches: Inputs of each batch: input name → int64 array `(batch, longest)`, with choices
             `(batch, choices, longest)`; every input of the interface and nothing else.
         columns: The columns that were read; its `label` is None where there were no labels.
+        table: The rows that were read.
     """
 
     examples: Examples
@@ -52,6 +53,7 @@ class EvaluationData:
     members: tuple[tuple[int, ...], ...]
     batches: tuple[dict[str, NDArray[np.int64]], ...]
     columns: ColumnNames
+    table: Table
 
     @property
     def labeled(self) -> bool:
@@ -169,7 +171,7 @@ def evaluation_data(
         for start in range(0, len(examples), size)
     )
     batches = tuple(_inputs(examples, batch, interface) for batch in members)
-    return EvaluationData(examples, interface, members, batches, found)
+    return EvaluationData(examples, interface, members, batches, found, table)
 
 
 def _has_no_labels(table: Table, columns: Sequence[str] | None) -> bool:

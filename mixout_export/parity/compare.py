@@ -74,7 +74,7 @@ class OutputDifference:
             are at least 0.1 apart.
         sure_flips: Those of them that differ.
         by_batch: Decisions by the batches' names.
-        flip_examples: Flips with their inputs, those with the widest margins.
+        flip_examples: Flips with their inputs, first those on the user's own data.
         histogram: Number of differences by their size, as `HISTOGRAM_EDGES` says.
         undefined_max_abs: Largest difference in rows that are all padding, which have no defined
             result and are not judged; None where there are none.

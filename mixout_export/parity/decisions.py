@@ -14,7 +14,7 @@ from mixout_export.tasks.decision import Rule
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-#: Flips kept with their inputs, those with the widest margins.
+#: Flips kept with their inputs: those on the user's own data, then those with the widest margins.
 FLIP_EXAMPLES = 20
 
 #: Batches of the user's own data. Where there are any, they alone decide: ids drawn at random lie
@@ -291,7 +291,7 @@ class DecisionComparison:
                     inputs=_row_inputs(rows.batch, rows.first + row),
                 )
             )
-        self._flips.sort(key=lambda flip: -flip.margin)
+        self._flips.sort(key=lambda flip: (flip.batch != DATA_BATCH, -flip.margin))
         del self._flips[FLIP_EXAMPLES:]
 
     @property
@@ -306,5 +306,5 @@ class DecisionComparison:
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """Up to `FLIP_EXAMPLES` flips, the widest margin first."""
+        """Up to `FLIP_EXAMPLES` flips: the user's own data first, then by the widest margin."""
         return tuple(self._flips)

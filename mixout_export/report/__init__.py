@@ -1,1 +1,1 @@
-"""What came out of a comparison, as a page to look at."""
+"""Write the result of a comparison as an HTML page."""

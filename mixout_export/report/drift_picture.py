@@ -1,4 +1,4 @@
-"""The drift map as a picture: each module's difference, in the order of execution."""
+"""Draw the drift map: the difference of each module, in the order of execution."""
 
 import math
 import re
@@ -13,19 +13,19 @@ from mixout_export.report.svg import DecadeScale, element, picture
 from mixout_export.report.words import difference, power_of_ten
 
 _WIDTH, _HEIGHT = 960.0, 330.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 950.0, 54.0, 262.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60.0, 950.0, 54.0, 262.0
 
-#: Where modules are put that differ without end, that are equal, and that were not compared.
+#: Positions of modules that differ infinitely, that are equal, and that were not compared.
 _INFINITE, _EQUAL, _ABSENT = 40.0, 280.0, 298.0
 
-#: Width of a character of the labels.
-_CHARACTER = 6.3
+#: Width of a character of the labels, and of those that a narrow window shows instead.
+_CHARACTER, _TIGHT_CHARACTER = 6.3, 10.5
 
 _NUMBERED = re.compile(r"(?:.*?\.)?\d+(?=\.|$)")
 
 
 def _groups(modules: Sequence[ModuleDrift]) -> list[tuple[str, int]]:
-    """Return the part of the model that each module belongs to, and the call."""
+    """Return the block of the model to which each module belongs, and the call."""
     around = {drift.module.rpartition(".")[0] for drift in modules}
 
     def group(name: str) -> str:
@@ -37,11 +37,11 @@ def _groups(modules: Sequence[ModuleDrift]) -> list[tuple[str, int]]:
     return [(group(drift.module), drift.call) for drift in modules]
 
 
-def _band_label(name: str, width: float) -> str:
-    """Return what fits of a part's name: "layer 3", "3" or nothing."""
+def _band_label(name: str, width: float, character: float) -> str:
+    """Return as much of a block's name as fits: "layer 3", "3" or nothing."""
     *_, last = name.split(".")
     whole = " ".join(name.split(".")[-2:]) if last.isdigit() else last
-    return next((text for text in (whole, last) if len(text) * _CHARACTER < width), "")
+    return next((text for text in (whole, last) if len(text) * character < width), "")
 
 
 def _scale(drift: DriftMap) -> DecadeScale:
@@ -62,11 +62,11 @@ class _Picture:
         self.radius = max(1.8, min(4.5, self.step * 0.42))
 
     def x(self, index: float) -> float:
-        """Return the middle of a module's column."""
+        """Return the center of a module's column."""
         return _LEFT + (index + 0.5) * self.step
 
     def bands(self) -> Iterator[Element]:
-        """Shade every second part of the model, and name those that are wide enough."""
+        """Shade every second block of the model, and label those that are wide enough."""
         start = 0
         for number, (key, members) in enumerate(groupby(_groups(self.drift.modules))):
             length = len(list(members))
@@ -74,14 +74,15 @@ class _Picture:
             if number % 2:
                 size = {"x": left, "y": _TOP, "width": width, "height": _BOTTOM - _TOP}
                 yield element("rect", class_="band", **size)
-            label = _band_label(key[0], width)
-            if label:
-                middle = left + width / 2
-                yield element("text", label, x=middle, y=_HEIGHT - 8, class_="middle")
+            for kind, character in (("roomy", _CHARACTER), ("tight", _TIGHT_CHARACTER)):
+                label = _band_label(key[0], width, character)
+                if label:
+                    at = {"x": left + width / 2, "y": _HEIGHT - 8}
+                    yield element("text", label, class_=f"middle {kind}", **at)
             start += length
 
     def grid(self) -> Iterator[Element]:
-        """Draw a line for each decade, and name them."""
+        """Draw a labeled line for each power of ten."""
         every = math.ceil(len(self.y.exponents) / 10)
         for exponent in self.y.exponents[::every]:
             y = self.y(10.0**exponent)
@@ -96,7 +97,7 @@ class _Picture:
             yield element("text", label, x=_LEFT - 6, y=y + 4, class_="end")
 
     def tolerance(self) -> Iterator[Element]:
-        """Draw the line that modules have to stay below."""
+        """Draw the line below which modules must stay."""
         if self.drift.tolerance > 0:
             y = self.y(self.drift.tolerance)
             yield element("line", x1=_LEFT, x2=_RIGHT, y1=y, y2=y, class_="limit")
@@ -104,7 +105,7 @@ class _Picture:
             yield element("text", label, x=_RIGHT - 4, y=y - 5, class_="end strong")
 
     def mark(self, index: int, drift: ModuleDrift) -> Element:
-        """Draw a module: a dot within the tolerance, a diamond beyond it, a bar where unknown."""
+        """Draw a module: a dot within the tolerance, a diamond beyond it, a bar if not compared."""
         x, r = self.x(index), self.radius
         if drift.relative_l2 is None:
             made = element("line", x1=x, x2=x, y1=_ABSENT - 4, y2=_ABSENT + 4, class_="absent")
@@ -123,7 +124,7 @@ class _Picture:
         return made
 
     def first(self) -> Iterator[Element]:
-        """Point at the first module that leaves the tolerance."""
+        """Point at the first module that exceeds the tolerance."""
         first = self.drift.first
         if first is None:
             return
@@ -132,24 +133,27 @@ class _Picture:
         name = first.label if len(first.label) < 90 else f"…{first.label[-89:]}"
         label = f"first beyond: {name}, {difference(first.relative_l2)}"
         half = len(label) * _CHARACTER / 2
-        middle = min(max(x, half + 4), _WIDTH - half - 4)
-        yield element("text", label, x=middle, y=_TOP - 34, class_="middle strong bad")
+        if x > _WIDTH / 2:
+            at, anchor = min(x + half, _WIDTH - 4), "end "
+        else:
+            at, anchor = max(x - half, 4.0), ""
+        yield element("text", label, x=at, y=_TOP - 34, class_=f"{anchor}strong bad")
 
 
 def _title(drift: DriftMap) -> str:
     first = drift.first
-    said = "none leaves the tolerance" if first is None else f"the first beyond is {first.label}"
+    said = "none exceeds the tolerance" if first is None else f"the first beyond is {first.label}"
     return f"Relative difference of {len(drift.compared)} modules in order of execution; {said}"
 
 
 def draw_drift_map(drift: DriftMap) -> Markup:
-    """Draw each module's relative difference on a scale of powers of ten.
+    """Draw the relative difference of each module on a logarithmic scale.
 
     Args:
         drift: The map.
 
     Returns:
-        An SVG element; its colours are those of the page's style sheet.
+        An SVG element that uses the style sheet of the page.
     """
     drawing = _Picture(drift)
     content = [*drawing.bands(), *drawing.grid(), *drawing.tolerance(), *drawing.first()]

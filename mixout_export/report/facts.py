@@ -1,4 +1,4 @@
-"""Everything that the page shows, gathered before anything is drawn."""
+"""Gather everything that the page shows."""
 
 import platform
 from collections.abc import Mapping
@@ -13,23 +13,30 @@ import transformers
 from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.errors import ParityError
 from mixout_export.parity.compare import OutputDifference
+from mixout_export.parity.decisions import DATA_BATCH, DecisionCounts
 from mixout_export.parity.result import ParityResult
 from mixout_export.report.flips import FlipFacts, FlipReader
+from mixout_export.report.rows import DataRows
 from mixout_export.report.sides import Side, describe_side
 from mixout_export.version import __version__
 
 
 @dataclass(frozen=True)
 class OutputFacts:
-    """An output's differences, and its flips in words.
+    """The differences of an output, and its flips in words.
 
     Attributes:
         difference: The differences.
-        flips: The flips that were kept.
+        flips: The flips that were kept, those on the user's own data first.
     """
 
     difference: OutputDifference
     flips: tuple[FlipFacts, ...]
+
+    @property
+    def by_batch(self) -> list[tuple[str, DecisionCounts]]:
+        """Decisions by kind of input, the user's own data first."""
+        return sorted(self.difference.by_batch.items(), key=lambda item: item[0] != DATA_BATCH)
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,15 @@ class Facts:
     """Everything that the page shows.
 
     Attributes:
-        result: What came out of the comparison.
-        reference: The side that says what is right.
-        candidate: The side that is judged.
-        outputs: The outputs of the battery.
-        generated: The outputs of graphs of a causal language model while they generate.
-        versions: Name → version of what took part.
-        command: The command as a shell takes it; None where it was no command.
+        result: The result of the comparison.
+        reference: The reference.
+        candidate: The side that is compared with it.
+        outputs: The outputs on the test inputs.
+        generated: The outputs of a causal language model's graphs while they generate.
+        versions: Versions of the software, by name.
+        command: The command, quoted for a shell; None if a program called the library.
         made: When the comparison ended.
+        data: Name of the user's file; None without one.
     """
 
     result: ParityResult
@@ -55,21 +63,22 @@ class Facts:
     versions: Mapping[str, str]
     command: str | None
     made: datetime
+    data: str | None = None
 
     @property
     def exit_code(self) -> int:
-        """What the command exits with."""
+        """The exit code of the command."""
         return 0 if self.result.passed else ParityError.exit_code
 
     @property
     def modules_beyond(self) -> int:
-        """Number of modules whose outputs leave the drift map's tolerance."""
+        """Number of modules whose outputs exceed the tolerance of the drift map."""
         drift = self.result.drift
         return 0 if drift is None else sum(map(drift.leaves, drift.compared))
 
     @property
     def judged(self) -> tuple[OutputFacts, ...]:
-        """All outputs that parity was judged by."""
+        """All outputs that decide whether parity holds."""
         return (*self.outputs, *self.generated)
 
 
@@ -92,15 +101,17 @@ def gather_facts(
     *,
     command: str | None = None,
     made: datetime | None = None,
+    rows: DataRows | None = None,
 ) -> Facts:
-    """Gather what the page shows; hashes the files of both sides.
+    """Gather what the page shows, and hash the files of both sides.
 
     Args:
-        result: What came out of the comparison.
-        reference: The side that says what is right.
-        candidate: The side that is judged.
-        command: The command as a shell takes it; None where it was no command.
-        made: When the comparison ended; None is now.
+        result: The result of the comparison.
+        reference: The reference.
+        candidate: The side that is compared with it.
+        command: The command, quoted for a shell; None if a program called the library.
+        made: When the comparison ended; None means now.
+        rows: The user's file, if one was run.
 
     Raises:
         CheckpointError: A file cannot be read.
@@ -109,6 +120,7 @@ def gather_facts(
         task=reference.task_name or candidate.task_name,
         labels=reference.labels or candidate.labels or (),
         tokenizer=reference.tokenizer or candidate.tokenizer,
+        rows=rows,
     )
     generated = () if result.generation is None else result.generation.outputs
     return Facts(
@@ -120,4 +132,5 @@ def gather_facts(
         versions=_versions(),
         command=command,
         made=made or datetime.now(UTC),
+        data=None if rows is None else rows.name,
     )

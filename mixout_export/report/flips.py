@@ -1,4 +1,4 @@
-"""Decisions that differ, in words: what each side decides, where, and on which text."""
+"""Describe decisions that differ: what each side decides, where, and on which text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.parity.compare import OutputDifference
-from mixout_export.parity.decisions import DATA_BATCH, Flip
+from mixout_export.parity.decisions import Flip
+from mixout_export.report.rows import DataRows, SourceText
 from mixout_export.tasks import known_task
 from mixout_export.tasks.decision import LABEL, Role
 
-#: Tokens of a text that are shown; the rest is counted.
+#: Tokens of a sequence that are shown.
 SHOWN_TOKENS = 128
 
 
@@ -21,8 +22,8 @@ class Piece:
 
     Attributes:
         text: The part.
-        role: What happens there: the decision is about this token ("place"), or this token is what
-            a side decided for; "" for the text between.
+        role: "place" if the decision is about this token, "reference" or "candidate" if that side
+            chose this token, "" otherwise.
     """
 
     text: str
@@ -31,14 +32,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Text:
-    """One sequence of an input.
+    """One sequence of tokens.
 
     Attributes:
-        title: Which of the row's sequences, "" where it has one.
-        pieces: The text; empty where there is no tokenizer.
+        title: Which of the row's sequences it is; "" if there is only one.
+        pieces: The decoded text; empty without a tokenizer.
         ids: The token ids.
-        before: Tokens that are left out before it.
-        after: Tokens that are left out after it.
+        before: Number of tokens that are left out before it.
+        after: Number of tokens that are left out after it.
     """
 
     title: str
@@ -54,10 +55,12 @@ class FlipFacts:
 
     Attributes:
         flip: The flip.
-        place: What was decided about, "" where the row has one decision.
-        reference: What the reference decides.
-        candidate: What the candidate decides.
+        place: The place of the decision in the row; "" if the row has one decision.
+        reference: The decision of the reference.
+        candidate: The decision of the candidate.
         texts: The row's sequences of tokens.
+        where: The row of the user's file; "" for other inputs.
+        sources: The texts of that row, as they stand in the file.
     """
 
     flip: Flip
@@ -65,15 +68,22 @@ class FlipFacts:
     reference: str
     candidate: str
     texts: tuple[Text, ...]
+    where: str = ""
+    sources: tuple[SourceText, ...] = ()
+
+    @property
+    def has_marks(self) -> bool:
+        """Whether single tokens are marked, which the texts of the file do not show."""
+        return any(piece.role for text in self.texts for piece in text.pieces)
 
 
 def _nested(values: list[Any]) -> list[list[Any]]:
-    """Return a row as a list of sequences: one, one a choice, or none."""
+    """Return a row as a list of sequences: one, one for each choice, or none."""
     return values if values and isinstance(values[0], list) else [values] if values else []
 
 
 def _sequences(inputs: Mapping[str, Any]) -> list[list[int]]:
-    """Return a row's sequences of token ids, without the padding at their end."""
+    """Return the sequences of token ids of a row, without padding at their end."""
     sequences = _nested(inputs.get("input_ids", []))
     masks = _nested(inputs.get("attention_mask", [])) or [[1] * len(ids) for ids in sequences]
     return [
@@ -83,7 +93,7 @@ def _sequences(inputs: Mapping[str, Any]) -> list[list[int]]:
 
 
 class FlipReader:
-    """Says flips in words, with the names of the labels and the texts of the tokens."""
+    """Describes flips with the names of labels and the texts of tokens."""
 
     def __init__(
         self,
@@ -91,28 +101,30 @@ class FlipReader:
         task: str | None,
         labels: Sequence[str],
         tokenizer: PreTrainedTokenizerBase | None,
+        rows: DataRows | None = None,
     ) -> None:
-        """Start reading.
+        """Create a reader.
 
         Args:
             task: Name of the task.
             labels: Names of its labels, in the order of the outputs.
-            tokenizer: What made the ids of texts; None leaves ids as they are.
+            tokenizer: The tokenizer of the model; None shows ids instead of texts.
+            rows: The user's file, if one was run.
         """
+        self._rows = rows
         known = known_task(task)
         self._decision = (known and known.decision) or LABEL
         self._labels = labels
         self._tokenizer = tokenizer
 
     def read(self, output: OutputDifference, *, generated: bool = False) -> tuple[FlipFacts, ...]:
-        """Return an output's flips in words: those on the user's own data first.
+        """Return the flips of an output in words, those on the user's own data first.
 
         Args:
             output: The output.
-            generated: Whether its decisions are the tokens that are generated one by one.
+            generated: Whether its decisions are tokens that are generated one by one.
         """
-        flips = sorted(output.flip_examples, key=lambda flip: flip.batch != DATA_BATCH)
-        return tuple(self._read(flip, generated) for flip in flips)
+        return tuple(self._read(flip, generated) for flip in output.flip_examples)
 
     def _read(self, flip: Flip, generated: bool) -> FlipFacts:
         sequences = _sequences(flip.inputs)
@@ -132,6 +144,8 @@ class FlipReader:
             texts=tuple(
                 self._text(title, ids, marks) for title, ids in zip(titles, sequences, strict=False)
             ),
+            where="" if self._rows is None else self._rows.where(flip),
+            sources=() if self._rows is None else tuple(self._rows.texts(flip)),
         )
 
     def label(self, index: int) -> str:
@@ -149,7 +163,7 @@ class FlipReader:
         return str(self._tokenizer.decode(list(ids)))
 
     def _text(self, title: str, ids: Sequence[int], marks: Mapping[int, Role]) -> Text:
-        """Return a sequence with its marks, cut around the first of them where it is long."""
+        """Return a sequence with its marks. A long one is cut around the first mark."""
         start = 0
         if len(ids) > SHOWN_TOKENS:
             wanted = min(marks, default=0) - SHOWN_TOKENS // 2

@@ -1,4 +1,4 @@
-"""The page itself: one file that needs nothing else, and asks for nothing."""
+"""Write the page: one file that loads nothing else."""
 
 import base64
 import hashlib
@@ -31,14 +31,14 @@ _ICONS = {True: ("#1a7f37", "M4 8.5l2.7 2.7L12 5.6"), False: ("#cf222e", "M5 5l6
 
 
 def _shown(value: object) -> object:
-    """Return what an expression of the template gives as it is to be escaped and shown."""
+    """Return the value of a template's expression with invisible characters spelled out."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value)
     return value
 
 
 def _unbroken(text: str) -> Markup:
-    """Return text in which lines do not end within a number: "1e-05"."""
+    """Return text in which lines do not break within a number such as 1e-05."""
     escaped = str(escape(printable(text)))
     whole = _NUMBER.sub(r'<span class="whole">\g<0></span>', escaped)
     return Markup(whole)
@@ -67,7 +67,7 @@ def _environment() -> Environment:
 
 
 def _policy(style: str) -> str:
-    """Return the rule that lets the page use its own style sheet, and nothing else."""
+    """Return a content security policy that allows only the page's own style sheet."""
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
@@ -78,8 +78,8 @@ def _policy(style: str) -> str:
 def render_page(facts: Facts) -> str:
     """Return the page as HTML.
 
-    All that comes from models, data and paths is escaped, and the page's own policy forbids
-    scripts and requests besides.
+    Everything that comes from models, data and paths is escaped. In addition, the page's policy
+    forbids scripts and requests.
     """
     style = files("mixout_export.report").joinpath("page.css").read_text(encoding="utf-8")
     holds = facts.result.passed
@@ -102,10 +102,10 @@ def render_page(facts: Facts) -> str:
 
 
 def check_report(path: Path) -> None:
-    """Check, before a comparison, that its report can be written.
+    """Check before a comparison that its report can be written.
 
     Raises:
-        ArgumentError: The name is not that of a page.
+        ArgumentError: The name does not end in .html.
         OutputError: The folder is missing, or `path` is a folder.
     """
     if path.suffix.lower() not in _SUFFIXES:
@@ -114,10 +114,10 @@ def check_report(path: Path) -> None:
 
 
 def write_report(path: Path, facts: Facts) -> None:
-    """Write the page; a file that is there is replaced once the new one is whole.
+    """Write the page. An existing file is replaced once the new one is complete.
 
     Raises:
-        ArgumentError: The name is not that of a page.
+        ArgumentError: The name does not end in .html.
         OutputError: It cannot be written.
     """
     check_report(path)

@@ -1,4 +1,4 @@
-"""The verdict in a sentence, and what stands in the way."""
+"""Summarize a comparison: the verdict, and the reasons for it."""
 
 from dataclasses import dataclass
 
@@ -8,13 +8,13 @@ from mixout_export.report.words import count, difference, sentence
 
 @dataclass(frozen=True)
 class Summary:
-    """What a reader has to know first.
+    """What a reader needs to know first.
 
     Attributes:
         title: Whether parity holds.
-        sentence: Why.
-        reasons: Whatever else stands in the way, as sentences.
-        inputs: Rows that were run.
+        sentence: The most important reason.
+        reasons: The other reasons, as sentences.
+        inputs: Number of inputs that were compared.
     """
 
     title: str
@@ -35,20 +35,20 @@ def _why_it_holds(result: ParityResult, inputs: int) -> str:
         first = f"All {count(result.weights.total)} weights are accounted for"
     elif concurrency is not None:
         first = (
-            f"{count(concurrency.own)} requests of {count(concurrency.clients)} clients "
-            "got their own answers"
+            f"{count(concurrency.own)} requests of {count(concurrency.clients)} concurrent clients "
+            "got the right answers"
         )
     else:
-        first = "A server shows no weights"
-    return f"{first}. {measured}; judged by {result.criteria()}."
+        first = "The weights on a server cannot be compared"
+    return f"{first}. {measured}. The criterion is {result.criteria()}."
 
 
 def summarize(result: ParityResult) -> Summary:
-    """Return the verdict and why."""
+    """Return the verdict and its reasons."""
     inputs = 0 if result.coverage is None else result.coverage.examples
     if result.holds:
         missed = result.self_test is not None and not result.self_test.passed
-        but = ", but a manifest does not" if result.manifests else ""
+        but = ", but a manifest does not match" if result.manifests else ""
         but = but or (", but the self-test did not pass" if missed else "")
         why = tuple(sentence(reason) for reason in result.reasons())
         return Summary(f"Parity holds{but}", _why_it_holds(result, inputs), why, inputs)

@@ -1,4 +1,4 @@
-"""Elements of a picture that lies inline in a page, drawn with the page's own colours."""
+"""Build inline SVG pictures that use the style sheet of the page."""
 
 import math
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ def _attribute(value: str | float) -> str:
 def element(
     tag: str, content: str | Iterable[Element] = "", /, **attributes: str | float
 ) -> Element:
-    """Make an element; `class_` and `stroke_width` name the attributes class and stroke-width.
+    """Create an element. `class_` and `stroke_width` set the attributes class and stroke-width.
 
     Args:
-        tag: Its name.
+        tag: Name of the element.
         content: Its text, or the elements in it.
-        attributes: Its attributes; numbers are rounded to a tenth.
+        attributes: Its attributes. Numbers are rounded to a tenth.
     """
     names = {name: name.removesuffix("_").replace("_", "-") for name in attributes}
     made = Element(tag, {names[name]: _attribute(value) for name, value in attributes.items()})
@@ -36,12 +36,12 @@ def element(
 def picture(
     identity: str, title: str, size: tuple[float, float], content: Iterable[Element]
 ) -> Markup:
-    """Return a whole picture as part of a page.
+    """Return a picture as part of a page.
 
     Args:
-        identity: An id that is its own on the page.
-        title: What is to be seen, for those who do not see it.
-        size: Width and height in pixels at full size.
+        identity: An id that is unique on the page.
+        title: A description for screen readers.
+        size: Width and height in pixels.
         content: The elements.
     """
     width, height = size
@@ -59,13 +59,13 @@ def picture(
 
 @dataclass(frozen=True)
 class DecadeScale:
-    """Places powers of ten at equal distances.
+    """A logarithmic scale.
 
     Attributes:
         first: Exponent of the lower end.
         last: Exponent of the upper end.
-        start: Where the lower end is, in pixels.
-        stop: Where the upper end is.
+        start: Position of the lower end in pixels.
+        stop: Position of the upper end in pixels.
     """
 
     first: int
@@ -74,7 +74,7 @@ class DecadeScale:
     stop: float
 
     def __call__(self, value: float) -> float:
-        """Return where a positive value is, in pixels; what is outside lies on the end."""
+        """Return the position of a positive value in pixels. Values outside are put at the ends."""
         place = (math.log10(value) - self.first) / (self.last - self.first)
         return self.start + min(1.0, max(0.0, place)) * (self.stop - self.start)
 

@@ -1,4 +1,4 @@
-"""Numbers and texts as the page shows them."""
+"""Format numbers and texts for the page."""
 
 import math
 
@@ -6,12 +6,12 @@ _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def power_of_ten(exponent: int) -> str:
-    """Return a power of ten for people: "10⁻⁵"."""
+    """Return a power of ten, as in "10⁻⁵"."""
     return "10" + str(exponent).translate(_SUPERSCRIPT)
 
 
 def difference(value: float | None) -> str:
-    """Return how far things are apart in two digits: "1.3e-06", "0.42", "0", "∞"; "–" for none."""
+    """Return a difference in two digits, as in "1.3e-06", "0.42", "0" and "∞". None is "–"."""
     if value is None:
         return "–"
     if math.isinf(value):
@@ -22,12 +22,12 @@ def difference(value: float | None) -> str:
 
 
 def decimal(value: float, *, signed: bool = False) -> str:
-    """Return a metric: "0.8103", "nan"; with a sign, a change: "+0.0012", "0"."""
+    """Return a metric, as in "0.8103", or with a sign its change, as in "+0.0012" and "0"."""
     return (f"{value:+.4f}" if value else "0") if signed else f"{value:.4f}"
 
 
 def share(value: float | None) -> str:
-    """Return a share as a percentage that is 100 % only where it is all; "–" for none."""
+    """Return a share as a percentage, which is 100 % only if it is complete. None is "–"."""
     if value is None:
         return "–"
     percent = math.floor(round(value * 1e4, 6)) / 100
@@ -50,12 +50,12 @@ def short_count(value: int) -> str:
 
 
 def shape(sizes: tuple[int, ...] | None) -> str:
-    """Return a shape: "2 × 16"; "–" for none."""
+    """Return a shape, as in "2 × 16". None is "–"."""
     return " × ".join(map(str, sizes)) if sizes else "–"
 
 
 def file_size(size: int) -> str:
-    """Return a number of bytes: "90.9 MB"."""
+    """Return a number of bytes, as in "90.9 MB"."""
     value = float(size)
     for unit in ("B", "kB", "MB"):
         if value < 1000:
@@ -65,5 +65,7 @@ def file_size(size: int) -> str:
 
 
 def sentence(text: str) -> str:
-    """Return a clause as a sentence: a capital first, a full stop last."""
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")
+    """Return a clause as a sentence, with a capital letter and a full stop."""
+    first = text.split(" ", 1)[0]
+    start = text[:1].upper() if first.isalpha() else text[:1]  # not in paths and names
+    return start + text[1:] + ("" if text.endswith((".", "?", "!", "…")) else ".")

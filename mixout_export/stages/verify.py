@@ -28,6 +28,7 @@ from mixout_export.provenance.manifest import damage_explained
 from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
+from mixout_export.report.rows import DataRows
 from mixout_export.runners.onnx_runner import CPU_PROVIDER, check_provider
 from mixout_export.served.address import is_address, parse_address
 from mixout_export.served.options import ServingOptions
@@ -262,5 +263,6 @@ def verify_checkpoints(
         tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
         result = replace(result, self_test=tested)
     if report_to is not None:
-        write_report(report_to, gather_facts(result, left, right, command=command))
+        rows = None if metrics is None else DataRows(metrics.data, metrics.first)
+        write_report(report_to, gather_facts(result, left, right, command=command, rows=rows))
     return result
