@@ -1,4 +1,4 @@
-"""The strategies that are compared: models of the same shape, each with its training step."""
+"""The strategies (arms) that are compared: for each one a model and its training step."""
 
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
@@ -41,15 +41,15 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Arm:
-    """What an arm does otherwise than plain finetuning.
+    """How an arm differs from plain finetuning.
 
     Attributes:
         dropout: Drop probability in the body.
         p: Mix probability.
-        kind: "neuron", "element", "literal" or "left out"; None where nothing is mixed.
+        kind: "neuron", "element", "literal" or "left out"; None if nothing is mixed.
         one_pass: Whether Φ comes from the one-pass kernel, on a GPU.
         half_anchors: Whether anchors are bfloat16 in memory (`--anchor-dtype bfloat16`).
-        gathers: Whether the weight's gradient leaves out the columns of dropped neurons.
+        gathers: Whether the product for the weight's gradient skips dropped neurons.
     """
 
     dropout: float = 0.0
@@ -94,10 +94,10 @@ def _ways_of(arm: Arm) -> Iterator[None]:
 
 
 class LiteralLinear(nn.Linear):
-    """The paper's equation 4 as it stands, with a full-size mask, under autograd.
+    """The paper's equation 4 written out, with a mask of the weight's size, under autograd.
 
-    This is what the public implementations do: a mask of one bit per input neuron, spread over the
-    whole weight, and ((I - M) u + M w - p u) / (1 - p).
+    The public implementations do this: they draw one bit per input neuron, repeat it for all
+    outputs, and compute ((I - M) u + M w - p u) / (1 - p).
     """
 
     p: float
@@ -128,7 +128,7 @@ class _WithoutWeightGradient(torch.autograd.Function):
 
 
 class LinearWithoutWeightGradient(nn.Linear):
-    """A linear layer whose weight gets a gradient of zero, without the product that it costs."""
+    """A linear layer that sets its weight's gradient to zero instead of computing it."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
@@ -144,7 +144,7 @@ def _body_linears(model: nn.Module) -> list[nn.Linear]:
 
 
 def build_model(arm: str, shape: Shape, *, device: str = "cpu") -> nn.Module:
-    """Return an arm's model in training mode, the same weights for every arm."""
+    """Return an arm's model in training mode. All arms start from the same weights."""
     chosen = ARMS[arm]
     kind, p = chosen.kind, chosen.p
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ class Batch:
 
     Attributes:
         examples: Number of sequences.
-        tokens: Tokens in each.
+        tokens: Number of tokens in each sequence.
     """
 
     examples: int
@@ -191,15 +191,15 @@ class Batch:
         """Read `32x128`: examples x tokens."""
         examples, _, tokens = text.partition("x")
         if not all(part.isdigit() and int(part) for part in (examples, tokens)):
-            raise ArgumentTypeError(f"got {text}, expected examples x tokens, 32x128 for instance")
+            raise ArgumentTypeError(f"got {text}, expected examples x tokens, for example 32x128")
         return cls(int(examples), int(tokens))
 
     def __str__(self) -> str:
-        """Write it as `parse` reads it."""
+        """Return the form that `parse` reads."""
         return f"{self.examples}x{self.tokens}"
 
     def tensors(self, device: str) -> dict[str, Tensor]:
-        """Return random tokens, all of them attended to, and labels."""
+        """Return random tokens without padding, and labels."""
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(1000, 30000, (self.examples, self.tokens), generator=generator)
         labels = torch.randint(0, 2, (self.examples,), generator=generator)
@@ -210,14 +210,14 @@ class Batch:
 def build_step(
     arm: str, shape: Shape, *, device: str = "cpu", precision: str = "fp32", compiled: bool = False
 ) -> Callable[[dict[str, Tensor]], None]:
-    """Return a function that does one update: forward, backward, clipping, AdamW.
+    """Return a function that does one training step: forward, backward, clipping, AdamW.
 
     Args:
         arm: One of `ARMS`.
         shape: Sizes of the model.
-        device: Where it runs.
-        precision: "fp32", or "bf16" for autocast over weights in float32.
-        compiled: Whether the model goes through `torch.compile`.
+        device: Device of the model.
+        precision: "fp32", or "bf16" for autocast with float32 weights.
+        compiled: Whether to compile the model with `torch.compile`.
     """
     model = build_model(arm, shape, device=device)
     parameters = list(model.parameters())

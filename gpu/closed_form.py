@@ -38,11 +38,11 @@ class Case:
         kind: "linear", "conv1d" or "embedding".
         granularity: "neuron" or "element".
         dtype: Dtype of the weights.
-        autocast: The dtype of autocast; None without.
+        autocast: The dtype of autocast; None if it is disabled.
         inputs: Number of input neurons.
         outputs: Number of output neurons.
-        rows: Rows of the input beside the identity.
-        bias: Whether there is a bias.
+        rows: Number of input rows in addition to the identity.
+        bias: Whether the layer has a bias.
     """
 
     kind: str = "linear"
@@ -60,7 +60,7 @@ class Case:
         return self.autocast or self.dtype
 
     def __str__(self) -> str:
-        """Return it in words: `linear, neuron, bfloat16, 256 → 192, 768 rows`."""
+        """Describe the case: `linear, neuron, bfloat16, 256 → 192, 768 rows`."""
         dtype = str(self.dtype).removeprefix("torch.")
         if self.autocast is not None:
             dtype = f"{dtype} under autocast to {str(self.autocast).removeprefix('torch.')}"
@@ -118,7 +118,7 @@ class _Mixed:
     mask: Tensor
     phi: Tensor
     scale: float
-    #: |u| + m/(1 − p)·|w − u|. Φ may be far smaller, but it is rounded like this.
+    #: |u| + m/(1 − p)·|w − u|. The rounding error of Φ is relative to this, even if Φ is smaller.
     size: Tensor
 
 
@@ -126,7 +126,7 @@ def _read_mask(case: Case, layer: MixoutLayer, observed: Tensor) -> _Mixed:
     """Find the mask in the observed Φ, and compare Φ with the formula.
 
     Args:
-        case: What is examined.
+        case: The layer's case.
         layer: The layer.
         observed: Φ in float64, (out, in), without the bias.
     """
@@ -156,10 +156,10 @@ def _compare(
     """Compare a tensor with the formula.
 
     Returns:
-        The largest error in units of what is allowed.
+        The largest error divided by the tolerance.
 
     Raises:
-        CheckFailed: It is more than 1, or not a number.
+        CheckFailed: This is more than 1, or not a number.
     """
     if got.shape != wanted.shape:
         raise CheckFailed(f"{case}: {what} has shape {got.shape}, expected {wanted.shape}")
@@ -202,15 +202,15 @@ def examine(case: Case, device: torch.device, *, call: Call = plain_call, passes
 
     Args:
         case: The layer.
-        device: Where it runs.
-        call: How it is called: through a checkpoint, compiled.
-        passes: Forward and backward passes whose gradients add up.
+        device: Device of the layer.
+        call: Calls the layer, for example under checkpointing or compiled.
+        passes: Number of forward and backward passes whose gradients add up.
 
     Returns:
-        The largest error in units of what rounding explains.
+        The largest error divided by the tolerance.
 
     Raises:
-        CheckFailed: Something does not follow from the formula under one mask.
+        CheckFailed: The output or a gradient differs from the formula, for every possible mask.
     """
     layer, inputs = make_layer(case, device), make_inputs(case, device)
     torch.manual_seed(_SEED)
@@ -227,16 +227,16 @@ def examine(case: Case, device: torch.device, *, call: Call = plain_call, passes
 def compare_passes(
     case: Case, layer: MixoutLayer, inputs: Tensor, observed: list[tuple[Tensor, Tensor]]
 ) -> float:
-    """Compare outputs, and gradients that have added up, with the formula.
+    """Compare outputs and accumulated gradients with the formula.
 
     Args:
-        case: What is examined.
+        case: The layer's case.
         layer: The layer, with its gradients.
         inputs: From `make_inputs`, with its gradient.
-        observed: Each pass's output and the gradient that was sent back through it.
+        observed: For each pass, its output and the output's gradient.
 
     Returns:
-        The largest error in units of what rounding explains.
+        The largest error divided by the tolerance.
     """
     x, dtype = inputs.detach().double(), case.computed_in
     bias = None if layer.bias is None else layer.bias.detach().to(dtype).double()

@@ -50,7 +50,7 @@ _PRECISIONS = (
     *((half, None) for half in _HALVES),
     *((torch.float32, half) for half in _HALVES),
 )
-#: Standard errors that a statistic may be off by: one in a billion runs is further off by chance.
+#: Allowed deviation of a statistic, in standard errors. One run in a billion exceeds it by chance.
 _SIGMAS = 6.0
 
 
@@ -162,7 +162,7 @@ def check_masks(device: torch.device) -> Finding:
         drawn, of_other = [], []
         for _ in range(calls):
             bits = _bits(layer, eye)
-            # one row of a neuron mask says all; of an element mask, one row is enough
+            # all rows of a neuron mask are equal, and one row of an element mask is enough
             drawn.append(bits[0])
             of_other.append(_bits(other, eye)[0])
             anchor = layer.pretrained_weight.double()
@@ -192,7 +192,7 @@ def check_masks(device: torch.device) -> Finding:
 
 
 class _AllKinds(nn.Module):
-    """A small network in which every layer class and granularity has its place."""
+    """A small network with every layer class in every granularity."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -215,7 +215,7 @@ class _AllKinds(nn.Module):
 
 
 def _check_no_waits(device: torch.device, *, autocast: bool) -> None:
-    """Do training steps with every kind of layer; raise where one waits for the device."""
+    """Do training steps with every kind of layer; raise an error if one waits for the device."""
     network = _AllKinds(device)
     parameters = list(network.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
@@ -231,7 +231,7 @@ def _check_no_waits(device: torch.device, *, autocast: bool) -> None:
         optimizer.zero_grad(set_to_none=True)
 
     for _ in range(2):
-        step()  # allocators and kernels are set up
+        step()  # sets up allocators and kernels
     state = [v for s in optimizer.state.values() for v in s.values()]
     with no_waiting(device, [*parameters, *network.buffers(), *state, ids]):
         for _ in range(3):
@@ -284,7 +284,7 @@ class Recorder:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):  # libraries and allocators are set up, which a capture must not do
+            for _ in range(3):  # sets up libraries and allocators, which a capture must not do
                 work()
         torch.cuda.current_stream().wait_stream(side)
         self.work, self.graph = work, torch.cuda.CUDAGraph()
@@ -295,7 +295,7 @@ class Recorder:
             self.work()
 
     def replay(self) -> None:
-        """Do it again."""
+        """Repeat the captured work."""
         self.graph.replay()
 
 
@@ -401,7 +401,7 @@ class _Interrupted(Exception):  # noqa: N818 (ends a run, as Ctrl-C does)
 
 
 class _StopAt(Observer):
-    """Ends a run after so many steps."""
+    """Ends a run after a given step."""
 
     def __init__(self, step: int) -> None:
         self.step = step
@@ -471,7 +471,7 @@ CHECKS_WITH_KIT: dict[str, Callable[[torch.device, Kit], Finding]] = {
 #: The one-pass kernel is timed only if this check passes.
 ONE_PASS = "one-pass kernel"
 
-#: Checks in a process of their own: a fault in a kernel, or in a capture, spoils its process.
+#: Checks that run in a separate process, because a fault in a kernel or a capture breaks it.
 KERNEL_CHECKS: dict[str, Check] = {
     ONE_PASS: _on_gpu(
         check_one_pass, "the kernel runs on a GPU only; a test runs it through Triton's interpreter"

@@ -1,4 +1,4 @@
-"""What a training step costs on the device: time, memory, and the kernels it is made of."""
+"""Measure training steps on the device: time, memory, and time per kernel."""
 
 import statistics
 import time
@@ -26,14 +26,14 @@ _KERNELS = 14
 
 
 def _arms(one_pass: bool) -> tuple[str, ...]:
-    """Leave the one-pass kernel out where it does not run, or does not run right."""
+    """Return the arms to measure. `one_pass` says whether the one-pass kernel works here."""
     return tuple(arm for arm in _ARMS if one_pass or "one pass" not in arm)
 
 
 def _prepare(
     arms: tuple[str, ...], shape: str, batch: Batch, device: torch.device
 ) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
-    """Build every arm; return its step, and the most bytes that building and two steps need."""
+    """Build every arm. Return its step, and the peak memory of building it and doing two steps."""
     precision = "bf16" if device.type == "cuda" else "fp32"
     tensors = batch.tensors(str(device))
     steps: dict[str, Callable[[], None]] = {}
@@ -55,13 +55,13 @@ def _prepare(
 def measure_steps(
     shape: str, small: str, device: torch.device, deadline: float, parts: int, one_pass: bool
 ) -> Finding:
-    """Time every arm by turns, with its peak memory.
+    """Time the arms, which take turns, and report their peak memory.
 
     Args:
         shape: Name of the model's shape on a GPU.
-        small: Name of its shape on a CPU.
-        device: Where.
-        deadline: When the part has to end, by `time.monotonic`.
+        small: Name of the model's shape on a CPU.
+        device: Device to measure.
+        deadline: Time at which the part must end, as `time.monotonic` gives it.
         parts: Number of benchmarks that share the remaining time.
         one_pass: Whether the one-pass kernel is among the arms.
     """
@@ -94,7 +94,7 @@ def measure_steps(
 
 
 def _kernel_times(step: Callable[[], None], device: torch.device, steps: int) -> Counter[str]:
-    """Return kernel (on a CPU: operation) → microseconds a step."""
+    """Return the kernels (on a CPU: operations) with their microseconds per step."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CUDA] if on_gpu else [ProfilerActivity.CPU]
     with profile(activities=activities) as profiled:
@@ -112,7 +112,7 @@ def _kernel_times(step: Callable[[], None], device: torch.device, steps: int) ->
 
 
 def _host_seconds(step: Callable[[], None], device: torch.device) -> float:
-    """Return the median CPU time to launch a step. Above the sum, the CPU is the bottleneck."""
+    """Return the median CPU time to launch a step. If it exceeds the kernels' time, it limits."""
     found = []
     for _ in range(5):
         if device.type == "cuda":
@@ -124,19 +124,19 @@ def _host_seconds(step: Callable[[], None], device: torch.device) -> float:
 
 
 def _short(kernel: str) -> str:
-    """Return a kernel's name without its template arguments, which fill a line each."""
+    """Return a kernel's name without its long template arguments."""
     name = kernel.removeprefix("void ").replace("|", "/")
     base = name.split("<")[0]
     inner = [word for word in ("Functor", "Kernel", "lambda") if word in name]
     detail = ""
-    if inner and "<" in name:  # elementwise kernels differ in their functor alone
+    if inner and "<" in name:  # elementwise kernels differ only in their functor
         found = [w for w in name.replace("<", ",").replace("(", ",").split(",") if "Functor" in w]
         detail = f" {found[0].split('::')[-1].strip()}" if found else ""
     return f"{base}{detail}"[:80]
 
 
 def profile_steps(device: torch.device, deadline: float, parts: int, one_pass: bool) -> Finding:
-    """Show where a mixout step's time goes: kernels by how much longer they take than in plain."""
+    """List the kernels of a mixout step, sorted by the difference from a plain step."""
     on_gpu = device.type == "cuda"
     shape, batch = ("BERT-large", Batch(32, 128)) if on_gpu else ("tiny", Batch(4, 32))
     arms = tuple(arm for arm in _PROFILED if arm in _arms(one_pass))
@@ -165,7 +165,7 @@ def profile_steps(device: torch.device, deadline: float, parts: int, one_pass: b
 
 Benchmark = Callable[[torch.device, float, int, bool], Finding]
 
-#: Step → how it is measured. What is left of the time is shared between those to come.
+#: Name → benchmark. The benchmarks share the time of the part.
 BENCHMARKS: dict[str, Benchmark] = {
     "a step at BERT-large's shape": partial(measure_steps, "BERT-large", "tiny"),
     "a step at BERT-base's shape": partial(measure_steps, "BERT-base", "tiny"),

@@ -63,7 +63,7 @@ class Kit:
         return cls(base, train_file, eval_file, work)
 
     def data(self, rows: int | None = None, eval_rows: int | None = None) -> DataOptions:
-        """Return the data, or their first rows as files of their own."""
+        """Return the data files, or new files with their first rows."""
         return DataOptions(
             self._first(self.train_file, rows), self._first(self.eval_file, eval_rows)
         )
@@ -79,7 +79,7 @@ class Kit:
         return short
 
     def prepared(self, p: float = 0.7, seed: int = 0) -> Path:
-        """Return a prepared checkpoint, made at the first request."""
+        """Return a prepared checkpoint. It is made on first use."""
         out = self.work / f"prepared-{p}-{seed}"
         if not out.exists():
             options = PrepareOptions(
@@ -106,12 +106,12 @@ class Kit:
         Args:
             name: Name of the folder.
             device: Device to train on.
-            rows: How many of the training rows.
-            eval_rows: How many of the evaluation rows.
-            prepared: What is finetuned; None takes `prepared()`.
+            rows: Number of training rows.
+            eval_rows: Number of evaluation rows.
+            prepared: The checkpoint to finetune; None means `prepared()`.
             observer: Training observer.
-            resume: Whether an unfinished run goes on.
-            options: Settings of `TrainOptions`.
+            resume: Whether to resume an unfinished run.
+            options: Options of `TrainOptions`.
         """
         batch = 32 if str(device).startswith("cuda") else 4
         settings = {"device": str(device), "batch_size": batch, "max_length": 64, **options}
@@ -127,6 +127,6 @@ class Kit:
 
 
 def size_of(paths: Iterable[Path]) -> int:
-    """Return the bytes of all files, those in folders included."""
+    """Return the total size of all files in bytes, including those in folders."""
     files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path])]
     return sum(file.stat().st_size for file in files if file.is_file())

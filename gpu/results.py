@@ -1,4 +1,4 @@
-"""What the kit found: one JSON and one Markdown page, written after every step."""
+"""The results of the checks: a JSON file and a Markdown page, written after every step."""
 
 import json
 import time
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-#: A step's state. "not run" is for what this machine cannot do, with the reason.
+#: The states of a step. "not run" means that this machine cannot run it.
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 JSON, PAGE = "gpu.json", "gpu.md"
@@ -18,21 +18,21 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class CheckFailed(Exception):  # noqa: N818 (a finding, not an error of the program)
-    """A check found something wrong; the message says what, where, and what was expected."""
+    """A check failed. The message says what is wrong, where, and what was expected."""
 
 
 class CannotRun(Exception):  # noqa: N818
-    """A step needs what this machine does not have; the message says what."""
+    """A step needs something that this machine does not have. The message says what."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a step found.
+    """The result of a step.
 
     Attributes:
         text: One sentence.
-        table: A Markdown table, "" where there is none.
-        data: The figures behind the table, ready for JSON.
+        table: A Markdown table; empty if there is none.
+        data: The figures behind the table, as values that JSON can store.
     """
 
     text: str
@@ -45,11 +45,11 @@ class Step:
     """A step that was run.
 
     Attributes:
-        part: The part of the kit it belongs to.
-        name: Its name.
+        part: The part that it belongs to.
+        name: Name of the step.
         state: "passed", "failed" or "not run".
-        seconds: How long it took.
-        finding: What it found.
+        seconds: Duration in seconds.
+        finding: The result.
     """
 
     part: str
@@ -60,10 +60,10 @@ class Step:
 
 
 class Results:
-    """The results in a folder, those of earlier parts included.
+    """The results in a folder, including those of earlier parts.
 
     Args:
-        out: The folder, which is made if it is not there.
+        out: The folder. It is created if it does not exist.
     """
 
     def __init__(self, out: Path) -> None:
@@ -76,7 +76,7 @@ class Results:
 
     @staticmethod
     def steps_of(found: dict[str, Any]) -> list[Step]:
-        """Return the steps that a file of results holds."""
+        """Return the steps in the contents of a results file."""
         entries = found.get("steps", [])
         return [Step(**{**entry, "finding": Finding(**entry["finding"])}) for entry in entries]
 
@@ -99,9 +99,9 @@ class Results:
         """Run a check and add its result, even if it raises.
 
         Args:
-            part: The part of the kit it belongs to.
-            name: Its name.
-            work: Does it; raises `CheckFailed` where something is wrong.
+            part: The part that it belongs to.
+            name: Name of the check.
+            work: Runs the check. It raises `CheckFailed` if something is wrong.
         """
         started = time.monotonic()
         try:
@@ -131,7 +131,7 @@ class Results:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which then takes the file's place."""
+    """Yield a temporary path, which replaces the file at the end."""
     temporary = path.with_name(path.name + ".tmp")
     yield temporary
     temporary.replace(path)
@@ -148,7 +148,7 @@ def page(machine: dict[str, Any], steps: list[Step]) -> str:
 
 
 def sections(steps: list[Step], level: int = 2) -> list[str]:
-    """Return the Markdown lines of all parts: a list of steps each, then their tables."""
+    """Return the Markdown lines of all parts: for each one, its steps and then their tables."""
     lines: list[str] = []
     for part in dict.fromkeys(step.part for step in steps):
         own = [step for step in steps if step.part == part]

@@ -22,9 +22,9 @@ def compare_seeds(device: torch.device, kit: Kit, deadline: float) -> Finding:
     seeds that every strategy has finished count.
 
     Args:
-        device: Where.
+        device: Device to train on.
         kit: Checkpoint and data.
-        deadline: When to end, by `time.monotonic`.
+        deadline: Time at which to end, as `time.monotonic` gives it.
     """
     on_gpu = device.type == "cuda"
     rows, eval_rows = (1000, 1000) if on_gpu else (64, 32)

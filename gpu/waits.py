@@ -29,11 +29,11 @@ _INDEXING = {_aten.index.Tensor, _aten.index_put_.default, _aten._index_put_impl
 
 
 class _DeviceValues(TorchDispatchMode):
-    """Follows what would live on the device, by storage."""
+    """Tracks the tensors that would be on the device, by their storage."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        #: Storage's address → the storage, which is kept so that no other gets its address.
+        #: Address → storage. The storage is kept alive so that no other one gets its address.
         self.kept: dict[int, Any] = {}
         for tensor in tensors:
             self._keep(tensor)
@@ -66,11 +66,11 @@ class _DeviceValues(TorchDispatchMode):
 
 @contextmanager
 def no_waiting(device: torch.device, tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Raise where anything within the block waits for the device.
+    """Raise an error if an operation within the block waits for the device.
 
     Args:
-        device: The device of the work.
-        tensors: What lives there: parameters, buffers, inputs. Only a CPU needs to be told.
+        device: Device of the operations.
+        tensors: The tensors on it: parameters, buffers, inputs. Used only if it is a CPU.
 
     Raises:
         CheckFailed: On a CPU.

@@ -17,7 +17,7 @@ _CUDA_PROVIDER = "CUDAExecutionProvider"
 
 
 def _command(*words: object, deadline: float) -> tuple[dict[str, Any], float]:
-    """Run a command with --json; return what it printed and its seconds."""
+    """Run a command with --json; return its result and its duration in seconds."""
     started = time.monotonic()
     command = [sys.executable, "-m", "mixout_export_cli", *map(str, words), "--json"]
     try:
@@ -40,9 +40,9 @@ def whole_workflow(device: torch.device, kit: Kit, deadline: float) -> Finding:
     """Take the kit's checkpoint from prepare to verify, training on the device.
 
     Args:
-        device: Where to train.
+        device: Device to train on.
         kit: Checkpoint and data.
-        deadline: When to end, by `time.monotonic`.
+        deadline: Time at which to end, as `time.monotonic` gives it.
     """
     on_gpu = device.type == "cuda"
     rows, steps = (2000, 150) if on_gpu else (64, 4)
