@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -35,11 +35,12 @@ from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy, 
 from mixout_export.files.tensors import (
     TensorEntry,
     TensorSource,
-    digest_files,
+    joint_digest,
     read_tensors,
+    write_tensors,
 )
 from mixout_export.files.weight_files import weight_files
-from mixout_export.files.writing import ANCHOR_SHARD, write_sharded
+from mixout_export.files.writing import ANCHOR_SHARD, shards_of, write_shard_index
 from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.layers import MixoutLayer
 from mixout_export.printable import first_line
@@ -397,17 +398,12 @@ def write_anchors(
     directory: Path, tensors: Sequence[TensorSource], *, limit: int = ANCHOR_SHARD
 ) -> str:
     """Write the pretrained values, immutable, in shards above 5 GB; return their SHA-256."""
-    files = write_sharded(
-        directory, LAYOUT.pretrained, LAYOUT.pretrained_index, tensors, limit=limit
-    )
+    files = shards_of(directory, LAYOUT.pretrained, tensors, limit=limit)
+    digests = {file.path.name: write_tensors(file.path, file.tensors) for file in files}
+    write_shard_index(directory / LAYOUT.pretrained_index, files)
     for file in files:
-        make_read_only(file)
-    return digest_files(files)
-
-
-def anchors_of_weights(entries: dict[str, TensorEntry], keys: Iterable[str]) -> list[TensorEntry]:
-    """Return anchors that have the present values of some weights on disk."""
-    return [entries[key].renamed(anchor_key(key)) for key in keys]
+        make_read_only(file.path)
+    return joint_digest(digests)
 
 
 def mixed_modules(

@@ -7,8 +7,8 @@ only says which tensors go under which keys.
 
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from mixout_export.checkpoint.model import (
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.sidecar_files import make_read_only
-from mixout_export.files.streams import Hash
+from mixout_export.files.streams import quick_hash
 from mixout_export.files.tensors import (
     TensorEntry,
     joint_digest,
@@ -48,20 +48,19 @@ _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """What became of a plan.
+    """Weights and anchors on disk.
 
     Attributes:
-        sha256: File name → SHA-256 of each weight file and each file of anchors.
-        anchors: Names of the anchors' files.
+        keys: The weights' keys.
+        anchors_sha256: The SHA-256 that identifies the anchors.
+        anchors_xxh3: Their quick hash. None if it was not computed while they were written.
+        sha256: File name → SHA-256 of the files that were hashed while they were written.
     """
 
-    sha256: Mapping[str, str]
-    anchors: tuple[str, ...]
-
-    @property
-    def anchors_sha256(self) -> str:
-        """The SHA-256 that identifies the anchors."""
-        return joint_digest({name: self.sha256[name] for name in self.anchors})
+    keys: Collection[str]
+    anchors_sha256: str
+    anchors_xxh3: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ class SavePlan:
         anchored: Sequence[str],
         *,
         limit: int = ANCHOR_SHARD,
-        also: Hash | None = None,
     ) -> WrittenWeights:
         """Write the weights, and the present values of some as anchors.
 
@@ -92,20 +90,18 @@ class SavePlan:
             directory: Where to write.
             anchored: Keys of the weights that get an anchor, in the order of `tensors`.
             limit: Bytes above which the anchors have more than one file.
-            also: A second hash, which takes in the bytes of the anchors' files.
-
-        Returns:
-            The SHA-256 of every file.
         """
+        quick = quick_hash()
         values = [self.tensors[key].renamed(anchor_key(key)) for key in anchored]
         anchors = shards_of(directory, LAYOUT.pretrained, values, limit=limit)
-        digests = write_twice(self.files, anchors, frozenset(anchored), also=also)
+        digests = write_twice(self.files, anchors, frozenset(anchored), also=quick)
         if self.index is not None:
             write_json(directory / LAYOUT.weights_index, self.index)
         write_shard_index(directory / LAYOUT.pretrained_index, anchors)
         for file in anchors:
             make_read_only(file.path)
-        return WrittenWeights(digests, tuple(file.path.name for file in anchors))
+        anchors_sha256 = joint_digest({file.path.name: digests[file.path.name] for file in anchors})
+        return WrittenWeights(self.tensors.keys(), anchors_sha256, quick.hexdigest(), digests)
 
 
 def plan_saving(

@@ -14,7 +14,6 @@ from mixout_export.files.tensors import (
     header_of,
     pieces,
     write_index,
-    write_tensors,
 )
 
 #: Bytes above which weights take more than one file, and above which anchors do.
@@ -130,32 +129,16 @@ def write_twice(
     return {name: each.hexdigest() for name, each in (hashes | copy.hashes).items()}
 
 
-def write_sharded(
-    directory: Path, name: str, index_name: str, tensors: Sequence[TensorSource], *, limit: int
-) -> list[Path]:
-    """Write tensors into one file, or into shards with an index if they exceed a size.
-
-    Args:
-        directory: Where to write.
-        name: Name of the single file; shards are called `<stem>-00001-of-00002.safetensors`.
-        index_name: Name of the index.
-        tensors: The tensors in the order to write them.
-        limit: Bytes above which there is more than one file; a larger tensor has one of its own.
-
-    Returns:
-        The files, without the index.
-    """
-    files = shards_of(directory, name, tensors, limit=limit)
-    for file in files:
-        write_tensors(file.path, file.tensors)
-    write_shard_index(directory / index_name, files)
-    return [file.path for file in files]
-
-
 def shards_of(
     directory: Path, name: str, tensors: Sequence[TensorSource], *, limit: int
 ) -> list[TensorFile]:
-    """Distribute tensors over one file, or over shards if they exceed a size; see `write_sharded`.
+    """Distribute tensors over one file, or over shards if they exceed a size.
+
+    Args:
+        directory: Where to write.
+        name: Name of the single file. Shards are called `<stem>-00001-of-00002.safetensors`.
+        tensors: The tensors in the order to write them.
+        limit: Bytes above which there is more than one file. A larger tensor has one of its own.
 
     Returns:
         The files to write.

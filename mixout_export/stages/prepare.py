@@ -1,6 +1,6 @@
 """`prepare`: a pretrained checkpoint becomes a mixout checkpoint."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,14 @@ from transformers import PreTrainedModel
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
-from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
 from mixout_export.checkpoint.model import (
-    anchors_of_weights,
     mixed_modules,
     write_anchors,
     write_weights,
 )
-from mixout_export.checkpoint.moving import plan_saving
+from mixout_export.checkpoint.moving import WrittenWeights, plan_saving
 from mixout_export.checkpoint.tokenizer_file import forget_machine_path
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
@@ -27,7 +26,6 @@ from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
-from mixout_export.files.streams import quick_hash
 from mixout_export.files.weight_files import BaseDigest
 from mixout_export.layers import is_mixable
 from mixout_export.provenance.links import Link, plain_options
@@ -90,23 +88,6 @@ class PrepareResult:
     unused: tuple[str, ...]
     config_changes: dict[str, tuple[Any, Any]]
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Written:
-    """Weights and anchors on disk.
-
-    Attributes:
-        keys: The weights' keys.
-        anchors_sha256: What identifies the anchors.
-        anchors_xxh3: Their quick hash; None where it was not computed on the way.
-        sha256: File name → SHA-256 of the files that were hashed on the way.
-    """
-
-    keys: Collection[str]
-    anchors_sha256: str
-    anchors_xxh3: str | None = None
-    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 def _check_options(options: PrepareOptions) -> None:
@@ -324,15 +305,12 @@ def _keys_of(model: PreTrainedModel, mixed: Sequence[str]) -> dict[str, str]:
 
 def _write_tensors(
     loaded: LoadedBase, directory: Path, keys: Mapping[str, str], names: Sequence[str]
-) -> _Written:
+) -> WrittenWeights:
     """Write weights and anchors."""
     plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
     if plan is not None:
-        anchored, quick = _anchored_keys(loaded, keys, plan.tensors, names), quick_hash()
-        written = plan.write(directory, anchored, also=quick)
-        return _Written(
-            plan.tensors.keys(), written.anchors_sha256, quick.hexdigest(), written.sha256
-        )
+        return plan.write(directory, _anchored_keys(loaded, keys, plan.tensors, names))
     entries = write_weights(loaded.model, directory)
-    anchors = anchors_of_weights(entries, _anchored_keys(loaded, keys, entries, names))
-    return _Written(entries.keys(), write_anchors(directory, anchors))
+    anchored = _anchored_keys(loaded, keys, entries, names)
+    anchors = [entries[key].renamed(anchor_key(key)) for key in anchored]
+    return WrittenWeights(entries.keys(), write_anchors(directory, anchors))
