@@ -14,7 +14,7 @@ from mixout_export.surgery import ranks
 
 #: Each case prints a line of its own; a case that hangs makes the whole script time out.
 _CASES = """
-from mixout_export import MixoutConfig, inject_mixout
+from mixout_export import MixoutConfig, collapse_mixout, inject_mixout
 from mixout_export.errors import TrainingError
 from mixout_export.surgery import ranks
 
@@ -92,6 +92,12 @@ def compiled():
     ddp = DistributedDataParallel(model())
     step(torch.compile(ddp, backend="eager"))
 
+def collapsed_from_inside():
+    network = nn.Sequential(nn.Sequential(nn.Linear(4, 4)))
+    inject_mixout(network)
+    collapse_mixout(network[0])
+    step(DistributedDataParallel(network))
+
 def one_rank_groups():
     groups = [dist.new_group([index]) for index in range(2)]
     step(DistributedDataParallel(model([2]), process_group=groups[rank]))
@@ -136,7 +142,8 @@ outcome("one", lambda: step(DistributedDataParallel(model([2]))))
 outcome("all", lambda: step(DistributedDataParallel(model([0, 2, 4, 6]))))
 for run in (
     accumulated, other_layers, only_rank_0_evaluates, no_wrapper, a_part_that_only_rank_0_runs,
-    uneven_inputs, compiled, one_rank_groups, sharded, under_accelerate, broadcast,
+    uneven_inputs, compiled, one_rank_groups, collapsed_from_inside, sharded, under_accelerate,
+    broadcast,
 ):
     outcome(run.__name__, run)
 """
@@ -188,8 +195,9 @@ def test_nothing_is_compared_unless_every_rank_takes_part(case, outcomes) -> Non
     assert [rank[case] for rank in outcomes] == [("passed", 0)] * 2
 
 
-def test_a_group_of_one_rank_has_nothing_to_compare(outcomes) -> None:
-    assert [rank["one_rank_groups"] for rank in outcomes] == [("passed", 1)] * 2
+@pytest.mark.parametrize("case", ["one_rank_groups", "collapsed_from_inside"])
+def test_there_may_be_nothing_to_compare(case, outcomes) -> None:
+    assert [rank[case] for rank in outcomes] == [("passed", 1)] * 2
 
 
 def test_ddp_does_not_broadcast_anchors(outcomes) -> None:

@@ -26,12 +26,12 @@ _IGNORED = "_ddp_params_and_buffers_to_ignore"
 #: The attribute that holds the handle of the hook that compares the anchors.
 _HOOK = "_mixout_anchor_check"
 
-#: Most layers, and most ranks, that an error names.
+#: Largest number of layers per rank, and of ranks, that an error names.
 _MOST_NAMED = 3
 
 
 def watch_anchors(model: nn.Module, layers: Mapping[str, MixoutLayer]) -> None:
-    """Let DDP leave a model's anchors alone, and compare them at the first training step.
+    """Exclude a model's anchors from DDP's broadcasts; compare them at the first training step.
 
     Args:
         model: The model that DDP may wrap.
@@ -92,15 +92,15 @@ def require_same_anchors(model: nn.Module, group: distributed.ProcessGroup) -> N
     layers = {n: m for n, m in model.named_modules() if isinstance(m, MixoutLayer)}
     own = {name: _describe(layer.pretrained_weight) for name, layer in layers.items()}
     digest = hashlib.sha256(repr(own).encode()).digest()
-    first = next(iter(layers.values())).pretrained_weight
-    with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]  # where nccl sends from
+    parameter = next(model.parameters())
+    with torch.cuda.device_of(parameter):  # type: ignore[no-untyped-call]  # NCCL sends from it
         if len(set(_gather(digest, group))) > 1:
             found = _gather(own, group)
             raise TrainingError(_difference(found, distributed.get_process_group_ranks(group)))
 
 
 def _gather(value: Any, group: distributed.ProcessGroup) -> list[Any]:
-    """Return the values of all ranks, in the order of the group."""
+    """Return the value of each rank, in the group's order."""
     values = [None] * group.size()
     distributed.all_gather_object(values, value, group=group)
     return values
@@ -110,7 +110,7 @@ def _describe(anchor: Tensor) -> str:
     """Return a text that is the same for two anchors only if they are equal bit for bit."""
     kind = f"{anchor.dtype} {tuple(anchor.shape)}"
     if type(anchor) is not Tensor:
-        return f"{kind} sharded"  # each rank holds another part of it
+        return f"{kind} sharded"  # each rank holds a different part
     values = anchor.detach().cpu().reshape(-1).view(torch.uint8)
     return f"{kind} {hashlib.sha256(values.numpy().data).hexdigest()}"
 
