@@ -1,6 +1,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -169,3 +170,15 @@ def test_the_library_does_not_load_optional_libraries(module: str) -> None:
 
 def test_what_an_import_loads_is_followed_to_its_end() -> None:
     assert "onnx" in {name.split(".")[0] for name in loaded_by("mixout_export.stages.onnx_export")}
+
+
+def test_an_installation_has_every_package() -> None:
+    """The names in pyproject.toml are those of the folders, or a wheel would lack some."""
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text("utf-8"))
+    packages = set(project["tool"]["setuptools"]["packages"])
+    found = set()
+    for name, folder in (("mixout_export", ROOT), ("mixout_export_cli", ROOT.parent / "cli")):
+        for file in folder.rglob("*.py"):
+            found.add(".".join([name, *file.parent.relative_to(folder).parts]))
+    data = {"mixout_export.bundling.files", "mixout_export.demo_data"}
+    assert found - data == packages - data
