@@ -170,15 +170,6 @@ def _find_text(table: Table, pair: str | None) -> tuple[str, str | None]:
     return singles[0], pair
 
 
-def find_label(table: Table, others: Sequence[str] = _OTHER_LABELS) -> str:
-    """Find the column of the label: "label" or "labels", else the only one of `others`.
-
-    Raises:
-        DataError: There is no such column, or there are several.
-    """
-    return find_first(table, _LABELS, others, kind="labels", option="--label-column")
-
-
 def find_texts(
     table: Table, *, text_column: str | None = None, text_pair_column: str | None = None
 ) -> tuple[str, str | None]:
@@ -229,7 +220,7 @@ def find_optional_label(
     if named.label is not None:
         return require_columns(table, named.label, "--label-column")
     try:
-        return (find_label(table, others),)
+        return (find_first(table, _LABELS, others, kind="labels", option="--label-column"),)
     except DataError:
         if labeled:
             raise
