@@ -132,7 +132,7 @@ def test_bounds_say_what_was_missed() -> None:
     found = compare((batch(2), left, right), limits=DECISION_LIMITS["int8"])
     assert found.shortfall == "agrees on 50.00% of 2 sure decisions, expected at least 97.00%"
     found = compare((batch(1), [[3.0, 0.0]], [[1.0, 0.0]]), limits=DecisionLimits(mean_shift=0.1))
-    assert "moves probabilities by 0.222 in the mean" in found.shortfall
+    assert "changes probabilities by 0.222 on average" in found.shortfall
 
 
 def test_outputs_without_decisions_are_judged_by_their_norm() -> None:

@@ -262,7 +262,7 @@ def test_inputs_that_show_little_are_told(plain: Path, tmp_path: Path, program: 
         token_type_ids=np.zeros_like(ids),
     )
     run = program("verify", plain, plain, "--self-test", "--inputs", tmp_path / "few.npz").done()
-    (unseen,) = (line for line in run.out.splitlines() if "outputs alone" in line)
+    (unseen,) = (line for line in run.out.splitlines() if "test inputs alone" in line)
     for fault in ("zeroed position rows", "zeroed segment row", "zeroed vocabulary tail"):
         assert fault in unseen
     assert "swapped classes" not in unseen

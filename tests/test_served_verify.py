@@ -681,12 +681,12 @@ def test_the_program_reports_in_text_json_and_a_page(
     with served(model, parameters={"model_sha256": sha256(model)}) as server:
         text = program("verify", graph, server.address, *few, "--report", page).done().out
         said = program("verify", graph, server.address, *few, "--json").done().json
-    assert "weights    not compared: a server shows none" in text
-    assert "server     small 0.1, onnxruntime_onnx, version 1, asked over binary" in text
-    assert "model      this graph, by the hash that the server shows" in text
+    assert "not compared, because a server does not show them" in text
+    assert "small 0.1, onnxruntime_onnx, version 1, over binary" in text
+    assert "this graph, according to the hash that the server shows" in text
     assert "3 at once, 2 requests each: 6 of 6 got their own answer, 0 mixed up, 0 lost" in text
     assert "p50" in text
-    assert "answers a second" in text
+    assert "answers per second" in text
     assert (said["holds"], said["weights"], said["candidate"]) == (True, None, server.address)
     concurrency = said["serving"]["crowd"]
     assert (concurrency["clients"], concurrency["own"], concurrency["lost"]) == (3, 6, 0)
