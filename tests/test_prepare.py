@@ -597,7 +597,7 @@ def test_a_mixout_checkpoint_is_no_base(tiny: TinyCheckpoints, tmp_path: Path) -
     foreign = tmp_path / "foreign"
     load_mixout(tmp_path / "prepared").save_pretrained(foreign)
     for source in (tmp_path / "prepared", foreign):
-        with pytest.raises(CheckpointError, match="is a mixout checkpoint already; train it"):
+        with pytest.raises(CheckpointError, match="is already a mixout checkpoint; train it"):
             prepare(source, tmp_path / "again", task="regression")
         assert not (tmp_path / "again").exists()
 

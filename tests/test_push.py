@@ -138,7 +138,12 @@ push_folder(plan)
 
 @pytest.mark.parametrize(
     ("status", "said"),
-    [(401, "log in"), (403, "you may not write there"), (404, "no such"), (400, "not today")],
+    [
+        (401, "log in"),
+        (403, "no permission to write"),
+        (404, "does not exist"),
+        (400, "not today"),
+    ],
 )
 def test_a_refusal_is_one_sentence(way: Way, status: int, said: str) -> None:
     with running_hub(status=status) as hub:

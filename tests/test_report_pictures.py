@@ -111,3 +111,11 @@ def test_only_all_is_shown_as_all() -> None:
     ]  # fmt: skip
     assert words.sentence("a is b") == "A is b."
     assert words.file_size(90_869_516) == "90.9 MB"
+
+
+def test_a_clause_becomes_a_sentence_but_a_path_stays_as_it_is() -> None:
+    assert words.sentence("output 'logits' differs") == "Output 'logits' differs."
+    assert words.sentence("changed/model.safetensors: was changed") == (
+        "changed/model.safetensors: was changed."
+    )
+    assert words.sentence("its SHA-256 is ab12…") == "Its SHA-256 is ab12…"

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from mixout_export.tasks import TASKS
 from mixout_export_cli.command import Command
+from mixout_export_cli.following import beside
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import (
     PATH,
@@ -284,7 +285,7 @@ def train(
             for name, value in result.metrics.items()
         ]
         text += "\n" + table(["metric", "before", "after"], rows)
-    collapsed = out.with_name(f"{out.name}-collapsed")
+    collapsed = beside(out, f"{out.name}-collapsed")
     output.result(result, text, following=next_command("collapse", out, collapsed))
 
 

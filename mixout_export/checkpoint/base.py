@@ -249,8 +249,8 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     folder = checkpoint_in(InputFiles(path))
     if folder.metadata is not None:  # a second snapshot would move its anchors
         raise CheckpointError(
-            f"{path}: is a mixout checkpoint already; train it, or collapse it first and prepare "
-            "what comes out"
+            f"{path}: is already a mixout checkpoint; train it, or collapse it and prepare the "
+            "result"
         )
     files, safe = _weight_paths(folder, allow_pickle=options.allow_pickle)
     if digest is None or list(digest.files) != files:

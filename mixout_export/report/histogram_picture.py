@@ -1,4 +1,4 @@
-"""An output's differences by size, as a picture."""
+"""Draw the differences of an output by their size."""
 
 import math
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from mixout_export.report.words import count, power_of_ten, short_count
 _WIDTH, _HEIGHT = 470.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 8.0, 462.0, 46.0, 186.0
 
-#: Width of the column of equal values, and of the gap after it.
+#: Width of the column of equal values, and of the gap to its right.
 _ZERO, _GAP = 34.0, 10.0
 
 _EXPONENTS = tuple(round(math.log10(edge)) for edge in HISTOGRAM_EDGES)
 
 
 def _shown(histogram: tuple[int, ...], limit: float | None) -> tuple[int, int]:
-    """Return the first and last decade to show: all that hold values, and the tolerance."""
+    """Return the first and the last decade to show, so that all values and the tolerance fit."""
     used = [index for index, values in enumerate(histogram[1:]) if values]
     if limit:
         used.append(sum(edge <= limit for edge in HISTOGRAM_EDGES))
@@ -40,11 +40,11 @@ class _Picture:
         self.top = math.log1p(max(1, *output.histogram))
 
     def height(self, values: int) -> float:
-        """Return a column's height; it grows with the logarithm, so that one value can be seen."""
+        """Return the height of a column. It is logarithmic, so that a single value is visible."""
         return (_BOTTOM - _TOP) * (0.04 + 0.96 * math.log1p(values) / self.top) if values else 0.0
 
     def left(self, decade: float) -> float:
-        """Return where a decade begins."""
+        """Return the left edge of a decade."""
         return self.start + (decade - self.low) * self.step
 
     def column(self, left: float, width: float, values: int, kind: str, name: str) -> Element:
@@ -59,7 +59,7 @@ class _Picture:
         return element("g", parts)
 
     def columns(self) -> Iterator[Element]:
-        """Draw equal values, then those of each decade."""
+        """Draw a column for equal values, and one for each decade."""
         yield self.column(_LEFT, _ZERO, self.zeros, "equal", "equal")
         for decade in range(self.low, self.high + 1):
             beyond = self.limit is not None and self._floor(decade) >= self.limit * (1 - 1e-9)
@@ -82,7 +82,7 @@ class _Picture:
         return f"{power_of_ten(_EXPONENTS[decade - 1])} to {power_of_ten(_EXPONENTS[decade])}"
 
     def axis(self) -> Iterator[Element]:
-        """Draw the line that columns stand on, and name the edges of the decades."""
+        """Draw the axis, and label the edges of the decades."""
         yield element("line", x1=_LEFT, x2=_LEFT + _ZERO, y1=_BOTTOM, y2=_BOTTOM, class_="axis")
         yield element("line", x1=self.start, x2=_RIGHT, y1=_BOTTOM, y2=_BOTTOM, class_="axis")
         middle = _LEFT + _ZERO / 2
@@ -111,7 +111,7 @@ class _Picture:
 def draw_histogram(
     output: OutputDifference, tolerance: Tolerance | None, *, identity: str
 ) -> Markup:
-    """Draw how many values differ by how much, one column for each power of ten.
+    """Draw the number of values by how much they differ, a column for each power of ten.
 
     Args:
         output: The output.

@@ -24,12 +24,12 @@ from mixout_export.version import __version__
 _HIDDEN = (".*", "*/.*")
 
 _REFUSALS = {
-    401: "it does not know who you are; log in with `hf auth login`, or set HF_TOKEN",
-    403: "you may not write there; check the name, and that the token may write",
-    404: "it knows no such repository or branch, or does not show it to you",
-    409: "something else is changing it; try again",
-    413: "it takes no files of that size",
-    429: "it was asked too often; wait a while",
+    401: "log in with `hf auth login`, or set HF_TOKEN",
+    403: "you have no permission to write there; check the name, and the rights of your token",
+    404: "the repository or branch does not exist, or you may not see it",
+    409: "something else is changing the repository; try again",
+    413: "a file is too large for the hub",
+    429: "the hub received too many requests; wait a while",
 }
 
 
@@ -180,7 +180,7 @@ def _one_sentence(plan: PushPlan) -> Iterator[None]:
     except HubError:
         raise
     except OfflineModeIsEnabled as error:
-        raise HubError(f"{where}: HF_HUB_OFFLINE forbids it; unset that") from error
+        raise HubError(f"{where}: HF_HUB_OFFLINE forbids uploads; unset it") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         said = (error.server_message or first_line(error)).rstrip(".")
@@ -188,7 +188,7 @@ def _one_sentence(plan: PushPlan) -> Iterator[None]:
         raise HubError(f"{where}: the hub answered {status} ({said}); {reason}") from error
     except Exception as error:  # the hub client's errors share no base class with the network's
         raise HubError(
-            f"{where}: cannot be sent there ({first_line(error)}); check the network"
+            f"{where}: cannot be reached ({first_line(error)}); check the network"
         ) from error
 
 
@@ -196,8 +196,8 @@ def _refuse_public(api: HfApi, plan: PushPlan) -> None:
     """Refuse to publish what should be private: an existing repository stays what it is."""
     if plan.private and not api.repo_info(plan.repo).private:
         raise HubError(
-            f"{plan.repo} at {plan.endpoint}: exists and is public, --private asks for a private "
-            "one; choose another name, or change it on the hub"
+            f"{plan.repo} at {plan.endpoint}: exists and is public, but --private was given; "
+            "choose another name, or make it private on the hub"
         )
 
 
