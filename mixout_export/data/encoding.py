@@ -190,7 +190,7 @@ def choose_max_length(
         )
     if requested <= special:
         raise ArgumentError(
-            f"max-length: got {requested}, which leaves no room for text beside the {special} "
+            f"max-length: got {requested}, which leaves no room for text next to the {special} "
             "special tokens; raise it"
         )
     return requested

@@ -137,7 +137,7 @@ def evaluation_data(
         columns: Columns that the user named; None finds all by their usual names.
         max_examples: Most rows of the table to read; None reads all.
         max_length: Longest sequence in tokens; None takes the model's limit, at most 512.
-        doc_stride: Tokens that neighbouring windows of a question's context share; None takes a
+        doc_stride: Tokens that neighboring windows of a question's context share; None takes a
             third of the longest sequence.
         batch_size: Rows in a batch. If the model has no padding id, each row is a batch.
 

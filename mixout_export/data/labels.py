@@ -96,7 +96,7 @@ def text_values(table: Table, column: str) -> list[str]:
 
 
 def as_integer(value: Any) -> int | None:
-    """Return a text, integer, float or boolean as a non-negative integer; None if it is none."""
+    """Return a text, integer, float or boolean as a non-negative integer, else None."""
     if isinstance(value, str):
         text = value.strip()
         plain = text.isascii() and text.isdigit() and len(text) <= _LONGEST_INTEGER
