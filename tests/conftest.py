@@ -28,6 +28,7 @@ def _logger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 LONG = (
     "test_cli_processes.py",
     "test_self_test.py",
+    "test_readme.py",
     "test_served_tasks.py",
     "test_train.py",
     "test_onnx_stage.py",
