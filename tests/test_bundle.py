@@ -448,7 +448,7 @@ def test_what_was_changed_after_it_was_verified_is_not_shipped(
 
 
 def test_what_is_no_onnx_folder_is_refused(tiny: TinyCheckpoints, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is no ONNX folder; make one with"):
+    with pytest.raises(CheckpointError, match="is not an ONNX folder; make one with"):
         bundle(tiny.classifier("bert"), tmp_path / "out", "triton")
 
 

@@ -16,6 +16,8 @@ from mixout_export.files.streams import file_digest
 from mixout_export.tasks import task_of_config
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
+
     from mixout_export.checkpoint.interface import ModelInterface
     from mixout_export.runners.cached_graph import CachedGraph
     from mixout_export.runners.onnx_runner import OnnxRunner
@@ -209,20 +211,24 @@ class OnnxModel(LocalArtifact):
 
     def part_files(self) -> Iterator[Path]:
         """Yield the graphs, and the files that hold weights of them."""
+        import onnx
+
         for graph in (self.graph, self.cached_graph):
             if graph is not None:
                 yield graph
-                yield from (graph.parent / name for name in external_files(graph))
+                model = onnx.load(graph, load_external_data=False)
+                yield from (graph.parent / name for name in external_files(model))
 
 
-def external_files(graph: Path) -> list[str]:
+def external_files(model: "ModelProto") -> list[str]:
     """Return the names of the files that hold a graph's larger tensors."""
-    import onnx
+    from onnx.external_data_helper import uses_external_data
 
     return sorted(
         {
             entry.value
-            for tensor in onnx.load(graph, load_external_data=False).graph.initializer
+            for tensor in model.graph.initializer
+            if uses_external_data(tensor)
             for entry in tensor.external_data
             if entry.key == "location"
         }

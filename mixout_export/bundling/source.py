@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx
 import onnxruntime
-from onnx.external_data_helper import uses_external_data
 
+from mixout_export.artifacts.onnx_model import external_files
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import LocalArtifact
-from mixout_export.checkpoint.folder import is_onnx_folder, other_kind
+from mixout_export.checkpoint.folder import is_onnx_folder
 from mixout_export.errors import CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
@@ -102,19 +102,13 @@ def _external(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     Raises:
         CheckpointError: One does not lie beside the graph.
     """
-    names = {
-        entry.value
-        for tensor in model.graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
+    names = external_files(model)
     for name in names:
         if PurePath(name).name != name:
             raise CheckpointError(
                 f"{path}: keeps weights in {name!r}, expected a file beside it; export it again"
             )
-    return tuple(path.with_name(name) for name in sorted(names))
+    return tuple(path.with_name(name) for name in names)
 
 
 def read_graph(path: Path) -> Graph:
@@ -224,8 +218,14 @@ def open_onnx_folder(path: Path) -> OnnxFolder:
     """
     model = open_artifact(path)
     if not is_onnx_folder(path):
-        hint = other_kind(model.files) or f"; make one with: mixout-export onnx {path} ONNX"
-        raise CheckpointError(f"{path}: is no ONNX folder{hint}")
+        if model.files.is_bundle:
+            raise CheckpointError(
+                f"{path}: is not an ONNX folder; it is a bundle, so give the folder that it was "
+                "made from"
+            )
+        raise CheckpointError(
+            f"{path}: is not an ONNX folder; make one with: mixout-export onnx {path} ONNX"
+        )
     cached = path / LAYOUT.onnx_cached
     return OnnxFolder(
         model=model,

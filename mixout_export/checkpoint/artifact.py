@@ -105,24 +105,9 @@ class Artifact(ABC):
         return None
 
     @property
-    def accepted_inputs(self) -> frozenset[str] | None:
-        """Inputs that can be given; None where all of `inputs` must be, and no others."""
-        return None
-
-    @property
     def precision(self) -> str:
         """The precision that the artifact records; "" if it records none."""
         return ""
-
-    @property
-    def body_runs_alone(self) -> bool:
-        """Whether the model can be run without its head."""
-        return False
-
-    @property
-    def row_by_row(self) -> bool:
-        """Whether it is run one row at a time, because it has no padding id."""
-        return False
 
     @property
     def knows_modules(self) -> bool:

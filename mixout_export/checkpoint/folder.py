@@ -68,7 +68,6 @@ class PlainCheckpoint(LocalArtifact):
 
     kind = "huggingface"
     title = "Hugging Face folder"
-    body_runs_alone = True
     knows_modules = True
     runs_in = "PyTorch, float32, on the CPU"
 

@@ -233,7 +233,7 @@ def _check_heads(reference: LocalArtifact, candidate: Artifact) -> bool:
     """
     if reference.headless == candidate.headless:
         return False
-    if reference.body_runs_alone and candidate.body_runs_alone:
+    if reference.checkpoint and candidate.checkpoint:
         return True
     sides = (reference, candidate) if reference.headless else (candidate, reference)
     bare, other = (side.where for side in sides)

@@ -19,11 +19,11 @@ def _same_inputs(
 
     A checkpoint's inputs are read from its tokenizer, which one of the two may lack.
     """
-    accepted = (reference.accepted_inputs, candidate.accepted_inputs)
-    if None in accepted:
+    left, right = reference.checkpoint, candidate.checkpoint
+    if left is None or right is None:
         return ours, theirs
-    wanted = shared_interface(ours, theirs).inputs
-    inputs = tuple(name for name in wanted if all(name in (names or ()) for names in accepted))
+    accepted = left.accepted_inputs & right.accepted_inputs
+    inputs = tuple(name for name in shared_interface(ours, theirs).inputs if name in accepted)
     return replace(ours, inputs=inputs), replace(theirs, inputs=inputs)
 
 
@@ -69,10 +69,10 @@ def _different_names(
 ) -> list[str]:
     """Compare the names of outputs, and of inputs where a graph fixes them."""
     found = []
-    if None in (reference.accepted_inputs, candidate.accepted_inputs):
+    if reference.graph or candidate.graph:
         for name in sorted(set(ours.inputs) ^ set(theirs.inputs)):
             without = candidate if name in ours.inputs else reference
-            if name == "position_ids" and without.accepted_inputs is not None:
+            if name == "position_ids" and without.checkpoint:
                 continue  # PyTorch counts the very positions that the graph is told
             found.append(f"input {name!r}: {without.where} does not take it, the other side does")
     if reference.headless == candidate.headless and ours.outputs != theirs.outputs:

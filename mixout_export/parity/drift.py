@@ -175,7 +175,8 @@ def draw_drift(
         CheckpointError: A side does not run the batch.
     """
     start = time.perf_counter()
-    if reference.row_by_row or candidate.row_by_row:
+    checkpoints = (reference.checkpoint, candidate.checkpoint)
+    if any(checkpoint is not None and checkpoint.row_by_row for checkpoint in checkpoints):
         batch = _rows_of(batch, np.zeros(1, dtype=np.int64))
     sides = [side.trace(batch.inputs, headless=headless) for side in (reference, candidate)]
     clock = next((side for side in sides if side.counts_calls), sides[0])

@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
+from mixout_export.artifacts.onnx_model import external_files
 from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.files.graph_metadata import LABELS
 from mixout_export.files.json_files import write_json
@@ -123,7 +124,7 @@ class GraphCopier:
         out.mkdir(exist_ok=True)
         path = out / LAYOUT.onnx
         path.write_bytes(model.SerializeToString())
-        self._bring_data(out, _external_files(model))
+        self._bring_data(out, set(external_files(model)))
         for file in self._folder.iterdir():
             if file.name == LAYOUT.config or is_tokenizer_file(file.name):
                 link_beside(file, out)
@@ -230,13 +231,3 @@ class GraphCopier:
 def _replace(tensor: TensorProto, value: Array) -> None:
     """Replace a tensor's value, which is no longer in a file beside the graph."""
     tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
-
-
-def _external_files(model: onnx.ModelProto) -> set[str]:
-    return {
-        entry.value
-        for tensor in model.graph.initializer
-        if uses_external_data(tensor)
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
