@@ -1,6 +1,7 @@
 """The one entrance: find out what a path or an address holds, and open it."""
 
 from pathlib import Path
+from typing import overload
 
 from mixout_export.artifacts.bundle import Bundle
 from mixout_export.artifacts.onnx_model import CPU_PROVIDER, OnnxModel
@@ -14,22 +15,48 @@ from mixout_export.served.options import ServingOptions
 from mixout_export.served.session import open_served
 
 
-def open_artifact(source: Path | InputFiles, *, provider: str = CPU_PROVIDER) -> LocalArtifact:
-    """Open what a path holds.
+@overload
+def open_artifact(source: Path | InputFiles, *, provider: str = CPU_PROVIDER) -> LocalArtifact: ...
 
-    Headers and small files are read now, models when they are first asked for.
+
+@overload
+def open_artifact(
+    source: Address, *, serving: ServingOptions | None = None, reference: Artifact
+) -> ServedModel: ...
+
+
+def open_artifact(
+    source: Path | InputFiles | Address,
+    *,
+    provider: str = CPU_PROVIDER,
+    serving: ServingOptions | None = None,
+    reference: Artifact | None = None,
+) -> Artifact:
+    """Open what a path or an address holds.
+
+    Headers and small files are read now, models when they are first asked for. A server is asked
+    now.
 
     Args:
-        source: A mixout checkpoint, a Hugging Face folder, an ONNX folder, an `.onnx` file or a
-            bundle; or its files, of which some may have been read already.
+        source: The path of a mixout checkpoint, a Hugging Face folder, an ONNX folder, an `.onnx`
+            file or a bundle; its files, of which some may have been read already; or the address
+            of a served model.
         provider: onnxruntime's execution provider, for a graph.
+        serving: How to ask a server; None asks as `ServingOptions()` does.
+        reference: What a served model should be. Its names are tried if the server names nothing.
 
     Returns:
-        A `MixoutCheckpoint`, a `PlainCheckpoint`, an `OnnxModel` or a `Bundle`.
+        A `MixoutCheckpoint`, a `PlainCheckpoint`, an `OnnxModel`, a `Bundle` or a `ServedModel`.
 
     Raises:
+        ArgumentError: An option for the server is outside its domain.
         CheckpointError: The path holds nothing that can be opened, or a file is malformed.
+        ServerError: The server cannot be reached, has no such model, or says what cannot be read.
     """
+    if isinstance(source, Address):
+        inputs, outputs = ((), ()) if reference is None else (reference.inputs, reference.outputs)
+        options = serving or ServingOptions()
+        return ServedModel(open_served(source, options, inputs=inputs, outputs=outputs))
     files = source if isinstance(source, InputFiles) else InputFiles(source)
     path = files.folder
     if not path.exists():
@@ -46,22 +73,3 @@ def open_artifact(source: Path | InputFiles, *, provider: str = CPU_PROVIDER) ->
         return checkpoint_in(files)
     _ = files.config  # a damaged configuration is reported now
     return OnnxModel(path, files, provider=provider)
-
-
-def open_served_model(
-    address: Address, options: ServingOptions, *, reference: Artifact
-) -> ServedModel:
-    """Ask a server for a model.
-
-    Args:
-        address: Where it is served.
-        options: How to ask.
-        reference: What the model should be, whose names are tried where the server names nothing.
-
-    Raises:
-        ArgumentError: An option is outside its domain.
-        ServerError: The server cannot be reached, has no such model, or says what cannot be read.
-    """
-    return ServedModel(
-        open_served(address, options, inputs=reference.inputs, outputs=reference.outputs)
-    )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mixout_export.artifacts.opening import open_artifact, open_served_model
+from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface, shared_interface
 from mixout_export.checkpoint.model_inputs import Batch
@@ -112,8 +112,8 @@ def _open(
         with damage_explained(ours):
             left = open_artifact(ours, provider=provider)
             left.load()
-        address, options = parse_address(str(candidate)), serving or ServingOptions()
-        return left, open_served_model(address, options, reference=left)
+        address = parse_address(str(candidate))
+        return left, open_artifact(address, serving=serving, reference=left)
     theirs = ours.at(Path(candidate))
     with damage_explained(ours, theirs):
         left, right = (open_artifact(files, provider=provider) for files in (ours, theirs))
