@@ -65,6 +65,25 @@ class OnnxModel(LocalArtifact):
 
         return open_graph(self.graph, provider=self.provider)
 
+    def proto(self) -> "ModelProto":
+        """Read the graph without the weights beside it.
+
+        Raises:
+            CheckpointError: The file is not an ONNX file, or it holds no graph.
+        """
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            proto = onnx.load(self.graph, load_external_data=False)
+        except (DecodeError, OSError) as error:
+            raise CheckpointError(
+                f"{self.graph}: cannot be read as an ONNX file ({error}); export it again"
+            ) from error
+        if not proto.graph.node:
+            raise CheckpointError(f"{self.graph}: the ONNX file holds no graph; export it again")
+        return proto
+
     @property
     def metadata(self) -> GraphMetadata:
         """What the graph records about itself."""

@@ -1,7 +1,8 @@
 """`inspect`: what a folder is, where it comes from, and how far its layers have moved."""
 
 import math
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.arithmetic import as_array
-from mixout_export.files.graph_metadata import SOURCE_SHA256, TOOL_VERSION
+from mixout_export.files.graph_metadata import SOURCE_SHA256, TOOL_VERSION, GraphMetadata
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import damage_explained
+
+#: What a graph records about where it comes from.
+_ORIGIN = (SOURCE_SHA256, TOOL_VERSION)
 
 
 @dataclass(frozen=True)
@@ -63,16 +67,16 @@ class Inspection:
 
     path: Path
     kind: str
-    architecture: str | None
-    task: str | None
-    labels: tuple[str, ...] | None
-    tensors: int
-    parameters: int
-    dtypes: dict[str, int]
-    files: dict[str, int]
-    provenance: dict[str, Any]
-    layers: tuple[LayerDistance, ...]
-    distance: float | None
+    architecture: str | None = None
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    tensors: int = 0
+    parameters: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    layers: tuple[LayerDistance, ...] = ()
+    distance: float | None = None
     chain: tuple[Link, ...] = ()
     broken: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
@@ -142,24 +146,30 @@ def _inspect(artifact: LocalArtifact) -> Inspection:
 
 @_inspect.register
 def _inspect_graph(model: OnnxModel) -> Inspection:
-    from mixout_export.export.graph_facts import read_graph_facts  # onnx only where it is needed
+    from onnx import TensorProto  # onnx only where it is needed
 
-    facts = read_graph_facts(model.path)
-    entries = facts.metadata.entries
+    proto = model.proto()
+    entries = {entry.key: entry.value for entry in proto.metadata_props}
+    metadata = GraphMetadata(entries, model.graph)
+    tensors = proto.graph.initializer
+    dtypes = Counter(TensorProto.DataType.Name(tensor.data_type) for tensor in tensors)
+    opsets = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
+    provenance = {
+        "opset": max(opsets, default=0),
+        "inputs": tuple(value.name for value in proto.graph.input),
+        "outputs": tuple(value.name for value in proto.graph.output),
+    }
     return Inspection(
         path=model.path,
         kind=model.kind,
         architecture=model.architecture,
-        task=facts.metadata.task or None,
-        labels=facts.metadata.labels or None,
-        tensors=facts.initializers,
-        parameters=facts.parameters,
-        dtypes=facts.dtypes,
+        task=metadata.task or None,
+        labels=metadata.labels or None,
+        tensors=len(tensors),
+        parameters=sum(math.prod(tensor.dims) for tensor in tensors),
+        dtypes=dict(sorted(dtypes.items())),
         files=_files(model.path),
-        provenance={"opset": facts.opset, "inputs": facts.inputs, "outputs": facts.outputs}
-        | {key: entries[key] for key in (SOURCE_SHA256, TOOL_VERSION) if key in entries},
-        layers=(),
-        distance=None,
+        provenance=provenance | {key: entries[key] for key in _ORIGIN if key in entries},
     )
 
 
@@ -193,16 +203,8 @@ def _inspect_bundle(bundle: Bundle) -> Inspection:
     return Inspection(
         path=bundle.path,
         kind=bundle.kind,
-        architecture=None,
-        task=None,
-        labels=None,
-        tensors=0,
-        parameters=0,
-        dtypes={},
         files={name: file.bytes for name, file in manifest.files.items()},
         provenance=told,
-        layers=(),
-        distance=None,
     )
 
 
@@ -215,16 +217,16 @@ def _inspect_checkpoint(folder: PlainCheckpoint) -> Inspection:
     if folder.metadata is not None:
         provenance = folder.metadata.to_dict()
         provenance.pop("modules")
-    dtypes = [entry.dtype for entry in entries]
+    dtypes = Counter(entry.dtype for entry in entries)
     return Inspection(
         path=folder.path,
         kind=folder.kind,
         architecture=folder.architecture,
         task=folder.task_name,
         labels=folder.labels,
-        tensors=len(dtypes),
+        tensors=len(entries),
         parameters=sum(math.prod(entry.shape) for entry in entries),
-        dtypes={name: dtypes.count(name) for name in sorted(set(dtypes))},
+        dtypes=dict(sorted(dtypes.items())),
         files=_files(folder.path),
         provenance=provenance,
         layers=layers,
