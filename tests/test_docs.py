@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from pages import PAGES, README, ROOT, anchors, blocks, code, links
 from test_cli_help import COMMANDS, options_of
+from test_imports import ORDER
 
 import mixout_export
 from mixout_export_cli.main import cli
@@ -75,19 +76,14 @@ def test_python_on_a_page_is_valid(page: Path) -> None:
                 assert name in mixout_export.__all__, name
 
 
-def test_the_map_of_the_design_page_has_every_part() -> None:
+def test_the_map_of_the_design_page_is_the_order_of_imports() -> None:
     design = (ROOT / "docs" / "design.md").read_text("utf-8")
     rows = re.findall(r"^\| (`.+?) \|", design.split("## Data flow")[0], re.MULTILINE)
-    named = {name for row in rows for name in re.findall(r"`([\w/]+?)/?`", row)}
-    package = ROOT / "mixout_export"
-    parts = {path.stem for path in package.iterdir() if path.suffix == ".py"}
-    parts |= {path.name for path in package.iterdir() if any(path.rglob("*.py"))}
-    assert parts - {"__init__"} - named == set()
+    parts = [set(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert parts[: len(ORDER)] == [set(group) for group in ORDER]
+    folders = {name for row in rows for name in re.findall(r"`(\w+)/`", row)}
     beside = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert beside - {"mixout_export", "build"} - named == set()
-    places = [folder / name for folder in (package, ROOT) for name in named]
-    there = {place.stem for place in places if place.exists() or place.with_suffix(".py").exists()}
-    assert {Path(name).name for name in named} - there == set()
+    assert beside - {"mixout_export", "build"} == folders - {"build"}
 
 
 def test_the_errors_on_the_troubleshooting_page_exist() -> None:
