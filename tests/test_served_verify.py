@@ -693,7 +693,7 @@ def test_the_program_reports_in_text_json_and_a_page(
     assert set(concurrency["latency"]) == {"p50", "p90", "p99", "longest"}
     shown = page.read_text("utf-8")
     assert '<h2 id="serving">Serving</h2>' in shown
-    assert "99 % took at most" in shown
+    assert "99th percentile" in shown
     assert "weights accounted for" not in shown
 
 
