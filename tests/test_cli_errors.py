@@ -519,7 +519,7 @@ def test_an_unfinished_run_is_neither_forgotten_nor_mixed_up(
         (("onnx", "collapsed", "--opset", "9"), 2, ("--opset: got 9", "18 to 23")),
         (("verify", "collapsed", "--atol", "-1"), 2, ("--atol: got -1.0",)),
         (("verify", "collapsed", "--rtol", "inf"), 2, ("--rtol: got inf",)),
-        (("inspect", "collapsed", "--plot", "a.png"), 2, ("--plot: ", "no mixout checkpoint")),
+        (("inspect", "collapsed", "--plot", "a.png"), 2, ("--plot: ", "not a mixout checkpoint")),
         (("inspect", "trained", "--plot", "a.bmp"), 2, ("--plot: got 'a.bmp'", "png, svg or pdf")),
         (("inspect", "trained", "--plot", "no/a.png"), 1, ("no/a.png: ", "No such file")),
     ],
