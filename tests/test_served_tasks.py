@@ -107,7 +107,7 @@ def test_a_graph_with_a_cache_is_told_by_its_hash(cached: Path, whole: bool) -> 
     assert result.holds, result.reasons()
     assert result.serving is not None
     assert result.serving.graph == "this graph"
-    assert any("cache was read empty only" in note for note in result.serving.notes)
+    assert any("cache was tested only when empty" in note for note in result.serving.notes)
 
 
 def test_a_body_on_a_server_is_not_compared_with_a_classifier(

@@ -1,1 +1,1 @@
-"""Everything that commands open, one class for each kind, and `open_artifact` that opens it."""
+"""Open everything that commands read: `open_artifact` returns one class for each kind."""

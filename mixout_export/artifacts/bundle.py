@@ -1,4 +1,4 @@
-"""Bundles: folders that `bundle` wrote for a server or another runtime."""
+"""Open bundles: folders that `bundle` wrote for a server or another runtime."""
 
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,7 @@ from mixout_export.provenance.manifest import Manifest, read_manifest
 
 
 class Bundle(OnnxModel):
-    """A bundle. As a model it is the first of its graphs, with the files beside that."""
+    """A bundle. As a model, it is its first graph with the files beside that graph."""
 
     kind = "bundle"
     title = "ONNX graph"
@@ -18,10 +18,10 @@ class Bundle(OnnxModel):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The manifest, without which a folder is no bundle.
+        """The manifest. Every bundle has one.
 
         Raises:
-            CheckpointError: It is damaged.
+            CheckpointError: The manifest is damaged.
         """
         return read_manifest(self.files)
 
@@ -30,20 +30,20 @@ class Bundle(OnnxModel):
         """The first graph.
 
         Raises:
-            CheckpointError: The manifest names none that is in the bundle.
+            CheckpointError: The manifest names no graph that is in the bundle.
         """
         graphs = self.manifest.link.options.get("graphs")
         first = graphs[0] if isinstance(graphs, list) and graphs else None
         if not isinstance(first, str) or first not in self.manifest.files:
             raise CheckpointError(
-                f"{self.path / LAYOUT.manifest}: names no graph in the folder, and it is a bundle; "
-                "bundle it again"
+                f"{self.path / LAYOUT.manifest}: names no graph of this folder, although it is a "
+                "bundle; bundle the model again"
             )
         return self.path / first
 
     @property
     def where(self) -> str:
-        """The path of the graph, as messages name it."""
+        """Path of the graph, for messages."""
         return str(self.graph)
 
     @property

@@ -1,4 +1,4 @@
-"""Models that a running server holds, of which it shows names, types and shapes."""
+"""Open models on a running server, which shows only the names, types and shapes of its tensors."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from mixout_export.served.tensors import DATATYPES
 if TYPE_CHECKING:
     from mixout_export.checkpoint.interface import ModelInterface
 
-#: Rows, and tokens in all, of the largest batch that is made because a server takes no other.
+#: Largest number of rows, and of tokens, in a batch made for a server that takes one fixed size.
 _MOST_ROWS, _MOST_TOKENS = 1 << 10, 1 << 16
 
 
@@ -18,7 +18,7 @@ class ServedModel(Artifact):
     """A model on a server.
 
     Attributes:
-        session: The connection to it.
+        session: Requests to the model.
     """
 
     kind = "served"
@@ -29,37 +29,37 @@ class ServedModel(Artifact):
 
     @property
     def session(self) -> ServedSession:
-        """The connection to the server."""
+        """Requests to the model."""
         return self._session
 
     @property
     def where(self) -> str:
-        """The address, as messages name it."""
+        """Address of the model, for messages."""
         return str(self.session.address)
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the labels; None where the server does not show them."""
+        """Label names; None if the server does not show them."""
         return self.session.facts.labels
 
     @property
     def precision(self) -> str:
-        """The precision that the server names; "" if it names none."""
+        """Precision that the server reports; "" if it reports none."""
         return self.session.facts.precision
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """Names of what the model is given."""
+        """Names of the inputs."""
         return self.session.inputs
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what the model is asked for."""
+        """Names of the outputs to compare."""
         return self.session.outputs
 
     @property
     def runs_in(self) -> str:
-        """What computes the outputs, in words."""
+        """Description of what computes the outputs."""
         session = self.session
         over = "gRPC" if session.protocol == "grpc" else f"{session.address.scheme.upper()}, "
         how = {"json": "numbers as JSON", "binary": "numbers as bytes", "grpc": ""}
@@ -67,20 +67,20 @@ class ServedModel(Artifact):
         return f"{session.server}{platform}, over {over}{how[session.protocol]}"
 
     def runner(self, inputs: tuple[str, ...], *, headless: bool = False) -> ServedSession:
-        """Return what asks the server, which runs the whole model."""
+        """Return the runner, which sends requests to the server."""
         return self.session
 
     def generators(self) -> Generators:
-        """Return the model with its cache.
+        """Return the model with its cache, if it has one.
 
-        A server without a cache is left out: it only reads, as it does in the battery.
+        A model without a cache has no generator, because the battery tests it completely.
         """
         return Generators(cached=self.session.cached)
 
     def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
-        """Return the other side's interface with the names and the length that the server takes."""
+        """Return the other side's interface with the names and length that the server takes."""
         if other is None:
-            raise TypeError("a served model is described by the model that it should be")
+            raise TypeError("a served model needs the interface of its reference")
         known = tuple(name for name in self.inputs if name in _makeable())
         described = replace(other, inputs=known, outputs=self.outputs)
         length = self._fixed_length(other)
@@ -89,7 +89,7 @@ class ServedModel(Artifact):
         return replace(described, sequence_limit=length, shortest_sequence=length)
 
     def can_answer(self, ours: "ModelInterface", theirs: "ModelInterface") -> bool:
-        """Tell whether inputs can be made for the model, and it gives what the reference does."""
+        """Return whether inputs can be made for the model and it has the reference's outputs."""
         makeable = all(
             spec.name in _makeable() and spec.datatype in DATATYPES
             for spec in self.session.facts.inputs
@@ -97,14 +97,14 @@ class ServedModel(Artifact):
         return makeable and set(ours.outputs) <= set(self.outputs) and self._has_a_size(ours)
 
     def _fixed_length(self, interface: "ModelInterface") -> int | None:
-        """Return the one length of sequences that a server takes; None if it takes others too."""
+        """Return the only sequence length that a server takes; None if it takes several."""
         if interface.image is not None:
             return None
         lengths = [spec.shape[-1] for spec in self.session.facts.inputs if len(spec.shape) > 1]
         return next((length for length in lengths if length > 0), None)
 
     def _has_a_size(self, interface: "ModelInterface") -> bool:
-        """Tell whether the one size that a server may insist on can be run."""
+        """Return whether the model can run the only size that a server takes, if it is so."""
         length = self._fixed_length(interface) or interface.shortest_sequence
         longest = interface.sequence_limit or length
         rows = self.session.fixed_rows or 1
@@ -116,7 +116,7 @@ class ServedModel(Artifact):
 
 
 def _makeable() -> set[str]:
-    """Return the inputs for which values can be made."""
+    """Return the names of inputs for which values can be made."""
     from mixout_export.checkpoint.interface import IMAGE_INPUT, KNOWN_INPUTS
 
     return {*KNOWN_INPUTS, "position_ids", IMAGE_INPUT}

@@ -1,12 +1,12 @@
-"""Several clients at once, each of which has to get the answers to its own inputs.
+"""Check that a server gives each of several simultaneous clients the answers to its own inputs.
 
-What each answer should be is asked first, by one client alone. Then an answer is a client's own if
-it is nearer to that than to what any other client should get: so answers that are mixed up are told
-from answers that are off, whatever the model and its precision.
+One client alone first asks for the answer to each input. Then all clients ask at the same time. An
+answer is a client's own if it is nearest to the answer that its inputs got before. This separates
+mixed-up answers from inaccurate ones, for every model and precision.
 
-The rows of a batch of int8 share a scale, so a server that joins requests moves their answers. How
-far is found out by joining rows on purpose; answers that lie as close together as that cannot be
-told apart.
+The rows of an int8 batch share one scale, so a server that joins requests into a batch changes
+their answers. The check measures this change by joining rows itself. Answers that differ by less
+than that are too similar to recognize.
 """
 
 import time
@@ -28,13 +28,13 @@ from mixout_export.served.session import Client, ServedSession, complete
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 
-#: Inputs of each client, which it sends by turns.
+#: Number of different inputs of each client.
 _SETS = 2
 
-#: Lengths of the clients' inputs. Most are equal: servers join requests that have one shape.
+#: Lengths of the inputs, in tokens. Most are equal because servers join requests of one shape.
 _LENGTHS = (16, 16, 16, 27)
 
-#: A client that loses so many requests one after the other gives up; the rest counts as lost.
+#: A client stops after this many lost requests in a row. Its other requests count as lost.
 _PATIENCE = 3
 
 
@@ -47,14 +47,14 @@ def _joined(parts: Sequence[Outputs]) -> dict[str, Array]:
 
 
 def _distance(left: Outputs, right: Outputs) -> float:
-    """Return the largest |left − right| of any output; infinite where shapes or NaN differ."""
+    """Return the largest |left − right| of any output; infinite for NaN or different shapes."""
     largest = 0.0
     for name, ours in left.items():
         theirs = right[name]
         if ours.shape != theirs.shape:
             return np.inf
-        apart = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
-        largest = max(largest, float(np.nan_to_num(apart, nan=np.inf).max(initial=0.0)))
+        difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
+        largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
     return largest
 
 
@@ -72,7 +72,7 @@ def _within(found: Outputs, expected: Outputs, tolerance: Tolerance) -> bool:
 
 @dataclass
 class _Tally:
-    """What the clients have been answered so far."""
+    """Counts of the answers so far."""
 
     own: int = 0
     mixed_up: int = 0
@@ -85,8 +85,8 @@ class _Tally:
         return self.own + self.mixed_up + self.changed
 
 
-class _Crowd:
-    """Clients with inputs of their own, and what each should be answered."""
+class _Clients:
+    """Clients with their own inputs, and the answer that each input should get."""
 
     def __init__(
         self,
@@ -94,46 +94,46 @@ class _Crowd:
         inputs: Sequence[Mapping[str, Array]],
         tolerance: Tolerance | None,
     ) -> None:
-        """Ask for each answer alone."""
+        """Ask for the answer to each input alone."""
         self._served = served
         self._inputs = inputs
         self._expected = [served.run(each) for each in inputs]
-        self._reach = [self._half_way(number) for number in range(len(inputs))]
+        self._reach = [self._half_distance(number) for number in range(len(inputs))]
         self._is_exact = tolerance is not None
-        # clients meet in more ways than the one that is tried
-        self._allowed = tolerance or Tolerance(atol=2 * self._moved_by_joining(), rtol=0.0)
+        # twice the measured change, because a server may join requests in other ways
+        self._allowed = tolerance or Tolerance(atol=2 * self._change_by_joining(), rtol=0.0)
         self._tally = _Tally()
 
-    def _moved_by_joining(self) -> float:
-        """Return how far answers move when their inputs are rows of one batch."""
+    def _change_by_joining(self) -> float:
+        """Return how much answers change when their inputs are rows of one batch."""
         if self._served.fixed_rows is not None:
             return 0.0
         groups: dict[object, list[int]] = {}
         for number, inputs in enumerate(self._inputs):
             groups.setdefault(_shapes(inputs), []).append(number)
-        return max(self._moved(numbers) for numbers in groups.values())
+        return max(self._change(numbers) for numbers in groups.values())
 
-    def _moved(self, numbers: Sequence[int]) -> float:
+    def _change(self, numbers: Sequence[int]) -> float:
         alone = _joined([self._expected[number] for number in numbers])
         together = self._served.run(_joined([self._inputs[number] for number in numbers]))
         return _distance(alone, together)
 
-    def _half_way(self, number: int) -> float:
-        """Return how far an answer may be off and still be nearest to its own."""
+    def _half_distance(self, number: int) -> float:
+        """Return half the distance from an answer to the nearest other one."""
         ours = self._expected[number]
         others = (_distance(ours, e) for n, e in enumerate(self._expected) if n != number)
         return min(others, default=np.inf) / 2
 
     def _is_alike(self, number: int) -> bool:
-        """Tell whether an answer is too like another's to be told from it."""
+        """Return whether an answer is too similar to another one to recognize."""
         return self._reach[number] <= self._allowed.atol
 
     def _is_near(self, number: int, found: Outputs) -> bool:
-        """Tell whether an answer is nearest to the one that some inputs should get."""
+        """Return whether an answer is nearest to the one that input `number` should get."""
         return _distance(found, self._expected[number]) <= self._reach[number]
 
     def _judge(self, number: int, found: Outputs) -> None:
-        """Count an answer as its own, as another's, or as neither."""
+        """Count an answer as the client's own, as another client's, or as neither."""
         within = _within(found, self._expected[number], self._allowed)
         if self._is_near(number, found) or (within and self._is_alike(number)):
             kind = "own" if within or not self._is_exact else "changed"
@@ -144,7 +144,7 @@ class _Crowd:
         setattr(self._tally, kind, getattr(self._tally, kind) + 1)
 
     async def _ask(self, client: Client, number: int) -> bool:
-        """Ask once; return whether there was an answer."""
+        """Send one request. Return whether an answer came."""
         question = self._served.question(self._inputs[number])
         start = time.perf_counter()
         try:
@@ -161,25 +161,26 @@ class _Crowd:
         self._judge(number, answer.outputs)
         return True
 
-    async def _be(self, client: Client, which: int, requests: int) -> None:
-        """Ask again and again as one of the clients."""
+    async def _run_client(self, client: Client, which: int, requests: int) -> None:
+        """Send all requests of one client, one after the other."""
         lost = 0
         for request in range(requests):
             lost = 0 if await self._ask(client, which * _SETS + request % _SETS) else lost + 1
             if lost == _PATIENCE:
                 return
 
-    async def _meet(self, clients: int, requests: int) -> tuple[float, int]:
+    async def _run_clients(self, clients: int, requests: int) -> tuple[float, int]:
+        """Run all clients at the same time. Return the seconds and the number of retries."""
         async with self._served.connect() as client:
             start = time.perf_counter()
             async with anyio.create_task_group() as group:
                 for which in range(clients):
-                    group.start_soon(self._be, client, which, requests)
+                    group.start_soon(self._run_client, client, which, requests)
             return time.perf_counter() - start, client.retried
 
     def outcome(self, clients: int, requests: int) -> ConcurrencyOutcome:
-        """Let all clients ask at once, and return what they were answered."""
-        seconds, retried = complete(lambda: self._meet(clients, requests))
+        """Run all clients at the same time and return the result."""
+        seconds, retried = complete(lambda: self._run_clients(clients, requests))
         tally, total = self._tally, clients * requests
         return ConcurrencyOutcome(
             clients=clients,
@@ -205,14 +206,14 @@ def _latency(seconds: Sequence[float]) -> Latency | None:
 def ask_at_once(
     served: ServedSession, interface: ModelInterface, *, tolerance: Tolerance | None, seed: int = 0
 ) -> ConcurrencyOutcome:
-    """Let several clients ask a server at once, each for answers to inputs of its own.
+    """Let several clients send requests at the same time, each with its own inputs.
 
     Args:
-        served: The served model; its options say how many clients there are.
-        interface: What it takes.
-        tolerance: How far an answer may differ from the one the same inputs get alone; None lets
-            it differ as long as it is nearest to its own.
-        seed: Of the inputs.
+        served: The served model. Its options give the number of clients.
+        interface: Inputs and outputs of the model.
+        tolerance: How much an answer may differ from the one that the same inputs get alone. With
+            None, it only has to be nearest to that one.
+        seed: Random seed of the inputs.
 
     Raises:
         ServerError: The server does not answer a single client.
@@ -221,4 +222,4 @@ def ask_at_once(
     rows = served.fixed_rows or 1
     shapes = [(rows, _LENGTHS[n % len(_LENGTHS)]) for n in range(clients * _SETS)]
     inputs = [batch.inputs for batch in draw_batches(interface, shapes, seed=seed)]
-    return _Crowd(served, inputs, tolerance).outcome(clients, requests)
+    return _Clients(served, inputs, tolerance).outcome(clients, requests)

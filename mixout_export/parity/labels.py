@@ -1,10 +1,10 @@
-"""How the labels of two models differ, in words."""
+"""Describe how the labels of two models differ."""
 
 from collections.abc import Sequence
 
 from mixout_export.printable import one_line
 
-#: Labels of a model that a sentence lists; of more it has the first that differs.
+#: Most labels that a message lists. For more labels, it names the first that differs.
 _FEW_LABELS = 10
 
 

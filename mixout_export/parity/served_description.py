@@ -1,4 +1,4 @@
-"""What a server says that a model takes and gives, held against what it should."""
+"""Compare the inputs and outputs that a server describes with the reference's."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from mixout_export.served.metadata import TensorSpec
 from mixout_export.served.session import ServedSession
 from mixout_export.served.tensors import FLOATING, INTEGERS
 
-#: Sentences on inputs that the reference does not take.
+#: Largest number of sentences about inputs that the reference does not take.
 _MOST_UNKNOWN = 8
 
 
@@ -28,7 +28,7 @@ def _input_problem(spec: TensorSpec, reference: ModelInterface) -> str | None:
     if spec.datatype not in kinds:
         return f"is {spec.datatype}, expected {' or '.join(kinds)}"
     if not spec.shape:
-        return None  # the server does not say
+        return None  # unknown
     if len(spec.shape) != _rank(reference):
         return f"has shape {_shown(spec.shape)}, expected {_rank(reference)} axes, the batch first"
     if spec.shape[0] > 0:
@@ -51,7 +51,7 @@ def input_mismatches(served: ServedSession, reference: ModelInterface) -> list[s
     where, found = f"{served.address}", []
     for name in reference.inputs if served.facts.inputs else ():
         if name not in served.inputs:
-            found.append(f"input {name!r}: {where} does not take it, the reference does")
+            found.append(f"input {name!r}: {where} does not take it, but the reference does")
     for spec in served.facts.inputs:
         problem = _input_problem(spec, reference) if spec.name in reference.inputs else None
         if problem:
@@ -59,7 +59,7 @@ def input_mismatches(served: ServedSession, reference: ModelInterface) -> list[s
     known = {*reference.inputs, "position_ids"}
     unknown = [spec.name for spec in served.facts.inputs if spec.name not in known]
     found += [
-        f"input {name!r}: {where} takes it, the reference does not"
+        f"input {name!r}: {where} takes it, but the reference does not"
         for name in unknown[:_MOST_UNKNOWN]
     ]
     if len(unknown) > _MOST_UNKNOWN:
@@ -76,8 +76,8 @@ def _output_problem(spec: TensorSpec, expected: tuple[int, ...] | None) -> str |
         return None
     if len(spec.shape) != len(expected):
         more = len(spec.shape) == len(expected) + 1 and spec.shape[-1] == 1
-        what = "has an axis of size 1 too many at its end" if more else "has"
-        return f"{what}, shape {_shown(spec.shape)}, expected {len(expected)} axes"
+        extra = " with an additional axis of size 1 at the end" if more else ""
+        return f"has shape {_shown(spec.shape)}{extra}, expected {len(expected)} axes"
     if any(
         size > 0 and size != right for size, right in zip(spec.shape[1:], expected[1:], strict=True)
     ):
@@ -94,14 +94,14 @@ def output_mismatches(
 
     Args:
         served: The served model.
-        reference: What the reference takes and gives.
-        shapes: Shapes of the reference's outputs of one batch, by name; empty if it was not run.
+        reference: Inputs and outputs of the reference.
+        shapes: Output name → shape of the reference's output for one batch; {} if it was not run.
     """
     found = []
-    given = [spec.name for spec in served.facts.outputs]
-    if given and set(given) != set(reference.outputs):
+    names = [spec.name for spec in served.facts.outputs]
+    if names and set(names) != set(reference.outputs):
         found.append(
-            f"outputs: {served.address} gives {one_line(', '.join(given))}, expected "
+            f"outputs: {served.address} gives {one_line(', '.join(names))}, expected "
             f"{', '.join(reference.outputs)}"
         )
     for spec in served.facts.outputs:
@@ -113,26 +113,28 @@ def output_mismatches(
 
 
 def notes_on(served: ServedSession, *, generated: bool) -> tuple[str, ...]:
-    """Return what a reader should know of a server and is no fault, as sentences.
+    """Return remarks about a server that are not faults, as sentences.
 
     Args:
         served: The served model.
-        generated: Whether it was compared while it generates.
+        generated: Whether generated text was compared.
     """
     notes = []
     if not served.facts.inputs or not served.facts.outputs:
-        notes.append("the server does not say what the model takes and gives; it was tried")
+        notes.append(
+            "the server does not describe the model's inputs and outputs, so those of the "
+            "reference were used"
+        )
     if served.facts.precision not in ("", "fp32"):
-        said = one_line(served.facts.precision)
-        notes.append(f"the server says that its model is {said}, which relaxes what is asked of it")
-    small = sorted({spec.datatype for spec in served.facts.inputs} & {"INT32"})
-    if small:
-        notes.append("the server takes ids as INT32, and was given them so")
+        precision = one_line(served.facts.precision)
+        notes.append(f"the server says that its model is {precision}, so that tolerance applies")
+    if any(spec.datatype == "INT32" for spec in served.facts.inputs):
+        notes.append("the server takes ids as INT32, so they were sent in that type")
     if served.empty and not generated:
         notes.append(
-            "its key/value cache was read empty only; to have it generate, give the Hugging Face "
-            "folder as REFERENCE"
+            "its key/value cache was tested only when empty; to compare generated text, give the "
+            "Hugging Face folder as REFERENCE"
         )
     if served.most_rows is not None:
-        notes.append(f"requests have at most {served.most_rows} rows, as the server asks")
+        notes.append(f"requests had at most {served.most_rows} rows, which is the server's limit")
     return tuple(notes)

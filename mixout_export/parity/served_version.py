@@ -1,4 +1,4 @@
-"""A served model judged: what its server says of it, and whether it is the version it should be."""
+"""Compare a served model's description and version with the reference."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,20 +12,19 @@ from mixout_export.parity.served_description import input_mismatches, output_mis
 from mixout_export.printable import one_line
 from mixout_export.served.session import ServedSession
 
-#: What a hash is of, as a sentence has it.
+#: The two kinds of hash, as the beginning of a clause.
 _GRAPH, _SOURCE = "its graph has", "it was made from weights with"
-
 
 _HASHES = (MODEL_SHA256, SOURCE_SHA256)
 
 
 @dataclass(frozen=True)
 class Version:
-    """Which version of a model a server holds, by the hashes that it shows.
+    """Which version of a model a server holds, according to the hashes that it shows.
 
     Attributes:
-        reference: What it should be.
-        served: What is on the server.
+        reference: The model that should be on the server.
+        served: The model on the server.
     """
 
     reference: Artifact
@@ -39,7 +38,7 @@ class Version:
 
     @cached_property
     def _pairs(self) -> list[tuple[str, str, str]]:
-        """What is hashed, the hash that is shown and the one expected, where both are known."""
+        """For each hash that both sides have: what it is of, the server's, and the expected one."""
         if not self._shown:
             return []
         expected = self.reference.hashes(with_cache=bool(self.served.empty))
@@ -51,7 +50,7 @@ class Version:
 
     @property
     def found(self) -> str:
-        """What the hashes say, as `Serving.graph` has it."""
+        """The result of comparing the hashes; see `Serving.graph`."""
         equal = {what: found.lower() == right for what, found, right in self._pairs}
         same_graph, same_source = equal.get(_GRAPH), equal.get(_SOURCE)
         if same_graph:
@@ -63,20 +62,20 @@ class Version:
         return "not comparable" if self._shown else "not shown"
 
     def reasons(self) -> list[str]:
-        """Return a sentence if the server holds another version."""
+        """Return a sentence if the server holds another version of the model."""
         if self.found != "another version":
             return []
         what, found, right = next(pair for pair in self._pairs if pair[1].lower() != pair[2])
         return [
             f"{self.served.address}: serves another version of the model ({what} SHA-256 "
-            f"{found}, expected {right}); load the new one into the server"
+            f"{found}, expected {right}); load the right version into the server"
         ]
 
 
 def _label_mismatches(
     reference: Artifact, served: ServedSession, ours: ModelInterface, theirs: ModelInterface
 ) -> list[str]:
-    """Compare the labels of a server's own file with the reference's, where it has one."""
+    """Compare the labels in the server's label file with the reference's, if it has such a file."""
     expected, output = reference.labels, ours.outputs[0]
     if not expected or output not in served.facts.label_files:
         return []
@@ -94,14 +93,14 @@ def served_mismatches(
     ours: ModelInterface,
     theirs: ModelInterface,
 ) -> tuple[str, ...]:
-    """Return what a server says about a model that contradicts the reference, as sentences.
+    """Return how a served model's description contradicts the reference, as sentences.
 
     Args:
-        reference: What the model should be.
+        reference: The model that should be on the server.
         candidate: The model on the server.
-        served: The connection to it.
-        ours: What the reference takes and gives.
-        theirs: What the served model takes and gives.
+        served: Requests to that model.
+        ours: Inputs and outputs of the reference.
+        theirs: Inputs and outputs of the served model.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     labels: list[str] = []
@@ -110,7 +109,7 @@ def served_mismatches(
         shapes = {name: value.shape for name, value in outputs.items()}
         labels = _label_mismatches(reference, served, ours, theirs)
     return (
-        *Version(reference, served).reasons(),  # first, as it may explain the rest
+        *Version(reference, served).reasons(),  # first, because it may explain the others
         *input_mismatches(served, ours),
         *output_mismatches(served, ours, shapes),
         *labels,

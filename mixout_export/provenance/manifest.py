@@ -1,7 +1,7 @@
-"""`manifest.json`: what a folder holds and where that comes from, with a hash for each file.
+"""Write and check `manifest.json`: the hash of each file in a folder, and the steps that led to it.
 
-The manifest guards itself too: it holds the SHA-256 of its own text without that line, and its text
-is the only one that its content may have, so a change of any byte shows.
+The manifest also protects itself. It holds the SHA-256 of its own text without that line, and the
+same content always has the same text. So a change of any byte is found.
 """
 
 import hashlib
@@ -28,26 +28,26 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
-#: Libraries whose versions may matter for what a step writes.
+#: Libraries whose versions may influence what a step writes.
 _LIBRARIES = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "onnxruntime")
 
-#: Entries of a manifest of ours; one that has none of them is another tool's.
-_OURS = {"format", "chain", "files", "weights_sha256", "manifest_guard"}
+#: Keys of our manifests. A `manifest.json` with none of them belongs to another tool.
+_OUR_KEYS = {"format", "chain", "files", "weights_sha256", "manifest_guard"}
 
-#: Ends of the names of weights.
+#: Suffixes of files that hold weights.
 _WEIGHTS = (".safetensors", ".onnx", ".data", ".bin")
 
-#: Files that no manifest lists: itself, a signature of the whole, and the mark of work in progress.
+#: Files that a manifest does not list: itself, the signature of the folder, and the lock file.
 _UNLISTED = (LAYOUT.manifest, LAYOUT.signature, LOCK)
 
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A file's identity.
+    """A manifest's entry for one file.
 
     Attributes:
-        sha256: Of its bytes.
-        bytes: Their number.
+        sha256: SHA-256 of the file.
+        bytes: Size of the file, in bytes.
     """
 
     sha256: str
@@ -56,12 +56,12 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says.
+    """The content of a manifest.
 
     Attributes:
         link: The step that wrote the folder.
-        chain: The steps before it, from the base on.
-        files: Path in the folder, with slashes → the file.
+        chain: The earlier steps, the base first.
+        files: Path in the folder, with slashes → entry of the file.
     """
 
     link: Link
@@ -70,7 +70,7 @@ class Manifest:
 
     @property
     def whole_chain(self) -> tuple[Link, ...]:
-        """All steps, the last one included."""
+        """All steps, including the last one."""
         return (*self.chain, self.link)
 
     def _content(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Manifest:
         }
 
     def to_text(self) -> str:
-        """Return the manifest's text, the same for the same content."""
+        """Return the manifest's text. The same content always gives the same text."""
         content = self._content()
         guard = hashlib.sha256(_text(content).encode()).hexdigest()
         return _text({**content, "manifest_guard": guard})
@@ -91,13 +91,12 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ManifestCheck:
-    """What became of comparing a folder with its manifest.
+    """The result of comparing a folder with its manifest.
 
     Attributes:
-        manifest: What the manifest says; None where there is none, or it cannot be read.
-        problems: What does not match, as sentences; empty if all does.
-        unlisted: Files that the manifest does not know as they are, which is no problem: those that
-            were added, and a model card that somebody wrote on.
+        manifest: The manifest; None if the folder has none or it cannot be read.
+        problems: What does not match, as sentences; empty if everything matches.
+        unlisted: Files that were added, and a model card that was edited. Neither is a problem.
     """
 
     manifest: Manifest | None
@@ -106,7 +105,7 @@ class ManifestCheck:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing contradicts the manifest, or there is none."""
+        """Whether the folder matches its manifest, or has none."""
         return not self.problems
 
 
@@ -121,7 +120,7 @@ def _files_of(folder: Path) -> Iterator[Path]:
 
 
 def versions_used() -> dict[str, str]:
-    """Return the versions of this tool and of the libraries that are installed."""
+    """Return library → version for this tool and the installed libraries."""
     found = {"mixout-export": __version__}
     for name in _LIBRARIES:
         try:
@@ -134,7 +133,7 @@ def versions_used() -> dict[str, str]:
 def _links_before(
     source: InputFiles, input_sha256: str, base: Link | None
 ) -> tuple[tuple[Link, ...], tuple[str, ...]]:
-    """Return the steps that led to what is read, and its files that are not as they were."""
+    """Return the steps that led to a source, and its files that have changed since."""
     manifest = find_manifest(source)
     if manifest is None:
         return (base or Link("source", input_sha256, source.folder.resolve().name),), ()
@@ -145,11 +144,11 @@ def _links_before(
 def _changed_since(source: InputFiles, manifest: Manifest) -> Iterator[str]:
     """Yield the files that changed before a step read them, except weights and the model card.
 
-    Weights are many bytes and are hashed as they are read; see `Link.input_sha256`.
+    Weights are large and are hashed while they are read; see `Link.input_sha256`.
     """
     for name, file in manifest.files.items():
         path = source.folder / name
-        if path.suffix in _WEIGHTS or _is_for_people(name, manifest):
+        if path.suffix in _WEIGHTS or _is_model_card(name, manifest):
             continue
         if not path.is_file() or source.digest(path) != file.sha256:
             yield name
@@ -158,7 +157,7 @@ def _changed_since(source: InputFiles, manifest: Manifest) -> Iterator[str]:
 
 
 def _was_edited(files: InputFiles, manifest: Manifest) -> bool:
-    """Tell whether the manifest's own text differs from the only one its content may have."""
+    """Return whether the manifest's text differs from the text that its content must have."""
     return files.read(LAYOUT.manifest) != manifest.to_text().encode()
 
 
@@ -174,22 +173,22 @@ def write_manifest(
     base: Link | None = None,
     known: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Write a folder's manifest, once all of its other files are there.
+    """Write a folder's manifest, after all of its other files.
 
     Args:
-        folder: The folder; it may still have another name.
-        step: What wrote it, "collapse" say.
-        source: The files of the folder that was read; its manifest gives the earlier steps.
-        input_sha256: Identifies the weights that were read, as they were read.
-        weights: The files, by their paths in the folder, that hold the weights.
-        options: What the step was told; paths are reduced to their last names.
+        folder: The folder. It may still have its temporary name.
+        step: The step that wrote the folder, for example "collapse".
+        source: The files of the folder that was read. Its manifest gives the earlier steps.
+        input_sha256: Joint hash of the weights that were read.
+        weights: Paths in the folder of the files that hold weights.
+        options: Options of the step. Paths are reduced to their last names.
         data: The tables that were read.
-        base: The first link where the source has no manifest; None makes one of the source.
-        known: Path in the folder → SHA-256, of files that were hashed as they were written.
+        base: The first link for a source without a manifest; None makes a link for the source.
+        known: Path in the folder → SHA-256, for files that were hashed while they were written.
 
     Raises:
-        CheckpointError: The source has a manifest that cannot be read.
-        OSError: A file cannot be read, or the manifest not be written.
+        CheckpointError: The source's manifest cannot be read.
+        OSError: A file cannot be read, or the manifest cannot be written.
     """
     known = dict(known or {})
     chain, changed = _links_before(source, input_sha256, base)
@@ -221,7 +220,7 @@ def read_manifest(files: InputFiles) -> Manifest:
     """Return a folder's manifest.
 
     Raises:
-        CheckpointError: It is missing, or `find_manifest` refuses it.
+        CheckpointError: The folder has no manifest of this tool, or it cannot be read.
     """
     manifest = find_manifest(files)
     if manifest is None:
@@ -230,7 +229,7 @@ def read_manifest(files: InputFiles) -> Manifest:
 
 
 def find_manifest(files: InputFiles) -> Manifest | None:
-    """Return a folder's manifest; None if it has none, or one that another tool wrote.
+    """Return a folder's manifest; None if it has none or another tool wrote it.
 
     Raises:
         CheckpointError: The manifest is damaged, or its format is unknown.
@@ -240,16 +239,16 @@ def find_manifest(files: InputFiles) -> Manifest | None:
         return None
     try:
         content = json.loads(files.read(LAYOUT.manifest))
-        if isinstance(content, dict) and _OURS.isdisjoint(content):
+        if isinstance(content, dict) and _OUR_KEYS.isdisjoint(content):
             return None
-        _text(content).encode()  # half a surrogate pair is JSON, and no text
+        _text(content).encode()  # JSON may contain half a surrogate pair, which is not text
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
-            f"{path}: is a manifest of format {found!r}, expected {FORMAT}; a newer mixout-export "
-            "may have written it"
+            f"{path}: the manifest has format {found!r}, expected {FORMAT}; it may be from a newer "
+            "mixout-export, so update this one"
         )
     own = {"format", "tool", "chain", "files", "manifest_guard"}
     try:
@@ -263,27 +262,27 @@ def find_manifest(files: InputFiles) -> Manifest | None:
 
 
 def _listed(name: str, fields: Mapping[str, Any]) -> ListedFile:
-    """Read an entry of a file, which has to lie in the folder.
+    """Read a file's entry.
 
     Raises:
-        CheckpointError: It is none.
+        CheckpointError: The path is outside the folder, or the entry is not a hash and a size.
     """
     file = ListedFile(**fields)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
-        raise CheckpointError(f"a file is listed at {name!r:.60}, which is outside the folder")
+        raise CheckpointError(f"the file {name!r:.60} is outside the folder")
     if not isinstance(file.sha256, str) or not isinstance(file.bytes, int):
-        raise CheckpointError(f"the entry of {name!r:.60} is not a hash and a size")
+        raise CheckpointError(f"the entry of {name!r:.60} is not a SHA-256 and a size")
     return file
 
 
-def _is_for_people(name: str, manifest: Manifest) -> bool:
-    """Tell whether a file is a model card, there to be written on; a bundle's is a guide."""
+def _is_model_card(name: str, manifest: Manifest) -> bool:
+    """Return whether a file is a model card, which users may edit. A bundle's page is not one."""
     return name == LAYOUT.card and manifest.link.step != "bundle"
 
 
 def _digests(files: InputFiles, paths: Iterable[Path]) -> dict[Path, str]:
-    """Hash several files at once: hashing releases the interpreter's lock."""
+    """Hash several files in two threads. Hashing releases the interpreter's lock."""
     paths = list(paths)
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(paths, pool.map(files.digest, paths), strict=True))
@@ -295,10 +294,10 @@ def _changed_files(files: InputFiles, manifest: Manifest) -> Iterator[str]:
     digests = _digests(files, there.values())
     for name, file in manifest.files.items():
         path = there.get(name)
-        if _is_for_people(name, manifest):
+        if _is_model_card(name, manifest):
             continue
         if path is None:
-            yield f"{folder / name}: is missing, {step} wrote it"
+            yield f"{folder / name}: is missing, but {step} wrote it"
         elif digests[path] != file.sha256:
             yield (
                 f"{path}: was changed after {step} wrote it: its SHA-256 is "
@@ -308,10 +307,10 @@ def _changed_files(files: InputFiles, manifest: Manifest) -> Iterator[str]:
 
 @contextmanager
 def damage_explained(*sources: InputFiles) -> Iterator[None]:
-    """If a folder cannot be opened and its manifest knows what is wrong, report that.
+    """Report what a folder's manifest shows to be wrong, if the folder cannot be opened.
 
     Raises:
-        ParityError: A folder could not be opened, and does not match its manifest.
+        ParityError: A folder cannot be opened, and it does not match its manifest.
     """
     try:
         yield
@@ -330,7 +329,7 @@ def check_manifest(files: InputFiles) -> ManifestCheck:
         files: The files of any folder.
 
     Returns:
-        What does not match. A folder without a manifest has nothing to match.
+        The result. A folder without a manifest has no problems.
 
     Raises:
         OSError: A file cannot be read.
@@ -345,18 +344,18 @@ def check_manifest(files: InputFiles) -> ManifestCheck:
     step = manifest.link.step
     problems = list(_changed_files(files, manifest))
     if _was_edited(files, manifest):
-        problems.append(f"{folder / LAYOUT.manifest}: was changed itself after {step} wrote it")
+        problems.append(f"{folder / LAYOUT.manifest}: was changed after {step} wrote it")
     problems += [f"{folder}: {problem}" for problem in broken_links(manifest.whole_chain)]
     there = {found.relative_to(folder).as_posix(): found for found in _files_of(folder)}
     unlisted = {
         name
         for name, found in there.items()
         if name not in manifest.files
-        or (_is_for_people(name, manifest) and file_digest(found) != manifest.files[name].sha256)
+        or (_is_model_card(name, manifest) and file_digest(found) != manifest.files[name].sha256)
     }
     if step == "bundle":
         problems += [
-            f"{folder / name}: was added after bundle wrote the folder, which a server may serve"
+            f"{folder / name}: was added after bundle wrote the folder; a server may serve it"
             for name in sorted(unlisted)
             if not any(part.startswith((".", "__pycache__")) for part in PurePosixPath(name).parts)
         ]

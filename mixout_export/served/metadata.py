@@ -1,4 +1,4 @@
-"""What a server says of itself and of a model."""
+"""Read the metadata of a server and of its models."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from mixout_export.files.graph_metadata import LABELS, PRECISION
 from mixout_export.printable import one_line
 from mixout_export.served.texts import parse_uint
 
-#: Largest size that a tensor's axis may have.
+#: Largest size of a tensor's axis.
 _LARGEST_SIZE = (1 << 31) - 1
 
 _BINARY_EXTENSION = "binary_tensor_data"
 
-#: Servers that take the extension without listing it.
+#: Servers that support the extension without listing it.
 _TAKE_BINARY = ("kserve",)
 
 
@@ -24,9 +24,9 @@ class TensorSpec:
     """An input or an output as a server describes it.
 
     Attributes:
-        name: Its name.
-        datatype: Its type, as the protocol names it.
-        shape: Its sizes, the batch's first; -1 where any will do.
+        name: Name of the tensor.
+        datatype: The protocol's name of its type.
+        shape: Its sizes, the batch first; -1 means any size.
     """
 
     name: str
@@ -36,12 +36,12 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What a server says of itself.
+    """The metadata of a server.
 
     Attributes:
-        name: Its name; "" if it does not say.
-        version: Its version; "" likewise.
-        extensions: What it does beyond the protocol.
+        name: Name of the server; "" if unknown.
+        version: Version of the server; "" if unknown.
+        extensions: Extensions of the protocol that it supports.
     """
 
     name: str
@@ -50,7 +50,7 @@ class ServerFacts:
 
     @property
     def takes_binary(self) -> bool:
-        """Whether it offers the binary tensor data extension."""
+        """Whether the server supports the binary tensor data extension."""
         return _BINARY_EXTENSION in self.extensions or self.name.lower() in _TAKE_BINARY
 
     def __str__(self) -> str:
@@ -59,16 +59,16 @@ class ServerFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a server says of a model.
+    """The metadata of a model on a server.
 
     Attributes:
-        inputs: What it takes; empty where the server does not say.
-        outputs: What it gives; likewise.
-        platform: What runs it; "" if unknown.
-        versions: Versions that are loaded; empty where the server does not say.
-        parameters: What else was written of it.
-        batch_limit: Rows of a request at most; None where there is no limit that is known.
-        label_files: Outputs that have a file of labels on the server.
+        inputs: The inputs; empty if unknown.
+        outputs: The outputs; empty if unknown.
+        platform: Runtime of the model; "" if unknown.
+        versions: Versions that are loaded; empty if unknown.
+        parameters: Other entries of the metadata.
+        batch_limit: Largest number of rows in a request; None if there is no known limit.
+        label_files: Names of outputs that have a label file on the server.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -81,14 +81,14 @@ class ModelFacts:
 
     @property
     def precision(self) -> str:
-        """What the parameters, or else the outputs' types, say of the precision; "" if nothing."""
+        """Precision according to the parameters or the outputs' types; "" if unknown."""
         halves = {"FP16": "fp16", "BF16": "bf16"}
         found = (halves[spec.datatype] for spec in self.outputs if spec.datatype in halves)
         return self.parameters.get(PRECISION) or next(found, "")
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the labels, where the parameters have them; None if unknown."""
+        """Label names from the parameters; None if unknown."""
         try:
             names = json.loads(self.parameters.get(LABELS, ""))
         except ValueError:
@@ -97,7 +97,7 @@ class ModelFacts:
 
 
 def read_server(content: Mapping[str, Any]) -> ServerFacts:
-    """Read a server's metadata; what is not there is unknown."""
+    """Read a server's metadata. Missing entries are unknown."""
     extensions = content.get("extensions")
     return ServerFacts(
         name=one_line(content.get("name") or ""),
@@ -107,9 +107,9 @@ def read_server(content: Mapping[str, Any]) -> ServerFacts:
 
 
 def _size(value: object) -> int | None:
-    """Return a size, -1 for any; None if it is none.
+    """Return a size, -1 for any size; None if the value is not a size.
 
-    Numbers as texts come from servers that print 64-bit integers so.
+    Some servers write 64-bit integers as text.
     """
     text = str(value) if type(value) is int or isinstance(value, str) else ""
     number = -1 if text.startswith("-") else parse_uint(text)
@@ -118,17 +118,19 @@ def _size(value: object) -> int | None:
 
 def _spec(tensor: object, where: str) -> TensorSpec:
     if not isinstance(tensor, dict):
-        raise ServerError(f"{where}: the metadata describes a tensor by {one_line(tensor)}")
+        raise ServerError(
+            f"{where}: the metadata describes a tensor as {one_line(tensor)}, expected an object"
+        )
     name, datatype, shape = (tensor.get(key) for key in ("name", "datatype", "shape"))
     if not isinstance(name, str) or not isinstance(datatype, str):
         raise ServerError(
-            f"{where}: the metadata has a tensor without its name or datatype: {one_line(tensor)}"
+            f"{where}: the metadata has a tensor without a name or datatype: {one_line(tensor)}"
         )
     sizes = [_size(size) for size in shape] if isinstance(shape, list) else [None]
     if None in sizes:
         raise ServerError(
-            f"{where}: the metadata says that {one_line(name)!r} has shape "
-            f"{one_line(repr(shape))}, expected sizes"
+            f"{where}: according to the metadata, {one_line(name)!r} has shape "
+            f"{one_line(repr(shape))}, expected a list of sizes"
         )
     known = tuple(size for size in sizes if size is not None)
     return TensorSpec(one_line(name), one_line(datatype), known)
@@ -145,7 +147,7 @@ def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:
 
 
 def read_parameters(content: object) -> dict[str, str]:
-    """Read parameters: texts, lists as JSON, or what Triton and gRPC wrap them in."""
+    """Read parameters, which may be texts, lists, or the objects that Triton and gRPC use."""
     found = {}
     for name, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict):
@@ -165,7 +167,7 @@ def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
     """Read a model's metadata.
 
     Raises:
-        ServerError: It is not what the protocol says.
+        ServerError: The metadata does not follow the protocol.
     """
     versions, parameters = content.get("versions"), read_parameters(content.get("parameters"))
     return ModelFacts(
@@ -179,7 +181,7 @@ def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
 
 
 def label_files(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the outputs that have a file of labels, by Triton's configuration."""
+    """Return the names of outputs with a label file, from Triton's configuration."""
     outputs = config.get("output")
     described: Sequence[Any] = outputs if isinstance(outputs, list) else ()
     return tuple(
@@ -190,6 +192,6 @@ def label_files(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def batch_limit(config: Mapping[str, Any]) -> int | None:
-    """Return the most rows of a request, by Triton's configuration; None without a limit."""
+    """Return the largest number of rows in a request, from Triton's configuration; None if any."""
     limit = config.get("max_batch_size")
     return limit if type(limit) is int and limit > 0 else None

@@ -1,4 +1,4 @@
-"""A served model as something that computes outputs from inputs."""
+"""Use a served model as a runner, which computes outputs from inputs."""
 
 import asyncio
 import secrets
@@ -27,36 +27,36 @@ T = TypeVar("T")
 
 
 class Client(Protocol):
-    """Connections to a served model; an asynchronous context manager."""
+    """Client of one served model, as an asynchronous context manager."""
 
     async def __aenter__(self) -> Self:
-        """Take it into use."""
+        """Open the connections."""
 
     async def __aexit__(self, *_: object) -> None:
         """Close the connections."""
 
     @property
     def retried(self) -> int:
-        """How many requests had to be sent again."""
+        """Number of requests that were sent again."""
 
     async def server(self) -> ServerFacts:
-        """Return what the server says of itself."""
+        """Return the server's metadata."""
 
     async def model(self) -> ModelFacts:
-        """Return what the server says of the model."""
+        """Return the model's metadata."""
 
     async def ask(self, question: Question) -> Answer:
-        """Return the model's answer."""
+        """Send a request and return the model's answer."""
 
     async def labels(self, question: Question, output: str, count: int) -> tuple[str, ...] | None:
-        """Return the names that the server gives to an output's classes; None if unknown."""
+        """Return the class names from the server's label file; None if unknown."""
 
 
 def connect(address: Address, options: ServingOptions, protocol: str) -> Client:
-    """Return a client of a served model, which connects when it is first used.
+    """Return a client of a served model. It connects when it is first used.
 
     Raises:
-        ServerError: gRPC is asked for, and its library is not installed.
+        ServerError: The protocol is gRPC, and its library is not installed.
     """
     if protocol == "grpc":
         from mixout_export.served.grpc_client import GrpcClient
@@ -67,7 +67,7 @@ def connect(address: Address, options: ServingOptions, protocol: str) -> Client:
 
 
 def complete(work: Callable[[], Awaitable[T]]) -> T:
-    """Run asynchronous work to its end, in a notebook too, where a loop is running already."""
+    """Run asynchronous work to its end, also in a notebook, where an event loop already runs."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -77,10 +77,11 @@ def complete(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _split_cache(facts: ModelFacts) -> tuple[ModelFacts, dict[str, Array], tuple[str, ...]]:
-    """Take a key/value cache out of what a server says of a model.
+    """Separate a key/value cache from a model's metadata.
 
     Returns:
-        The rest; a row's cache of no tokens by input name; the names of the cache's outputs.
+        The metadata without the cache; cache input name → empty cache of one row; the names of the
+        cache's outputs.
     """
     takes = [spec.name for spec in facts.inputs if spec.shape[2:3] in ((-1,), ())]
     pairs = cache_outputs(takes, [spec.name for spec in facts.outputs])
@@ -102,22 +103,22 @@ def _split_cache(facts: ModelFacts) -> tuple[ModelFacts, dict[str, Array], tuple
 
 
 class ServedSession:
-    """A served model, asked as a graph would be run: a `Runner`.
+    """A served model as a `Runner`.
 
-    Batches with more rows than the server takes at once are sent in parts, several at a time. A
-    model with a key/value cache reads each batch with an empty one; `cached` reads on.
+    A batch with more rows than the server takes is sent in parts, several at a time. A model with a
+    key/value cache reads each batch with an empty cache; `cached` can extend a cache.
 
     Attributes:
-        address: Where it is served.
-        options: How it is asked.
-        server: What its server says of itself.
-        facts: What its server says of it, but for the cache.
+        address: Address of the model.
+        options: Options for requests.
+        server: The server's metadata.
+        facts: The model's metadata, without the cache.
         protocol: How tensors are sent: "json", "binary" or "grpc".
-        inputs: Names of what it is given.
-        outputs: Names of what it is asked for.
-        empty: A row's cache of no tokens by input name; empty itself where there is no cache.
-        grown: Names of the outputs that give the cache back.
-        answered_by: Versions that have answered so far, where the server says which.
+        inputs: Names of the inputs that are sent.
+        outputs: Names of the outputs that are requested.
+        empty: Cache input name → empty cache of one row; {} if the model has no cache.
+        grown: Names of the outputs with the extended cache.
+        answered_by: Versions of the model that have answered so far, if the server reports them.
     """
 
     def __init__(
@@ -131,10 +132,10 @@ class ServedSession:
         inputs: Sequence[str],
         outputs: Sequence[str],
     ) -> None:
-        """Take what `open_served` found out, and the inputs and outputs of the reference.
+        """Create a session from the metadata and the reference's inputs and outputs.
 
-        All that the server takes is given to it, and of what it gives only what the reference
-        gives is asked for. A server need not say either; then the reference's are tried.
+        All inputs that the server takes are sent. Only outputs that the reference has are
+        requested. If the metadata lacks inputs or outputs, those of the reference are used.
         """
         self.address = address
         self.options = options
@@ -152,33 +153,33 @@ class ServedSession:
 
     @property
     def fixed_rows(self) -> int | None:
-        """How many rows each request must have; None where the server takes any number."""
+        """Number of rows that each request must have; None if the server takes any number."""
         sizes = [spec.shape[0] for spec in self.facts.inputs if spec.shape]
         return next((size for size in sizes if size > 0), None)
 
     @property
     def most_rows(self) -> int | None:
-        """Most rows of a request; None without a limit."""
+        """Largest number of rows in a request; None if there is no limit."""
         return self.fixed_rows or self.facts.batch_limit
 
     @property
     def cached(self) -> CachedRunner | None:
-        """The model with its cache; None where it has none."""
+        """A runner that can extend the model's cache; None if the model has no cache."""
         return CachedRunner(_WithCache(self), self.empty) if self.empty else None
 
     def connect(self) -> Client:
-        """Return a client of its own connections."""
+        """Return a new client with its own connections."""
         return connect(self.address, self.options, self.protocol)
 
     def labels(
         self, inputs: Mapping[str, Array], output: str, count: int
     ) -> tuple[str, ...] | None:
-        """Ask for the names of an output's classes, which a server may hold in a file of its own.
+        """Return the names of an output's classes, from the metadata or the server's label file.
 
         Args:
-            inputs: A batch that it can be asked with.
-            output: The output.
-            count: How many classes it has.
+            inputs: A batch that the model accepts.
+            output: Name of the output.
+            count: Number of classes.
 
         Raises:
             ServerError: The server does not answer.
@@ -193,7 +194,7 @@ class ServedSession:
         return complete(ask)
 
     def question(self, inputs: Mapping[str, Array], *, with_cache: bool = False) -> Question:
-        """Return a request for the outputs of some rows, the grown cache's too if asked for.
+        """Return a request for the outputs of some rows, if asked for with the extended cache.
 
         Raises:
             ArgumentError: An input is missing.
@@ -201,8 +202,8 @@ class ServedSession:
         missing = [name for name in self.inputs if name not in inputs]
         if missing:
             raise ArgumentError(
-                f"{self.address}: the model takes an input {missing[0]!r} that the batch lacks; "
-                f"it has {', '.join(inputs)}"
+                f"{self.address}: the model needs an input {missing[0]!r}, but the batch has only "
+                f"{', '.join(inputs)}"
             )
         cast = {name: self._cast(name, inputs[name]) for name in self.inputs}
         rows = len(next(iter(inputs.values())))
@@ -212,17 +213,17 @@ class ServedSession:
         return Question(next(self._identity), cast, outputs)
 
     def _cast(self, name: str, array: Array) -> Array:
-        """Return an input in the type that the server takes; ids fit into either."""
+        """Return an input in the integer or float type that the server takes."""
         dtype = DATATYPES.get(self._types.get(name, ""))
         return array if dtype is None else array.astype(dtype)
 
     def run(self, inputs: Mapping[str, Array], *, with_cache: bool = False) -> dict[str, Array]:
-        """Ask for the outputs of one batch, the grown cache's too if asked for.
+        """Compute the outputs of one batch, if asked for with the extended cache.
 
         Raises:
             ArgumentError: An input is missing.
-            ParityError: The answer is one to another request.
-            ServerError: The server does not answer, or not as the protocol says.
+            ParityError: An answer belongs to another request.
+            ServerError: The server does not answer, or does not follow the protocol.
         """
         rows = len(next(iter(inputs.values())))
         step = self.most_rows or rows
@@ -240,18 +241,18 @@ class ServedSession:
         }
 
     def _check_types(self, answer: Answer) -> None:
-        """Check that outputs come in the types that the metadata says, where it may say so."""
+        """Check that outputs have the floating-point types that the metadata gives."""
         specs = (spec for spec in self.facts.outputs if spec.datatype in FLOATING)
-        said = {spec.name: spec.datatype for spec in specs}
+        expected = {spec.name: spec.datatype for spec in specs}
         for name, value in answer.outputs.items():
-            if said.get(name, datatype_of(value)) != datatype_of(value):
+            if expected.get(name, datatype_of(value)) != datatype_of(value):
                 raise ServerError(
-                    f"{self.address}: output {name!r} came as {datatype_of(value)}, and its "
-                    f"metadata says {said[name]}"
+                    f"{self.address}: output {name!r} has type {datatype_of(value)}, expected "
+                    f"{expected[name]} according to the metadata"
                 )
 
     def _filled(self, part: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Repeat the last row, where the server takes batches of one size only."""
+        """Repeat the last row, if the server takes only batches of one size."""
         lacking = (self.fixed_rows or 0) - len(next(iter(part.values())))
         if lacking <= 0:
             return part
@@ -261,7 +262,7 @@ class ServedSession:
         }
 
     async def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        """Ask several questions, a few at a time, and return the answers in their order."""
+        """Send requests, several at a time, and return the answers in the same order."""
         answers: dict[int, Answer] = {}
         failures: list[MixoutError] = []
         limiter = anyio.CapacityLimiter(self.options.concurrency)
@@ -284,7 +285,7 @@ class ServedSession:
 
 @dataclass(frozen=True)
 class _WithCache:
-    """A served model with all of its inputs and outputs: a `Runner`."""
+    """A `Runner` with all inputs and outputs of a served model, including the cache."""
 
     model: ServedSession
 
@@ -300,41 +301,35 @@ class _WithCache:
         return self.model.run(inputs, with_cache=True)
 
 
-@dataclass(frozen=True)
-class _Introduction:
-    """What a server said when it was first asked."""
-
-    server: ServerFacts
-    facts: ModelFacts
-    protocol: str
-
-
-async def _introduce(address: Address, options: ServingOptions) -> _Introduction:
-    first = options.protocol or ("grpc" if address.scheme == "grpc" else "json")
-    async with connect(address, options, first) as client:
+async def _read_metadata(
+    address: Address, options: ServingOptions
+) -> tuple[ServerFacts, ModelFacts, str]:
+    """Return the metadata of the server and of the model, and the protocol to use."""
+    protocol = options.protocol or ("grpc" if address.scheme == "grpc" else "json")
+    async with connect(address, options, protocol) as client:
         server = await client.server()
         facts = await client.model()
-    better = options.protocol is None and first == "json" and server.takes_binary
-    return _Introduction(server, facts, "binary" if better else first)
+    if options.protocol is None and protocol == "json" and server.takes_binary:
+        protocol = "binary"
+    return server, facts, protocol
 
 
 def open_served(
     address: Address, options: ServingOptions, *, inputs: Sequence[str], outputs: Sequence[str]
 ) -> ServedSession:
-    """Ask a server what it is and what it serves.
+    """Open a served model by reading its metadata.
 
     Args:
-        address: Where the model is served.
-        options: How to ask.
-        inputs: What the reference takes.
-        outputs: What the reference gives.
+        address: Address of the model.
+        options: Options for requests.
+        inputs: Names of the reference's inputs.
+        outputs: Names of the reference's outputs.
 
     Raises:
         ArgumentError: An option is outside its domain.
-        ServerError: The server cannot be reached, has no such model, or says what cannot be read.
+        ServerError: The server cannot be reached, it has no such model, or its metadata cannot be
+            read.
     """
     options.check(address)
-    said = complete(lambda: _introduce(address, options))
-    return ServedSession(
-        address, options, said.server, said.facts, said.protocol, inputs=inputs, outputs=outputs
-    )
+    server, facts, protocol = complete(lambda: _read_metadata(address, options))
+    return ServedSession(address, options, server, facts, protocol, inputs=inputs, outputs=outputs)
