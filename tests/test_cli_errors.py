@@ -440,7 +440,7 @@ def test_a_missing_column_names_those_there_are(
         (("--batch-size", 0), ("--batch-size: got 0",)),
         (("--max-steps", -1), ("--max-steps: got -1",)),
         (("--lr", "nan"), ("--lr: got nan", "finite")),
-        (("--warmup-ratio", 2), ("--warmup-ratio: got 2.0", "[0, 1]")),
+        (("--warmup-ratio", 2), ("--warmup-ratio: got 2.0", "expected 0 to 1")),
         (("--weight-decay", -1), ("--weight-decay: got -1.0",)),
         (("--keep", 0), ("--keep: got 0",)),
         (("--p", 1), ("--p: got 1.0", "[0, 1)")),
@@ -504,7 +504,7 @@ def test_an_unfinished_run_is_neither_forgotten_nor_mixed_up(
     broken = ("train", way.prepared, tmp_path / "out", *data, "--warmup-ratio", 0, "--lr")
     assert program(*broken, "1e30").code == 1
     program(*broken, "1e-3").failed(1, "unfinished run", "--resume", "--overwrite")
-    program(*broken, "1e-3", "--resume").failed(2, "was started with lr 1e+30, got 0.001")
+    program(*broken, "1e-3", "--resume").failed(2, "was started with --lr 1e+30, got 0.001")
     program(*broken, "1e-3", "--overwrite").done()
 
 
