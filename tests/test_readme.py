@@ -34,11 +34,12 @@ def run_block(block: Block, folder: Path, **variables: str) -> str:
         cwd=folder,
         env={**environment(), "PATH": path, "COLUMNS": "100", **variables},
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        # what transformers writes there is not ours
+        stderr=subprocess.STDOUT if block.language == "sh" else subprocess.PIPE,
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, f"{block.text}\n{done.stdout}"
+    assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
