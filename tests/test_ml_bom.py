@@ -52,7 +52,7 @@ def test_data_sets_and_the_licence_are_named(tmp_path: Path) -> None:
         graphs={"model.onnx": "d" * 64},
         chain=chain,
         task="text-classification",
-        licence="apache-2.0",
+        license="apache-2.0",
     )
     assert problems(path) is None
     content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""The ONNX folder that is bundled, and what its graphs say of themselves."""
+"""The ONNX folder that is bundled, and what its graphs take and give."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_fil
 from mixout_export.files.streams import file_digest
 
 #: onnxruntime's name of a type → that of the Open Inference Protocol; Triton's is `TYPE_` of it,
-#: but for BYTES.
+#: except for BYTES.
 DATATYPES = {
     "tensor(int64)": "INT64",
     "tensor(int32)": "INT32",

@@ -152,7 +152,7 @@ def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedCon
     if "model_type" not in raw:
         raise CheckpointError(
             f"{path / LAYOUT.config}: has no 'model_type', so the architecture is unknown; add it "
-            '("model_type": "bert", say)'
+            'for example "model_type": "bert"'
         )
     try:
         with quiet_libraries():
@@ -233,7 +233,7 @@ def _check_label_names(names: list[str], task: Task) -> None:
 def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = None) -> LoadedBase:
     """Load a pretrained checkpoint with the head of a task.
 
-    A head that the base lacks is initialised from `options.seed`, so that strategies can be
+    A head that the base lacks is initialized from `options.seed`, so that strategies can be
     compared from the same start.
 
     Args:

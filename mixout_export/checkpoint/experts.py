@@ -1,24 +1,24 @@
-"""How a mixture of experts is computed, where that can be chosen."""
+"""Choose how a mixture of experts is computed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
-#: Each token's own experts, gathered. The default sorts tokens by expert and calls an operator
-#: that ONNX has not; looping over experts depends on their data.
+#: Gather the experts of each token. The default sorts tokens by expert and calls an operator that
+#: ONNX lacks, and a loop over experts would depend on the data.
 _GATHERED = "batched_mm"
 
 
 @contextmanager
 def gathered_experts(model: nn.Module) -> Iterator[None]:
-    """Compute experts the way a graph does while inside; what comes out is the same.
+    """Compute experts inside the block as a graph does. The results are the same.
 
-    Modules inside the experts see their tokens in another order then, so whoever compares modules
-    with a graph's has to choose the same way.
+    Modules inside the experts then see their tokens in another order, so code that compares modules
+    with those of a graph has to choose the same way.
 
     Args:
-        model: Any model; one whose experts cannot be chosen, or that has none, is left alone.
+        model: Any model. Nothing changes if it has no experts, or they cannot be chosen.
     """
     if not getattr(model, "_can_set_experts_implementation", lambda: False)():
         yield

@@ -46,7 +46,7 @@ def weight_key(key: str) -> str:
 
 
 def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
-    """Gather the tensors of several files; a key that two of them hold must be byte-equal."""
+    """Gather the tensors of several files. A key that occurs twice must hold equal bytes."""
     tensors: dict[str, TensorEntry] = {}
     for file in files:
         for key, entry in read_tensors(file).items():
@@ -60,7 +60,7 @@ def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
 
 
 class PlainCheckpoint(LocalArtifact):
-    """A Hugging Face folder, also the base of what a mixout checkpoint has in common with it.
+    """A Hugging Face folder. Also the base class of `MixoutCheckpoint`.
 
     Attributes:
         metadata: The metadata of mixout; None for a plain checkpoint.
@@ -87,7 +87,7 @@ class PlainCheckpoint(LocalArtifact):
 
     @cached_property
     def pretrained_paths(self) -> list[Path]:
-        """The files of the anchors, empty where they lie among the ordinary tensors."""
+        """The files of the anchors; empty if they are stored among the ordinary tensors."""
         return weight_files(self.path, LAYOUT.pretrained, LAYOUT.pretrained_index)
 
     @cached_property
@@ -122,15 +122,15 @@ class PlainCheckpoint(LocalArtifact):
         return digest_files(self.weight_paths)
 
     def collapsed_config(self) -> dict[str, Any]:
-        """Return `config.json` as a plain checkpoint has it, with what `prepare` changed undone."""
+        """Return `config.json` without mixout and without the changes that `prepare` made."""
         return {key: value for key, value in self.config.items() if key != "mixout"}
 
     def check_anchors(self, *, quickly: bool = False) -> None:
         """Compare the anchors with the SHA-256 that `prepare` recorded, if there are any.
 
         Args:
-            quickly: Whether a hash that shows damage, but not malice, is enough, where there is
-                one: right where the anchors are not used.
+            quickly: Whether to use a faster hash, if one is recorded. It shows damage but not
+                malice, which is enough if the anchors are not used.
 
         Raises:
             CheckpointError: They differ, or a mixed module's anchor is missing.
@@ -304,14 +304,14 @@ class PlainCheckpoint(LocalArtifact):
 
 
 class MixoutCheckpoint(PlainCheckpoint):
-    """A checkpoint whose mixed layers know their pretrained weights.
+    """A checkpoint that also holds the pretrained weights of its mixed layers.
 
-    As a model it is the plain one that it computes in evaluation.
+    As a model it is the plain model that it computes in evaluation.
 
     Attributes:
-        metadata: The content of `mixout_config.json`, or what stands for it.
-        native: Whether the metadata come from `mixout_config.json`, rather than from a folder
-            that another trainer saved.
+        metadata: The content of `mixout_config.json`, or of the entry that replaces it.
+        native: Whether the metadata come from `mixout_config.json`. Folders that another trainer
+            saved have an entry in `config.json` instead.
     """
 
     kind = "mixout"
@@ -346,11 +346,11 @@ class MixoutCheckpoint(PlainCheckpoint):
         return super().task if name is None else known_task(name)
 
     def collapsed_config(self) -> dict[str, Any]:
-        """Return `config.json` as a plain checkpoint has it, with what `prepare` changed undone."""
+        """Return `config.json` without mixout and without the changes that `prepare` made."""
         config = super().collapsed_config()
         for change in self.metadata.config_changes:
             if config.get(change.key) != change.after:
-                continue  # somebody set another value since: theirs stays
+                continue  # somebody has set another value since, which is kept
             if change.present:
                 config[change.key] = change.before
             else:
@@ -412,7 +412,7 @@ def labels_of(config: Mapping[str, Any], task: Task | None) -> tuple[str, ...] |
     if task is None or not task.has_labels:
         return None
     names = config.get("id2label")
-    if not isinstance(names, dict):  # transformers leaves its own default, two labels, out
+    if not isinstance(names, dict):  # transformers omits its default of two labels
         return tuple(f"LABEL_{index}" for index in range(config.get("num_labels", 2)))
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
@@ -433,7 +433,7 @@ def _metadata_of_config(record: Mapping[str, Any], origin: Path) -> MixoutMetada
         raise CheckpointError(f"{origin}: the entry 'mixout' is malformed ({error!r})") from error
     except MixoutError as error:
         raise CheckpointError(f"{origin}: the entry 'mixout' is malformed: {error}") from error
-    keys = record.get("keys", {})  # of tensors that transformers stores under other names
+    keys = record.get("keys", {})  # for tensors that transformers stores under other names
     modules = tuple(
         MixedModule(name, "", keys.get(weight, weight), keys.get(anchor, anchor))
         for name in names
@@ -443,7 +443,7 @@ def _metadata_of_config(record: Mapping[str, Any], origin: Path) -> MixoutMetada
 
 
 def other_kind(files: InputFiles) -> str:
-    """Say what a folder is that is no checkpoint, as the end of a sentence; "" if unknown."""
+    """Say what a folder is that is not a checkpoint, as the end of a sentence; "" if unknown."""
     if (files.folder / LAYOUT.onnx).exists():
         return "; it is an ONNX folder, so give the checkpoint that it was exported from"
     return "; it is a bundle, so give the folder that it was made from" if files.is_bundle else ""

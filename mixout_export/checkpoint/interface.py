@@ -1,4 +1,4 @@
-"""What a model takes and gives: its inputs, its outputs, and the range of each input's values."""
+"""The inputs and outputs of a model, and the range of values of each input."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ KNOWN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 #: The input of a model that takes images, float32 `(batch, channels, height, width)`.
 IMAGE_INPUT = "pixel_values"
 
-#: Height and width of images where a configuration does not say, as of networks for any size.
+#: Height and width of images if the configuration does not say, as in networks for any size.
 _IMAGE_SIZE = 224
 
-#: Ids of a model without a vocabulary, which reads characters.
+#: Number of ids of a model without a vocabulary, which reads characters.
 _CODE_POINTS = 0x110000
 
 #: Outputs of a model without a head.
@@ -47,7 +47,7 @@ class ModelInterface:
             reads what stands there. None where rows may end with anything.
         left_padding: Whether rows may be padded on the left: a decoder's classifier reads the last
             token, another's the first, which would then be padding.
-        choices: Whether inputs have a dimension of choices after the batch.
+        choices: Whether inputs have an axis of choices after the batch.
         image: (channels, height, width) of the images; None where the model takes none.
         shortest_sequence: Shortest sequence in tokens that it runs on: models that pool along the
             sequence need a few.
@@ -160,7 +160,7 @@ def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _final_token(model: PreTrainedModel, task: Task | None) -> int | None:
-    """Return the token that every row must end with; None where there is none such."""
+    """Return the token that every row must end with; None if rows may end with any token."""
     config = model.config.get_text_config()
     classifies = task is not None and "ForSequenceClassification" in task.architecture_suffixes
     if not classifies or not getattr(config, "is_encoder_decoder", False):

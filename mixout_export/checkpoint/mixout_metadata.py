@@ -1,4 +1,4 @@
-"""`mixout_config.json`: what a mixout checkpoint says of itself."""
+"""`mixout_config.json`: how a mixout checkpoint was made and which layers are mixed."""
 
 import json
 import logging
@@ -69,7 +69,7 @@ class ConfigChange:
 
     Attributes:
         key: Its name.
-        before: Its value before; meaningless if `present` is False.
+        before: Its value before. Meaningless if `present` is False.
         after: Its value while training.
         present: Whether the entry was there before.
     """
@@ -98,7 +98,7 @@ class MixoutMetadata:
         config_changes: What `prepare` changed in `config.json`.
         seed: Seed of the fresh head.
         tool_version: Version that wrote the file.
-        unknown: Entries of a newer version, kept for the way back to disk.
+        unknown: Entries of a newer version, which are written back unchanged.
     """
 
     config: MixoutConfig
@@ -159,26 +159,26 @@ def _merged(plain: dict[str, Any], unknown: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _split(record: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split an object into the entries that a record class has and those it has not."""
+    """Split an object into the entries that a record class knows and the others."""
     names = {f.name for f in fields(record)}
     known = {key: value for key, value in data.items() if key in names}
     return known, {key: value for key, value in data.items() if key not in names}
 
 
-#: Lists of objects in the file, with the entry that tells one object from the others.
+#: Lists of objects in the file, each with the entry that identifies an object.
 _LISTS = {"modules": "name", "config_changes": "key"}
 
 
 def _split_list(
     record: type, data: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Split each object of a list; the unknown entries come by the object's name."""
+    """Split each object of a list; return the unknown entries by the object's name."""
     split = [_split(record, item) for item in data]
     return [known for known, _ in split], {known[name]: extra for known, extra in split if extra}
 
 
 def _names(unknown: Mapping[str, Any]) -> str:
-    """List unknown entries, those of inner objects as `outer.inner`."""
+    """List unknown entries. Those of inner objects are written `outer.inner`."""
     names = set()
     for key, value in unknown.items():
         if key in ("base", "head"):
@@ -252,7 +252,7 @@ def parse_metadata(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
         origin: The file it came from, for messages.
 
     Returns:
-        The metadata; unknown entries are kept and warned about.
+        The metadata. Unknown entries are kept, with a warning.
 
     Raises:
         CheckpointError: The format version is unknown, or an entry is missing or malformed.

@@ -1,4 +1,4 @@
-"""Models from folders and back."""
+"""Load models from folders and save them."""
 
 import os
 import re
@@ -62,7 +62,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 
-#: What transformers raises where a folder does not hold what it should.
+#: Errors that transformers raises if a folder does not hold what it should.
 _LOADING_ERRORS = (
     ValueError,
     KeyError,
@@ -96,7 +96,7 @@ def _model_class(folder: PlainCheckpoint) -> Any:
     found = getattr(transformers, str(names[0]), None)
     if found is None:
         remote = "auto_map" in folder.config
-        why = "it needs the code that comes with it" if remote else "transformers has none such"
+        why = "it needs the code that comes with it" if remote else "transformers does not have it"
         raise CheckpointError(
             f"{folder.path / LAYOUT.config}: architecture {names[0]!r} cannot be loaded, {why}"
         )
@@ -154,12 +154,12 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
     """
     path = folder.path
     folder.require_weights()
-    folder.tensors  # noqa: B018 (reads the headers, which names what is truncated or contradictory)
+    folder.tensors  # noqa: B018 (reads the headers, so that damage is reported before loading)
     _refuse_remote_code(folder)
     model_class = _model_class(folder)
     with quiet_libraries():
         try:
-            # Not left to its default, which asks on the terminal whether to run foreign code.
+            # The default would ask on the terminal whether to run foreign code.
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             if hasattr(config, "mixout"):
                 del config.mixout
@@ -201,7 +201,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
 def _anchors_of(
     model: PreTrainedModel, folder: PlainCheckpoint, metadata: MixoutMetadata
 ) -> dict[str, Tensor]:
-    """Return each mixed module's anchor, taken out of what it may be merged with on disk."""
+    """Return each mixed module's anchor, separated from tensors it is merged with on disk."""
     stored = {m.name: folder.anchors[m.pretrained_key] for m in metadata.modules}
     keys, weights = disk_keys(model), model.state_dict()
     merged = [
@@ -211,7 +211,7 @@ def _anchors_of(
         and entry.shape != tuple(weights[key].shape)
     ]
     found = {name: tensor_of(entry) for name, entry in stored.items() if name not in merged}
-    if merged:  # transformers takes them apart as it does the weights
+    if merged:  # transformers separates them as it does the weights
         state = {weight_key(key): tensor_of(entry) for key, entry in folder.anchors.items()}
         with quiet_libraries():
             pretrained = type(model).from_pretrained(None, config=model.config, state_dict=state)
@@ -317,7 +317,7 @@ def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @contextmanager
 def _disk_errors(directory: Path) -> Iterator[None]:
-    """Turn what safetensors makes of a full disk back into the `OSError` it was."""
+    """Raise the `OSError` that safetensors has wrapped in its own error."""
     try:
         yield
     except SafetensorError as error:
@@ -335,7 +335,7 @@ def save_without_record(
     *,
     shard_size: int | str | None = None,
 ) -> None:
-    """Let `save_pretrained` write tensors, and `config.json` without the record of mixout."""
+    """Let `save_pretrained` write tensors, and remove the record of mixout from `config.json`."""
     with quiet_libraries(), _disk_errors(directory):
         model.save_pretrained(
             directory, state_dict=dict(state), max_shard_size=shard_size or _SHARD_SIZE
@@ -349,7 +349,7 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
     """Write `config.json` and the weights under the names that `save_pretrained` gives them.
 
     Args:
-        model: A model with or without mixout; anchors and the record of mixout are left out.
+        model: A model with or without mixout. Anchors and the record of mixout are not written.
         directory: Where to write.
 
     Returns:
@@ -363,7 +363,7 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
 
 
 def dtype_code(dtype: torch.dtype) -> str | None:
-    """Return the format's name of a PyTorch dtype, None if it has none here."""
+    """Return the safetensors name of a PyTorch dtype; None if there is none."""
     return next((name for name, known in _DTYPES.items() if known == dtype), None)
 
 
@@ -424,8 +424,8 @@ def mixed_modules(
         key = keys.get(f"{name}.weight")
         if key is None or key not in entries:
             raise CheckpointError(
-                f"module {name!r}: its weight is not stored as it is but converted on the way to "
-                "disk; prepare the checkpoint that it came from, or leave it out with "
+                f"module {name!r}: its weight is stored on disk in another form, so it cannot be "
+                "anchored; prepare the checkpoint that it came from, or leave the module out with "
                 "--exclude-modules"
             )
         modules.append(MixedModule(name, kind, key, anchor_key(key)))

@@ -1,4 +1,4 @@
-"""`tokenizer.json` for readers that take it as it is."""
+"""Change tokenizer files so that other libraries read them correctly."""
 
 import json
 from collections.abc import Mapping
@@ -9,23 +9,23 @@ from mixout_export.files.json_files import read_json
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
-#: transformers' name of a tokenizer without a class of its own, since version 5 and before, which
-#: all versions know.
+#: Class of a tokenizer without a class of its own: the name since transformers 5, and the name
+#: before, which all versions know.
 _CLASS, _CLASS_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 
 def _rewrite(path: Path, data: Mapping[str, Any]) -> None:
-    # the order of keys means something here: a vocabulary is listed by id
+    # keys keep their order: a vocabulary is listed by id
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def forget_machine_path(folder: Path) -> None:
-    """Take the path that a tokenizer was once loaded from out of `tokenizer_config.json`.
+    """Remove the path that a tokenizer was once loaded from from `tokenizer_config.json`.
 
     A name on the hub is kept.
 
     Args:
-        folder: A folder that holds the file, or does not.
+        folder: A folder, with the file or without.
     """
     path = folder / _CONFIG
     data = read_json(path) if path.exists() else {}
@@ -35,12 +35,12 @@ def forget_machine_path(folder: Path) -> None:
 
 
 def name_class_for_all(folder: Path) -> bool:
-    """Let a folder's `tokenizer_config.json` name a class that transformers 4 has too.
+    """Make a folder's `tokenizer_config.json` name a class that transformers 4 has too.
 
-    Optimum needs version 4, which refuses a class that it does not know.
+    Optimum needs version 4, which refuses unknown classes.
 
     Args:
-        folder: A folder that holds the file, or does not.
+        folder: A folder, with the file or without.
 
     Returns:
         Whether the file was changed.
@@ -54,15 +54,15 @@ def name_class_for_all(folder: Path) -> bool:
 
 
 def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:
-    """Take a fixed padding and truncation out of a folder's `tokenizer.json`.
+    """Remove a fixed padding and truncation from a folder's `tokenizer.json`.
 
-    Some checkpoints have "pad to 128, cut at 128" baked in. Python tokenizers override it at each
-    call; others (JavaScript, Rust, servers) honour it: every text costs 128 tokens, and what comes
-    after is lost. Padding becomes "to the longest of the batch", the cut the model's own limit.
+    Some checkpoints have "pad to 128, cut at 128" stored. Python tokenizers override it at each
+    call. Others (JavaScript, Rust, servers) obey it: every text costs 128 tokens, and longer texts
+    are cut. Padding becomes "to the longest of the batch". Truncation becomes the model's limit.
 
     Args:
-        folder: A folder that holds the file, or does not.
-        sequence_limit: The model's longest sequence in tokens; None where there is no limit.
+        folder: A folder, with the file or without.
+        sequence_limit: Longest sequence of the model in tokens; None without a limit.
 
     Returns:
         Whether the file was changed.

@@ -1,4 +1,4 @@
-"""Tensors made on the way from file to file, a few megabytes at a time, without PyTorch."""
+"""Tensors that are computed while they move from file to file, without PyTorch."""
 
 import math
 from collections.abc import Iterator

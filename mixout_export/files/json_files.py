@@ -44,4 +44,4 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)  # never half-written, even if the process is killed now
+    temporary.replace(path)  # so that the file is never half-written, even if the process is killed

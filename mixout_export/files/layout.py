@@ -1,4 +1,4 @@
-"""Names of files in the folders this package reads and writes; the only place that knows them."""
+"""Names of the files that this package reads and writes. No other module knows them."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -34,8 +34,8 @@ class Layout:
 
 LAYOUT = Layout()
 
-#: Files of a tokenizer, which travel with a model from folder to folder unchanged, as do those of
-#: a processor of images.
+#: Files of a tokenizer. They are copied unchanged from folder to folder, as are those of an image
+#: processor.
 TOKENIZER_PATTERNS = (
     "tokenizer*",
     "vocab*",

@@ -1,4 +1,4 @@
-"""Files that travel beside the weights unchanged."""
+"""Copy the files that lie beside the weights and never change."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ def copy_sidecar_files(source: Path, destination: Path) -> tuple[str, ...]:
 
     Args:
         source: Folder to copy from.
-        destination: Folder to copy to; files it has already are left alone.
+        destination: Folder to copy to. Files that it has already are kept.
 
     Returns:
         The names of the copied files.

@@ -1,4 +1,4 @@
-"""Bytes on their way to a file: hashed in a second thread, and sent straight to the disk."""
+"""Write bytes straight to the disk while a second thread hashes them."""
 
 import errno
 import hashlib
@@ -23,10 +23,10 @@ else:
 
 T = TypeVar("T")
 
-#: Bytes on their way; a view is of a buffer that is used again.
+#: Bytes to write. A view belongs to a buffer that is used again.
 Piece = bytes | memoryview
 
-#: Bytes that are read, hashed and written at a time, few enough for the processor's cache.
+#: Bytes that are read, hashed and written at a time. They fit into the processor's cache.
 PIECE = 1 << 20
 
 _WAITING = 16
@@ -34,9 +34,10 @@ _BLOCK = 8 << 20
 
 
 class Background(Generic[T]):
-    """A function's result, computed in a second thread, which does not outlive the process.
+    """The result of a function that runs in a second thread.
 
-    Worth it for what releases the interpreter's lock: reading, and hashing large pieces.
+    This saves time for work that releases the interpreter's lock, such as reading files and hashing
+    large pieces. The thread ends with the process.
     """
 
     def __init__(self, function: Callable[[], T]) -> None:
@@ -71,7 +72,7 @@ def file_digest(path: Path, piece: int = PIECE) -> str:
 
 
 class Hash(Protocol):
-    """What takes pieces in and gives a digest out."""
+    """A hash function that is given pieces one after the other."""
 
     def update(self, piece: Piece, /) -> None:
         """Add a piece."""
@@ -81,12 +82,12 @@ class Hash(Protocol):
 
 
 def quick_hash() -> Hash:
-    """Return a hash that shows damage, but not malice, ten times as fast as SHA-256 (XXH3)."""
+    """Return an XXH3 hash: ten times as fast as SHA-256, and good against damage but not malice."""
     return xxh3_64()
 
 
 def quick_digest(paths: Sequence[Path]) -> str:
-    """Return the quick hash of files' bytes, one file after the other."""
+    """Return the quick hash of the bytes of several files, one file after the other."""
     digest = quick_hash()
     buffer = memoryview(bytearray(PIECE))
     for path in paths:
@@ -97,7 +98,7 @@ def quick_digest(paths: Sequence[Path]) -> str:
 
 
 class Buffers:
-    """A few buffers that are used again and again, for new memory costs more than what fills it."""
+    """A few buffers that are used again, because allocating memory takes longer than filling it."""
 
     def __init__(self) -> None:
         self._free: SimpleQueue[memoryview] = SimpleQueue()
@@ -105,19 +106,19 @@ class Buffers:
             self._free.put(memoryview(bytearray(PIECE)))
 
     def take(self) -> memoryview:
-        """Return a buffer that nobody uses, waiting for one if need be."""
+        """Return a free buffer; wait until there is one."""
         return self._free.get()
 
     def give(self, piece: Piece) -> None:
-        """Take a buffer, or the part of it that was used, back; leave other bytes alone."""
+        """Return a buffer, or the used part of one. Other bytes are ignored."""
         if isinstance(piece, memoryview) and isinstance(piece.obj, bytearray):
             self._free.put(memoryview(piece.obj))
 
 
 class BackgroundHashing:
-    """Hashes of pieces, computed in a second thread, for hashlib releases the interpreter's lock.
+    """Hash pieces in a second thread, which works because hashlib releases the interpreter's lock.
 
-    At most sixteen pieces wait, so that memory stays bounded; buffers go back once hashed.
+    At most sixteen pieces wait, so that memory stays bounded. Buffers go back once they are hashed.
 
     Args:
         buffers: Where the pieces' buffers come from.
@@ -139,28 +140,29 @@ class BackgroundHashing:
             self._places.release()
 
     def update(self, piece: Piece, *hashes: Hash) -> None:
-        """Add a piece to some hashes, waiting while too many are still to be hashed."""
+        """Add a piece to some hashes; wait while too many pieces are queued."""
         self._places.acquire()
         self._pieces.put((piece, hashes))
 
     def finish(self) -> None:
-        """Wait until every piece is in its hashes, and end the thread."""
+        """Wait until every piece is hashed, and end the thread."""
         self._pieces.put(None)
         self._thread.join()
 
 
 class OutputFile:
-    """A new file that is written once, front to back, past the system's page cache.
+    """A new file that is written once, front to back, without the system's page cache.
 
-    What goes through the cache takes memory page by page and is written to the disk later, while
-    the process is slowed down: 1.3 GB took between 0.8 and 5 s so, and take 1.0 s past it. Files
-    that are smaller than a block, the last part of others, and file systems that know no other way
-    go through the cache. While one block is on its way to the disk, the next is filled.
+    The cache takes memory page by page and is written to the disk later, which slows the process
+    down: 1.3 GB took between 0.8 and 5 s through the cache, and takes 1.0 s without it. Files that
+    are smaller than a block and the last part of other files still go through the cache, and so
+    does everything on file systems without direct writing. While one block is written, the next is
+    filled.
     """
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        # an anonymous map begins at a page, as it has to
+        # an anonymous map begins at a page boundary, which direct writing needs
         self._block, self._other = (memoryview(mmap.mmap(-1, _BLOCK)) for _ in range(2))
         self._filled = 0
         self._sending: Background[None] | None = None
@@ -188,7 +190,7 @@ class OutputFile:
         os.fsync(self._descriptor)
 
     def wait(self) -> None:
-        """Wait for the block that is on its way, and raise what went wrong with it."""
+        """Wait for the block that is being written, and raise the error if it failed."""
         sending, self._sending = self._sending, None
         if sending is not None:
             sending.result()
@@ -202,7 +204,7 @@ class OutputFile:
                     raise
 
     def _set_direct(self, direct: bool) -> bool:
-        """Go past the cache or through it; return whether that is another way than before."""
+        """Turn direct writing on or off; return whether that changed anything."""
         if not _DIRECT:
             return False
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
@@ -211,18 +213,18 @@ class OutputFile:
             return False
         try:
             fcntl.fcntl(self._descriptor, fcntl.F_SETFL, wanted)
-        except OSError:  # a file system in memory, say
+        except OSError:  # for example a file system in memory
             return False
         return True
 
 
 @contextmanager
 def output_file(path: Path) -> Iterator[OutputFile]:
-    """Create a file to write; on the way out it is flushed to the disk.
+    """Create a file to write, and flush it to the disk at the end.
 
     Raises:
-        FileExistsError: There is such a file already.
-        OSError: The disk is full, say.
+        FileExistsError: The file exists already.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     with path.open("xb", buffering=0) as stream:
         file = OutputFile(stream.fileno())
@@ -231,5 +233,5 @@ def output_file(path: Path) -> Iterator[OutputFile]:
             file.finish()
         except BaseException:
             with suppress(OSError):
-                file.wait()  # else the block might go to whatever has the descriptor next
+                file.wait()  # else the block might be written to the next file with this descriptor
             raise

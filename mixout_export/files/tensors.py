@@ -1,8 +1,8 @@
-"""The safetensors format, read and written byte by byte, without PyTorch.
+"""Read and write the safetensors format as bytes, without PyTorch.
 
 A file is an unsigned 64-bit little-endian header length, a JSON header that maps each key to its
 dtype, shape and byte range, and the tensors' bytes. Moving bytes keeps weights exactly as they
-are and needs neither the whole model in memory nor PyTorch's start-up time.
+are. It does not need the whole model in memory, and saves the time to import PyTorch.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ DTYPE_SIZES = {
     "C64": 8,
 }
 
-#: Those that can be interpolated or converted.
+#: Dtypes that can be interpolated or converted.
 FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 _CHUNK = 4 << 20
@@ -63,7 +63,7 @@ class TensorEntry:
 
     Attributes:
         key: Its name.
-        dtype: The format's name of its dtype, "F32" say.
+        dtype: Name of its dtype in the format, for example "F32".
         shape: Its shape.
         file: The file that holds it.
         offset: Position of its first byte in that file.
@@ -89,7 +89,7 @@ class TensorEntry:
                 yield chunk
 
     def pieces(self, take: Callable[[], memoryview]) -> Iterator[memoryview]:
-        """Yield the tensor's bytes in buffers that `take` hands out, which are the receiver's."""
+        """Yield the tensor's bytes in buffers from `take`, which then belong to the caller."""
         with self._opened() as stream:
             left = self.nbytes
             while left:
@@ -136,7 +136,7 @@ class TensorEntry:
 
 
 class TensorSource(Protocol):
-    """Anything that can be written as a tensor: a `TensorEntry`, or a value made on the way."""
+    """Anything that can be written as a tensor: a `TensorEntry`, or a computed value."""
 
     @property
     def key(self) -> str:
@@ -217,7 +217,7 @@ def _read_json_header(path: Path, stream: BinaryIO, size: int) -> tuple[dict[str
 
 
 def _check_coverage(path: Path, entries: Sequence[TensorEntry], start: int, size: int) -> None:
-    """Refuse tensors that overlap, and bytes that belong to none."""
+    """Refuse tensors that overlap, and bytes that belong to no tensor."""
     position = start
     for entry in entries:
         if entry.offset != position:
@@ -264,7 +264,7 @@ def read_tensors(path: Path) -> dict[str, TensorEntry]:
 
 
 def header_of(tensors: Sequence[TensorSource]) -> bytes:
-    """Return what a file of these tensors begins with."""
+    """Return the header of a file of these tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for tensor in tensors:
@@ -281,7 +281,7 @@ def header_of(tensors: Sequence[TensorSource]) -> bytes:
 
 
 def pieces(tensor: TensorSource, buffers: Buffers) -> Iterator[Piece]:
-    """Yield a tensor's bytes; who receives a piece gives it back to `buffers`."""
+    """Yield a tensor's bytes. The caller gives each piece back to `buffers`."""
     if isinstance(tensor, TensorEntry):
         yield from tensor.pieces(buffers.take)
     else:
@@ -299,7 +299,7 @@ def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
         The file's SHA-256, computed on the way.
 
     Raises:
-        OSError: The disk is full, say.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     buffers, digest = Buffers(), hashlib.sha256()
     hashing = BackgroundHashing(buffers)

@@ -12,7 +12,7 @@ from mixout_export.files.tensors import digest_files
 
 
 def weight_files(path: Path, weights: str, index: str) -> list[Path]:
-    """Return the files an index lists, else the single file, else nothing.
+    """Return the files that an index lists, else the single file, else nothing.
 
     Raises:
         CheckpointError: The index is malformed or lists a file that is missing.
@@ -53,8 +53,8 @@ def refuse_unlisted(index: Path, tensors: Container[str]) -> None:
 class BaseDigest:
     """The SHA-256 of a folder's safetensors weights, computed in a second thread.
 
-    Begun before PyTorch is imported, it is done by the time that is. Pieces are large because the
-    thread has to wait for the interpreter's lock after each.
+    It begins before PyTorch is imported and is done when the import is. Pieces are large because
+    the thread waits for the interpreter's lock after each of them.
 
     Attributes:
         files: The weight files.
@@ -68,7 +68,7 @@ class BaseDigest:
 
     @classmethod
     def begin(cls, path: Path) -> "BaseDigest | None":
-        """Begin, or return None if the folder holds no such weights, or they cannot be read."""
+        """Begin hashing. Return None if the folder has no such weights or they cannot be read."""
         try:
             files = weight_files(path, LAYOUT.weights, LAYOUT.weights_index)
         except CheckpointError:

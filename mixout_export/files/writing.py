@@ -1,4 +1,4 @@
-"""Several safetensors files at once: shards, and files that hold the same tensors again."""
+"""Write several safetensors files at once: shards, and files that repeat some of the tensors."""
 
 import hashlib
 from collections.abc import Sequence, Set
@@ -16,7 +16,7 @@ from mixout_export.files.tensors import (
     write_index,
 )
 
-#: Bytes above which weights take more than one file, and above which anchors do.
+#: Bytes above which the weights, and the anchors, are split into several files.
 SHARD_SIZE = "5GB"
 ANCHOR_SHARD = 5_000_000_000
 
@@ -35,7 +35,7 @@ class TensorFile:
 
 
 class _Copies:
-    """Files that are written one after another, front to back, and hashed on the way."""
+    """Files that are written one after the other and hashed at the same time."""
 
     def __init__(
         self, files: Sequence[TensorFile], hashing: BackgroundHashing, also: Hash | None = None
@@ -71,11 +71,11 @@ class _Copies:
         self._hashing.update(piece, self._hash, *self._also, *hashes)
 
     def append(self, piece: Piece, *hashes: Hash) -> None:
-        """Write the next bytes, which are no part of two tensors, into the file they belong to.
+        """Write the next bytes, which belong to one tensor, into the file of that tensor.
 
         Args:
             piece: The bytes.
-            hashes: Others that take them in too.
+            hashes: Further hashes of these bytes.
         """
         if not len(piece):
             self._hashing.update(piece)
@@ -94,19 +94,19 @@ def write_twice(
     *,
     also: Hash | None = None,
 ) -> dict[str, str]:
-    """Write files, and others that hold some of the same tensors, reading each only once.
+    """Write files, and copies of some of their tensors, while reading each tensor only once.
 
     Args:
         files: The files to write.
-        copies: Files of some of the same bytes, in the same order, whatever their keys.
+        copies: Files with some of the same tensors, in the same order. Their keys may differ.
         copied: Keys, in `files`, of the tensors that the copies hold.
-        also: A second hash, which takes in the bytes of all copies one after the other.
+        also: A second hash of the bytes of all copies, one after the other.
 
     Returns:
         File name → SHA-256 of each file and each copy, computed on the way.
 
     Raises:
-        OSError: The disk is full, say.
+        OSError: A file cannot be written, for example because the disk is full.
     """
     buffers = Buffers()
     hashing = BackgroundHashing(buffers)

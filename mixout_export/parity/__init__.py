@@ -1,1 +1,1 @@
-"""Do two artefacts hold the same weights and compute the same thing?"""
+"""Do two artifacts hold the same weights and compute the same thing?"""

@@ -1,4 +1,4 @@
-"""The comparison as a whole: what both sides say of themselves, their weights, their outputs."""
+"""Compare two artifacts: their descriptions, their weights and their outputs."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,10 +36,10 @@ from mixout_export.parity.weights import WeightAudit, audit_folders, weights_of
 from mixout_export.runners.runner import Array, Runner
 from mixout_export.tasks import known_task
 
-#: One side's outputs of a batch, by name.
+#: The outputs of one side for one batch, by name.
 Outputs = Mapping[str, Array]
 
-#: Is given the number of a batch and both sides' outputs.
+#: A function that is called with the number of each batch and the outputs of both sides.
 Watch = Callable[[int, Outputs, Outputs], None]
 
 
@@ -62,9 +62,9 @@ def audit_weights(
     """Account for every weight of one side in the other.
 
     Args:
-        reference: What the weights should be.
-        candidate: What they are.
-        headless: Whether one side has no head: then only the body is compared.
+        reference: The side with the right weights.
+        candidate: The side that is checked.
+        headless: Whether one side has no head, so that only the bodies are compared.
         tolerance: How far the values of two folders may differ; None means not at all.
 
     Returns:
@@ -92,7 +92,7 @@ _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def _precision(audit: WeightAudit | None, *sides: Artifact) -> str:
-    """Name what is allowed for: what a side says of itself, else what the weights show."""
+    """Return the precision to allow for: the one recorded, else the one the weights show."""
     recorded = [side.precision for side in sides]
     counts = () if audit is None else audit.counts
     shown = {name: any(name in how for how in counts) for name in ("fp16", "bf16", "int8")}
@@ -104,13 +104,13 @@ def _precision(audit: WeightAudit | None, *sides: Artifact) -> str:
 def comparisons_of(
     outputs: Sequence[str], *, tolerance: Tolerance | None, limits: DecisionLimits, task: str | None
 ) -> dict[str, OutputComparison]:
-    """Return a comparison for each output, by its name, in which nothing is compared yet.
+    """Return an empty comparison for each output, by its name.
 
     Args:
         outputs: The outputs' names.
-        tolerance: What values are judged by.
-        limits: What the outputs as a whole are judged by.
-        task: The task that decides from them; None where only bodies are compared.
+        tolerance: Largest difference of single values.
+        limits: Limits for each output as a whole.
+        task: Name of the task; None if only bodies are compared.
     """
     return {
         name: OutputComparison(
@@ -144,7 +144,7 @@ def _run(
 
 
 def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolerance | None:
-    """Return what each value is judged by; None where the precision judges none of them."""
+    """Return the tolerance of single values; None if the precision has none."""
     default = TOLERANCES.get(precision)
     if default is None:
         if atol is None and rtol is None:
@@ -167,7 +167,7 @@ def _generate(
     examples: Sequence[Batch],
     seed: int,
 ) -> GenerationParity | None:
-    """Let a causal language model generate against its graphs; None for anything else."""
+    """Compare generation of a causal language model with its graphs; None for other models."""
     checkpoint, graphs = reference.checkpoint, candidate.generators()
     if checkpoint is None or checkpoint.task is None or not checkpoint.task.generates:
         return None
@@ -188,7 +188,7 @@ def _generate(
 
 
 def check_agreement(least: float | None) -> None:
-    """Refuse a share of decisions that is none.
+    """Refuse a share of decisions that is not between 0 and 1.
 
     Raises:
         ArgumentError: It is outside [0, 1].
@@ -205,12 +205,12 @@ def make_battery(
     examples: Sequence[Batch] = (),
     vocabulary_budget: int = VOCABULARY_BUDGET,
 ) -> Battery:
-    """Build the battery for a subject, with what a language model's output takes in mind.
+    """Build the battery. For language models, whose outputs are large, batches are smaller.
 
     Args:
-        reference: What the task is read from.
+        reference: The side whose task counts.
         interface: What both sides take.
-        seed: Of everything drawn at random.
+        seed: Seed of all random numbers.
         examples: The user's own inputs, appended.
         vocabulary_budget: Most vocabulary ids to cover.
     """
@@ -256,15 +256,16 @@ def compare_artifacts(
     """Compare two sides: their descriptions, their weights, and their outputs on the battery.
 
     Args:
-        reference: What the candidate should be.
-        candidate: What is judged.
-        battery: What to run; None makes one.
-        atol: Absolute tolerance; None is the precision's. If either tolerance is given, the
-            weights of two folders are judged by them too; otherwise they must be equal.
-        rtol: Relative tolerance; None is the precision's.
-        min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
-        seed: Of the battery that is made, and of the prompts that a language model continues.
-        watch: Is given the number of each batch and both sides' outputs, as they come.
+        reference: The side that is right by definition.
+        candidate: The side that is checked.
+        battery: The inputs to run; None builds them.
+        atol: Absolute tolerance; None uses the default of the precision. If either tolerance is
+            given, it also applies to the weights of two folders, which otherwise must be equal.
+        rtol: Relative tolerance; None uses the default of the precision.
+        min_agreement: Smallest share of equal decisions; None uses the default of the precision,
+            which only int8 has.
+        seed: Seed of the battery, and of the prompts that a language model continues.
+        watch: Called with the number of each batch and the outputs of both sides.
 
     Raises:
         ArgumentError: A graph takes an input that the battery cannot make.

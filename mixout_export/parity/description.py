@@ -1,4 +1,4 @@
-"""What two sides say of themselves: what they take and give, their task, their labels."""
+"""Compare what two artifacts record about themselves: inputs, outputs, task and labels."""
 
 from dataclasses import replace
 from typing import Any
@@ -73,7 +73,7 @@ def _different_names(
         for name in sorted(set(ours.inputs) ^ set(theirs.inputs)):
             without = candidate if name in ours.inputs else reference
             if name == "position_ids" and without.checkpoint:
-                continue  # PyTorch counts the very positions that the graph is told
+                continue  # PyTorch counts the same positions that the graph is given
             found.append(f"input {name!r}: {without.where} does not take it, the other side does")
     if reference.headless == candidate.headless and ours.outputs != theirs.outputs:
         found.append(f"outputs: got {_shown(theirs.outputs)}, expected {_shown(ours.outputs)}")
@@ -85,7 +85,7 @@ def find_mismatches(
 ) -> tuple[str, ...]:
     """Return how the two sides describe themselves differently, as sentences.
 
-    What one side does not know is no mismatch; nor is a head that one side does not have.
+    A fact that one side does not know is not a mismatch, and neither is a missing head.
     """
     damage = (*reference.damage(), *candidate.damage())
     if candidate.session is not None:
@@ -106,8 +106,8 @@ def find_mismatches(
 def different_epsilons(reference: Artifact, candidate: Artifact) -> tuple[str, ...]:
     """Return a sentence if normalizations that both sides have differ in their epsilons.
 
-    A normalization that a graph spells out in several nodes is left to the outputs, and so are
-    all of a server, which shows none.
+    Normalizations that a graph spells out in several nodes are not compared here, and neither are
+    those of a server, which shows none. Their outputs are.
     """
     headless = reference.headless != candidate.headless
     theirs = candidate.epsilons(headless=headless)

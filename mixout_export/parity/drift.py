@@ -19,17 +19,17 @@ from mixout_export.runners.trace import Call, Trace
 #: Largest relative L2 difference of a module's output that rounding explains, by precision.
 DRIFT_TOLERANCES = {"fp32": 3e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 3e-1}
 
-#: Most tokens, or pixels, of a batch that are run: every module's output is kept.
+#: Most tokens, or pixels, of a batch that are run, because every module's output is kept.
 _VALUES = 1024
 
 _SAME = "passes its input on"
 _ABSENT = "not in the graph"
 _OTHERS = "put another way, as what is around it agrees"
 
-#: A difference that is weaker by this factor in the module around is none of what goes on.
+#: If a difference is smaller by this factor in the enclosing module, it has no effect.
 _DILUTION = 1e-3
 
-#: Classes that return one tensor in one order: a changed bias of keys moves nothing around it.
+#: Classes that return one tensor in a fixed order, so that every difference in them counts.
 _STRICT = ("Linear", "Conv1D", "Embedding")
 
 
@@ -51,8 +51,8 @@ def _compare_tensors(
 ) -> tuple[float, float, tuple[int, ...]]:
     """Compare two tensors of one size, without tokens that are padding.
 
-    Padding on the left of a causal model attends to nothing, and a softmax over nothing has no
-    value: each side makes something else of it.
+    Padding on the left of a causal model attends to nothing. A softmax over nothing has no defined
+    value, so both sides may differ there.
     """
     candidate = candidate.reshape(reference.shape)
     if mask is not None and reference.shape[: mask.ndim] == mask.shape:
@@ -64,10 +64,10 @@ def _compare_tensors(
 def _nearest(
     references: Sequence[Array], candidates: Sequence[Array], mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]] | None:
-    """Compare what a call returned: each tensor of the side with fewer with its nearest.
+    """Compare the tensors of a call: each tensor of the side with fewer with the nearest one.
 
-    Of a graph it is known what leaves a module, not which of the tensors it returns that is: of a
-    rotary embedding the sine or the cosine, of a body its states or its pooled output.
+    A graph records which values leave a module, but not which of the returned tensors each one is:
+    the sine or the cosine of a rotary embedding, the states or the pooled output of a body.
 
     Returns:
         The relative L2 and the absolute difference, and the shape, of the tensor that is furthest
@@ -112,11 +112,11 @@ def _encloses(outer: ModuleDrift, inner: ModuleDrift) -> bool:
 
 
 def _doubted(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
-    """Yield the drifts, without those that nothing around them shows.
+    """Yield the drifts. Ignore those that have no effect on the enclosing modules.
 
-    A graph may put what a module returns another way: a router lets out others of its tensors,
-    experts see their tokens in another order. Where a module around it is a thousand times closer,
-    it is not the module that differs.
+    A graph may return the output of a module in another form: a router returns other tensors, and
+    experts see their tokens in another order. If an enclosing module is a thousand times closer,
+    the module itself does not differ.
     """
     for at, drift in enumerate(modules):
         if drift.relative_l2 is not None and tolerance < drift.relative_l2:
@@ -161,15 +161,15 @@ def draw_drift(
     """Compare every module's output on one batch.
 
     Args:
-        reference: What the candidate should be.
-        candidate: What is judged. A graph knows its modules if this tool exported it.
-        batch: What both are run on.
-        tolerance: Largest relative L2 difference that is allowed for.
-        headless: Whether only the bodies are compared, as one side has no head.
+        reference: The side that is right by definition.
+        candidate: The side that is checked. A graph knows its modules if this tool exported it.
+        batch: The batch that both run.
+        tolerance: Largest relative L2 difference that is allowed.
+        headless: Whether only the bodies are compared because one side has no head.
 
     Returns:
-        The calls of modules in the order in which they end; those that are not in a graph are
-        listed as such.
+        The calls of modules in the order in which they end. Calls that are missing from a graph
+        are listed with that reason.
 
     Raises:
         CheckpointError: A side does not run the batch.

@@ -101,7 +101,7 @@ def write_bom(
     graphs: Mapping[str, str],
     chain: Sequence[Link],
     task: str = "",
-    licence: str = "",
+    license: str = "",
 ) -> Path:
     """Write the bill of materials of a bundle.
 
@@ -115,7 +115,7 @@ def write_bom(
         graphs: Path in the folder → SHA-256 of the graph.
         chain: The steps that led to the graphs, the base first.
         task: The model's task; "" if unknown.
-        licence: The model's license, an SPDX identifier or a name; "" if unknown.
+        license: The model's license, an SPDX identifier or a name; "" if unknown.
 
     Returns:
         The file that was written, CycloneDX 1.6 in JSON.
@@ -134,7 +134,7 @@ def write_bom(
         "machine-learning-model",
         name,
         bom_ref="model",
-        licenses=[LicenseFactory().make_from_string(licence)] if licence else [],
+        licenses=[LicenseFactory().make_from_string(license)] if license else [],
         pedigree=Pedigree(ancestors=ancestors) if ancestors else None,
         components=[
             _component("file", path, digest, bom_ref=f"file-{path}")

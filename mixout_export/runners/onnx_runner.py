@@ -38,7 +38,7 @@ def check_provider(provider: str) -> None:
 
 
 class OnnxRunner:
-    """An ONNX file in onnxruntime, at full graph optimisation."""
+    """An ONNX file in onnxruntime, at full graph optimization."""
 
     def __init__(self, path: Path, *, provider: str = CPU_PROVIDER) -> None:
         """Open the file.

@@ -1,4 +1,4 @@
-"""`bundle`: an ONNX folder becomes what an inference server, or another runtime, expects."""
+"""`bundle`: lay out an ONNX folder as an inference server or another runtime expects it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -116,7 +116,7 @@ def _check_copies(models: Sequence[Model], folder: Path) -> None:
 
 
 def _check_tokenizers(plan: Plan, folder: Path) -> int:
-    """Normalise each tokenizer, and see that it still does what the original does."""
+    """Normalize each tokenizer, and see that it still does what the original does."""
     texts = 0
     for directory, source in plan.tokenizers.items():
         normalize_tokenizer(folder / directory, source.limit)
@@ -206,15 +206,15 @@ def _link_of(folder: OnnxFolder) -> dict[str, Any]:
     return manifest.link.to_dict()
 
 
-def _licence(folder: OnnxFolder) -> str:
-    """Return the licence that a folder's card names; "" where there is none."""
+def _license(folder: OnnxFolder) -> str:
+    """Return the license that a folder's card names; "" where there is none."""
     header = read_card(folder.path / LAYOUT.card).header
-    licence = header.get("license")
-    if licence == "other":
-        licence = header.get("license_name", licence)
-    if isinstance(licence, list):
-        return ", ".join(map(str, licence))
-    return "" if licence is None else str(licence)
+    license = header.get("license")
+    if license == "other":
+        license = header.get("license_name", license)
+    if isinstance(license, list):
+        return ", ".join(map(str, license))
+    return "" if license is None else str(license)
 
 
 def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bool) -> None:
@@ -239,7 +239,7 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
             graphs={str(model.path): model.graph.sha256 for model in plan.models},
             chain=_chain(first),
             task=first.task,
-            licence=_licence(first),
+            license=_license(first),
         )
     write_manifest(
         target.partial,

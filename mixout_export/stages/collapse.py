@@ -56,7 +56,7 @@ def _open_mixout(source: Path) -> MixoutCheckpoint:
             f"{source}: is {what}, so there is nothing to collapse; expected a mixout checkpoint"
         )
     checkpoint.require_weights()
-    checkpoint.tensors  # noqa: B018 (reads the headers, which names what is truncated)
+    checkpoint.tensors  # noqa: B018 (reads the headers, so that damage is reported now)
     return checkpoint
 
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint to an ONNX folder, and refuse to write one that computes something else."""
+"""`onnx`: export a checkpoint to an ONNX folder, and check that it computes the same."""
 
 import logging
 from dataclasses import dataclass, field, replace
@@ -33,24 +33,25 @@ from mixout_export.stages.verify_data import data_batches, read_data
 
 logger = logging.getLogger(__name__)
 
-#: Vocabulary ids that a fresh graph is run on, the first and last quarter at both ends of the
-#: vocabulary. The audit finds the whole table in the graph by its hash; `verify` runs them all.
+#: Number of vocabulary ids that a new graph is run on, a quarter of them at each end of the
+#: vocabulary. The audit finds the whole table in the graph by its hash, and `verify` runs all ids.
 _VOCABULARY_SAMPLE = 8192
 
-#: What is run to see which numbers leave fp16's range: batches, their rows, tokens in a row.
+#: Inputs that show which numbers leave the range of fp16: batches, rows of each, tokens of a row.
 _SAMPLES, _SAMPLE_ROWS, _SAMPLE_LENGTH = 16, 4, 128
 
 
 @dataclass(frozen=True)
 class ExportData:
-    """The user's own tables in an export.
+    """The user's tables in an export.
 
     Attributes:
-        data: What the graph is run on besides the battery; None is nothing.
-        max_examples: Most rows of it; None is all.
-        calibration: What int8's static quantisation measures activations on; None is dynamic.
-        calibration_examples: Most rows of that.
-        columns: Columns of both that the user named.
+        data: Table to run in addition to the battery; None runs none.
+        max_examples: Most rows of `data`; None runs all.
+        calibration: Table on which static int8 quantization measures activations. None quantizes
+            them dynamically.
+        calibration_examples: Most rows of `calibration`.
+        columns: Columns that the user named, for both tables.
     """
 
     data: Path | None = None
@@ -60,7 +61,7 @@ class ExportData:
     columns: ColumnNames = field(default_factory=ColumnNames)
 
     def check(self, conversion: Conversion, *, verify: bool) -> None:
-        """Refuse what would have no effect.
+        """Refuse options that would have no effect.
 
         Raises:
             ArgumentError: A number is outside its domain, or an option is not used.
@@ -81,7 +82,7 @@ class ExportData:
 
 @dataclass(frozen=True)
 class OnnxResult:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         path: The ONNX folder.
@@ -90,9 +91,9 @@ class OnnxResult:
         cached_graph: The graph with a key/value cache; None if there is none.
         nodes: Number of nodes.
         opset: ONNX operator set version.
-        parity: The comparison with PyTorch; None if it was not asked for.
+        parity: The comparison with PyTorch; None if it was not requested.
         precision: "fp32", "fp16" or "int8".
-        optimized: Whether onnxruntime's graph optimisations were applied and kept.
+        optimized: Whether the graph has the optimizations of onnxruntime.
     """
 
     path: Path
@@ -126,7 +127,7 @@ def _provenance(source: PlainCheckpoint) -> Provenance:
 
 
 def _config(source: PlainCheckpoint) -> dict[str, Any]:
-    """Return the plain model's configuration, with the padding id that the graph has built in."""
+    """Return the configuration of the plain model, with the padding id that the graph uses."""
     config = source.collapsed_config()
     if config.get("pad_token_id") is None and source.interface.pad_token_id is not None:
         config["pad_token_id"] = source.interface.pad_token_id
@@ -134,10 +135,10 @@ def _config(source: PlainCheckpoint) -> dict[str, Any]:
 
 
 def _capture(source: PlainCheckpoint, *, opset: int, cache: bool) -> dict[str, ExportedGraph]:
-    """Capture the graphs to write, by the name of their file.
+    """Capture the graphs to write, by the names of their files.
 
-    A causal language model has a second one where it keeps a cache of the usual kind; where it does
-    not, a warning says so.
+    A causal language model gets a second graph with a key/value cache. If its cache is not of the
+    usual kind, there is only one graph, with a warning.
     """
     graphs = {LAYOUT.onnx: export_graph(source.model, source.interface, opset=opset)}
     if cache and source.task is not None and source.task.generates:
@@ -173,13 +174,13 @@ def _table(
 
 @dataclass(frozen=True)
 class _Export:
-    """What a folder is made of.
+    """Everything that an ONNX folder is made from.
 
     Attributes:
         source: The model.
-        graphs: Its graphs as they were captured, by the name of their file.
-        battery: What they are run on.
-        calibration: What static quantisation measures activations on; None is dynamic.
+        graphs: Its captured graphs, by the names of their files.
+        battery: The inputs that they are run on.
+        calibration: Inputs for static quantization; None quantizes activations dynamically.
     """
 
     source: PlainCheckpoint
@@ -188,7 +189,7 @@ class _Export:
     calibration: list[dict[str, Any]] | None
 
     def write(self, folder: Path, conversion: Conversion) -> tuple[int, int]:
-        """Write the graphs; return their size in bytes and the first one's number of nodes."""
+        """Write the graphs; return their size in bytes and the number of nodes of the first."""
         size, nodes = 0, []
         for name, captured in self.graphs.items():
             graph, made = convert_graph(
@@ -271,19 +272,20 @@ def export_onnx(
 ) -> OnnxResult:
     """Export a checkpoint to an ONNX folder: graph, configuration, tokenizer.
 
-    Optimisations under which parity does not hold are left out, which a warning says.
+    If parity does not hold for the optimized graph, the graph is written without optimizations,
+    with a warning.
 
     Args:
         source: A collapsed or plain Hugging Face folder, or a mixout checkpoint.
         out: The ONNX folder, which appears complete or not at all.
         opset: ONNX operator set version, 18 to 23.
-        cache: Of a causal language model, also write a graph with a key/value cache.
-        verify: Compare the graph with PyTorch before it appears.
-        overwrite: Replace what is at `out`.
-        conversion: The graph's precision, and whether it is optimised; None is fp32 as captured.
-        data: Tables to calibrate with and to compare on; None is none.
-        min_agreement: Least share of decisions that are PyTorch's; None is the precision's, which
-            only int8 has.
+        cache: For a causal language model, also write a graph with a key/value cache.
+        verify: Compare the graph with PyTorch before `out` appears.
+        overwrite: Replace an existing `out`.
+        conversion: Precision of the graph, and whether it is optimized; None is fp32 as captured.
+        data: Tables for calibration and comparison; None uses no tables.
+        min_agreement: Smallest share of decisions that agree with PyTorch. None uses the default of
+            the precision, which only int8 has.
 
     Raises:
         ArgumentError: An argument is outside its domain, or `out` is part of `source`.
@@ -306,7 +308,8 @@ def export_onnx(
         parity = export.verify(folder.partial, min_agreement) if verify else None
         if parity is not None and not parity.holds and conversion.optimize:
             logger.warning(
-                "optimised, it is not the same model (%s); written as it is", parity.reasons()[0]
+                "the optimized graph does not compute the same (%s); it is written unoptimized",
+                parity.reasons()[0],
             )
             conversion = replace(conversion, optimize=False)
             size, nodes = export.write(folder.partial, conversion)

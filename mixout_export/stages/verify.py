@@ -1,4 +1,4 @@
-"""Compare two artefacts: a mixout checkpoint, a Hugging Face folder, an ONNX graph, a server."""
+"""`verify`: compare two artifacts, each a checkpoint, an ONNX model, a bundle or a server."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -50,7 +50,7 @@ def _settle_battery(
     save_inputs_to: Path | None,
     seed: int,
 ) -> Battery:
-    """Read or build what is run, and save it before it is, so that a crash can be replayed."""
+    """Read or build the inputs, and save them first, so that a crash can be repeated."""
     if inputs is not None:
         batches = load_inputs(inputs, interface)
         battery = Battery(batches, measure_coverage(batches, interface))
@@ -64,7 +64,7 @@ def _settle_battery(
 def _with_drift(
     result: ParityResult, left: LocalArtifact, right: Artifact, battery: Battery
 ) -> ParityResult:
-    """Add the drift map, where both sides could be run and know their modules."""
+    """Add the drift map, if both sides could be run and know their modules."""
     if right.session is not None or not result.outputs:
         return result
     for side in (left, right):
@@ -85,7 +85,7 @@ def _with_drift(
 
 
 def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, ...]:
-    """Return what is wrong with the candidate's signature, as a sentence, if one is asked for."""
+    """Return what is wrong with the candidate's signature, if a key is given."""
     if key is None:
         return ()
     if is_address(str(candidate)):
@@ -123,7 +123,7 @@ def _open(
 
 
 def _all_of(*watches: Watch | None) -> Watch:
-    """Return one that hands each batch's outputs to all of some."""
+    """Return a function that passes the outputs of each batch to several others."""
 
     def watch(number: int, reference: Outputs, candidate: Outputs) -> None:
         for one in watches:
@@ -157,41 +157,42 @@ def verify_checkpoints(
     serving: ServingOptions | None = None,
     signature: Path | None = None,
 ) -> ParityResult:
-    """Compare two artefacts; see `ParityResult` for what it takes for parity to hold.
+    """Compare two artifacts. `ParityResult` says what is required for parity.
 
     Args:
-        reference: What the candidate should be: a mixout checkpoint, a Hugging Face folder, an
-            ONNX folder, a bundle or an `.onnx` file.
-        candidate: What is judged, any of the same, or the address of a model on a server:
+        reference: The side that is right by definition: a mixout checkpoint, a Hugging Face folder,
+            an ONNX folder, a bundle or an `.onnx` file.
+        candidate: The side that is checked: any of these, or the address of a model on a server,
             `http://host:port/v2/models/NAME`.
-        data: A table that is run besides the battery. Where it has labels, the task's metrics are
-            computed on both sides.
-        max_examples: Most rows of `data` to run; None is all.
+        data: A table to run in addition to the battery. If it has labels, the metrics of the task
+            are computed on both sides.
+        max_examples: Most rows of `data` to run; None runs all.
         text_column: Column of its text; None finds it by the usual names.
         text_pair_column: Column of its second text; None finds it.
         label_column: Column of its labels; None finds it.
         choices_column: Column of its choices; None finds it.
-        atol: Absolute tolerance; None is 1e-5, or 5e-3 where weights were rounded to fp16 and 4e-2
-            where they were rounded to bf16. If `atol` or `rtol` is given, the weights of two
-            folders may differ by as much too.
-        rtol: Relative tolerance; None is 1e-4, 1e-3 and 8e-3.
+        atol: Absolute tolerance. None means 1e-5, 5e-3 for weights rounded to fp16, and 4e-2 for
+            weights rounded to bf16. If `atol` or `rtol` is given, the weights of two folders may
+            differ by as much too.
+        rtol: Relative tolerance. None means 1e-4, 1e-3 and 8e-3.
         provider: onnxruntime's execution provider.
         inputs: An `.npz` file of inputs to run instead of the battery.
-        save_inputs_to: An `.npz` file to write what is run to.
-        seed: Of the battery.
-        drift: Look at every module's output even where parity holds; where it does not, and for a
-            report, that is done in any case.
-        test_self: Put known faults into copies of the candidate, each of which has to be caught,
-            where parity holds.
-        min_agreement: Least share of equal decisions; None is the precision's, which only int8 has.
+        save_inputs_to: An `.npz` file to write the inputs to.
+        seed: Seed of the battery.
+        drift: Compare the output of every module even if parity holds. This is always done if it
+            does not hold, and for a report.
+        test_self: If parity holds, put known faults into copies of the candidate and check that
+            each is caught.
+        min_agreement: Smallest share of equal decisions. None uses the default of the precision,
+            which only int8 has.
         report_to: An `.html` file to show the result in, whether or not parity holds.
-        command: The command that the report names, as a shell takes it.
+        command: The command that the report shows, quoted for a shell.
         serving: How to ask a server; None asks as `ServingOptions()` does.
-        signature: A public key that the candidate's folder has to be signed for.
+        signature: A public key. The candidate must carry a valid signature for it.
 
     Raises:
         ArgumentError: An argument is outside its domain, or there is no such provider.
-        CheckpointError: An artefact cannot be opened or run.
+        CheckpointError: An artifact cannot be opened or run.
         DataError: `data` or `inputs` cannot be read, or the models do not take them.
         OutputError: `save_inputs_to` or `report_to` cannot be written.
         ParityError: A server mixes up answers.

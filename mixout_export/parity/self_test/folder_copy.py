@@ -22,7 +22,7 @@ from mixout_export.parity.self_test.faults import Array, NotApplicableError, Par
 from mixout_export.parity.weights import weights_of
 from mixout_export.surgery.key_names import disk_keys
 
-#: What configurations call the epsilon of their normalisations.
+#: What configurations call the epsilon of their normalizations.
 _EPSILON_ENTRIES = (
     "layer_norm_eps",
     "layer_norm_epsilon",

@@ -95,11 +95,11 @@ class GraphCopier:
         return self._write(out, model), name
 
     def write_with_epsilon(self, out: Path, choose: Callable[[float], float]) -> tuple[Path, str]:
-        """Write a copy in which every normalisation has another epsilon; see `Copier`."""
+        """Write a copy in which every normalization has another epsilon; see `Copier`."""
         model = self._read()
         found = list(GraphParts(model.graph).epsilons())
         if not found:
-            raise NotApplicableError("it has no normalisation with an epsilon")
+            raise NotApplicableError("it has no normalization with an epsilon")
         epsilon = min(epsilon for _, epsilon in found)
         for place, _ in found:
             if isinstance(place, TensorProto):

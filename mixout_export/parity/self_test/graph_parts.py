@@ -24,7 +24,7 @@ _BIAS_INPUT = {
     "DynamicQuantizeMatMul": 4,
 }
 
-#: Where a normalisation is spelled out, what follows the addition of its epsilon.
+#: Where a normalization is spelled out, what follows the addition of its epsilon.
 _ROOTS = ("Sqrt", "Rsqrt", "Pow", "Reciprocal")
 
 
@@ -85,7 +85,7 @@ class LinearNode:
 
 
 class GraphParts:
-    """The linear layers, tables and normalisations of a graph."""
+    """The linear layers, tables and normalizations of a graph."""
 
     def __init__(self, graph: GraphProto) -> None:
         """Index the graph's nodes.
@@ -198,7 +198,7 @@ class GraphParts:
                     yield table, self._source(node.input[1]), rows
 
     def epsilons(self) -> Iterator[tuple[onnx.AttributeProto | TensorProto, float]]:
-        """Yield where each normalisation has its epsilon, an attribute or a scalar; and which."""
+        """Yield where each normalization has its epsilon, an attribute or a scalar; and which."""
         for node in self._graph.node:
             if node.op_type in NORMALIZATIONS:
                 for attribute in node.attribute:
