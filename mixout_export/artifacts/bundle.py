@@ -18,20 +18,12 @@ class Bundle(OnnxModel):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The manifest. Every bundle has one.
-
-        Raises:
-            CheckpointError: The manifest is damaged.
-        """
+        """The manifest. Every bundle has one."""
         return read_manifest(self.files)
 
     @cached_property
     def graph(self) -> Path:
-        """The first graph.
-
-        Raises:
-            CheckpointError: The manifest names no graph that is in the bundle.
-        """
+        """The first graph."""
         graphs = self.manifest.link.options.get("graphs")
         first = graphs[0] if isinstance(graphs, list) and graphs else None
         if not isinstance(first, str) or first not in self.manifest.files:

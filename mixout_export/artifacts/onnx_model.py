@@ -28,12 +28,7 @@ CPU_PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxModel(LocalArtifact):
-    """An ONNX graph, with the folder around it if the path names a folder.
-
-    Attributes:
-        graph: The graph's file.
-        provider: onnxruntime's execution provider.
-    """
+    """An ONNX graph, with the folder around it if the path names a folder."""
 
     kind = "onnx"
     title = "ONNX graph"
@@ -55,22 +50,13 @@ class OnnxModel(LocalArtifact):
 
     @cached_property
     def opened(self) -> "OnnxRunner | CachedGraph":
-        """The graph in onnxruntime.
-
-        Raises:
-            ArgumentError: There is no such provider.
-            CheckpointError: The graph cannot be run.
-        """
+        """The graph in onnxruntime."""
         from mixout_export.runners.cached_graph import open_graph
 
         return open_graph(self.graph, provider=self.provider)
 
     def proto(self) -> "ModelProto":
-        """Read the graph without the weights beside it.
-
-        Raises:
-            CheckpointError: The file is not an ONNX file, or it holds no graph.
-        """
+        """Read the graph without the weights beside it."""
         import onnx
         from google.protobuf.message import DecodeError
 
@@ -149,11 +135,7 @@ class OnnxModel(LocalArtifact):
         return self.opened
 
     def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
-        """Return the interface: as recorded, else the other side's, else what the folder says.
-
-        Raises:
-            CheckpointError: Nothing says how large the vocabulary, or an image, is.
-        """
+        """Return the interface: as recorded, else the other side's, else what the folder says."""
         from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
 
         if self.interface is not None:

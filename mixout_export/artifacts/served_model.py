@@ -15,11 +15,7 @@ _MOST_ROWS, _MOST_TOKENS = 1 << 10, 1 << 16
 
 
 class ServedModel(Artifact):
-    """A model on a server.
-
-    Attributes:
-        session: Requests to the model.
-    """
+    """A model on a server."""
 
     kind = "served"
     title = "model on a server"

@@ -25,12 +25,7 @@ _FENCE = re.compile(r" {0,3}(```|~~~)")
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a card under a heading of the second level.
-
-    Attributes:
-        heading: The heading's text.
-        text: Markdown.
-    """
+    """A part of a card: the heading of the second level, and its text as Markdown."""
 
     heading: str
     text: str
@@ -85,12 +80,7 @@ class Card:
 
 
 def opening(title: str, lead: str) -> str:
-    """Return the beginning of a card of ours.
-
-    Args:
-        title: Markdown.
-        lead: Markdown that says in a sentence what the model is.
-    """
+    """Return the beginning of a card of ours; `lead` says in a sentence what the model is."""
     return f"{MARK}\n\n# {title}\n\n{lead}"
 
 
@@ -136,9 +126,5 @@ def read_card(path: Path) -> Card:
 
 
 def write_card(card: Card, path: Path) -> None:
-    """Write a card.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write a card."""
     path.write_text(card.to_text(), encoding="utf-8", newline="\n")

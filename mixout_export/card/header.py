@@ -25,12 +25,12 @@ def _languages(value: Any) -> Any:
 
 
 def inherited(header: Mapping[str, Any], base: Base | None = None) -> dict[str, Any]:
-    """Return what a model made from another has from its card: licence and language.
+    """Return what a model made from another has from its card: license and language.
 
     Args:
         header: The other's header.
-        base: Where that lies on the hub, for a licence that is a file beside it. Elsewhere such a
-            file is not, so the link to it is left out.
+        base: Where the other lies on the hub, for a license that is a file beside it. Without it,
+            the link to such a file is left out.
     """
     kept = {key: header[key] for key in _INHERITED if header.get(key) is not None}
     if "language" in kept:
@@ -54,12 +54,7 @@ _LIBRARIES = {"transformers-js": "transformers.js", "optimum": "optimum"}
 
 
 def bundled_header(header: Mapping[str, Any], server: str) -> dict[str, Any]:
-    """Return the header of a bundle's page: its graph's, with the library that reads it.
-
-    Args:
-        header: Of the graph's card.
-        server: What the bundle is for.
-    """
+    """Return the header of a bundle's page: its graph's, with the library that reads the bundle."""
     if not header:
         return {}
     library = _LIBRARIES.get(server, header.get("library_name"))

@@ -38,12 +38,7 @@ class Evaluation:
         return [(known.get(name, Metric(name)), value) for name, value in self.metrics.items()]
 
     def model_index(self, title: str, task: Task | None) -> list[dict[str, Any]]:
-        """Return the hub's `model-index` entry, which has every metric that is a number.
-
-        Args:
-            title: The model's name.
-            task: The model's task; None if it is unknown.
-        """
+        """Return the hub's `model-index` entry, which has every metric that is a number."""
         from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
 
         results = [
@@ -69,12 +64,7 @@ class Evaluation:
         return list(dict.fromkeys(metric.hub_name or metric.name for metric in found))
 
     def to_markdown(self, task: Task | None, labels: Sequence[str]) -> str:
-        """Return a table of the metrics before and after training.
-
-        Args:
-            task: The model's task; None if it is unknown.
-            labels: Names of its labels, in the order of the outputs.
-        """
+        """Return a table of the metrics before and after training."""
         rows = [
             (name, f"{self.before.get(name, math.nan):.4f}", f"{value:.4f}")
             for name, value in self.metrics.items()

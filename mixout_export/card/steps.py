@@ -70,12 +70,7 @@ def _header(metadata: MixoutMetadata, before: Card) -> dict[str, Any]:
 
 
 def prepared_card(metadata: MixoutMetadata, base: Card) -> Card:
-    """Return the card of a prepared checkpoint, which keeps the base's license.
-
-    Args:
-        metadata: The checkpoint's mixout metadata.
-        base: The base's card, empty if it has none.
-    """
+    """Return the card of a prepared checkpoint, which keeps the license of the base's card."""
     lead = (
         f"{inline(_base_name(metadata))}, prepared by mixout-export {__version__} to be finetuned "
         f"for {metadata.task} with mixout({metadata.config.p:g}). It is not finetuned yet."
@@ -95,13 +90,7 @@ def _options(metadata: MixoutMetadata, facts: TrainingFacts) -> dict[str, Any]:
 
 
 def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card) -> Card:
-    """Return the card of a trained checkpoint.
-
-    Args:
-        metadata: The checkpoint's mixout metadata.
-        facts: What the run did.
-        prepared: The card of the checkpoint from which the run started.
-    """
+    """Return the card of a trained checkpoint, from the card of the prepared one."""
     task = known_task(metadata.task)
     title, evaluation = model_title(metadata), facts.evaluation
     lead = (
@@ -147,13 +136,9 @@ def _measured_before(card: Card, what: str) -> Card:
 
 
 def collapsed_card(metadata: MixoutMetadata, facts: CollapseFacts, trained: Card) -> Card:
-    """Return the card of a collapsed checkpoint.
+    """Return the card of a collapsed checkpoint, from the card of the trained one.
 
-    Args:
-        metadata: The mixout metadata of the checkpoint that was collapsed.
-        facts: What happened to the weights.
-        trained: The card of that checkpoint. A card that another trainer wrote is kept, and a
-            missing one is created.
+    A card that another trainer wrote is kept, and a missing one is created.
     """
     task = known_task(metadata.task)
     card = trained.without(CURVES) if trained.is_ours else trained
@@ -179,12 +164,10 @@ def collapsed_card(metadata: MixoutMetadata, facts: CollapseFacts, trained: Card
 
 
 def exported_card(facts: ExportFacts, source: Card) -> Card:
-    """Return the card of a graph.
+    """Return the card of a graph, from the card of the checkpoint.
 
-    Args:
-        facts: Facts about the graph.
-        source: The card of the checkpoint. If another tool wrote it, only its header is kept,
-            because its instructions do not apply to a graph.
+    If another tool wrote that card, only its header is kept, because its instructions do not apply
+    to a graph.
     """
     title = source.title or inline(facts.architecture)
     said = f"{title} in ONNX ({facts.precision}, opset {facts.opset})"

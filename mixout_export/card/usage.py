@@ -23,13 +23,7 @@ _HEADLESS = Task(
 def usage_code(
     kind: Literal["model", "graph", "optimum", "javascript"], task: Task | None, **values: object
 ) -> str:
-    """Return the code that calls a model.
-
-    Args:
-        kind: Which of the macros in `usage.jinja`.
-        task: The model's task; None for one without a head.
-        values: The macro's other arguments.
-    """
+    """Return the code that calls a model, as the macro `kind` in `usage.jinja` writes it."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # only where a card is written
 
     environment = Environment(
@@ -45,20 +39,11 @@ def usage_code(
 
 
 def model_usage(task: Task | None) -> str:
-    """Return how a folder of weights is used, as Markdown.
-
-    Args:
-        task: Its task; None for a model without a head.
-    """
+    """Return how a folder of weights is used, as Markdown."""
     return python(usage_code("model", task))
 
 
 def graph_usage(task: Task | None, inputs: Sequence[str]) -> str:
-    """Return how a folder with a graph is used, as Markdown.
-
-    Args:
-        task: The model's task; None for one without a head.
-        inputs: Names of the graph's inputs.
-    """
+    """Return how a folder with a graph of these inputs is used, as Markdown."""
     images = "pixel_values" in inputs
     return python(usage_code("graph", task, images=images, file=LAYOUT.onnx))

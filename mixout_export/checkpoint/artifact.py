@@ -145,11 +145,7 @@ class Artifact(ABC):
 
     @abstractmethod
     def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
-        """Return the interface, completed from the other side's where this side records nothing.
-
-        Raises:
-            CheckpointError: Nothing says how large the vocabulary, or an image, is.
-        """
+        """Return the interface, completed from the other side's where this side records nothing."""
 
     def can_answer(self, ours: "ModelInterface", theirs: "ModelInterface") -> bool:
         """Tell whether the outputs of a reference with `ours` can be compared with this side's."""
@@ -164,11 +160,7 @@ class Artifact(ABC):
         return {}
 
     def trace(self, inputs: "Mapping[str, Array]", *, headless: bool) -> "Trace":
-        """Run the model and return the outputs of its modules.
-
-        Raises:
-            CheckpointError: The model does not run on these inputs, or its modules are unknown.
-        """
+        """Run the model and return the outputs of its modules, if they are known."""
         raise CheckpointError(f"{self.where}: does not record its modules")
 
     def hashes(self, *, with_cache: bool) -> Hashes:
@@ -176,19 +168,11 @@ class Artifact(ABC):
         return Hashes()
 
     def parts(self) -> Iterator[tuple[Path, str]]:
-        """Yield the files that decide what the model computes, each with its SHA-256.
-
-        Raises:
-            OSError: A file cannot be read.
-        """
+        """Yield the files that decide what the model computes, each with its SHA-256."""
         yield from ()
 
     def reopen(self, path: Path) -> "Artifact":
-        """Open a changed copy of the artifact, to be run in the same way.
-
-        Raises:
-            CheckpointError: The artifact cannot be copied.
-        """
+        """Open a changed copy of the artifact, to be run in the same way, if it can be copied."""
         raise CheckpointError(f"{self.where}: cannot be copied")
 
     def manifest_problems(self) -> tuple[str, ...]:
@@ -201,12 +185,7 @@ class Artifact(ABC):
 
 
 class LocalArtifact(Artifact):
-    """An artifact on a disk.
-
-    Attributes:
-        path: The path that the user named.
-        files: The files of the folder.
-    """
+    """An artifact on a disk: at the path that the user named, with the files of its folder."""
 
     def __init__(self, path: Path, files: InputFiles) -> None:
         self.path = path
@@ -235,22 +214,14 @@ class LocalArtifact(Artifact):
 
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
-        """The tokenizer; None if the folder has no tokenizer files.
-
-        Raises:
-            CheckpointError: The files are there and cannot be loaded.
-        """
+        """The tokenizer; None if the folder has no tokenizer files."""
         from mixout_export.checkpoint.model import load_tokenizer
 
         return load_tokenizer(self.folder)
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest; None if there is none.
-
-        Raises:
-            CheckpointError: It is damaged.
-        """
+        """The manifest; None if there is none. A damaged one raises `CheckpointError`."""
         return find_manifest(self.files) if self.path.is_dir() else None
 
     @cached_property

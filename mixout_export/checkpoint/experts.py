@@ -16,9 +16,6 @@ def gathered_experts(model: nn.Module) -> Iterator[None]:
 
     Modules inside the experts then see their tokens in another order, so code that compares modules
     with those of a graph has to choose the same way.
-
-    Args:
-        model: Any model. Nothing changes if it has no experts, or they cannot be chosen.
     """
     if not getattr(model, "_can_set_experts_implementation", lambda: False)():
         yield

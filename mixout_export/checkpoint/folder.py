@@ -131,17 +131,10 @@ class PlainCheckpoint(LocalArtifact):
         Args:
             quickly: Whether to use a faster hash, if one is recorded. It shows damage but not
                 malice, which is enough if the anchors are not used.
-
-        Raises:
-            CheckpointError: They differ, or a mixed module's anchor is missing.
         """
 
     def require_task(self) -> Task:
-        """Return the task of the checkpoint's head.
-
-        Raises:
-            CheckpointError: It has no head.
-        """
+        """Return the task of the checkpoint's head, or raise `CheckpointError` if it has none."""
         if self.task is None:
             raise CheckpointError(
                 f"{self.path}: has no head, expected one; run prepare on it with --task"
@@ -149,11 +142,7 @@ class PlainCheckpoint(LocalArtifact):
         return self.task
 
     def require_metadata(self) -> MixoutMetadata:
-        """Return the metadata of mixout.
-
-        Raises:
-            CheckpointError: It is a plain checkpoint.
-        """
+        """Return the metadata of mixout, or raise `CheckpointError` for a plain checkpoint."""
         if self.metadata is None:
             raise CheckpointError(
                 f"{self.path}: is a plain checkpoint, expected a mixout checkpoint; run prepare "
@@ -162,11 +151,7 @@ class PlainCheckpoint(LocalArtifact):
         return self.metadata
 
     def require_weights(self) -> None:
-        """Check that there are safetensors weights.
-
-        Raises:
-            CheckpointError: There are none; the message says whether there is a pickle instead.
-        """
+        """Raise `CheckpointError` if there are no safetensors weights, perhaps only a pickle."""
         if self.weight_paths:
             return
         if any((self.path / n).exists() for n in (LAYOUT.pickle_weights, LAYOUT.pickle_index)):
@@ -181,11 +166,7 @@ class PlainCheckpoint(LocalArtifact):
 
     @cached_property
     def model(self) -> "PreTrainedModel":
-        """The plain model in float32, in evaluation mode, with a padding id if there is one.
-
-        Raises:
-            CheckpointError: It cannot be loaded.
-        """
+        """The plain model in float32, in evaluation mode, with a padding id if there is one."""
         import torch
 
         from mixout_export.checkpoint.interface import settle_pad_token
@@ -456,11 +437,7 @@ def is_onnx_folder(folder: Path) -> bool:
 
 
 def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
-    """Open the checkpoint in a folder.
-
-    Raises:
-        CheckpointError: There is no `config.json`, or a file is malformed.
-    """
+    """Open the checkpoint in a folder, which must have a `config.json`."""
     config_path = files.folder / LAYOUT.config
     if not config_path.exists():
         raise CheckpointError(
@@ -479,13 +456,7 @@ def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
 
 
 def open_checkpoint(path: Path) -> PlainCheckpoint:
-    """Open a plain or a mixout checkpoint.
-
-    Args:
-        path: The folder.
-
-    Returns:
-        The checkpoint; its tensors' headers are read on first use.
+    """Open a plain or a mixout checkpoint. Its tensors' headers are read on first use.
 
     Raises:
         CheckpointError: There is no such folder, it holds no checkpoint, or a file is malformed.

@@ -74,11 +74,7 @@ class ModelInterface:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "ModelInterface":
-        """Build it from `to_dict`'s result.
-
-        Raises:
-            CheckpointError: A field is missing or unknown.
-        """
+        """Build it from `to_dict`'s result, or raise `CheckpointError`."""
         for name in ("vocabulary_size", "segments", "shortest_sequence"):
             if not isinstance(fields.get(name, 1), int):
                 raise CheckpointError(
@@ -192,9 +188,6 @@ def describe_interface(
         model: A plain model, as `load_plain` returns it.
         task: What its head serves; None for a model without a head.
         tokenizer: Its tokenizer; without one, inputs are inferred from the model alone.
-
-    Raises:
-        CheckpointError: The model takes neither `input_ids` nor `pixel_values`.
     """
     accepted = inspect.signature(model.forward).parameters
     if "input_ids" not in accepted and IMAGE_INPUT in accepted:

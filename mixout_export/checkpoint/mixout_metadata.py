@@ -245,14 +245,7 @@ def _parse(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
 
 
 def parse_metadata(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
-    """Parse the mixout metadata.
-
-    Args:
-        data: The JSON object.
-        origin: The file it came from, for messages.
-
-    Returns:
-        The metadata. Unknown entries are kept, with a warning.
+    """Parse the mixout metadata. Unknown entries are kept and reported in a warning.
 
     Raises:
         CheckpointError: The format version is unknown, or an entry is missing or malformed.

@@ -75,11 +75,7 @@ _LOADING_ERRORS = (
 
 
 def tensor_of(entry: TensorEntry) -> Tensor:
-    """Read one tensor into memory of its own.
-
-    Raises:
-        CheckpointError: The dtype has no PyTorch equivalent here.
-    """
+    """Read one tensor into memory of its own."""
     if entry.dtype not in _DTYPES:
         raise CheckpointError(
             f"{entry.file}: {entry.key!r} has the unsupported dtype {entry.dtype}"
@@ -148,9 +144,6 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
 
     Returns:
         The model in evaluation mode, on the CPU, its weights in memory of their own.
-
-    Raises:
-        CheckpointError: The folder cannot be loaded as its configuration describes.
     """
     path = folder.path
     folder.require_weights()
@@ -180,11 +173,7 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer that lies in a folder, or return None if it has no tokenizer files.
-
-    Raises:
-        CheckpointError: The files are there and cannot be loaded.
-    """
+    """Load the tokenizer that lies in a folder, or return None if it has no tokenizer files."""
     if not any(is_tokenizer_file(file.name) and file.is_file() for file in path.iterdir()):
         return None
     with quiet_libraries():
@@ -238,11 +227,7 @@ def load_mixout(path: Path | str) -> PreTrainedModel:
 
 
 def load_mixout_from(folder: PlainCheckpoint) -> PreTrainedModel:
-    """Load the model of a mixout checkpoint that is open; see `load_mixout`.
-
-    Raises:
-        CheckpointError: As `load_mixout`.
-    """
+    """Load the model of a mixout checkpoint that is open; see `load_mixout`."""
     folder.require_weights()
     metadata = folder.require_metadata()
     folder.check_anchors()
@@ -262,15 +247,7 @@ def load_mixout_from(folder: PlainCheckpoint) -> PreTrainedModel:
 
 
 def load_weights(model: PreTrainedModel, path: Path) -> None:
-    """Copy the weights of a checkpoint folder into a model of the same class, in place.
-
-    Args:
-        model: A model with or without mixout; anchors stay as they are.
-        path: The folder.
-
-    Raises:
-        CheckpointError: The folder does not hold exactly the model's weights.
-    """
+    """Copy the weights of a checkpoint into a model of the same class, in place. Anchors stay."""
     state = load_plain(open_checkpoint(path)).state_dict()
     if state.keys() != plain_state(model).keys():
         raise CheckpointError(f"{path}: holds other tensors than {type(model).__name__} has")
@@ -348,12 +325,7 @@ def save_without_record(
 def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEntry]:
     """Write `config.json` and the weights under the names that `save_pretrained` gives them.
 
-    Args:
-        model: A model with or without mixout. Anchors and the record of mixout are not written.
-        directory: Where to write.
-
-    Returns:
-        Key on disk → where the tensor lies.
+    Anchors and the record of mixout are left out. Return key on disk → where the tensor lies.
     """
     save_without_record(model, directory, plain_state(model))
     files = weight_files(directory, LAYOUT.weights, LAYOUT.weights_index)
@@ -368,11 +340,7 @@ def dtype_code(dtype: torch.dtype) -> str | None:
 
 
 class TensorInMemory:
-    """A tensor in memory, to be written.
-
-    Raises:
-        CheckpointError: Its dtype cannot be written.
-    """
+    """A tensor in memory, to be written. Its dtype must be one of `_DTYPES`."""
 
     def __init__(self, key: str, value: Tensor) -> None:
         code = dtype_code(value.dtype)
@@ -414,10 +382,7 @@ def mixed_modules(
     Args:
         kinds: Module name → "Linear", "Conv1D" or "Embedding".
         keys: State-dict key → key on disk.
-        entries: The keys on disk.
-
-    Raises:
-        CheckpointError: A weight has no key of its own on disk.
+        entries: The keys on disk. A weight without a key of its own there is an error.
     """
     modules = []
     for name, kind in kinds.items():
@@ -466,16 +431,13 @@ def write_mixout(
     origin: PlainCheckpoint | None,
     p: float | None = None,
 ) -> MixoutMetadata:
-    """Write a mixout checkpoint's files into a directory that exists.
+    """Write a mixout checkpoint's files into a directory that exists; return its metadata.
 
     Args:
         model: A transformers model with mixout layers.
         directory: Where to write.
         origin: The checkpoint that the model was loaded from, whose anchors and metadata are kept.
         p: Mix probability to record; None records the layers' own.
-
-    Returns:
-        The metadata as written.
     """
     layers = mixout_layers(model)
     entries = write_weights(model, directory)

@@ -129,11 +129,7 @@ class InputMaker:
 
 
 def check_inputs(interface: ModelInterface) -> None:
-    """Refuse a model for whose inputs no values are known.
-
-    Raises:
-        ArgumentError: It takes an input that cannot be made.
-    """
+    """Refuse a model that takes an input for which no values are known."""
     if interface.image is not None and interface.inputs == (IMAGE_INPUT,):
         return
     unknown = set(interface.inputs) - {*KNOWN_INPUTS, "position_ids"}
@@ -145,11 +141,7 @@ def check_inputs(interface: ModelInterface) -> None:
 
 
 def smallest_batch(interface: ModelInterface) -> Batch:
-    """Return one row of two tokens (each of `CHOICES`, with choices) that a model can run.
-
-    Raises:
-        ArgumentError: The model takes an input that the battery cannot make.
-    """
+    """Return one row of two tokens (each of `CHOICES`, with choices) that a model can run."""
     check_inputs(interface)
     if interface.image is not None:
         return Batch("smallest", {IMAGE_INPUT: np.zeros((1, *interface.image), dtype=np.float32)})
@@ -162,9 +154,6 @@ def shortest_batches(interface: ModelInterface) -> Iterator[tuple[ModelInterface
 
     No configuration says how many tokens a model needs that pools along the sequence. Models of
     images have none to try.
-
-    Raises:
-        ArgumentError: The model takes an input that no values are known for.
     """
     for length in _SHORTEST_SEQUENCES if interface.image is None else ():
         check_inputs(interface)
@@ -179,9 +168,6 @@ def draw_batches(
     """Return batches of random rows without padding, one of each `(rows, tokens)`.
 
     Lengths that the model does not run on are replaced by the closest; images have their own size.
-
-    Raises:
-        ArgumentError: The model takes an input that the battery cannot make.
     """
     check_inputs(interface)
     maker = InputMaker(interface, seed)

@@ -84,7 +84,7 @@ class SavePlan:
         *,
         limit: int = ANCHOR_SHARD,
     ) -> WrittenWeights:
-        """Write the weights, and the present values of some as anchors.
+        """Write the weights, and the present values of some of them as anchors.
 
         Args:
             directory: Where to write.

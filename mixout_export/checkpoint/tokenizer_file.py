@@ -20,12 +20,9 @@ def _rewrite(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def forget_machine_path(folder: Path) -> None:
-    """Remove the path that a tokenizer was once loaded from from `tokenizer_config.json`.
+    """Remove the path that a tokenizer was once loaded from, if `tokenizer_config.json` has one.
 
     A name on the hub is kept.
-
-    Args:
-        folder: A folder, with the file or without.
     """
     path = folder / _CONFIG
     data = read_json(path) if path.exists() else {}
@@ -35,15 +32,9 @@ def forget_machine_path(folder: Path) -> None:
 
 
 def name_class_for_all(folder: Path) -> bool:
-    """Make a folder's `tokenizer_config.json` name a class that transformers 4 has too.
+    """Name a class that transformers 4 knows in `tokenizer_config.json`; return whether it changed.
 
     Optimum needs version 4, which refuses unknown classes.
-
-    Args:
-        folder: A folder, with the file or without.
-
-    Returns:
-        Whether the file was changed.
     """
     path = folder / _CONFIG
     data = read_json(path) if path.exists() else {}
@@ -54,18 +45,12 @@ def name_class_for_all(folder: Path) -> bool:
 
 
 def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:
-    """Remove a fixed padding and truncation from a folder's `tokenizer.json`.
+    """Remove a fixed padding and truncation from `tokenizer.json`; return whether it was changed.
 
     Some checkpoints have "pad to 128, cut at 128" stored. Python tokenizers override it at each
     call. Others (JavaScript, Rust, servers) obey it: every text costs 128 tokens, and longer texts
-    are cut. Padding becomes "to the longest of the batch". Truncation becomes the model's limit.
-
-    Args:
-        folder: A folder, with the file or without.
-        sequence_limit: Longest sequence of the model in tokens; None without a limit.
-
-    Returns:
-        Whether the file was changed.
+    are cut. Padding becomes "to the longest of the batch". Truncation becomes the model's limit:
+    `sequence_limit` tokens, or none.
     """
     path = folder / _TOKENIZER
     if not path.exists():

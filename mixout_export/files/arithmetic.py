@@ -55,11 +55,7 @@ class Converted:
         return math.prod(self.shape) * DTYPE_SIZES[self.dtype]
 
     def chunks(self) -> Iterator[bytes]:
-        """Yield its bytes in order.
-
-        Raises:
-            CheckpointError: A finite value does not fit the dtype.
-        """
+        """Yield its bytes in order; refuse a finite value that does not fit the dtype."""
         for values in self._values():
             yield _cast(values, self.dtype, self.entry)
 
@@ -110,11 +106,7 @@ def _cast(values: NDArray[np.generic], dtype: str, entry: TensorEntry) -> bytes:
 
 
 def dtype_code(name: str) -> str:
-    """Return the format's name of a dtype that a user named.
-
-    Raises:
-        ArgumentError: There is no such dtype.
-    """
+    """Return the format's name of a dtype that a user named, or raise `ArgumentError`."""
     if name not in DTYPE_NAMES:
         raise ArgumentError(f"dtype: got {name!r}, expected one of {', '.join(DTYPE_NAMES)}")
     return DTYPE_NAMES[name]

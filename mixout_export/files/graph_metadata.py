@@ -75,6 +75,8 @@ class Provenance:
 class GraphMetadata:
     """What a graph records about itself.
 
+    Reading an entry that is malformed raises a `CheckpointError`.
+
     Attributes:
         entries: The entries as they are.
         graph: The graph's file, for messages.
@@ -100,11 +102,7 @@ class GraphMetadata:
 
     @property
     def precision(self) -> str:
-        """One of `PRECISIONS`; "fp32" where none is recorded.
-
-        Raises:
-            CheckpointError: Another one is recorded.
-        """
+        """One of `PRECISIONS`; "fp32" where none is recorded."""
         precision = self.entries.get(PRECISION, "fp32")
         if precision not in PRECISIONS:
             raise CheckpointError(
@@ -115,11 +113,7 @@ class GraphMetadata:
 
     @property
     def labels(self) -> tuple[str, ...] | None:
-        """Names of the labels; None where none are recorded.
-
-        Raises:
-            CheckpointError: What is recorded is not a list of texts.
-        """
+        """Names of the labels; None where none are recorded."""
         if not self.entries.get(LABELS):
             return None
         labels = self._json(LABELS)
@@ -129,11 +123,7 @@ class GraphMetadata:
 
     @property
     def interface(self) -> dict[str, Any] | None:
-        """The fields of the model's interface; None where none are recorded.
-
-        Raises:
-            CheckpointError: What is recorded is not an object.
-        """
+        """The fields of the model's interface; None where none are recorded."""
         return self._object(INTERFACE)
 
     @property
@@ -143,11 +133,7 @@ class GraphMetadata:
 
     @property
     def module_values(self) -> dict[str, list[str]]:
-        """Module → names of the values that leave it; empty where nothing is recorded.
-
-        Raises:
-            CheckpointError: What is recorded is not an object of lists of texts.
-        """
+        """Module → names of the values that leave it; empty where nothing is recorded."""
         content = self._object(MODULE_VALUES) or {}
         for key, values in content.items():
             if not _is_texts(values):

@@ -20,9 +20,6 @@ class InputFiles:
 
     `config.json`, `mixout_config.json` and `manifest.json` are read once. What is parsed and what
     is hashed are the same bytes, even if somebody changes a file meanwhile.
-
-    Attributes:
-        folder: The folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,11 +33,7 @@ class InputFiles:
         return files
 
     def read(self, name: str) -> bytes:
-        """Return the bytes of one of the small files, which are read once.
-
-        Raises:
-            OSError: The file is missing or cannot be read.
-        """
+        """Return the bytes of one of the small files, which are read once."""
         return self._read(self.folder / name)
 
     def _read(self, path: Path) -> bytes:
@@ -49,11 +42,7 @@ class InputFiles:
         return self._kept[path]
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Return one of the small files, which holds a JSON object.
-
-        Raises:
-            CheckpointError: The file is missing, not UTF-8, not JSON or not an object.
-        """
+        """Return one of the small files, which holds a JSON object, or raise `CheckpointError`."""
         path = self.folder / name
         try:
             return parse_object(self.read(name), path)
@@ -62,11 +51,7 @@ class InputFiles:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`; empty where there is none.
-
-        Raises:
-            CheckpointError: The file is there and does not hold a JSON object.
-        """
+        """The content of `config.json`; empty where there is none."""
         return self.read_json(LAYOUT.config) if (self.folder / LAYOUT.config).exists() else {}
 
     @property
@@ -81,11 +66,7 @@ class InputFiles:
         return isinstance(content, dict) and content.get("step") == "bundle"
 
     def digest(self, path: Path) -> str:
-        """Return the SHA-256 of a file, of the bytes that were read if it was read.
-
-        Raises:
-            OSError: The file is missing or cannot be read.
-        """
+        """Return the SHA-256 of a file, of the bytes that were read if it was read."""
         if path.name not in _KEPT:
             return file_digest(path)
         return hashlib.sha256(self._read(path)).hexdigest()

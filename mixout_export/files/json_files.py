@@ -11,10 +11,6 @@ from mixout_export.errors import CheckpointError
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
     """Parse a file's bytes as a JSON object.
 
-    Args:
-        content: The bytes.
-        path: The file, for messages.
-
     Raises:
         CheckpointError: The bytes are not UTF-8, not JSON or not an object.
     """

@@ -72,11 +72,7 @@ class OutputFolder:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def lock(self) -> None:
-        """Lock `partial` for this process. The system ends the lock if the process is killed.
-
-        Raises:
-            OutputError: Another process is writing the same folder.
-        """
+        """Lock `partial` for this process. The system ends the lock if the process is killed."""
         lock = FileLock(self.partial / LOCK, blocking=False, thread_local=False)
         try:
             lock.acquire()
@@ -104,13 +100,9 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
     """Refuse a destination that would destroy something.
 
     Args:
-        out: The destination folder.
+        out: The destination folder. It has a name of its own and is not a symbolic link.
         sources: What is being read; `out` may be none of them nor lie inside one, nor contain one.
         overwrite: Whether a non-empty `out` may be replaced.
-
-    Raises:
-        ArgumentError: `out` has no name, is a source, lies inside one, or contains one.
-        OutputError: `out` exists and is not an empty folder.
     """
     if out.name in ("", ".."):
         raise ArgumentError(f"{out}: OUT has no name of its own; give the folder's path")
@@ -139,11 +131,7 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
 
 
 def _recover(out: Path) -> None:
-    """Finish what a run that was killed while it replaced `out` had begun.
-
-    Raises:
-        OutputError: Something else has the name that the old folder takes meanwhile.
-    """
+    """Finish what a run that was killed while it replaced `out` had begun."""
     previous = _with_suffix(out, LAYOUT.previous_suffix)
     if not os.path.lexists(previous):
         return
@@ -242,11 +230,7 @@ def output_folder(
 
 
 def check_file(path: Path) -> None:
-    """Check that a file can be written at `path`, or one replaced there.
-
-    Raises:
-        OutputError: The folder is missing, or `path` is a folder.
-    """
+    """Refuse a path where no file can be written or replaced."""
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it")
     if path.is_dir():
@@ -258,9 +242,6 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to that becomes `path` when the block ends without an error.
 
     A file that is at `path` stays until the new one is whole, and after an error.
-
-    Raises:
-        OutputError: The folder is missing, `path` is a folder, or a disk error occurred.
     """
     check_file(path)
     partial = _with_suffix(path, LAYOUT.partial_suffix)

@@ -8,14 +8,9 @@ from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_fil
 
 
 def copy_sidecar_files(source: Path, destination: Path) -> tuple[str, ...]:
-    """Copy tokenizer and processor files, and the generation configuration.
+    """Copy tokenizer and processor files and the generation configuration; return their names.
 
-    Args:
-        source: Folder to copy from.
-        destination: Folder to copy to. Files that it has already are kept.
-
-    Returns:
-        The names of the copied files.
+    Files that the destination already has are left alone.
     """
     copied = []
     extra = {LAYOUT.generation_config, *PROCESSOR_FILES}

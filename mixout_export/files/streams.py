@@ -119,9 +119,6 @@ class BackgroundHashing:
     """Hash pieces in a second thread, which works because hashlib releases the interpreter's lock.
 
     At most sixteen pieces wait, so that memory stays bounded. Buffers go back once they are hashed.
-
-    Args:
-        buffers: Where the pieces' buffers come from.
     """
 
     def __init__(self, buffers: Buffers) -> None:
@@ -220,12 +217,7 @@ class OutputFile:
 
 @contextmanager
 def output_file(path: Path) -> Iterator[OutputFile]:
-    """Create a file to write, and flush it to the disk at the end.
-
-    Raises:
-        FileExistsError: The file exists already.
-        OSError: The file cannot be written, for example because the disk is full.
-    """
+    """Create a file to write, which must not exist, and flush it to the disk at the end."""
     with path.open("xb", buffering=0) as stream:
         file = OutputFile(stream.fileno())
         try:

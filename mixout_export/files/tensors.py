@@ -237,9 +237,6 @@ def _check_coverage(path: Path, entries: Sequence[TensorEntry], start: int, size
 def read_tensors(path: Path) -> dict[str, TensorEntry]:
     """Read a safetensors file's header.
 
-    Args:
-        path: The file.
-
     Returns:
         Key → where its tensor lies, in the order of the bytes.
 
@@ -297,9 +294,6 @@ def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
 
     Returns:
         The file's SHA-256, computed on the way.
-
-    Raises:
-        OSError: The file cannot be written, for example because the disk is full.
     """
     buffers, digest = Buffers(), hashlib.sha256()
     hashing = BackgroundHashing(buffers)
@@ -326,12 +320,7 @@ def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> N
 
 
 def digest_files(paths: Sequence[Path], piece: int = PIECE) -> str:
-    """Return the SHA-256 that identifies a set of files; see `joint_digest`.
-
-    Args:
-        paths: The files.
-        piece: Bytes that are read and hashed at a time.
-    """
+    """Return the SHA-256 that identifies a set of files; see `joint_digest`."""
     return joint_digest({path.name: file_digest(path, piece) for path in paths})
 
 

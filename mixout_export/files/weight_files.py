@@ -38,11 +38,7 @@ def weight_files(path: Path, weights: str, index: str) -> list[Path]:
 
 
 def refuse_unlisted(index: Path, tensors: Container[str]) -> None:
-    """Refuse an index that lists a tensor which none of its files holds.
-
-    Raises:
-        CheckpointError: It lists one.
-    """
+    """Refuse an index that lists a tensor which none of its files holds."""
     for key, name in read_json(index)["weight_map"].items() if index.exists() else ():
         if key not in tensors:
             raise CheckpointError(
@@ -55,9 +51,6 @@ class BaseDigest:
 
     It begins before PyTorch is imported and is done when the import is. Pieces are large because
     the thread waits for the interpreter's lock after each of them.
-
-    Attributes:
-        files: The weight files.
     """
 
     _PIECE = 16 << 20
@@ -76,11 +69,7 @@ class BaseDigest:
         return cls(files) if files else None
 
     def result(self) -> str:
-        """Wait for the digest and return it.
-
-        Raises:
-            CheckpointError: A file cannot be read.
-        """
+        """Wait for the digest and return it; raise `CheckpointError` if a file cannot be read."""
         try:
             return self._digest.result()
         except OSError as error:

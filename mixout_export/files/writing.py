@@ -23,12 +23,7 @@ ANCHOR_SHARD = 5_000_000_000
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file to write.
-
-    Attributes:
-        path: The file, which must not exist.
-        tensors: Its tensors in the order to write them.
-    """
+    """A file to write, which must not exist, and its tensors in the order to write them."""
 
     path: Path
     tensors: tuple[TensorSource, ...]
@@ -71,12 +66,7 @@ class _Copies:
         self._hashing.update(piece, self._hash, *self._also, *hashes)
 
     def append(self, piece: Piece, *hashes: Hash) -> None:
-        """Write the next bytes, which belong to one tensor, into the file of that tensor.
-
-        Args:
-            piece: The bytes.
-            hashes: Further hashes of these bytes.
-        """
+        """Write the next bytes, which belong to one tensor, into the file of that tensor."""
         if not len(piece):
             self._hashing.update(piece)
             return
@@ -104,9 +94,6 @@ def write_twice(
 
     Returns:
         File name → SHA-256 of each file and each copy, computed on the way.
-
-    Raises:
-        OSError: A file cannot be written, for example because the disk is full.
     """
     buffers = Buffers()
     hashing = BackgroundHashing(buffers)

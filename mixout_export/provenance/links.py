@@ -73,11 +73,7 @@ class Link:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Link":
-        """Build a link from the result of `to_dict`.
-
-        Raises:
-            CheckpointError: A field is missing or unknown, or has the wrong type.
-        """
+        """Build a link from the result of `to_dict`, or raise `CheckpointError`."""
         try:
             data = tuple(DataFile(**entry) for entry in fields.get("data", ()))
             changed = tuple(fields.get("source_changed", ()))

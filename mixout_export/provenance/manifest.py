@@ -43,12 +43,7 @@ _UNLISTED = (LAYOUT.manifest, LAYOUT.signature, LOCK)
 
 @dataclass(frozen=True)
 class ListedFile:
-    """A manifest's entry for one file.
-
-    Attributes:
-        sha256: SHA-256 of the file.
-        bytes: Size of the file, in bytes.
-    """
+    """A manifest's entry for one file: its SHA-256 and its size in bytes."""
 
     sha256: str
     bytes: int
@@ -185,10 +180,6 @@ def write_manifest(
         data: The tables that were read.
         base: The first link for a source without a manifest; None makes a link for the source.
         known: Path in the folder → SHA-256, for files that were hashed while they were written.
-
-    Raises:
-        CheckpointError: The source's manifest cannot be read.
-        OSError: A file cannot be read, or the manifest cannot be written.
     """
     known = dict(known or {})
     chain, changed = _links_before(source, input_sha256, base)
@@ -217,11 +208,7 @@ def write_manifest(
 
 
 def read_manifest(files: InputFiles) -> Manifest:
-    """Return a folder's manifest.
-
-    Raises:
-        CheckpointError: The folder has no manifest of this tool, or it cannot be read.
-    """
+    """Return a folder's manifest. A missing or damaged one raises `CheckpointError`."""
     manifest = find_manifest(files)
     if manifest is None:
         raise CheckpointError(f"{files.folder / LAYOUT.manifest}: is not a manifest of this tool")
@@ -262,11 +249,7 @@ def find_manifest(files: InputFiles) -> Manifest | None:
 
 
 def _listed(name: str, fields: Mapping[str, Any]) -> ListedFile:
-    """Read a file's entry.
-
-    Raises:
-        CheckpointError: The path is outside the folder, or the entry is not a hash and a size.
-    """
+    """Read a file's entry, which must be a hash and a size of a file inside the folder."""
     file = ListedFile(**fields)
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name:
@@ -307,11 +290,7 @@ def _changed_files(files: InputFiles, manifest: Manifest) -> Iterator[str]:
 
 @contextmanager
 def damage_explained(*sources: InputFiles) -> Iterator[None]:
-    """Report what a folder's manifest shows to be wrong, if the folder cannot be opened.
-
-    Raises:
-        ParityError: A folder cannot be opened, and it does not match its manifest.
-    """
+    """Raise `ParityError` if a folder cannot be opened and does not match its manifest."""
     try:
         yield
     except CheckpointError as error:
@@ -323,17 +302,7 @@ def damage_explained(*sources: InputFiles) -> Iterator[None]:
 
 
 def check_manifest(files: InputFiles) -> ManifestCheck:
-    """Compare a folder with its manifest.
-
-    Args:
-        files: The files of any folder.
-
-    Returns:
-        The result. A folder without a manifest has no problems.
-
-    Raises:
-        OSError: A file cannot be read.
-    """
+    """Compare a folder with its manifest. A folder without a manifest has no problems."""
     folder = files.folder
     try:
         manifest = find_manifest(files)

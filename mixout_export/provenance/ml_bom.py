@@ -15,11 +15,7 @@ _SHA256 = 64
 
 
 def check_bom_library() -> None:
-    """Check that the library for bills of materials is installed, before anything is written.
-
-    Raises:
-        MixoutError: The library is not installed.
-    """
+    """Check that the library for bills of materials is installed, before anything is written."""
     try:
         import cyclonedx.output.json  # noqa: F401
     except ImportError as error:
@@ -103,7 +99,7 @@ def write_bom(
     task: str = "",
     license: str = "",
 ) -> Path:
-    """Write the bill of materials of a bundle.
+    """Write the bill of materials of a bundle, CycloneDX 1.6 in JSON; return its path.
 
     The model is a component of type `machine-learning-model`. Its pedigree names the earlier steps,
     the base first, and its graphs are files inside it. It depends on the data sets and on the
@@ -116,12 +112,6 @@ def write_bom(
         chain: The steps that led to the graphs, the base first.
         task: The model's task; "" if unknown.
         license: The model's license, an SPDX identifier or a name; "" if unknown.
-
-    Returns:
-        The file that was written, CycloneDX 1.6 in JSON.
-
-    Raises:
-        MixoutError: The library is not installed.
     """
     check_bom_library()
     from cyclonedx.factory.license import LicenseFactory

@@ -23,11 +23,7 @@ _DIFFERENCES = {
 
 
 def _library(name: str) -> ModuleType:
-    """Import a module of the library.
-
-    Raises:
-        MixoutError: The library is not installed.
-    """
+    """Import a module of the library, which is optional."""
     try:
         return __import__(f"model_signing.{name}", fromlist=[name])
     except ImportError as error:
@@ -44,11 +40,7 @@ def _hashing() -> Any:
 
 
 def _with_key(key: Path, option: str, kind: str) -> Any:
-    """Return the library's signer or verifier for a key.
-
-    Raises:
-        ArgumentError: The key cannot be read, or the file is not a key.
-    """
+    """Return the library's signer or verifier for a key."""
     module = _library("signing" if kind == "private" else "verifying")
     if not key.is_file():
         raise ArgumentError(f"{key}: no such file; give the {kind} key with --{option}")
@@ -65,28 +57,16 @@ def _with_key(key: Path, option: str, kind: str) -> Any:
 
 
 def check_signing_key(key: Path) -> None:
-    """Check that a key can sign a folder, before anything is written.
-
-    Raises:
-        ArgumentError: The key cannot be read, or the file is not a key.
-        MixoutError: The library is not installed.
-    """
+    """Check that a key can sign a folder, before anything is written."""
     _with_key(key, "sign", "private")
 
 
 def sign_folder(folder: Path, key: Path) -> Path:
-    """Sign all files of a folder.
+    """Sign all files of a folder and return the signature's file. An old signature is replaced.
 
     Args:
-        folder: The folder. An existing signature in it is replaced.
+        folder: The folder.
         key: A PEM file with a private key on an elliptic curve.
-
-    Returns:
-        The signature file.
-
-    Raises:
-        ArgumentError: The key cannot be read, or the file is not a key.
-        MixoutError: The library is not installed.
     """
     path = folder / LAYOUT.signature
     _with_key(key, "sign", "private").sign(folder, path)
@@ -94,19 +74,11 @@ def sign_folder(folder: Path, key: Path) -> Path:
 
 
 def check_signature(folder: Path, key: Path) -> str:
-    """Check a folder's signature.
+    """Check a folder's signature; return what is wrong, as a sentence, or "".
 
     Args:
-        folder: The signed folder.
+        folder: The signed folder. A single file cannot be signed.
         key: A PEM file with the public key.
-
-    Returns:
-        What is wrong, as a sentence; "" if the signature is valid.
-
-    Raises:
-        ArgumentError: The key cannot be read, or the file is not a key.
-        CheckpointError: `folder` is not a folder, for example a single file.
-        MixoutError: The library is not installed.
     """
     check = _with_key(key, "signature", "public")
     if not folder.is_dir():

@@ -21,16 +21,13 @@ def dropout_settings(config: Mapping[str, Any], *, body: float, head: float) -> 
     """Return the configuration entries that set dropout, with their new values.
 
     Llama-like models store attention dropout as a number and have no module for it. Therefore the
-    configuration must be changed too.
+    configuration must be changed too. A head's entry is included even if it is None, which means
+    "the same as the body".
 
     Args:
         config: A model configuration as a dictionary, including defaults.
         body: Drop probability for the body, in [0, 1).
         head: Drop probability for the head, in [0, 1).
-
-    Returns:
-        Entry name → new value. A head's entry is included even if it is None, which means "the
-        same as the body".
     """
     settings: dict[str, float] = {}
     for key, value in config.items():
@@ -45,15 +42,10 @@ def dropout_settings(config: Mapping[str, Any], *, body: float, head: float) -> 
 
 
 def set_module_dropout(model: nn.Module, *, body: float, head: float) -> dict[str, float]:
-    """Set the drop probability of every dropout module, in place.
+    """Set the drop probability of every dropout module, in place; see `dropout_settings`.
 
-    Args:
-        model: The model. Everything outside its `base_model` is the head.
-        body: Drop probability for the body, in [0, 1).
-        head: Drop probability for the head, in [0, 1).
-
-    Returns:
-        Name of each changed module → its earlier drop probability.
+    Everything outside the model's `base_model` is the head. Return the name of each changed module
+    and its earlier drop probability.
     """
     inner = body_of(model)
     inside = {id(module) for module in inner.modules()}

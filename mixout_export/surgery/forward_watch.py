@@ -12,9 +12,6 @@ class ForwardWatch:
 
     Some modules read another layer's `.weight` directly, which silently bypasses mixout.
     `nn.MultiheadAttention` does that with its `out_proj`.
-
-    Args:
-        model: A model with mixout layers.
     """
 
     def __init__(self, model: nn.Module) -> None:

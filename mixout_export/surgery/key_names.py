@@ -13,10 +13,7 @@ def disk_keys(model: nn.Module) -> dict[str, str]:
 
     When transformers saves a model, it renames the tensors of some architectures to the names that
     older checkpoints have. It also merges and splits some tensors, for example those of a mixture
-    of experts. Those are left out here.
-
-    Args:
-        model: Any module. If it is not a transformers model, the names are its state-dict keys.
+    of experts. Those are left out here. Other models keep their state-dict keys.
     """
     state = {  # transformers only renames and reshapes them, so they need no memory
         key: torch.empty_like(value, device="meta")
@@ -31,17 +28,10 @@ def disk_keys(model: nn.Module) -> dict[str, str]:
 
 
 def merged_keys(model: PreTrainedModel, wanted: Collection[str]) -> dict[str, str]:
-    """Map each state-dict key to the name of the merged tensor on disk that contains it.
+    """Map wanted state-dict keys to the names of the merged tensors on disk that hold them whole.
 
-    Each wanted tensor is filled with a number of its own, and that number is then searched for in
-    the tensors that transformers would save.
-
-    Args:
-        model: A transformers model.
-        wanted: State-dict keys that `disk_keys` leaves out.
-
-    Returns:
-        State-dict key → name on disk, for each wanted tensor that is stored in one piece.
+    Each wanted tensor, which `disk_keys` leaves out, is filled with a number of its own. That
+    number is then searched for in the tensors that transformers would save.
     """
     numbers = {key: float(number) for number, key in enumerate(wanted, start=1)}
     state = {

@@ -31,12 +31,7 @@ _MOST_NAMED = 3
 
 
 def watch_anchors(model: nn.Module, layers: Mapping[str, MixoutLayer]) -> None:
-    """Exclude a model's anchors from DDP's broadcasts; compare them at the first training step.
-
-    Args:
-        model: The model that DDP may wrap.
-        layers: Its mixout layers by name.
-    """
+    """Exclude a model's anchors from DDP's broadcasts; compare them at the first training step."""
     ignored = [*getattr(model, _IGNORED, []), *_anchor_names(layers)]
     setattr(model, _IGNORED, ignored)
     setattr(model, _HOOK, model.register_forward_pre_hook(_compare_once))
@@ -75,17 +70,9 @@ def _compare_once(model: nn.Module, inputs: Any) -> None:
 
 
 def require_same_anchors(model: nn.Module, group: distributed.ProcessGroup) -> None:
-    """Check that all ranks of a process group hold the same anchors.
+    """Raise the same `TrainingError` on all ranks of a group unless they hold the same anchors.
 
     Every rank of the group must call this. If all is well, the ranks exchange one short digest.
-
-    Args:
-        model: A model with mixout layers.
-        group: The process group.
-
-    Raises:
-        TrainingError: Two ranks hold different anchors, or have different layers mixed. Every rank
-            raises the same error.
     """
     if group.size() == 1:
         return

@@ -39,14 +39,7 @@ def _module_ids(module: nn.Module) -> set[int]:
 
 
 def tied_weights(model: nn.Module) -> dict[int, list[str]]:
-    """Find the modules that share their weight with another module.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        `id` of a module → full names of all modules that hold the same `weight` parameter.
-    """
+    """Return `id` of a module → full names of all modules that hold the same `weight` parameter."""
     holders: dict[int, dict[int, str]] = defaultdict(dict)
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
