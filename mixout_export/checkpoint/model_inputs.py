@@ -1,4 +1,4 @@
-"""Inputs that a model can be run on, made from what it takes."""
+"""Make inputs that a model can run, from the description of its interface."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,14 +13,14 @@ from mixout_export.errors import ArgumentError
 Array = npt.NDArray[Any]
 Ids = npt.NDArray[np.int64]
 
-#: Longest sequence the battery makes, and what it makes where positions have no limit.
+#: Longest sequence that is made, and the longest if positions have no limit.
 LONGEST_SEQUENCE = 4096
 UNBOUNDED_SEQUENCE = 512
 
 #: Choices in a batch of a multiple-choice model.
 CHOICES = 3
 
-#: Lengths that are tried until a model runs: those that pool need as many tokens as they pool.
+#: Lengths that are tried until a model runs. Models that pool need as many tokens as they pool.
 _SHORTEST_SEQUENCES = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -29,7 +29,7 @@ class Batch:
     """One batch of inputs.
 
     Attributes:
-        name: What it is for.
+        name: Purpose of the batch.
         inputs: int64 arrays `(batch, sequence)`, or `(batch, choice, sequence)`, by input name; or
             images alone, float32 `(batch, channels, height, width)`.
     """
@@ -46,8 +46,8 @@ class Batch:
     def undefined_rows(self) -> npt.NDArray[np.bool_]:
         """Which rows have a sequence that is all padding, bool `(batch,)`.
 
-        A softmax over nothing has no value: eager attention, PyTorch's fused attention and each
-        runtime make something else of it, so such rows are run and reported, but not judged.
+        A softmax over nothing is not defined. Eager attention, PyTorch's fused attention and each
+        runtime give different results, so such rows are run and reported but not judged.
         """
         mask = self.inputs.get("attention_mask")
         if mask is None:
@@ -56,7 +56,7 @@ class Batch:
 
 
 class InputMaker:
-    """Draws valid inputs for one interface."""
+    """Draw valid inputs for one interface."""
 
     def __init__(self, interface: ModelInterface, seed: int) -> None:
         self.interface = interface
@@ -72,7 +72,7 @@ class InputMaker:
         return max(self.shortest, min(wanted, self.longest))
 
     def random_ids(self, rows: int, length: int) -> Ids:
-        """Draw ids of ordinary tokens, int64 `(rows, length)`: any but the padding id."""
+        """Draw ids of ordinary tokens, int64 `(rows, length)`, without padding and final ids."""
         size = self.interface.vocabulary_size
         ids = self.random.integers(0, size, size=(rows, length), dtype=np.int64)
         for taken in {self.pad, self.final} - {None}:
@@ -81,12 +81,12 @@ class InputMaker:
 
     @property
     def _ordinary(self) -> int:
-        """An id that neither pads nor ends a row, where there is one."""
+        """An id that neither pads nor ends a row, if there is one."""
         size = self.interface.vocabulary_size
         return next((i for i in range(size) if i not in (self.pad, self.final)), 0)
 
     def _ended(self, ids: Ids, mask: Ids) -> Ids:
-        """End each row with the final token, which occurs nowhere else, if rows must end so."""
+        """End each row with the final token if the model needs it. It occurs nowhere else then."""
         if self.final is None:
             return ids
         ids = np.where(ids == self.final, self._ordinary, ids)
@@ -106,7 +106,7 @@ class InputMaker:
     def batch(
         self, name: str, ids: Ids, *, mask: Ids | None = None, segments: Ids | None = None
     ) -> Batch:
-        """Make a batch of `ids` with the inputs that the interface asks for."""
+        """Make a batch of `ids` with the inputs of the interface."""
         mask = np.ones_like(ids) if mask is None else mask
         segments = self.segments(ids) if segments is None else segments
         ids = self._ended(ids, mask)
@@ -122,7 +122,7 @@ class InputMaker:
         return Batch(name=name, inputs=inputs)
 
     def _with_choices(self, array: Ids) -> Ids:
-        """Give `(batch, sequence)` its dimension of choices by pairing each row with others."""
+        """Add the axis of choices to `(batch, sequence)` by combining each row with others."""
         if not self.interface.choices:
             return array
         return np.stack([np.roll(array, shift, axis=0) for shift in range(CHOICES)], axis=1)
@@ -150,7 +150,7 @@ def smallest_batch(interface: ModelInterface) -> Batch:
 
 
 def shortest_batches(interface: ModelInterface) -> Iterator[tuple[ModelInterface, Batch]]:
-    """Yield interfaces with ever longer shortest sequences, each with one row of that length.
+    """Yield interfaces with a growing shortest sequence, each with one row of that length.
 
     No configuration says how many tokens a model needs that pools along the sequence. Models of
     images have none to try.

@@ -1,8 +1,9 @@
-"""The inputs that both sides are run on: chosen to touch every row of every table.
+"""The test inputs that both sides run, chosen to use every row of every table.
 
 One random batch misses a zeroed position row, a zeroed segment and the tail of a vocabulary. The
 battery's coverage set holds every vocabulary id, every position up to the limit and every
-segment; the rest sweeps shapes and padding. It is the same for the same interface and seed.
+segment. The other batches vary shapes and padding. The same interface and seed give the same
+battery.
 """
 
 from collections.abc import Sequence
@@ -18,30 +19,30 @@ from mixout_export.parity.images import make_images
 
 Array = npt.NDArray[Any]
 
-#: Tokens in a batch of the coverage set, and where each gives a number for every word.
+#: Tokens in a batch of the coverage set, and fewer for models with a number for every word.
 TOKENS_PER_BATCH = 2048
 LANGUAGE_MODEL_TOKENS = 256
 
-#: Length of the rows that carry the vocabulary: short rows spend little on attention.
+#: Length of the rows that hold the vocabulary. Short rows need little time for attention.
 VOCABULARY_ROW = 32
 
-#: Most vocabulary ids the coverage set holds; a larger vocabulary is sampled, its ends included.
+#: Most vocabulary ids in the coverage set. A larger vocabulary is sampled, including both ends.
 VOCABULARY_BUDGET = 65_536
 
-#: (batch, sequence) of the shape sweep; lengths above the limit are cut to it.
+#: (batch, sequence) of the batches that vary shapes. Lengths above the limit are cut to it.
 SWEEP_SHAPES = ((1, 1), (1, 2), (2, 1), (1, 7), (3, 5), (2, 16), (5, 33), (8, 64), (4, 128))
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a battery touches, out of what there is.
+    """How much of a model's tables a battery uses.
 
     Attributes:
-        vocabulary: Ids covered.
-        vocabulary_size: Ids there are; 0 where the model takes images.
-        positions: Positions covered, from the first.
-        position_limit: Positions there are; None where unbounded.
-        segments: Segments covered.
+        vocabulary: Number of ids used.
+        vocabulary_size: Number of ids in the vocabulary; 0 for a model of images.
+        positions: Number of positions used, from the first.
+        position_limit: Number of positions; None if there is no limit.
+        segments: Number of segments used.
         batches: Number of batches.
         examples: Number of rows.
     """
@@ -57,14 +58,14 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Battery:
-    """All batches, and what they cover."""
+    """The batches, and what they cover."""
 
     batches: tuple[Batch, ...]
     coverage: Coverage
 
 
 def _vocabulary(maker: InputMaker, budget: int) -> Ids:
-    """Return the ids to cover, shuffled: all, or both ends and a sample of too many."""
+    """Return the ids to cover, shuffled: all, or both ends and a sample if there are too many."""
     size = maker.interface.vocabulary_size
     if size <= budget:
         ids = np.arange(size, dtype=np.int64)
@@ -78,7 +79,7 @@ def _vocabulary(maker: InputMaker, budget: int) -> Ids:
 
 
 def _cover_vocabulary(maker: InputMaker, budget: int, tokens: int) -> list[Batch]:
-    """Put every vocabulary id into a row, both segments in use, nothing masked."""
+    """Put every vocabulary id into a row, with all segments and without padding."""
     ids = _vocabulary(maker, budget)
     length = maker.length(VOCABULARY_ROW)
     room = length if maker.final is None else max(1, length - 1)
@@ -102,15 +103,15 @@ def _cover_positions(maker: InputMaker) -> list[Batch]:
 
 
 def _sweep_shapes(maker: InputMaker) -> list[Batch]:
-    """Try batch sizes and lengths, the shortest and the longest among them."""
+    """Vary the batch size and the length, from the shortest to the longest."""
     shapes = dict.fromkeys((rows, maker.length(length)) for rows, length in SWEEP_SHAPES)
     return [maker.batch("shapes", maker.random_ids(*shape)) for shape in shapes]
 
 
 def _pad_rows(maker: InputMaker) -> list[Batch]:
-    """Pad rows of mixed lengths, down to a single token; no row is all padding.
+    """Pad rows of different lengths, down to a single token. No row is all padding.
 
-    On the right, as most tokenizers do, and of a decoder on the left, as its tokenizer may.
+    Padding is on the right, as in most tokenizers. Decoders also get padding on the left.
     """
     if "attention_mask" not in maker.interface.inputs and maker.pad is None:
         return []
@@ -129,9 +130,9 @@ def _pad_rows(maker: InputMaker) -> list[Batch]:
 
 
 def _mask_rows(maker: InputMaker) -> list[Batch]:
-    """Put a row that is all padding between two that are not, which it must not change."""
+    """Put a row that is all padding between two others, whose outputs must not change."""
     if "attention_mask" not in maker.interface.inputs or maker.interface.choices:
-        return []  # a row of choices would have one that is all padding in every row
+        return []  # each row of choices would contain a sequence that is all padding
     if maker.final is not None:
         return []  # a row without tokens has no end to read
     length = maker.length(16)
@@ -141,7 +142,7 @@ def _mask_rows(maker: InputMaker) -> list[Batch]:
 
 
 def _touched(batches: Sequence[Batch], name: str) -> int:
-    """Count the values of an input that occur where nothing is masked."""
+    """Count the values of an input that occur outside the padding."""
     found: set[int] = set()
     for batch in batches:
         if name in batch.inputs:
@@ -151,7 +152,7 @@ def _touched(batches: Sequence[Batch], name: str) -> int:
 
 
 def measure_coverage(batches: Sequence[Batch], interface: ModelInterface) -> Coverage:
-    """Count what batches touch, wherever they come from."""
+    """Measure how much of a model's tables some batches use."""
     return Coverage(
         vocabulary=_touched(batches, "input_ids"),
         vocabulary_size=interface.vocabulary_size,
@@ -175,11 +176,11 @@ def build_battery(
 
     Args:
         interface: What both sides take.
-        seed: Of everything drawn at random.
-        examples: The user's own inputs, appended as they are.
+        seed: Seed of all random numbers.
+        examples: The user's own inputs, appended unchanged.
         vocabulary_budget: Most vocabulary ids to cover.
-        tokens_per_batch: Tokens in a batch of the coverage set; fewer bound the memory that a
-            language model's output takes.
+        tokens_per_batch: Tokens in a batch of the coverage set. A smaller number bounds the memory
+            for the output of a language model.
 
     Raises:
         ArgumentError: The model takes an input that the battery cannot make.
@@ -201,6 +202,8 @@ def build_battery(
     )
     coverage = replace(
         measure_coverage(batches, interface),
-        vocabulary=min(interface.vocabulary_size, vocabulary_budget),  # by plan, not by chance
+        vocabulary=min(
+            interface.vocabulary_size, vocabulary_budget
+        ),  # what the battery covers on purpose
     )
     return Battery(batches, coverage)

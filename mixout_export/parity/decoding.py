@@ -1,4 +1,4 @@
-"""What a reference generates from prompts, and what graphs say to the same tokens, one by one."""
+"""Let a reference generate from prompts, and run graphs on the same tokens one by one."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -23,17 +23,17 @@ from mixout_export.runners.onnx_runner import OnnxRunner
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-#: Lengths of the prompts in each batch; shorter ones are padded on the left, as `generate` asks.
+#: Lengths of the prompts in each batch. Shorter prompts are padded on the left, for `generate`.
 PROMPTS = ((1,), (6,), (9, 4, 1))
 
 #: Tokens generated for each prompt.
 NEW_TOKENS = 16
 
-#: Length of a prompt that is read in two parts, as the turns of a conversation are, and what is
-#: generated then. It goes beyond a sliding window, where that is no longer than this.
+#: Length of a prompt that is read in two parts, like the turns of a conversation, and number of
+#: tokens generated from it. The prompt exceeds a sliding window of up to `LONGEST_WINDOW` tokens.
 LONG_PROMPT, LONG_NEW_TOKENS, LONGEST_WINDOW = 100, 4, 1024
 
-#: Prompts made of the user's own texts: how many, and the length that longer texts are cut to.
+#: Number of prompts made of the user's own texts, and the length to which texts are cut.
 DATA_PROMPTS, DATA_PROMPT_LENGTH = 8, 32
 
 
@@ -42,11 +42,12 @@ class Prompts:
     """A batch of prompts.
 
     Attributes:
-        name: What it is for.
-        ids: int64 `(batch, longest)`; padding on the left.
+        name: Purpose of the batch.
+        ids: int64 `(batch, longest)`, padded on the left.
         mask: 1 for tokens and 0 for padding, of the same shape.
         new: Tokens to generate for each.
-        parts: Where a graph with a cache stops while it reads them; the last is their length.
+        parts: Lengths after which a graph with a cache stops reading. The last one is the whole
+            length.
     """
 
     name: str
@@ -58,14 +59,14 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Continued:
-    """A batch of prompts, and how the reference goes on.
+    """A batch of prompts, and the reference's continuation.
 
     Attributes:
         prompts: The prompts.
         ids: Prompts and new tokens, `(batch, longest + new)`.
         mask: 1 for tokens and 0 for padding, of the same shape.
-        logits: The reference's, float32 `(batch, new, vocabulary)`; step `i` decides the token at
-            `longest + i`.
+        logits: Logits of the reference, float32 `(batch, new, vocabulary)`. Step `i` decides the
+            token at `longest + i`.
     """
 
     prompts: Prompts
@@ -75,19 +76,19 @@ class Continued:
 
     @property
     def batch(self) -> Batch:
-        """The whole of it as inputs."""
+        """Prompts and new tokens as inputs."""
         return Batch(self.prompts.name, {"input_ids": self.ids, "attention_mask": self.mask})
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
-    """Return how many tokens back the model's attention sees, where some layers see no further."""
+    """Return the length of the model's sliding attention window; None if it has none."""
     config = model.config.get_text_config()
     sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Tell whether a model is told positions: then padding on the left does not move a prompt."""
+    """Tell whether a model takes positions, so that padding on the left does not shift a prompt."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
@@ -110,9 +111,9 @@ def make_prompts(
 
     Args:
         interface: What the model takes.
-        window: How many tokens back its attention sees; None is all.
+        window: Length of its sliding attention window; None if it has none.
         examples: Batches of the user's texts.
-        seed: Of the random ids.
+        seed: Seed of the random ids.
     """
     random = np.random.default_rng(seed)
     size, pad = interface.vocabulary_size, interface.pad_token_id
@@ -151,7 +152,7 @@ def _beginnings(examples: Sequence[Batch], length: int) -> list[Ids]:
 
 @contextmanager
 def _greedy(model: PreTrainedModel, new: int, pad: int) -> Iterator[None]:
-    """Let a model generate the likeliest tokens, without stopping, whatever its folder asks for."""
+    """Make a model generate the likeliest tokens without stopping, despite its own settings."""
     own = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=new, pad_token_id=pad, use_cache=True
@@ -167,11 +168,11 @@ def continue_prompts(model: PreTrainedModel, prompts: Prompts, *, pad: int) -> C
 
     Args:
         model: A causal language model in float32.
-        prompts: What it goes on from.
+        prompts: The prompts to continue.
         pad: The padding id.
 
     Raises:
-        CheckpointError: It cannot generate.
+        CheckpointError: The model cannot generate.
     """
     try:
         with quiet_libraries(), torch.inference_mode(), _greedy(model, prompts.new, pad):
@@ -196,7 +197,9 @@ def continue_prompts(model: PreTrainedModel, prompts: Prompts, *, pad: int) -> C
 
 
 def read_with_cache(graph: CachedRunner, text: Continued) -> Array:
-    """Read the prompts, then one token after the other: float32 `(batch, new, vocabulary)`.
+    """Return logits of a graph that reads the prompts, then one token after the other.
+
+    They are float32 `(batch, new, vocabulary)`.
 
     Raises:
         ArgumentError: The graph takes an input that is not known.
@@ -221,13 +224,15 @@ def read_with_cache(graph: CachedRunner, text: Continued) -> Array:
 
 
 def read_without_cache(graph: OnnxRunner, text: Continued, *, padded: bool) -> Array:
-    """Read everything from its beginning for every token: float32 `(batch, new, vocabulary)`.
+    """Return logits of a graph that reads everything again for every token.
+
+    They are float32 `(batch, new, vocabulary)`.
 
     Args:
         graph: A graph without a cache.
         text: What to read.
-        padded: Read the padding too; otherwise each row on its own without it, as a graph must
-            that counts positions itself where the reference is told them.
+        padded: Whether to read the padding too. Otherwise each row is read alone without padding,
+            which is needed if the graph counts positions itself and the reference is given them.
 
     Raises:
         ArgumentError: The graph takes an input that is not known.

@@ -1,9 +1,9 @@
 """Compare what two sides generate, token by token.
 
 The reference decodes greedily with `transformers.generate`. A graph is then given the reference's
-own tokens one by one, with its cache and without, and its logits are compared at every step: so one
-flip does not hide those that follow, and a flip at a near tie is known by its margin. Without a
-flip the graph would have generated the very same tokens by itself.
+tokens one by one, with its cache and without, and its logits are compared at every step. So one
+flip does not hide later ones, and the margin of a flip shows whether it is a near tie. Without a
+flip, the graph would have generated the same tokens by itself.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,18 +36,18 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class GenerationParity:
-    """How far graphs are apart from the reference while they generate.
+    """How far graphs differ from the reference while they generate.
 
     Attributes:
         prompts: Prompts that were continued.
         tokens: Tokens compared, of all prompts together.
         longest: Tokens of the longest sequence, its prompt included.
-        window: How many tokens back the model's attention sees; None is all.
+        window: Length of the model's sliding attention window; None if it has none.
         without_cache: The logits of the graph that reads everything again for each token; None
             if there is no such graph.
         with_cache: The logits of the graph that keeps keys and values; None if there is none.
-        tie_margins: Of each flip that the tolerance explains, how far apart the reference's logits
-            of both tokens are: such a flip is a tie and no fault.
+        tie_margins: For each flip that the tolerance explains, the difference between the
+            reference's logits of both tokens. Such a flip is a tie and not a fault.
         weights: The audit of the graph with a cache; None if there is no such graph beside another.
     """
 
@@ -67,12 +67,12 @@ class GenerationParity:
 
     @property
     def beyond_window(self) -> bool:
-        """Whether a sequence was longer than the attention's window, or there is none."""
+        """Whether a sequence was longer than the attention window, or there is no window."""
         return self.window is None or self.longest > self.window
 
     @property
     def outputs(self) -> tuple[OutputDifference, ...]:
-        """The differences that there are."""
+        """The differences of the graphs that exist."""
         both = (self.without_cache, self.with_cache)
         return tuple(output for output in both if output is not None)
 
@@ -103,8 +103,8 @@ def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None)
 
     Args:
         reference: Logits, float `(..., vocabulary)`.
-        candidate: The same of the other side.
-        tolerance: What they are judged by; None explains only a margin of zero.
+        candidate: Logits of the other side.
+        tolerance: Tolerance of the logits; None explains only a margin of zero.
     """
     ours, theirs = reference.argmax(axis=-1), candidate.argmax(axis=-1)
     flipped = ours != theirs

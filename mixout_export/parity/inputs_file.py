@@ -1,7 +1,7 @@
-"""The battery as a file: what was run can be kept, and run again on anything else.
+"""Save the test inputs to a file, and read them again.
 
-An `.npz` file that NumPy reads. A battery is saved as `<number>/<name>/<input>`, one array an
-input; a file whose keys are the inputs' names alone is one batch, so a file of one's own is easy.
+The file is an `.npz` file of NumPy. A battery is saved as `<number>/<name>/<input>`, with one array
+per input. A file whose keys are only names of inputs is one batch, so it is easy to write your own.
 """
 
 import re
@@ -22,16 +22,16 @@ Array = npt.NDArray[Any]
 
 _KEY = re.compile(r"(?:(?P<number>\d+)/(?P<name>[^/]+)/)?(?P<input>[^/]+)")
 
-#: What a batch of a file that does not name its batches is called.
+#: Name of a batch from a file that does not name its batches.
 _UNNAMED = "inputs"
 
 
 def save_inputs(path: Path, batches: Sequence[Batch]) -> None:
-    """Write batches to an `.npz` file, the same bytes for the same batches.
+    """Write batches to an `.npz` file. The same batches give the same bytes.
 
     Args:
-        path: The file; one that is there is replaced once the new one is whole.
-        batches: What to write, in order.
+        path: The file. An existing file is replaced once the new one is complete.
+        batches: The batches to write, in order.
 
     Raises:
         OutputError: The file cannot be written.
