@@ -1,8 +1,10 @@
 """Real comparisons to report on, with names that attack the page, and a reader of pages."""
 
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from safetensors.torch import load_file, save_file
 from tiny_models import make_model, save_checkpoint
@@ -60,6 +62,22 @@ def with_swapped_labels(source: Path, out: Path) -> Path:
         tensors[key] = tensors[key].roll(1, 0).clone()
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     return out
+
+
+def points(shape: Element) -> list[tuple[float, float]]:
+    """Return where an element of a picture is: its corners, or its one place."""
+    if shape.tag == "path":
+        numbers = [float(number) for number in re.findall(r"-?[\d.]+", shape.get("d", ""))]
+        return list(zip(numbers[::2], numbers[1::2], strict=True))
+    return [(float(shape.get("x", "")), float(shape.get("y", "")))] if "x" in shape.attrib else []
+
+
+def without_definitions(drawn: Element) -> Element:
+    """Return a picture without the shapes that are only used elsewhere."""
+    for group in drawn.iter("g"):
+        for definitions in group.findall("defs"):
+            group.remove(definitions)
+    return drawn
 
 
 class Page(HTMLParser):

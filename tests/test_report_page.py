@@ -22,7 +22,7 @@ from mixout_export.stages.onnx_export import export_onnx
 TAGS = (
     "html head meta title link style body main header nav section div span h1 h2 h3 p a ol ul li "
     "dl dt dd table caption thead tbody tfoot tr th td details summary figure figcaption strong "
-    "small mark bdi br pre code time svg path circle rect line text g"
+    "small mark bdi br pre code time svg path circle rect line text g defs use"
 )
 
 
@@ -92,7 +92,7 @@ def test_nothing_on_the_page_runs_or_asks_for_anything(hostile: Facts) -> None:
         assert "style" not in attributes
         assert "src" not in attributes
         link = attributes.get("href", "#")
-        assert link.startswith("#" if tag == "a" else ("#", "data:image/svg+xml,"))
+        assert link.startswith("#" if tag in ("a", "use") else ("#", "data:image/svg+xml,"))
     style = re.search("<style>(.*?)</style>", page.html, re.DOTALL)
     assert "url(" not in style[1]
     assert "@import" not in style[1]

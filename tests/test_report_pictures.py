@@ -1,14 +1,15 @@
 import math
+from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element, fromstring
 
 import numpy as np
 import pytest
+from report_pages import points, without_definitions
 
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.report import words
-from mixout_export.report.histogram_picture import draw_histogram
-from mixout_export.report.svg import DecadeScale, element, picture
+from mixout_export.report.pictures import draw_histogram
 
 TOLERANCE = Tolerance(1e-5, 1e-4)
 
@@ -21,19 +22,35 @@ def compared(*differences: float) -> OutputDifference:
     return comparison.result()
 
 
-def columns(
-    output: OutputDifference, tolerance: Tolerance | None = TOLERANCE
-) -> dict[str, Element]:
+def draw(output: OutputDifference, tolerance: Tolerance | None = TOLERANCE) -> Element:
+    return without_definitions(fromstring(draw_histogram(output, tolerance, identity="h")))
+
+
+@dataclass(frozen=True)
+class Column:
+    kind: str
+    left: float
+    top: float
+    right: float
+    foot: float
+
+
+def columns(output: OutputDifference, tolerance: Tolerance | None = TOLERANCE) -> dict[str, Column]:
     """Return the columns that are drawn, by what they are called."""
-    drawn = fromstring(draw_histogram(output, tolerance, identity="h"))
-    groups = {group.findtext("title"): group.find("rect") for group in drawn.iter("g")}
-    return {name: column for name, column in groups.items() if column is not None}
+    found = {}
+    for group in draw(output, tolerance).iter("g"):
+        for shape in group.findall("path"):
+            if shape.find("title") is not None:
+                xs, ys = zip(*points(shape), strict=True)
+                kind = group.get("class", "")
+                title = shape.findtext("title", "")
+                found[title] = Column(kind, min(xs), min(ys), max(xs), max(ys))
+    return found
 
 
 def test_each_decade_has_its_column() -> None:
     found = columns(compared(0.0, 0.0, 1e-12, 3e-7, 4e-7, 2e-5, math.inf))
-    kinds = {name: column.get("class") for name, column in found.items()}
-    assert kinds == {
+    assert {name: column.kind for name, column in found.items()} == {
         "equal: 2": "equal",
         "below 10⁻¹⁰: 1": "within",
         "10⁻⁷ to 10⁻⁶: 2": "within",
@@ -45,42 +62,72 @@ def test_each_decade_has_its_column() -> None:
 def test_columns_stand_in_order_on_one_line_and_more_is_higher() -> None:
     values = [3e-8] * 1000 + [3e-7] * 10 + [3e-6]
     found = list(columns(compared(*values)).values())
-    lefts = [float(column.get("x", "")) for column in found]
-    heights = [float(column.get("height", "")) for column in found]
-    feet = {round(float(column.get("y", "")) + float(column.get("height", ""))) for column in found}
+    lefts = [column.left for column in found]
+    heights = [column.foot - column.top for column in found]
     assert lefts == sorted(lefts)
     assert heights == sorted(heights, reverse=True)
     assert heights[-1] > 4
-    assert len(feet) == 1
+    assert len({round(column.foot) for column in found}) == 1
+
+
+def test_the_number_of_values_is_above_their_column() -> None:
+    output = compared(*[3e-8] * 1000, *[3e-7] * 10)
+    labels = {text.text: points(text)[0] for text in draw(output).iter("text")}
+    for number, column in zip(("1.0k", "10"), columns(output).values(), strict=True):
+        x, y = labels[number]
+        assert x == pytest.approx((column.left + column.right) / 2, abs=1)
+        assert column.top - 15 < y < column.top
 
 
 def test_nothing_is_beyond_where_nothing_is_judged() -> None:
     (column,) = columns(compared(0.5), None).values()
-    assert column.get("class") == "within"
+    assert column.kind == "within"
+    assert not [group for group in draw(compared(0.5), None).iter("g") if is_limit(group)]
 
 
-def test_everything_lies_within_the_picture() -> None:
-    for values in ((0.0,), (1e-12,), (math.inf,), (0.0, 1e-12, 1e-5, 1.0, math.inf)):
-        drawn = fromstring(draw_histogram(compared(*values), TOLERANCE, identity="h"))
-        width = float(drawn.get("width", ""))
-        for shape in drawn.iter("rect"):
-            left, across = float(shape.get("x", "")), float(shape.get("width", ""))
-            assert 0 <= left < left + across <= width
-            assert float(shape.get("y", "")) >= 0
+def is_limit(group: Element) -> bool:
+    return group.get("class") == "limit"
 
 
-def test_a_decade_scale_places_powers_at_equal_distances() -> None:
-    scale = DecadeScale(-3, 1, 100.0, 0.0)
-    assert [scale(10.0**e) for e in scale.exponents] == [100.0, 75.0, 50.0, 25.0, 0.0]
-    assert (scale(1e-9), scale(1e9)) == (100.0, 0.0)
+@pytest.mark.parametrize("atol", [1e-20, 1e-5, 3e-3, 1e9])
+def test_the_tolerance_parts_the_columns(atol: float) -> None:
+    """A tolerance smaller or larger than all decades is at the end of the axis."""
+    output = compared(0.0, 2e-11, 2e-8, 2e-5, 2e-2, 20.0, 2000.0)
+    (limit,) = [group for group in draw(output, Tolerance(atol, 0)).iter("g") if is_limit(group)]
+    (path,) = limit.findall("path")
+    (x, _), _ = points(path)
+    for column in columns(output, Tolerance(atol, 0)).values():
+        if column.kind == "beyond":
+            assert column.left >= x - 1
+        elif atol < 1e9:
+            assert column.left < x
+    texts = [text.text for text in draw(output, Tolerance(atol, 0)).iter("text")]
+    assert f"atol {atol:g}" in texts
+
+
+@pytest.mark.parametrize("atol", [1e-20, 1e-5, 1e9])
+@pytest.mark.parametrize("values", [(0.0,), (1e-12,), (math.inf,), (0.0, 1e-12, 1e-5, 1.0, 1e30)])
+def test_everything_lies_within_the_picture(values: tuple[float, ...], atol: float) -> None:
+    drawn = draw(compared(*values), Tolerance(atol, 0))
+    width, height = float(drawn.get("width", "")), float(drawn.get("height", ""))
+    places = [point for shape in drawn.iter() for point in points(shape)]
+    assert len(places) > 10
+    assert all(0 <= x <= width and 0 <= y <= height for x, y in places)
+
+
+def test_pictures_are_the_same_each_time_and_need_no_styles() -> None:
+    output = compared(0.0, 1e-7, 1e-3)
+    drawn = draw_histogram(output, TOLERANCE, identity="h")
+    assert drawn == draw_histogram(output, TOLERANCE, identity="h")
+    assert "style" not in drawn  # the page's policy forbids it
+    assert "metadata" not in drawn
 
 
 def test_pictures_escape_what_they_are_given() -> None:
-    hostile = "<script>\"'&\u202e\0"
-    drawn = picture("p", hostile, (10, 10), [element("text", hostile, class_=hostile)])
+    output = replace(compared(0.0), name="<script>\"'&\u202e\0")
+    drawn = draw_histogram(output, TOLERANCE, identity="h")
     assert "<script" not in drawn
-    (text,) = fromstring(drawn).iter("text")
-    assert text.text == text.get("class") == "<script>\"'&⟨U+202E⟩⟨U+0000⟩"
+    assert "<script>\"'&⟨U+202E⟩⟨U+0000⟩" in fromstring(drawn).findtext("title", "")
 
 
 @pytest.mark.parametrize(

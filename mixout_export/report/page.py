@@ -15,9 +15,7 @@ from mixout_export.files.output import check_file, replaced_file
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.printable import printable
 from mixout_export.report import words
-from mixout_export.report.drift_picture import draw_drift_map
 from mixout_export.report.facts import Facts
-from mixout_export.report.histogram_picture import draw_histogram
 from mixout_export.report.summary import summarize
 
 _SUFFIXES = (".html", ".htm")
@@ -81,6 +79,9 @@ def render_page(facts: Facts) -> str:
     Everything that comes from models, data and paths is escaped. In addition, the page's policy
     forbids scripts and requests.
     """
+    # matplotlib only where it is needed
+    from mixout_export.report.pictures import draw_drift_map, draw_histogram
+
     style = files("mixout_export.report").joinpath("page.css").read_text(encoding="utf-8")
     holds = facts.result.passed
     return (
