@@ -7,7 +7,7 @@ import torch
 from checkpoints import VOCABULARY, make_tokenizer
 from datasets_setup import encoding, read, table
 
-from mixout_export.data.readers.running_text import Surprise
+from mixout_export.data.readers.language_modeling import Surprise
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 
 MASK = VOCABULARY.index("[MASK]")

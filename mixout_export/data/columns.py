@@ -79,26 +79,25 @@ class ColumnNames:
         }
 
 
-def _require(table: Table, name: str, option: str) -> str:
-    table.column(name, option=option)
-    return name
-
-
 def require_columns(table: Table, names: Sequence[str], option: str) -> tuple[str, ...]:
-    """Check and return the columns that were named: one name, or several separated by commas.
-
-    Raises:
-        DataError: There is no such column. The message lists the columns.
-    """
+    """Check and return the columns that were named: one name, or several separated by commas."""
     if len(names) == 1 and names[0] not in table.columns and "," in names[0]:
         names = [name.strip() for name in names[0].split(",")]
-    return tuple(_require(table, name, option) for name in names)
+    for name in names:
+        table.column(name, option=option)
+    return tuple(names)
 
 
 def find_first(
-    table: Table, names: Sequence[str], others: Sequence[str], *, kind: str, option: str
+    table: Table,
+    names: Sequence[str],
+    others: Sequence[str],
+    *,
+    kind: str,
+    option: str,
+    named: str | None = None,
 ) -> str:
-    """Find a column by its usual names in any case.
+    """Return the column that the user named, or find it by its usual names in any case.
 
     Args:
         table: The data.
@@ -106,10 +105,13 @@ def find_first(
         others: Less clear names. One is taken only if no other one is present.
         kind: What the column holds, for the message.
         option: The option that names the column, for the message.
+        named: The column that the user named.
 
     Raises:
         DataError: There is no such column, or there are several. The message lists them.
     """
+    if named is not None:
+        return require_columns(table, (named,), option)[0]
     there = _by_lower_name(table)
     found = [there[name] for name in names if name in there][:1]
     found = found or [there[name] for name in others if name in there]
@@ -119,14 +121,10 @@ def find_first(
 
 
 def find_numbered(table: Table, stems: Sequence[str]) -> tuple[str, ...]:
-    """Find numbered columns: ending0, ending1, and so on.
+    """Find numbered columns (ending0, ending1, …) or columns with letters (ending_a, …).
 
-    Args:
-        table: The data.
-        stems: Names without the number. A letter from A on may take its place.
-
-    Returns:
-        The columns of the first stem that has at least two, in their order; () if none has.
+    The stems are the names without the number. Those of the first stem that has at least two
+    columns are returned in their order; () if no stem has.
     """
     for stem in stems:
         pattern = re.compile(rf"{stem}[_ ]?(\d+|[a-h])", re.IGNORECASE)
@@ -170,27 +168,18 @@ def _find_text(table: Table, pair: str | None) -> tuple[str, str | None]:
     return singles[0], pair
 
 
-def find_texts(
-    table: Table, *, text_column: str | None = None, text_pair_column: str | None = None
-) -> tuple[str, str | None]:
+def find_texts(table: Table, named: ColumnNames) -> tuple[str, str | None]:
     """Find the columns of the text and of the second text, None for single texts.
 
-    Args:
-        table: The data.
-        text_column: Column of the text; None finds it. If it is named, a second text is read
-            only if that is named too.
-        text_pair_column: Column of the second text; None finds it.
-
-    Raises:
-        DataError: A column is missing, there are several, or the text and the second text are
-            the same column.
+    If the user named the text, a second text is read only if that is named too.
     """
-    if text_pair_column is not None:
-        _require(table, text_pair_column, "--text-pair-column")
-    if text_column is not None:
-        text, pair = _require(table, text_column, "--text-column"), text_pair_column
+    if named.text_pair is not None:
+        table.column(named.text_pair, option="--text-pair-column")
+    if named.text is not None:
+        table.column(named.text, option="--text-column")
+        text, pair = named.text, named.text_pair
     else:
-        text, pair = _find_text(table, text_pair_column)
+        text, pair = _find_text(table, named.text_pair)
     if text == pair:
         raise DataError(
             f"{table.name}: column {text!r} is both the text and the second text; choose another "
@@ -200,22 +189,12 @@ def find_texts(
 
 
 def find_optional_label(
-    table: Table,
-    named: ColumnNames,
-    *,
-    labeled: bool,
-    others: Sequence[str] = _OTHER_LABELS,
+    table: Table, named: ColumnNames, *, labeled: bool, others: Sequence[str] = _OTHER_LABELS
 ) -> tuple[str, ...] | None:
     """Find the column of the label, or return the columns that were named.
 
-    Args:
-        table: The data.
-        named: Columns that the user named.
-        labeled: Whether there must be one; otherwise the result is None if it is not found.
-        others: Further usual names, of which only one may be present.
-
-    Raises:
-        DataError: A named column is missing, or none or several columns were found.
+    If there need not be labels, the result is None if no column, or no single one, is found.
+    `others` are further usual names, of which only one may be present.
     """
     if named.label is not None:
         return require_columns(table, named.label, "--label-column")
@@ -228,11 +207,7 @@ def find_optional_label(
 
 
 def single_column(table: Table, names: Sequence[str], option: str) -> str:
-    """Return the only column.
-
-    Raises:
-        DataError: There are several.
-    """
+    """Return the only column, and refuse several."""
     if len(names) != 1:
         raise DataError(
             f"{table.name}: {option} names {len(names)} columns ({', '.join(names)}), expected one"

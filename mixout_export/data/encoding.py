@@ -1,7 +1,7 @@
 """From texts to token ids, and from examples to padded batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,17 +20,8 @@ IGNORED = -100
 Row = Sequence[int] | NDArray[Any]
 
 
-def pad(rows: Sequence[Row], *, fill: int, side: str) -> NDArray[np.int64]:
-    """Pad rows to the longest.
-
-    Args:
-        rows: One row of integers per example.
-        fill: Value of the padding.
-        side: "right" or "left".
-
-    Returns:
-        Shape (examples, longest).
-    """
+def _pad(rows: Sequence[Row], *, fill: int, side: str) -> NDArray[np.int64]:
+    """Pad rows to the longest, shape (examples, longest). Side is "right" or "left"."""
     width = max(1, *(len(row) for row in rows))
     padded = np.full((len(rows), width), fill, np.int64)
     for line, row in zip(padded, rows, strict=True):
@@ -64,32 +55,29 @@ class EncodedExamples:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens of each example, shape (examples,)."""
-        first = next(iter(self.columns.values()))
-        return np.fromiter((len(row) for row in first), np.int64, len(first))
+        return np.array([len(row) for row in next(iter(self.columns.values()))], np.int64)
 
     def starts(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """Return the position of each example's first token in a padded batch, shape (batch,)."""
         first = next(iter(self.columns.values()))
         lengths = np.array([len(first[i]) for i in indices])
-        return (
-            max(1, lengths.max()) - lengths
-            if self.padding_side == "left"
-            else np.zeros_like(lengths)
-        )
+        starts: NDArray[np.int64] = max(1, lengths.max()) - lengths
+        return starts if self.padding_side == "left" else np.zeros_like(lengths)
+
+    def with_token_labels(self, rows: Sequence[Row]) -> "EncodedExamples":
+        """Return them with a label for each token; the loss ignores the padding."""
+        columns, fill = {**self.columns, "labels": rows}, {**self.fill, "labels": IGNORED}
+        return replace(self, columns=columns, fill=fill)
 
     def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a batch padded to its longest example.
+        """Return some examples as a batch, padded to the longest.
 
-        Args:
-            indices: Which examples.
-
-        Returns:
-            Input name → int64 tensor of shape (batch, longest), and "labels" of shape (batch,) or
-            (batch, labels) if there are any.
+        Each input is int64, shape (batch, longest). "labels", if there are any, has the shape
+        (batch,) or (batch, labels).
         """
         batch = {
             name: torch.from_numpy(
-                pad([rows[i] for i in indices], fill=self.fill[name], side=self.padding_side)
+                _pad([rows[i] for i in indices], fill=self.fill[name], side=self.padding_side)
             )
             for name, rows in self.columns.items()
         }
@@ -128,12 +116,9 @@ class Encoding:
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
     ) -> BatchEncoding:
-        """Tokenize texts, cut to the longest sequence, without padding.
+        """Tokenize texts, or pairs of texts, cut to the longest sequence, without padding.
 
-        Args:
-            texts: One text per example.
-            pairs: The second texts, None for single texts.
-            options: The tokenizer's own options.
+        The options are the tokenizer's own.
         """
         settings = {"truncation": True, "max_length": self.max_length, "padding": False, **options}
         seconds = None if pairs is None else list(pairs)
@@ -155,15 +140,12 @@ class Encoding:
         return EncodedExamples(inputs, None, fill, self.tokenizer.padding_side)
 
     def require_offsets(self, task: str) -> None:
-        """Refuse a tokenizer that does not report the positions of its tokens in the text.
-
-        Raises:
-            CheckpointError: It is a slow tokenizer, written in Python.
-        """
+        """Refuse a slow tokenizer, which does not report where its tokens lie in the text."""
         if not self.tokenizer.is_fast:
             raise CheckpointError(
-                f"{type(self.tokenizer).__name__}: is a slow tokenizer, which does not tell where "
-                f"its tokens lie in the text; {task} needs that, so convert it to a tokenizer.json"
+                f"{type(self.tokenizer).__name__}: is a slow tokenizer, which does not report "
+                f"where its tokens lie in the text; {task} needs that, so convert it to a "
+                "tokenizer.json"
             )
 
 

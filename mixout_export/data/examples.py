@@ -47,9 +47,9 @@ class Examples(ABC):
         return np.arange(len(self))
 
     @property
-    @abstractmethod
     def labeled(self) -> bool:
         """Whether the table has labels, so that there are metrics."""
+        return self.encoded.labels is not None
 
     def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
         """Return a padded batch with its labels.

@@ -10,6 +10,7 @@ from sklearn import metrics as sk
 
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import TASKS, Task
+from mixout_export.tasks.multi_label import MULTI_LABEL
 from mixout_export.tasks.regression import REGRESSION
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
 
@@ -83,6 +84,28 @@ def regression_metrics(logits: Array, labels: Array) -> dict[str, float]:
             values["pearson"] = float(stats.pearsonr(predicted, expected).statistic)
             values["spearman"] = float(stats.spearmanr(predicted, expected).statistic)
     return values
+
+
+def multi_label_metrics(logits: Array, labels: Array) -> dict[str, float]:
+    """Compute micro and macro F1, and the share of texts with no wrong label.
+
+    A label is predicted if its logit is above 0, that is, its probability is above one half. The
+    F1 of a label that neither occurs nor is predicted is 0.
+
+    Args:
+        logits: Shape (n, labels). If one is NaN, every metric is NaN: there is no prediction.
+        labels: Zeros and ones, shape (n, labels).
+    """
+    if np.isnan(logits).any():
+        return dict.fromkeys(MULTI_LABEL.metrics, math.nan)
+    predicted, expected = (logits > 0).astype(int), labels.astype(int)
+    with warnings.catch_warnings(action="ignore"):  # the values say the same
+        micro, macro = (
+            float(sk.f1_score(expected, predicted, average=average, zero_division=0.0))
+            for average in ("micro", "macro")
+        )
+    accuracy = float(np.mean((predicted == expected).all(axis=1)))
+    return {"micro_f1": micro, "macro_f1": macro, "accuracy": accuracy}
 
 
 def _check_shapes(logits: Array, labels: Array) -> None:

@@ -101,7 +101,7 @@ class MultipleChoice(Reader):
         choices = _find_choices(table, named)
         label = find_optional_label(table, named, labeled=labeled, others=_LABELS)
         if named.text is not None or named.text_pair is not None:
-            text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
+            text, pair = find_texts(table, named)
             return ColumnNames(text, pair, label, choices)
         text = find_first(table, _PROMPTS, (), kind="the prompt", option="--text-column")
         lower = {name.lower(): name for name in table.columns}

@@ -204,12 +204,17 @@ class QuestionAnswering(Reader):
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find the question (the text), the context (the second text) and the answers."""
-        text = _named_or_found(table, named.text, _QUESTIONS, "questions", "--text-column")
-        pair = _named_or_found(table, named.text_pair, _CONTEXTS, "contexts", "--text-pair-column")
+        text = find_first(
+            table, _QUESTIONS, (), kind="questions", option="--text-column", named=named.text
+        )
+        option = "--text-pair-column"
+        pair = find_first(
+            table, _CONTEXTS, (), kind="contexts", option=option, named=named.text_pair
+        )
         if text == pair:
             raise DataError(
                 f"{table.name}: column {text!r} is both the question and the context; choose "
-                "another column with --text-pair-column"
+                f"another column with {option}"
             )
         return ColumnNames(text, pair, _find_answers(table, named, labeled=labeled))
 
@@ -244,14 +249,6 @@ class QuestionAnswering(Reader):
         made.sort(key=lambda pair: pair[0].row)  # stable, so a row's windows keep their order
         encoded = encoding.pack({n: [inputs[n] for _, inputs in made] for n in made[0][1]})
         return Questions(encoded, [window for window, _ in made], contexts, answers)
-
-
-def _named_or_found(
-    table: Table, named: str | None, names: Sequence[str], kind: str, option: str
-) -> str:
-    if named is not None:
-        return require_columns(table, (named,), option)[0]
-    return find_first(table, names, (), kind=kind, option=option)
 
 
 def _find_answers(table: Table, named: ColumnNames, *, labeled: bool) -> tuple[str, ...] | None:

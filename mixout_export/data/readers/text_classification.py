@@ -1,4 +1,4 @@
-"""Reads tables for text classification."""
+"""Reads tables for text classification with one label or any number of labels, and regression."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,26 +16,35 @@ from mixout_export.data.columns import (
 )
 from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
-from mixout_export.data.labels import class_ids, text_values
-from mixout_export.data.metrics import classification_metrics
+from mixout_export.data.labels import (
+    LabelMap,
+    as_integer,
+    class_ids,
+    label_ids,
+    list_rows,
+    number_values,
+    show,
+    text_values,
+)
+from mixout_export.data.metrics import (
+    classification_metrics,
+    multi_label_metrics,
+    regression_metrics,
+)
 from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table
+from mixout_export.errors import DataError
 
 
 @dataclass(frozen=True)
 class LabeledTexts(Examples):
-    """Texts with one class id or number each.
+    """Texts, each with a class id, a number, or a row of zeros and ones.
 
     Attributes:
-        compute: Computes the metrics of logits `(examples, outputs)` and labels `(examples,)`.
+        compute: Computes the metrics of the logits, shape (examples, outputs), and the labels.
     """
 
     compute: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
-
-    @property
-    def labeled(self) -> bool:
-        """Whether there are labels."""
-        return self.encoded.labels is not None
 
     def predict(
         self, indices: Sequence[int], outputs: Mapping[str, Tensor]
@@ -51,36 +60,125 @@ class LabeledTexts(Examples):
 class TextClassification(Reader):
     """Reads a text, optionally a second text, and a label."""
 
+    compute = staticmethod(classification_metrics)
+
     def find(
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
     ) -> ColumnNames:
         """Find text, second text and label."""
-        text, pair = find_texts(table, text_column=named.text, text_pair_column=named.text_pair)
-        label = find_optional_label(table, named, labeled=labeled)
-        return ColumnNames(text, pair, label)
+        text, pair = find_texts(table, named)
+        return ColumnNames(text, pair, find_optional_label(table, named, labeled=labeled))
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabeledTexts:
         """Read texts and labels."""
         encoded = encoding.texts(*read_texts(table, columns))
         if columns.label is not None:
-            column = single_column(table, columns.label, "--label-column")
-            encoded = replace(encoded, labels=self.labels(table, column, encoding.labels))
-        return LabeledTexts(encoded, self.metrics)
+            encoded = replace(encoded, labels=self.labels(table, columns.label, encoding.labels))
+        return LabeledTexts(encoded, self.compute)
 
-    def labels(self, table: Table, column: str, names: Sequence[str]) -> NDArray[Any]:
+    def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
         """Return the label of each row: a class id."""
-        return class_ids(table, column, names)
+        return class_ids(table, single_column(table, columns, "--label-column"), names)
 
-    def metrics(self, logits: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
-        """Return the task's metrics."""
-        return classification_metrics(logits, labels)
+
+class Regression(TextClassification):
+    """Reads what text classification reads, with a number in place of the label."""
+
+    compute = staticmethod(regression_metrics)
+
+    def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
+        """Return the number of each row."""
+        return number_values(table, single_column(table, columns, "--label-column"))
+
+
+class MultiLabel(TextClassification):
+    """Reads what text classification reads, with any number of labels.
+
+    The labels are in one of these forms: columns of 0 and 1, named after the labels or given in
+    their order; one column of lists; one column of names separated by "|" or commas. A list holds
+    labels, or a 0 or 1 for each label. An empty cell means no labels.
+    """
+
+    compute = staticmethod(multi_label_metrics)
+
+    def find(
+        self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
+    ) -> ColumnNames:
+        """Find text, second text and labels. Columns named after the labels take precedence."""
+        lower = {name.lower(): name for name in table.columns}
+        if named.label is None and labels and all(name.lower() in lower for name in labels):
+            text, pair = find_texts(table, named)
+            return ColumnNames(text, pair, tuple(lower[name.lower()] for name in labels))
+        return super().find(table, named, labels, labeled=labeled)
+
+    def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
+        """Return float32 zeros and ones, shape (rows, labels)."""
+        labels = LabelMap(tuple(names))
+        # One column with the name of the only label has a 0 or 1 in each row.
+        indicator = len(names) == 1 and columns[0].lower() == names[0].lower()
+        if len(columns) > 1 or indicator:
+            return _from_columns(table, columns, labels)
+        return _from_cells(table, columns[0], labels)
+
+
+def _from_columns(table: Table, columns: Sequence[str], labels: LabelMap) -> NDArray[np.float32]:
+    if len(columns) != len(labels.names):
+        raise DataError(
+            f"{table.name}: --label-column names {len(columns)} columns ({', '.join(columns)}), "
+            f"but the checkpoint has {labels.describe()}; name one column for each label"
+        )
+    made = np.zeros((table.rows, len(columns)), np.float32)
+    for place, column in enumerate(columns):
+        values = [_indicator(value) for value in table.columns[column]]
+        wrong = [row for row, value in enumerate(values) if value is None]
+        if wrong:
+            raise DataError(
+                f"{table.name}: column {column!r} holds {show(table.columns[column][wrong[0]])} in "
+                f"{list_rows(table, wrong)}, expected 0 or 1; correct those rows"
+            )
+        made[:, place] = values
+    return made
+
+
+def _indicator(value: Any) -> int | None:
+    """Return 0 or 1; None for anything else."""
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return int(value.strip().lower() == "true")
+    number = as_integer(value)
+    return number if number in (0, 1) else None
+
+
+def _from_cells(table: Table, column: str, labels: LabelMap) -> NDArray[np.float32]:
+    cells = [_parts(table, column, row, labels) for row in range(table.rows)]
+    count = len(labels.names)
+    made = np.zeros((table.rows, count), np.float32)
+    indicators = [[_indicator(part) for part in cell] for cell in cells]
+    if all(len(cell) == count and None not in cell for cell in indicators):
+        made[:] = indicators
+        return made
+    rows = [row for row, cell in enumerate(cells) for _ in cell]
+    ids = label_ids(table, column, labels, rows, [part for cell in cells for part in cell])
+    made[rows, ids] = 1.0
+    return made
+
+
+def _parts(table: Table, column: str, row: int, labels: LabelMap) -> list[Any]:
+    """Return the labels of a cell."""
+    value = table.columns[column][row]
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    if value is None:
+        raise DataError(
+            f"{table.name}: column {column!r} has no value in {table.where(row)}, expected labels; "
+            "write an empty list for no labels"
+        )
+    if not isinstance(value, str) or value in labels.names:
+        return [value]
+    parts = [part.strip() for part in value.split("|" if "|" in value else ",")]
+    return [part for part in parts if part]
 
 
 def read_texts(table: Table, columns: ColumnNames) -> tuple[list[str], list[str] | None]:
-    """Return the texts, and the second texts if there are any.
-
-    Raises:
-        DataError: A value is missing or is not text.
-    """
+    """Return the texts, and the second texts if there are any."""
     pairs = None if columns.text_pair is None else text_values(table, columns.text_pair)
     return text_values(table, columns.first), pairs

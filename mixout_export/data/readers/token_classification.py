@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +14,6 @@ from mixout_export.data.columns import (
     ColumnNames,
     find_first,
     find_optional_label,
-    require_columns,
     single_column,
 )
 from mixout_export.data.encoding import IGNORED, Encoding
@@ -101,10 +100,7 @@ class TokenClassification(Reader):
             raise ArgumentError(
                 f"text-pair-column: {TOKEN_CLASSIFICATION.name} reads one text a row; leave it out"
             )
-        if named.text is not None:
-            text = require_columns(table, (named.text,), "--text-column")[0]
-        else:
-            text = find_first(table, _WORDS, (), kind="words", option="--text-column")
+        text = find_first(table, _WORDS, (), kind="words", option="--text-column", named=named.text)
         label = find_optional_label(table, named, labeled=labeled, others=_TAGS)
         return ColumnNames(text, None, label)
 
@@ -127,15 +123,10 @@ class TokenClassification(Reader):
         places = [first[first >= 0] for first in firsts]
         if tags is not None:
             tags = [tag[first >= 0] for tag, first in zip(tags, firsts, strict=True)]
-            rows = [
-                _carried(length, place, tag)
-                for length, place, tag in zip(encoded.lengths, places, tags, strict=True)
-            ]
-            encoded = replace(
-                encoded,
-                columns={**encoded.columns, "labels": rows},
-                fill={**encoded.fill, "labels": IGNORED},
-            )
+            rows = [np.full(length, IGNORED, np.int64) for length in encoded.lengths]
+            for row, place, tag in zip(rows, places, tags, strict=True):
+                row[place] = tag
+            encoded = encoded.with_token_labels(rows)
         return TaggedWords(encoded, places, tags, encoding.labels)
 
 
@@ -167,8 +158,8 @@ def _tag_lists(
     made: list[list[Any]] = []
     for row, value in enumerate(refuse_missing(table, column)):
         tags = value.split() if isinstance(value, str) else value
-        if not isinstance(tags, (list, tuple)) or len(tags) != len(words[row]):
-            is_list = isinstance(tags, (list, tuple))
+        is_list = isinstance(tags, (list, tuple))
+        if not is_list or len(tags) != len(words[row]):
             raise DataError(
                 f"{table.name}: column {column!r} holds "
                 f"{f'{len(tags)} labels' if is_list else show(value)} in {table.where(row)}, "
@@ -183,9 +174,7 @@ def _tag_lists(
 def _first_tokens(words: Sequence[str], offsets: Sequence[Any]) -> NDArray[np.int64]:
     """Return the first token of each word; -1 for a word that the model does not see.
 
-    Args:
-        words: The words that were joined with spaces.
-        offsets: Start and end of each token in the joined text.
+    The offsets are the start and end of each token in the words joined with spaces.
     """
     lengths = np.array([len(word) for word in words])
     word_of = np.repeat(np.arange(len(words)), lengths + 1)  # the word of each character
@@ -223,10 +212,3 @@ def _refuse_unseen(
             sum(len(first) for first in firsts),
             max_length,
         )
-
-
-def _carried(length: int, places: NDArray[np.int64], tags: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the label of each token: the word's on its first token, -100 on the others."""
-    row = np.full(length, IGNORED, np.int64)
-    row[places] = tags
-    return row
