@@ -10,8 +10,7 @@ from mixout_export.parity.compare import (
     OutputDifference,
     Tolerance,
 )
-from mixout_export.parity.decision_limits import DECISION_LIMITS, DecisionLimits
-from mixout_export.parity.decisions import FLIP_EXAMPLES
+from mixout_export.parity.decisions import DECISION_LIMITS, FLIP_EXAMPLES, DecisionLimits
 
 
 def batch(rows: int, length: int = 4, *, name: str = "shapes", real: int | None = None) -> Batch:

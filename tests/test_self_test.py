@@ -12,8 +12,8 @@ from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.export.precision import Conversion
-from mixout_export.parity.battery import Battery
-from mixout_export.parity.comparison import compare_artifacts, make_battery
+from mixout_export.parity.battery import Battery, build_battery
+from mixout_export.parity.comparison import compare_artifacts
 from mixout_export.parity.description import interfaces
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
@@ -76,7 +76,7 @@ def compared(
     reference: Path, candidate: Path, **options: float
 ) -> tuple[LocalArtifact, LocalArtifact, Battery, ParityResult, ReferenceOutputs]:
     left, right = open_artifact(reference), open_artifact(candidate)
-    battery = make_battery(left, shared_interface(*interfaces(left, right)))
+    battery = build_battery(shared_interface(*interfaces(left, right)), task=left.task_name)
     outputs = ReferenceOutputs()
     verdict = compare_artifacts(left, right, battery=battery, watch=outputs, **options)
     assert verdict.holds
@@ -209,7 +209,7 @@ def test_all_are_caught_on_a_real_checkpoint(real_checkpoint: Path, tmp_path: Pa
     left, right = open_artifact(base), open_artifact(graph)
     interface = shared_interface(*interfaces(left, right))
     for seed in range(2):
-        battery = make_battery(left, interface, seed=seed, vocabulary_budget=1024)
+        battery = build_battery(interface, task=left.task_name, seed=seed, vocabulary_budget=1024)
         outputs = ReferenceOutputs()
         verdict = compare_artifacts(left, right, battery=battery, watch=outputs)
         assert verdict.holds

@@ -1,9 +1,8 @@
-"""The test inputs that both sides run, chosen to use every row of every table.
+"""Choose the inputs that both sides run, so that every row of every table is used.
 
-One random batch misses a zeroed position row, a zeroed segment and the tail of a vocabulary. The
-battery's coverage set holds every vocabulary id, every position up to the limit and every
-segment. The other batches vary shapes and padding. The same interface and seed give the same
-battery.
+A single random batch misses damage to some position rows, segments and vocabulary rows. The battery
+therefore contains every vocabulary id, every position up to the limit and every segment. Its other
+batches vary shapes and padding. It depends on nothing but the interface, the task and the seed.
 """
 
 from collections.abc import Sequence
@@ -16,33 +15,35 @@ import numpy.typing as npt
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch, Ids, InputMaker, check_inputs
 from mixout_export.parity.images import make_images
+from mixout_export.tasks import known_task
 
 Array = npt.NDArray[Any]
 
-#: Tokens in a batch of the coverage set, and fewer for models with a number for every word.
+#: Tokens in a batch that covers the vocabulary. For a language model they are fewer, because its
+#: output has a value for each token and each word.
 TOKENS_PER_BATCH = 2048
 LANGUAGE_MODEL_TOKENS = 256
 
-#: Length of the rows that hold the vocabulary. Short rows need little time for attention.
+#: Length of the rows that cover the vocabulary. Attention is cheap for short rows.
 VOCABULARY_ROW = 32
 
-#: Most vocabulary ids in the coverage set. A larger vocabulary is sampled, including both ends.
+#: Largest number of vocabulary ids to cover. A larger vocabulary is sampled, including its ends.
 VOCABULARY_BUDGET = 65_536
 
-#: (batch, sequence) of the batches that vary shapes. Lengths above the limit are cut to it.
+#: (batch, sequence) of batches that vary the shape. Lengths above the limit are reduced to it.
 SWEEP_SHAPES = ((1, 1), (1, 2), (2, 1), (1, 7), (3, 5), (2, 16), (5, 33), (8, 64), (4, 128))
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a model's tables a battery uses.
+    """What a battery covers.
 
     Attributes:
-        vocabulary: Number of ids used.
-        vocabulary_size: Number of ids in the vocabulary; 0 for a model of images.
-        positions: Number of positions used, from the first.
-        position_limit: Number of positions; None if there is no limit.
-        segments: Number of segments used.
+        vocabulary: Number of vocabulary ids covered.
+        vocabulary_size: Size of the vocabulary; 0 if the model takes images.
+        positions: Number of positions covered, from the first.
+        position_limit: Number of positions that the model has; None if it has no limit.
+        segments: Number of segments covered.
         batches: Number of batches.
         examples: Number of rows.
     """
@@ -58,7 +59,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Battery:
-    """The batches, and what they cover."""
+    """The batches and what they cover."""
 
     batches: tuple[Batch, ...]
     coverage: Coverage
@@ -79,7 +80,7 @@ def _vocabulary(maker: InputMaker, budget: int) -> Ids:
 
 
 def _cover_vocabulary(maker: InputMaker, budget: int, tokens: int) -> list[Batch]:
-    """Put every vocabulary id into a row, with all segments and without padding."""
+    """Put every vocabulary id into a row, using all segments and no padding."""
     ids = _vocabulary(maker, budget)
     length = maker.length(VOCABULARY_ROW)
     room = length if maker.final is None else max(1, length - 1)
@@ -103,7 +104,7 @@ def _cover_positions(maker: InputMaker) -> list[Batch]:
 
 
 def _sweep_shapes(maker: InputMaker) -> list[Batch]:
-    """Vary the batch size and the length, from the shortest to the longest."""
+    """Vary batch sizes and lengths, including the shortest and the longest."""
     shapes = dict.fromkeys((rows, maker.length(length)) for rows, length in SWEEP_SHAPES)
     return [maker.batch("shapes", maker.random_ids(*shape)) for shape in shapes]
 
@@ -111,7 +112,7 @@ def _sweep_shapes(maker: InputMaker) -> list[Batch]:
 def _pad_rows(maker: InputMaker) -> list[Batch]:
     """Pad rows of different lengths, down to a single token. No row is all padding.
 
-    Padding is on the right, as in most tokenizers. Decoders also get padding on the left.
+    Padding is on the right, as with most tokenizers, and for decoders also on the left.
     """
     if "attention_mask" not in maker.interface.inputs and maker.pad is None:
         return []
@@ -130,11 +131,11 @@ def _pad_rows(maker: InputMaker) -> list[Batch]:
 
 
 def _mask_rows(maker: InputMaker) -> list[Batch]:
-    """Put a row that is all padding between two others, whose outputs must not change."""
+    """Put a row that is all padding between two others, whose results it must not change."""
     if "attention_mask" not in maker.interface.inputs or maker.interface.choices:
-        return []  # each row of choices would contain a sequence that is all padding
+        return []  # every row of choices would have a choice that is all padding
     if maker.final is not None:
-        return []  # a row without tokens has no end to read
+        return []  # the result is read at the last token, which such a row does not have
     length = maker.length(16)
     mask = np.ones((3, length), dtype=np.int64)
     mask[1] = 0
@@ -142,7 +143,7 @@ def _mask_rows(maker: InputMaker) -> list[Batch]:
 
 
 def _touched(batches: Sequence[Batch], name: str) -> int:
-    """Count the values of an input that occur outside the padding."""
+    """Count the different values of an input outside the padding."""
     found: set[int] = set()
     for batch in batches:
         if name in batch.inputs:
@@ -152,7 +153,7 @@ def _touched(batches: Sequence[Batch], name: str) -> int:
 
 
 def measure_coverage(batches: Sequence[Batch], interface: ModelInterface) -> Coverage:
-    """Measure how much of a model's tables some batches use."""
+    """Return what batches cover."""
     return Coverage(
         vocabulary=_touched(batches, "input_ids"),
         vocabulary_size=interface.vocabulary_size,
@@ -167,20 +168,19 @@ def measure_coverage(batches: Sequence[Batch], interface: ModelInterface) -> Cov
 def build_battery(
     interface: ModelInterface,
     *,
+    task: str | None = None,
     seed: int = 0,
     examples: Sequence[Batch] = (),
     vocabulary_budget: int = VOCABULARY_BUDGET,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> Battery:
     """Build the battery for a model.
 
     Args:
-        interface: What both sides take.
-        seed: Seed of all random numbers.
-        examples: The user's own inputs, appended unchanged.
-        vocabulary_budget: Most vocabulary ids to cover.
-        tokens_per_batch: Tokens in a batch of the coverage set. A smaller number bounds the memory
-            for the output of a language model.
+        interface: The inputs that both sides take.
+        task: Name of the task, if known. It limits the memory that outputs take.
+        seed: Random seed.
+        examples: The user's own inputs, which are appended.
+        vocabulary_budget: Largest number of vocabulary ids to cover.
 
     Raises:
         ArgumentError: The model takes an input that the battery cannot make.
@@ -191,7 +191,10 @@ def build_battery(
         images = (*(Batch(name, {IMAGE_INPUT: values}) for name, values in made), *examples)
         return Battery(images, measure_coverage(images, interface))
     maker = InputMaker(interface, seed)
-    vocabulary = _cover_vocabulary(maker, vocabulary_budget, tokens_per_batch)
+    known = known_task(task)
+    language_model = known is not None and known.over_vocabulary
+    tokens = LANGUAGE_MODEL_TOKENS if language_model else TOKENS_PER_BATCH
+    vocabulary = _cover_vocabulary(maker, vocabulary_budget, tokens)
     batches = (
         *_sweep_shapes(maker),
         *_pad_rows(maker),
@@ -202,8 +205,6 @@ def build_battery(
     )
     coverage = replace(
         measure_coverage(batches, interface),
-        vocabulary=min(
-            interface.vocabulary_size, vocabulary_budget
-        ),  # what the battery covers on purpose
+        vocabulary=min(interface.vocabulary_size, vocabulary_budget),  # by plan, not by chance
     )
     return Battery(batches, coverage)

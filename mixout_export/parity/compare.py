@@ -1,4 +1,4 @@
-"""How far two sides' outputs are apart, gathered batch by batch."""
+"""Compare the outputs of two sides, batch by batch."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.model_inputs import Batch
-from mixout_export.parity.decision_limits import DecisionLimits
 from mixout_export.parity.decisions import (
     DATA_BATCH,
     DecisionComparison,
     DecisionCounts,
+    DecisionLimits,
     Flip,
     Rows,
 )
@@ -23,14 +23,14 @@ from mixout_export.tasks.decision import Rule
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-#: Values compared at once: language models give a number for each token and each word.
+#: Number of values compared at once. A language model returns one for each token and each word.
 _CHUNK = 1 << 20
 
 #: Outputs that have a value for each token, whether the task is known or not.
 _PER_TOKEN_OUTPUTS = ("last_hidden_state", "start_logits", "end_logits")
 
-#: The histogram of |candidate − reference| counts zeros, then values below the first edge, then
-#: those of each decade, then those of the last edge and above, NaN and infinity among them.
+#: The histogram of |candidate − reference| counts zeros, values below the first edge, the values of
+#: each decade, and values from the last edge on, which include NaN and infinity.
 HISTOGRAM_EDGES = tuple(10.0**exponent for exponent in range(-10, 3))
 
 
@@ -42,9 +42,9 @@ class Tolerance:
     rtol: float
 
 
-#: By the precision that weights were rounded to on the way, "fp32" where they were not. bf16 has
-#: three bits less than fp16, so eight times its rounding error: on a 22 M BERT whose logits lie
-#: within ±3, fp16 weights move them by up to 2.7e-3 and bf16 weights by up to 2.1e-2.
+#: Least precise dtype that the weights were rounded to → tolerance. bf16 has three bits less than
+#: fp16 and so eight times its rounding error: the logits of a BERT with 22 M parameters, which are
+#: within ±3, change by up to 2.7e-3 with fp16 weights and by up to 2.1e-2 with bf16 weights.
 TOLERANCES: dict[str, Tolerance] = {
     "fp32": Tolerance(atol=1e-5, rtol=1e-4),
     "fp16": Tolerance(atol=5e-3, rtol=1e-3),
@@ -54,36 +54,32 @@ TOLERANCES: dict[str, Tolerance] = {
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """How far one output is apart, over all batches.
+    """How much one output differs, over all batches.
 
     Attributes:
-        name: The output's name.
+        name: Name of the output.
         max_abs: Largest |candidate − reference|; infinite where a shape or a NaN differs.
         mean_abs: Mean |candidate − reference|.
         max_relative: Largest |candidate − reference| / |reference|, over the elements beyond the
             absolute tolerance; 0 where there are none.
-        elements: Values compared.
-        exceeding: Values beyond the tolerance.
-        not_a_number: Values that are NaN on either side; each counts as exceeding.
-        decisions: Decisions compared; 0 where the output carries none.
-        flips: Decisions that differ.
-        relative_l2: ‖candidate − reference‖ / ‖reference‖ over all values.
-        mean_shift: Mean total variation distance of the decisions' probabilities, in [0, 1].
-        max_shift: The largest.
-        sure: Decisions of which the reference was sure: its two likeliest answers' probabilities
-            are at least 0.1 apart.
-        sure_flips: Those of them that differ.
-        by_batch: Decisions by the batches' names.
-        flip_examples: Flips with their inputs, first those on the user's own data.
-        histogram: Number of differences by their size, as `HISTOGRAM_EDGES` says.
-        undefined_max_abs: Largest difference in rows that are all padding, which have no defined
-            result and are not judged; None where there are none.
+        elements: Number of values compared.
+        exceeding: Number of values beyond the tolerance.
+        not_a_number: Number of values that are NaN on either side; each counts as exceeding.
         worst_batch: Name of the batch with the largest difference.
         worst_shape: Shape of that batch's inputs.
-        worst_number: Which of the battery's batches it is, from 0; -1 if none was compared.
+        problem: A reason to fail other than a number; "" if none.
+        shortfall: The limit that the output as a whole exceeds, as the end of a sentence; "" if
+            none.
+        relative_l2: ‖candidate − reference‖ / ‖reference‖ over all values.
+        by_batch: Name of a batch → its decisions.
+        flip_examples: Flips with their inputs, first those on the user's own data.
+        histogram: Number of differences by size, see `HISTOGRAM_EDGES`.
+        undefined_max_abs: Largest difference in rows that are all padding. Their result is not
+            defined, so they are not judged. None if there are no such rows.
+        worst_number: Number of that batch in the battery, from 0; -1 if none was compared.
         worst_row: The row of it that differs most; -1 likewise.
-        problem: A reason to fail other than a number, "" if none.
-        shortfall: Which bound the output as a whole misses, as the end of a sentence, "" if none.
+
+    The other fields are those of `DecisionCounts`, over all batches; 0 without decisions.
     """
 
     name: str
@@ -124,10 +120,10 @@ class OutputDifference:
 
     @property
     def judged(self) -> DecisionCounts | None:
-        """The decisions that count: those on the user's own data, or else those that are sure.
+        """The decisions to judge: those on the user's own data, or else the sure ones.
 
-        Ids drawn at random are no text: on most of them a model may be undecided, and then any
-        rounding decides. None where the output carries no decisions.
+        On most random ids a model may be undecided, and then rounding decides. None if the output
+        has no decisions.
         """
         if not self.decisions:
             return None
@@ -137,11 +133,11 @@ class OutputDifference:
 
     @property
     def on_data(self) -> bool:
-        """Whether the user's own data was run, which then decides alone."""
+        """Whether the user's own data was run; then only its decisions are judged."""
         return DATA_BATCH in self.by_batch
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; None stands for infinity, which JSON lacks."""
+        """Return the fields as JSON values. JSON has no infinity, so None replaces it."""
         fields = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in vars(self).items()
@@ -154,7 +150,7 @@ class OutputDifference:
 
 
 def _histogram(difference: Array) -> Array:
-    """Count float64 differences `(n,)` by size, as `HISTOGRAM_EDGES` says; none of them is NaN."""
+    """Count differences, float64 `(n,)` without NaN, by size, see `HISTOGRAM_EDGES`."""
     at_least = [difference.size, np.count_nonzero(difference)]
     for edge in HISTOGRAM_EDGES:
         left = at_least[-1]
@@ -163,7 +159,16 @@ def _histogram(difference: Array) -> Array:
 
 
 class OutputComparison:
-    """Gathers one output's differences over the batches of a battery."""
+    """Collects how much one output differs, over the batches of a battery.
+
+    Args:
+        name: Name of the output.
+        tolerance: Tolerance for each value; None accepts every finite value.
+        limits: Limits for the output as a whole.
+        decision: How the output becomes a decision.
+        per_token: Whether the output has a value for each token. The values of padding have no
+            meaning and are skipped.
+    """
 
     def __init__(
         self,
@@ -174,21 +179,11 @@ class OutputComparison:
         decision: Rule | None = None,
         per_token: bool = False,
     ) -> None:
-        """Start with nothing compared.
-
-        Args:
-            name: The output's name.
-            tolerance: What values are judged by; None lets all pass that are finite.
-            limits: What the output is judged by as a whole.
-            decision: How the output becomes a decision.
-            per_token: Whether it has a value for each token: then those of padding, which mean
-                nothing, are left out.
-        """
         self.name = name
         self.tolerance = tolerance
         self.limits = limits or DecisionLimits()
         self.per_token = per_token
-        self._decisions = None if decision is None else DecisionComparison(decision)
+        self._decisions = DecisionComparison(decision)
         self._max_abs = -1.0
         self._sum_abs = self._sum_squares = self._reference_squares = 0.0
         self._max_relative = 0.0
@@ -200,7 +195,7 @@ class OutputComparison:
         self._undefined: float | None = None
 
     def add(self, batch: Batch, reference: Array, candidate: Array) -> None:
-        """Compare one batch's output, float `(batch, ...)` on both sides."""
+        """Compare the output of one batch, float `(batch, ...)` on both sides."""
         number, self._batches = self._batches, self._batches + 1
         if reference.shape != candidate.shape:
             self._problem = self._problem or (
@@ -228,7 +223,7 @@ class OutputComparison:
                 )
 
     def _add_undefined(self, reference: Array, candidate: Array) -> None:
-        """Note how far apart rows are that are all padding, which nothing is judged by."""
+        """Record how much rows that are all padding differ. They are not judged."""
         if len(reference):
             difference = self._difference(
                 reference.astype(np.float64), candidate.astype(np.float64)
@@ -238,8 +233,7 @@ class OutputComparison:
 
     def _add_rows(self, rows: Rows) -> None:
         """Compare some rows of a batch's output."""
-        if self._decisions is not None:
-            self._decisions.add(rows)
+        self._decisions.add(rows)
         reference, candidate = rows.reference, rows.candidate
         if rows.real is not None:
             reference, candidate = reference[rows.real], candidate[rows.real]
@@ -250,7 +244,9 @@ class OutputComparison:
         self._not_a_number += int(nan.sum())
         self._exceeding += int(self._beyond(reference, finite).sum())
         self._histogram += _histogram(finite)
-        self._add_norms(reference, finite)
+        self._sum_abs += float(finite.sum())
+        self._sum_squares += float(np.square(finite).sum())
+        self._reference_squares += float(np.square(reference[np.isfinite(reference)]).sum())
         self._add_relative(reference, finite)
         worst = float(finite.max(initial=0.0))
         if worst > self._max_abs:
@@ -258,17 +254,11 @@ class OutputComparison:
             self._worst_place = (rows.number, rows.first + _worst_row(finite, rows.real))
 
     def _beyond(self, reference: Array, difference: Array) -> Mask:
-        """Return which differences are beyond the tolerance; infinite ones always are."""
+        """Return which differences are beyond the tolerance. Infinite ones always are."""
         if self.tolerance is None:
             return np.isinf(difference)
         scale = np.where(np.isfinite(reference), np.abs(reference), 0.0)
         return np.asarray(difference > self.tolerance.atol + self.tolerance.rtol * scale)
-
-    def _add_norms(self, reference: Array, difference: Array) -> None:
-        known = reference[np.isfinite(reference)]
-        self._sum_abs += float(difference.sum())
-        self._sum_squares += float(np.square(difference).sum())
-        self._reference_squares += float(np.square(known).sum())
 
     def _real_tokens(self, batch: Batch, output: Array) -> Mask | None:
         """Return which tokens are not padding, bool `(batch, sequence)`; None if all count."""
@@ -301,9 +291,9 @@ class OutputComparison:
         return math.sqrt(ratio)
 
     def result(self) -> OutputDifference:
-        """Return what was gathered."""
-        total = None if self._decisions is None else self._decisions.total
+        """Return the differences over all batches so far."""
         found = OutputDifference(
+            **vars(self._decisions.total),
             name=self.name,
             max_abs=float("inf") if self._problem else max(self._max_abs, 0.0),
             mean_abs=self._sum_abs / self._elements if self._elements else 0.0,
@@ -311,20 +301,14 @@ class OutputComparison:
             elements=self._elements,
             exceeding=self._exceeding,
             not_a_number=self._not_a_number,
-            decisions=0 if total is None else total.decisions,
-            flips=0 if total is None else total.flips,
             worst_batch=self._worst[0],
             worst_shape=self._worst[1],
             worst_number=self._worst_place[0],
             worst_row=self._worst_place[1],
             problem=self._problem,
             relative_l2=self._relative_l2(),
-            mean_shift=0.0 if total is None else total.mean_shift,
-            max_shift=0.0 if total is None else total.max_shift,
-            sure=0 if total is None else total.sure,
-            sure_flips=0 if total is None else total.sure_flips,
-            by_batch={} if self._decisions is None else self._decisions.by_batch,
-            flip_examples=() if self._decisions is None else self._decisions.flips,
+            by_batch=self._decisions.by_batch,
+            flip_examples=self._decisions.flips,
             histogram=tuple(self._histogram.tolist()),
             undefined_max_abs=self._undefined,
         )
@@ -333,10 +317,10 @@ class OutputComparison:
 
 
 def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Yield slices of the second axis that leave about `_CHUNK` values each; () is all there is.
+    """Yield slices of the second axis with about `_CHUNK` values each; () stands for everything.
 
-    One long row of a language model's logits has more values than the model has weights. Where
-    there is no third axis, a row's values are decided on together, and stay together.
+    One long row of a language model's logits has more values than the model has weights. Without a
+    third axis, one decision is made from the whole row, so it is not cut.
     """
     values = math.prod(shape)
     if len(shape) < 3 or values <= _CHUNK:
@@ -348,7 +332,7 @@ def _pieces(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
 
 
 def _worst_row(difference: Array, real: Mask | None) -> int:
-    """Return the row of the largest difference, of which those of padding may be left out."""
+    """Return the row of the largest difference. `real` says which tokens `difference` holds."""
     if not difference.size:
         return 0
     first = int(np.unravel_index(difference.argmax(), difference.shape)[0])
@@ -356,7 +340,7 @@ def _worst_row(difference: Array, real: Mask | None) -> int:
 
 
 def _runs(chosen: Mask, longest: int) -> Iterator[slice]:
-    """Yield slices that cover the true elements, bool `(n,)`, each at most `longest` long."""
+    """Yield slices of at most `longest` that cover the true elements of `chosen`, bool `(n,)`."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], chosen.astype(np.int8), [0]])))
     for start, stop in edges.reshape(-1, 2).tolist():
         for first in range(start, stop, longest):
@@ -364,27 +348,16 @@ def _runs(chosen: Mask, longest: int) -> Iterator[slice]:
 
 
 def decision_of(task: str | None, output: str) -> Rule | None:
-    """Return how a task decides from an output; None where it does not."""
+    """Return how a task decides from an output; None if it does not."""
     if task is None or output == "last_hidden_state":
         return None
     known = known_task(task)
     if known is None:
-        return "argmax"  # a graph of another tool may name any task
+        return "argmax"  # a graph from another tool may name any task
     return None if known.decision is None else known.decision.rule
 
 
 def is_per_token(task: str | None, output: str) -> bool:
-    """Tell whether an output has a value for each token of the input."""
+    """Return whether an output has a value for each token of the input."""
     known = known_task(task)
     return output in _PER_TOKEN_OUTPUTS or (known is not None and known.per_token)
-
-
-def compare_outputs(
-    comparisons: Mapping[str, OutputComparison],
-    batch: Batch,
-    reference: Mapping[str, Array],
-    candidate: Mapping[str, Array],
-) -> None:
-    """Add one batch's outputs to each output's comparison."""
-    for name, comparison in comparisons.items():
-        comparison.add(batch, reference[name], candidate[name])

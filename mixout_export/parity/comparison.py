@@ -1,4 +1,4 @@
-"""Compare two artifacts: their descriptions, their weights and their outputs."""
+"""Compare two sides: their descriptions, their weights, and their outputs."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,39 +7,30 @@ from pathlib import Path
 
 from mixout_export.checkpoint.artifact import Artifact, Generators, LocalArtifact
 from mixout_export.checkpoint.folder import PlainCheckpoint
-from mixout_export.checkpoint.interface import ModelInterface, shared_interface
+from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.parity.battery import (
-    LANGUAGE_MODEL_TOKENS,
-    TOKENS_PER_BATCH,
-    VOCABULARY_BUDGET,
-    Battery,
-    build_battery,
-)
+from mixout_export.parity.battery import Battery, build_battery
 from mixout_export.parity.compare import (
     TOLERANCES,
     OutputComparison,
     OutputDifference,
     Tolerance,
-    compare_outputs,
     decision_of,
     is_per_token,
 )
-from mixout_export.parity.decision_limits import DECISION_LIMITS, DecisionLimits
-from mixout_export.parity.decisions import DATA_BATCH
+from mixout_export.parity.decisions import DATA_BATCH, DECISION_LIMITS, DecisionLimits
 from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.weights import WeightAudit, audit_folders, weights_of
 from mixout_export.runners.runner import Array, Runner
-from mixout_export.tasks import known_task
 
-#: The outputs of one side for one batch, by name.
+#: One side's outputs of a batch, by name.
 Outputs = Mapping[str, Array]
 
-#: A function that is called with the number of each batch and the outputs of both sides.
+#: Is called with the number of a batch and both sides' outputs.
 Watch = Callable[[int, Outputs, Outputs], None]
 
 
@@ -59,12 +50,12 @@ def audit_weights(
     headless: bool = False,
     tolerance: Tolerance | None = None,
 ) -> WeightAudit | None:
-    """Account for every weight of one side in the other.
+    """Search every weight of one side in the other.
 
     Args:
-        reference: The side with the right weights.
-        candidate: The side that is checked.
-        headless: Whether one side has no head, so that only the bodies are compared.
+        reference: What the candidate should be.
+        candidate: The side to judge.
+        headless: Whether one side has no head, so that only the body is compared.
         tolerance: How far the values of two folders may differ; None means not at all.
 
     Returns:
@@ -92,7 +83,7 @@ _PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 def _precision(audit: WeightAudit | None, *sides: Artifact) -> str:
-    """Return the precision to allow for: the one recorded, else the one the weights show."""
+    """Return the least precise dtype that a side records or that the weights show."""
     recorded = [side.precision for side in sides]
     counts = () if audit is None else audit.counts
     shown = {name: any(name in how for how in counts) for name in ("fp16", "bf16", "int8")}
@@ -104,13 +95,13 @@ def _precision(audit: WeightAudit | None, *sides: Artifact) -> str:
 def comparisons_of(
     outputs: Sequence[str], *, tolerance: Tolerance | None, limits: DecisionLimits, task: str | None
 ) -> dict[str, OutputComparison]:
-    """Return an empty comparison for each output, by its name.
+    """Return a new comparison for each output, by name.
 
     Args:
-        outputs: The outputs' names.
-        tolerance: Largest difference of single values.
+        outputs: Names of the outputs.
+        tolerance: Tolerance for each value.
         limits: Limits for each output as a whole.
-        task: Name of the task; None if only bodies are compared.
+        task: The task that decides from the outputs; None if only bodies are compared.
     """
     return {
         name: OutputComparison(
@@ -137,25 +128,21 @@ def _run(
     comparisons = comparisons_of(reference.outputs, tolerance=tolerance, limits=limits, task=task)
     for number, batch in enumerate(battery.batches):
         ours, theirs = reference.run(batch.inputs), candidate.run(batch.inputs)
-        compare_outputs(comparisons, batch, ours, theirs)
+        for name, comparison in comparisons.items():
+            comparison.add(batch, ours[name], theirs[name])
         if watch is not None:
             watch(number, ours, theirs)
     return tuple(comparison.result() for comparison in comparisons.values())
 
 
 def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolerance | None:
-    """Return the tolerance of single values; None if the precision has none."""
+    """Return the tolerance for each value; None if the precision has none."""
     default = TOLERANCES.get(precision)
     if default is None:
         if atol is None and rtol is None:
             return None
         default = Tolerance(atol=0.0, rtol=0.0)
     return Tolerance(default.atol if atol is None else atol, default.rtol if rtol is None else rtol)
-
-
-def _decision_limits(precision: str, min_agreement: float | None) -> DecisionLimits:
-    default = DECISION_LIMITS.get(precision, DecisionLimits())
-    return default if min_agreement is None else replace(default, agreement=min_agreement)
 
 
 def _generate(
@@ -167,7 +154,7 @@ def _generate(
     examples: Sequence[Batch],
     seed: int,
 ) -> GenerationParity | None:
-    """Compare generation of a causal language model with its graphs; None for other models."""
+    """Compare what a causal language model and its graphs generate; None for other tasks."""
     checkpoint, graphs = reference.checkpoint, candidate.generators()
     if checkpoint is None or checkpoint.task is None or not checkpoint.task.generates:
         return None
@@ -188,48 +175,16 @@ def _generate(
 
 
 def check_agreement(least: float | None) -> None:
-    """Refuse a share of decisions that is not between 0 and 1.
-
-    Raises:
-        ArgumentError: It is outside [0, 1].
-    """
+    """Refuse a smallest share of equal decisions that is not in [0, 1]."""
     if least is not None and not 0.0 <= least <= 1.0:
         raise ArgumentError(f"min-agreement: got {least!r}, expected a share in [0, 1]")
 
 
-def make_battery(
-    reference: Artifact,
-    interface: ModelInterface,
-    *,
-    seed: int = 0,
-    examples: Sequence[Batch] = (),
-    vocabulary_budget: int = VOCABULARY_BUDGET,
-) -> Battery:
-    """Build the battery. For language models, whose outputs are large, batches are smaller.
-
-    Args:
-        reference: The side whose task counts.
-        interface: What both sides take.
-        seed: Seed of all random numbers.
-        examples: The user's own inputs, appended.
-        vocabulary_budget: Most vocabulary ids to cover.
-    """
-    task = known_task(reference.task_name)
-    language_model = task is not None and task.over_vocabulary
-    return build_battery(
-        interface,
-        seed=seed,
-        examples=examples,
-        vocabulary_budget=vocabulary_budget,
-        tokens_per_batch=LANGUAGE_MODEL_TOKENS if language_model else TOKENS_PER_BATCH,
-    )
-
-
 def _check_heads(reference: LocalArtifact, candidate: Artifact) -> bool:
-    """Tell whether one side alone has no head, so that only the bodies are compared.
+    """Return whether only one side has a head, so that only the bodies are compared.
 
     Raises:
-        CheckpointError: One side alone has no head, and the body of one cannot be run alone.
+        CheckpointError: That is so, but a graph has no body that can be run separately.
     """
     if reference.headless == candidate.headless:
         return False
@@ -256,16 +211,16 @@ def compare_artifacts(
     """Compare two sides: their descriptions, their weights, and their outputs on the battery.
 
     Args:
-        reference: The side that is right by definition.
-        candidate: The side that is checked.
+        reference: What the candidate should be.
+        candidate: The side to judge.
         battery: The inputs to run; None builds them.
-        atol: Absolute tolerance; None uses the default of the precision. If either tolerance is
-            given, it also applies to the weights of two folders, which otherwise must be equal.
-        rtol: Relative tolerance; None uses the default of the precision.
-        min_agreement: Smallest share of equal decisions; None uses the default of the precision,
-            which only int8 has.
-        seed: Seed of the battery, and of the prompts that a language model continues.
-        watch: Called with the number of each batch and the outputs of both sides.
+        atol: Absolute tolerance; None takes the precision's. With either tolerance, the weights of
+            two folders may differ that much too; otherwise they must be equal.
+        rtol: Relative tolerance; None takes the precision's.
+        min_agreement: Smallest share of equal decisions; None takes the precision's. Only int8 has
+            one.
+        seed: Random seed of the battery, if it is built here, and of the prompts to continue.
+        watch: Is called with the number of each batch and both sides' outputs.
 
     Raises:
         ArgumentError: A graph takes an input that the battery cannot make.
@@ -282,13 +237,16 @@ def compare_artifacts(
         tolerance=_tolerance("fp32", atol, rtol) if given else None,
     )
     precision = _precision(audit, reference, candidate)
-    limits = _decision_limits(precision, min_agreement)
+    limits = DECISION_LIMITS.get(precision, DecisionLimits())
+    if min_agreement is not None:
+        limits = replace(limits, agreement=min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     coverage = generation = None
     if headless or candidate.can_answer(ours, theirs):
         if battery is None:
-            battery = make_battery(reference, shared_interface(ours, theirs), seed=seed)
+            shared = shared_interface(ours, theirs)
+            battery = build_battery(shared, task=reference.task_name, seed=seed)
         coverage = battery.coverage
         generation = _generate(
             reference,

@@ -1,4 +1,4 @@
-"""What a task decides from an output, and how far two sides' decisions are apart."""
+"""The decisions that a task makes from an output, and how much those of two sides differ."""
 
 import math
 from collections.abc import Mapping
@@ -14,32 +14,33 @@ from mixout_export.tasks.decision import Rule
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-#: Flips kept with their inputs: those on the user's own data, then those with the widest margins.
+#: Number of flips that are kept with their inputs.
 FLIP_EXAMPLES = 20
 
-#: Batches of the user's own data. Where there are any, they alone decide: ids drawn at random lie
-#: far from what the model was trained on, and flip more than text does.
+#: Name of the batches with the user's own data. If there are any, only they are judged: random ids
+#: are far from what the model was trained on, so their decisions flip more than those of text.
 DATA_BATCH = "data"
 
-#: A decision is sure if the probabilities of the two likeliest answers are at least so far apart.
+#: A decision is sure if the probabilities of the two likeliest answers differ by at least this.
 SURE = 0.1
 
 
 @dataclass(frozen=True)
 class Flip:
-    """A decision that differs, with the inputs it was made on.
+    """A decision that differs, with the inputs that it was made on.
 
     Attributes:
         batch: Name of its batch.
-        batch_number: Which of the battery's batches, from 0.
+        batch_number: Number of the batch in the battery, from 0.
         row: Row of the batch.
-        index: Which decision of the row: () where it has one, the token's position, the label.
-        reference: What the reference decides: the index of a label, 0 or 1 for a label's sign.
+        index: Which decision of the row: () if there is one per row, else the position of the token
+            or the index of the label.
+        reference: What the reference decides: the index of a label, or 0 or 1 for a label's sign.
         candidate: What the candidate decides.
-        margin: How sure the reference was: its two largest logits' distance, or |logit|.
+        margin: How sure the reference was: the distance of its two largest logits, or |logit|.
         shift: Total variation distance of the probabilities, in [0, 1].
-        inputs: The row's inputs as nested lists, without the padding at their end; images are left
-            out, the batch and the row tell which one it is.
+        inputs: The row's inputs as nested lists, without the padding at their end. Images are left
+            out; the batch and the row identify them.
     """
 
     batch: str
@@ -53,22 +54,22 @@ class Flip:
     inputs: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; None stands for infinity, which JSON lacks."""
+        """Return the fields as JSON values. JSON has no infinity, so None replaces it."""
         margin = self.margin if math.isfinite(self.margin) else None
         return {**vars(self), "index": list(self.index), "margin": margin}
 
 
 @dataclass(frozen=True)
 class DecisionCounts:
-    """How far decisions are apart over some batches.
+    """How much the decisions on some batches differ.
 
     Attributes:
-        decisions: Decisions compared.
-        flips: Those that differ.
+        decisions: Number of decisions compared.
+        flips: Number of decisions that differ.
         mean_shift: Mean total variation distance of the probabilities, in [0, 1].
-        max_shift: The largest.
-        sure: Decisions of which the reference was sure, as `SURE` says.
-        sure_flips: Those of them that differ.
+        max_shift: The largest such distance.
+        sure: Number of decisions of which the reference was sure, see `SURE`.
+        sure_flips: Number of those that differ.
     """
 
     decisions: int
@@ -80,24 +81,80 @@ class DecisionCounts:
 
     @property
     def agreement(self) -> float:
-        """Share of equal decisions in [0, 1]; 1 where there are none."""
+        """Share of equal decisions, in [0, 1]; 1 if there are none."""
         return 1.0 - self.flips / max(self.decisions, 1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         return {**asdict(self), "agreement": self.agreement}
 
 
-class _Gathered:
-    """Sums behind a `DecisionCounts`."""
+@dataclass(frozen=True)
+class DecisionLimits:
+    """Limits for an output as a whole. None means no limit.
 
-    def __init__(self) -> None:
-        self.decisions = self.flips = 0
-        self.sure = self.sure_flips = 0
-        self.sum_shift = self.max_shift = 0.0
+    Attributes:
+        agreement: Smallest share of equal decisions, in [0, 1].
+        mean_shift: Largest mean total variation distance of the decisions' probabilities, in
+            [0, 1].
+        relative_l2: Largest ‖candidate − reference‖ / ‖reference‖. It applies only if no decisions
+            are judged.
+    """
+
+    agreement: float | None = None
+    mean_shift: float | None = None
+    relative_l2: float | None = None
+
+    def shortfall(self, judged: DecisionCounts | None, relative_l2: float, *, on_data: bool) -> str:
+        """Return the limit that an output exceeds, as the end of a sentence; "" if none.
+
+        Args:
+            judged: The decisions to judge; None if the output has no decisions.
+            relative_l2: ‖candidate − reference‖ / ‖reference‖.
+            on_data: Whether `judged` holds all decisions on the user's data. Otherwise it holds
+                the sure decisions of the battery.
+        """
+        if judged is None or not judged.decisions:
+            if self.relative_l2 is None or relative_l2 <= self.relative_l2:
+                return ""
+            return (
+                f"differs by {relative_l2:.3g} of its norm, expected at most {self.relative_l2:g}"
+            )
+        where = f"{judged.decisions} {'decisions on the data' if on_data else 'sure decisions'}"
+        if self.agreement is not None and judged.agreement < self.agreement:
+            return (
+                f"agrees on {judged.agreement:.2%} of {where}, expected at least "
+                f"{self.agreement:.2%}"
+            )
+        if self.mean_shift is not None and judged.mean_shift > self.mean_shift:
+            return (
+                f"changes probabilities by {judged.mean_shift:.3g} on average over {where}, "
+                f"expected at most {self.mean_shift:g}"
+            )
+        return ""
+
+
+#: Precision → limits. int8 changes values by an amount that depends on the model, so its decisions
+#: are judged. Other precisions have a tolerance for every value. For an output without decisions,
+#: the norm is judged: the hidden states of a BERT with 22 M parameters change by 0.2 of their norm.
+DECISION_LIMITS: dict[str, DecisionLimits] = {
+    "int8": DecisionLimits(agreement=0.97, mean_shift=0.05, relative_l2=0.3),
+}
+
+
+@dataclass
+class _Sums:
+    """The sums of a `DecisionCounts`."""
+
+    decisions: int = 0
+    flips: int = 0
+    sure: int = 0
+    sure_flips: int = 0
+    sum_shift: float = 0.0
+    max_shift: float = 0.0
 
     def add(self, shift: Array, sure: Mask, differ: Mask) -> None:
-        """Add decisions: how far probabilities moved, which are sure, which differ."""
+        """Add decisions: how far probabilities moved, which are sure, and which differ."""
         self.decisions += shift.size
         self.flips += int(differ.sum())
         self.sure += int(sure.sum())
@@ -105,24 +162,10 @@ class _Gathered:
         self.sum_shift += float(shift.sum())
         self.max_shift = max(self.max_shift, float(shift.max()))
 
-    def __add__(self, other: "_Gathered") -> "_Gathered":
-        both = _Gathered()
-        both.decisions = self.decisions + other.decisions
-        both.flips = self.flips + other.flips
-        both.sure = self.sure + other.sure
-        both.sure_flips = self.sure_flips + other.sure_flips
-        both.sum_shift = self.sum_shift + other.sum_shift
-        both.max_shift = max(self.max_shift, other.max_shift)
-        return both
-
     def counts(self) -> DecisionCounts:
+        mean = self.sum_shift / max(self.decisions, 1)
         return DecisionCounts(
-            decisions=self.decisions,
-            flips=self.flips,
-            mean_shift=self.sum_shift / self.decisions if self.decisions else 0.0,
-            max_shift=self.max_shift,
-            sure=self.sure,
-            sure_flips=self.sure_flips,
+            self.decisions, self.flips, mean, self.max_shift, self.sure, self.sure_flips
         )
 
 
@@ -137,13 +180,13 @@ def _sigmoid(logits: Array) -> Array:
 
 
 def _decide(logits: Array, decision: Rule) -> Array:
-    """Return what is decided, int64, from float64 logits `(..., labels)`."""
+    """Return the decisions, int64, from float64 logits `(..., labels)`."""
     chosen = logits.argmax(axis=-1) if decision == "argmax" else logits > 0
     return np.asarray(chosen, dtype=np.int64)
 
 
 def _probabilities(logits: Array, decision: Rule) -> Array:
-    """Return each label's probability, of the same shape."""
+    """Return the probability of each label, in the shape of `logits`."""
     with np.errstate(invalid="ignore"):
         return _sigmoid(logits) if decision == "sign" else _softmax(logits)
 
@@ -151,16 +194,15 @@ def _probabilities(logits: Array, decision: Rule) -> Array:
 def _shift(reference: Array, candidate: Array, decision: Rule) -> Array:
     """Return the total variation distance of each decision's probabilities, in [0, 1].
 
-    It bounds by how much the probability of any set of labels differs; of two labels it is the
-    difference of either's probability. A NaN on either side counts as 1.
+    It is the most by which the probability of any set of labels differs. NaN counts as 1.
 
     Args:
         reference: Probabilities, float64 `(..., labels)`.
-        candidate: The same of the other side.
-        decision: Whether the labels share one decision ("argmax"), or each has its own ("sign").
+        candidate: Probabilities of the other side, of the same shape.
+        decision: "argmax" if the labels share one decision, "sign" if each has its own.
 
     Returns:
-        Float64 `(...)` for "argmax", `(..., labels)` for "sign".
+        Float64, `(...)` for "argmax" and `(..., labels)` for "sign".
     """
     shift = np.abs(candidate - reference)
     if decision == "argmax":
@@ -169,7 +211,7 @@ def _shift(reference: Array, candidate: Array, decision: Rule) -> Array:
 
 
 def _is_sure(probabilities: Array, chosen: Array, decision: Rule) -> Mask:
-    """Return which decisions are sure: bool of the decisions' shape."""
+    """Return which decisions are sure, bool in the shape of the decisions."""
     if decision == "sign":
         return np.asarray(np.abs(2.0 * probabilities - 1.0) >= SURE)
     places = chosen[..., None]
@@ -190,7 +232,7 @@ def _margins(logits: Array) -> Array:
 def _row_inputs(batch: Batch, row: int) -> dict[str, Any]:
     """Return a row's inputs as nested lists, without the padding at their end.
 
-    Padding before or between tokens stays, so that positions in the row mean what they did.
+    Padding before or between tokens stays, so that positions keep their meaning.
     """
     mask = batch.inputs.get("attention_mask")
     if mask is None or not mask[row].any():
@@ -210,13 +252,13 @@ class Rows:
 
     Attributes:
         batch: The batch.
-        number: Which of the battery's batches, from 0.
-        first: The first of the rows.
-        place: The first on the second axis, where a row is compared piece by piece.
+        number: Number of the batch in the battery, from 0.
+        first: Number of the first row.
+        place: First index on the second axis, if a row is compared piece by piece.
         reference: Logits, float64 `(rows, ..., labels)`.
-        candidate: The same of the other side.
-        real: Which tokens are not padding, bool `(rows, ..., sequence)`, where the output has a
-            value for each token; None if all count.
+        candidate: Logits of the other side, of the same shape.
+        real: If the output has a value for each token: which tokens are not padding, bool
+            `(rows, ..., sequence)`. None if all count.
     """
 
     batch: Batch
@@ -229,16 +271,18 @@ class Rows:
 
 
 class DecisionComparison:
-    """Gathers one output's decisions over the batches of a battery."""
+    """Collects the decisions from one output, over the batches of a battery."""
 
-    def __init__(self, decision: Rule) -> None:
-        """Start with nothing compared."""
+    def __init__(self, decision: Rule | None) -> None:
         self.decision = decision
-        self._groups: dict[str, _Gathered] = {}
+        self._total = _Sums()
+        self._groups: dict[str, _Sums] = {}
         self._flips: list[Flip] = []
 
     def add(self, rows: Rows) -> None:
         """Compare some rows of a batch."""
+        if self.decision is None:
+            return
         reference, candidate, counted = rows.reference, rows.candidate, rows.real
         if counted is not None and reference.ndim == counted.ndim:  # which token is decided
             some = counted.any(axis=-1)
@@ -259,14 +303,15 @@ class DecisionComparison:
         shift = _shift(probabilities, _probabilities(candidate, self.decision), self.decision)
         sure = _is_sure(probabilities, ours, self.decision)
         differ = ours != theirs
-        self._groups.setdefault(rows.batch.name, _Gathered()).add(shift, sure, differ)
+        for sums in (self._total, self._groups.setdefault(rows.batch.name, _Sums())):
+            sums.add(shift, sure, differ)
         if differ.any():
             self._keep_flips(rows, reference, places, ours, theirs, shift)
 
     def _keep_flips(
         self, rows: Rows, reference: Array, places: Array, ours: Array, theirs: Array, shift: Array
     ) -> None:
-        """Keep the flips with the widest margins; decisions are `(n,)`, or `(n, labels)`."""
+        """Keep the flips with the widest margins. Decisions are `(n,)` or `(n, labels)`."""
         flipped = np.argwhere(ours != theirs)
         if self.decision == "sign":
             margins = np.abs(reference[tuple(flipped.T)])
@@ -296,15 +341,15 @@ class DecisionComparison:
 
     @property
     def by_batch(self) -> dict[str, DecisionCounts]:
-        """The counts, by the batches' names."""
+        """Name of a batch → its counts."""
         return {name: group.counts() for name, group in self._groups.items()}
 
     @property
     def total(self) -> DecisionCounts:
-        """The counts over all batches."""
-        return sum(self._groups.values(), _Gathered()).counts()
+        """The counts of all batches together."""
+        return self._total.counts()
 
     @property
     def flips(self) -> tuple[Flip, ...]:
-        """Up to `FLIP_EXAMPLES` flips: the user's own data first, then by the widest margin."""
+        """At most `FLIP_EXAMPLES` flips: those on the user's data first, then by margin."""
         return tuple(self._flips)

@@ -1,4 +1,4 @@
-"""Let a reference generate from prompts, and run graphs on the same tokens one by one."""
+"""Continue prompts with the reference, and give a graph the same tokens one by one."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -23,17 +23,18 @@ from mixout_export.runners.onnx_runner import OnnxRunner
 Ids = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-#: Lengths of the prompts in each batch. Shorter prompts are padded on the left, for `generate`.
+#: Lengths of the prompts in each batch. Shorter ones are padded on the left, as `generate` needs.
 PROMPTS = ((1,), (6,), (9, 4, 1))
 
 #: Tokens generated for each prompt.
 NEW_TOKENS = 16
 
-#: Length of a prompt that is read in two parts, like the turns of a conversation, and number of
-#: tokens generated from it. The prompt exceeds a sliding window of up to `LONGEST_WINDOW` tokens.
+#: Length of a prompt that is read in two parts, like the turns of a conversation, and the number of
+#: tokens generated for it. If a sliding window is no longer than `LONGEST_WINDOW`, the prompt is
+#: made longer than the window.
 LONG_PROMPT, LONG_NEW_TOKENS, LONGEST_WINDOW = 100, 4, 1024
 
-#: Number of prompts made of the user's own texts, and the length to which texts are cut.
+#: Number of prompts from the user's texts, and their largest length.
 DATA_PROMPTS, DATA_PROMPT_LENGTH = 8, 32
 
 
@@ -42,12 +43,12 @@ class Prompts:
     """A batch of prompts.
 
     Attributes:
-        name: Purpose of the batch.
+        name: Name of the batch.
         ids: int64 `(batch, longest)`, padded on the left.
         mask: 1 for tokens and 0 for padding, of the same shape.
-        new: Tokens to generate for each.
-        parts: Lengths after which a graph with a cache stops reading. The last one is the whole
-            length.
+        new: Number of tokens to generate for each prompt.
+        parts: Lengths at which a graph with a cache pauses while it reads the prompts; the last is
+            the whole length.
     """
 
     name: str
@@ -59,13 +60,13 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Continued:
-    """A batch of prompts, and the reference's continuation.
+    """A batch of prompts and how the reference continues them.
 
     Attributes:
         prompts: The prompts.
         ids: Prompts and new tokens, `(batch, longest + new)`.
         mask: 1 for tokens and 0 for padding, of the same shape.
-        logits: Logits of the reference, float32 `(batch, new, vocabulary)`. Step `i` decides the
+        logits: The reference's logits, float32 `(batch, new, vocabulary)`. Step `i` decides the
             token at `longest + i`.
     """
 
@@ -76,19 +77,19 @@ class Continued:
 
     @property
     def batch(self) -> Batch:
-        """Prompts and new tokens as inputs."""
+        """Prompts and new tokens as the inputs of a model."""
         return Batch(self.prompts.name, {"input_ids": self.ids, "attention_mask": self.mask})
 
 
 def sliding_window(model: PreTrainedModel) -> int | None:
-    """Return the length of the model's sliding attention window; None if it has none."""
+    """Return the smallest number of tokens that a layer's attention sees; None if it is all."""
     config = model.config.get_text_config()
     sizes = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
     return next((size for size in sizes if isinstance(size, int) and size > 0), None)
 
 
 def takes_positions(model: PreTrainedModel) -> bool:
-    """Tell whether a model takes positions, so that padding on the left does not shift a prompt."""
+    """Return whether a model takes positions; then padding on the left does not move a prompt."""
     return "position_ids" in inspect.signature(model.forward).parameters
 
 
@@ -107,13 +108,13 @@ def make_prompts(
     examples: Sequence[Batch] = (),
     seed: int = 0,
 ) -> Iterator[Prompts]:
-    """Yield batches of prompts: random ids, a long one, and the beginnings of the user's texts.
+    """Yield batches of prompts: random ids, a long prompt, and the beginnings of the user's texts.
 
     Args:
-        interface: What the model takes.
-        window: Length of its sliding attention window; None if it has none.
+        interface: The model's inputs.
+        window: Number of tokens that its attention sees; None for all.
         examples: Batches of the user's texts.
-        seed: Seed of the random ids.
+        seed: Random seed.
     """
     random = np.random.default_rng(seed)
     size, pad = interface.vocabulary_size, interface.pad_token_id
@@ -152,7 +153,7 @@ def _beginnings(examples: Sequence[Batch], length: int) -> list[Ids]:
 
 @contextmanager
 def _greedy(model: PreTrainedModel, new: int, pad: int) -> Iterator[None]:
-    """Make a model generate the likeliest tokens without stopping, despite its own settings."""
+    """Let a model generate the likeliest tokens and never stop early, whatever its folder says."""
     own = model.generation_config
     model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=False, max_new_tokens=new, pad_token_id=pad, use_cache=True
@@ -164,12 +165,7 @@ def _greedy(model: PreTrainedModel, new: int, pad: int) -> Iterator[None]:
 
 
 def continue_prompts(model: PreTrainedModel, prompts: Prompts, *, pad: int) -> Continued:
-    """Let the reference generate.
-
-    Args:
-        model: A causal language model in float32.
-        prompts: The prompts to continue.
-        pad: The padding id.
+    """Let the reference, a causal language model in float32, continue prompts.
 
     Raises:
         CheckpointError: The model cannot generate.
@@ -197,13 +193,9 @@ def continue_prompts(model: PreTrainedModel, prompts: Prompts, *, pad: int) -> C
 
 
 def read_with_cache(graph: CachedRunner, text: Continued) -> Array:
-    """Return logits of a graph that reads the prompts, then one token after the other.
+    """Return a graph's logits if it reads the prompts and then token by token, using its cache.
 
     They are float32 `(batch, new, vocabulary)`.
-
-    Raises:
-        ArgumentError: The graph takes an input that is not known.
-        CheckpointError: The graph does not run.
     """
     cache = graph.empty(len(text.ids))
     positions = np.clip(text.mask.cumsum(axis=1) - 1, 0, None)
@@ -224,19 +216,16 @@ def read_with_cache(graph: CachedRunner, text: Continued) -> Array:
 
 
 def read_without_cache(graph: OnnxRunner, text: Continued, *, padded: bool) -> Array:
-    """Return logits of a graph that reads everything again for every token.
-
-    They are float32 `(batch, new, vocabulary)`.
+    """Return a graph's logits if it reads everything again for each token.
 
     Args:
         graph: A graph without a cache.
-        text: What to read.
-        padded: Whether to read the padding too. Otherwise each row is read alone without padding,
-            which is needed if the graph counts positions itself and the reference is given them.
+        text: The text to read.
+        padded: Whether to read the padding too. Otherwise each row is read on its own, without
+            padding. That is needed if the graph counts positions and the reference is given them.
 
-    Raises:
-        ArgumentError: The graph takes an input that is not known.
-        CheckpointError: The graph does not run.
+    Returns:
+        float32 `(batch, new, vocabulary)`.
     """
     if padded or text.mask.all():
         return _read_again(graph, text.ids, text.mask, text.prompts.new)

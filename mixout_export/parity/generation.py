@@ -1,12 +1,12 @@
 """Compare what two sides generate, token by token.
 
-The reference decodes greedily with `transformers.generate`. A graph is then given the reference's
-tokens one by one, with its cache and without, and its logits are compared at every step. So one
-flip does not hide later ones, and the margin of a flip shows whether it is a near tie. Without a
-flip, the graph would have generated the same tokens by itself.
+The reference generates greedily with `transformers.generate`. A graph is then given the same tokens
+one by one, with its cache and without, and its logits are compared at each step. One flip therefore
+does not hide later ones, and its margin shows whether it is a near tie. Without a flip, the graph
+would have generated the same tokens by itself.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
-from mixout_export.parity.decision_limits import DecisionLimits
+from mixout_export.parity.decisions import DecisionLimits
 from mixout_export.parity.decoding import (
     Continued,
     continue_prompts,
@@ -36,19 +36,18 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class GenerationParity:
-    """How far graphs differ from the reference while they generate.
+    """How much graphs differ from the reference while they generate.
 
     Attributes:
-        prompts: Prompts that were continued.
-        tokens: Tokens compared, of all prompts together.
-        longest: Tokens of the longest sequence, its prompt included.
-        window: Length of the model's sliding attention window; None if it has none.
-        without_cache: The logits of the graph that reads everything again for each token; None
-            if there is no such graph.
-        with_cache: The logits of the graph that keeps keys and values; None if there is none.
-        tie_margins: For each flip that the tolerance explains, the difference between the
-            reference's logits of both tokens. Such a flip is a tie and not a fault.
-        weights: The audit of the graph with a cache; None if there is no such graph beside another.
+        prompts: Number of prompts.
+        tokens: Number of tokens compared, over all prompts.
+        longest: Tokens of the longest sequence, including its prompt.
+        window: Number of tokens that the model's attention sees; None for all.
+        without_cache: The logits of the graph without a cache; None if there is no such graph.
+        with_cache: The logits of the graph with a cache; None if there is no such graph.
+        tie_margins: For each flip that the tolerance explains, the distance of the reference's
+            logits of both tokens. Such a flip is a tie and not a fault.
+        weights: The audit of the graph with a cache, if it is beside another graph.
     """
 
     prompts: int
@@ -67,7 +66,7 @@ class GenerationParity:
 
     @property
     def beyond_window(self) -> bool:
-        """Whether a sequence was longer than the attention window, or there is no window."""
+        """Whether a sequence was longer than the attention's window, or there is no window."""
         return self.window is None or self.longest > self.window
 
     @property
@@ -78,12 +77,12 @@ class GenerationParity:
 
     @property
     def holds(self) -> bool:
-        """Whether every weight is there, and all logits are within tolerance at every step."""
+        """Whether all weights were found, and all logits are within the tolerance at each step."""
         weights_hold = self.weights is None or self.weights.holds
         return weights_hold and all(output.holds for output in self.outputs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         return {
             "prompts": self.prompts,
             "tokens": self.tokens,
@@ -103,8 +102,8 @@ def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None)
 
     Args:
         reference: Logits, float `(..., vocabulary)`.
-        candidate: Logits of the other side.
-        tolerance: Tolerance of the logits; None explains only a margin of zero.
+        candidate: Logits of the other side, of the same shape.
+        tolerance: Their tolerance; None explains only a margin of zero.
     """
     ours, theirs = reference.argmax(axis=-1), candidate.argmax(axis=-1)
     flipped = ours != theirs
@@ -120,7 +119,7 @@ def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None)
 
 @dataclass
 class _Side:
-    """A graph that generates, and what was gathered of it."""
+    """A graph that generates, and its results so far."""
 
     graph: OnnxRunner | CachedRunner
     comparison: OutputComparison
@@ -135,36 +134,6 @@ class _Side:
         self.comparison.add(text.batch, text.logits, logits)
         if logits.shape == text.logits.shape:
             self.ties += tie_margins(text.logits, logits, tolerance)
-
-
-def _sides(
-    graphs: Mapping[str, OnnxRunner | CachedRunner | None],
-    *,
-    tolerance: Tolerance | None,
-    limits: DecisionLimits | None,
-    padded: bool,
-) -> dict[str, _Side]:
-    return {
-        name: _Side(
-            graph,
-            OutputComparison(name, tolerance, limits=limits, decision="argmax"),
-            padded,
-        )
-        for name, graph in graphs.items()
-        if graph is not None
-    }
-
-
-def _texts(
-    model: PreTrainedModel,
-    interface: ModelInterface,
-    *,
-    window: int | None,
-    examples: Sequence[Batch],
-    seed: int,
-) -> Iterator[Continued]:
-    for prompts in make_prompts(interface, window=window, examples=examples, seed=seed):
-        yield continue_prompts(model, prompts, pad=interface.pad_token_id or 0)
 
 
 def compare_generation(
@@ -182,35 +151,38 @@ def compare_generation(
 
     Args:
         model: The reference in float32.
-        interface: What it takes.
+        interface: The reference's inputs.
         plain: The graph without a cache; None if there is none.
         cached: The graph with a cache; None if there is none.
-        tolerance: What logits are judged by; None where only decisions are.
-        limits: What they are judged by as a whole.
+        tolerance: Tolerance for each logit; None if only the logits as a whole are judged.
+        limits: Limits for the logits as a whole.
         examples: Batches of the user's texts, whose beginnings are continued too.
-        seed: Of the prompts.
+        seed: Random seed of the prompts.
 
     Raises:
-        ArgumentError: A graph takes an input that is not known.
-        CheckpointError: The model does not generate, or a graph does not run.
+        ArgumentError: A graph takes an unknown input.
+        CheckpointError: The model cannot generate, or a graph does not run.
     """
     window = sliding_window(model)
-    sides = _sides(
-        {"logits without a cache": plain, "logits with a cache": cached},
-        tolerance=tolerance,
-        limits=limits,
-        padded=not takes_positions(model),
-    )
-    prompts = tokens = longest = 0
-    for text in _texts(model, interface, window=window, examples=examples, seed=seed):
-        prompts += len(text.ids)
-        tokens += len(text.ids) * text.prompts.new
+    padded = not takes_positions(model)
+    sides = {
+        name: _Side(
+            graph, OutputComparison(name, tolerance, limits=limits, decision="argmax"), padded
+        )
+        for name, graph in (("logits without a cache", plain), ("logits with a cache", cached))
+        if graph is not None
+    }
+    count = tokens = longest = 0
+    for prompts in make_prompts(interface, window=window, examples=examples, seed=seed):
+        text = continue_prompts(model, prompts, pad=interface.pad_token_id or 0)
+        count += len(text.ids)
+        tokens += len(text.ids) * prompts.new
         longest = max(longest, text.ids.shape[1])
         for side in sides.values():
             side.add(text, tolerance)
     results = {name: side.comparison.result() for name, side in sides.items()}
     return GenerationParity(
-        prompts=prompts,
+        prompts=count,
         tokens=tokens,
         longest=longest,
         window=window,

@@ -6,7 +6,7 @@ from typing import Any
 
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference, Tolerance
-from mixout_export.parity.decision_limits import DecisionLimits
+from mixout_export.parity.decisions import DecisionLimits
 from mixout_export.parity.drift_map import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.self_test.outcome import SelfTest

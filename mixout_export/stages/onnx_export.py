@@ -23,8 +23,8 @@ from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import OutputFolder, output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
 from mixout_export.files.streams import file_digest
-from mixout_export.parity.battery import Battery
-from mixout_export.parity.comparison import check_agreement, compare_artifacts, make_battery
+from mixout_export.parity.battery import Battery, build_battery
+from mixout_export.parity.comparison import check_agreement, compare_artifacts
 from mixout_export.parity.result import ParityResult
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
@@ -247,8 +247,11 @@ def _prepare(source: Path, data: ExportData, *, opset: int, cache: bool) -> _Exp
     checkpoint.check_anchors()
     examples = _table(checkpoint, data.data, data.columns, data.max_examples)
     calibration = _table(checkpoint, data.calibration, data.columns, data.calibration_examples)
-    battery = make_battery(
-        checkpoint, checkpoint.interface, vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples
+    battery = build_battery(
+        checkpoint.interface,
+        task=checkpoint.task_name,
+        vocabulary_budget=_VOCABULARY_SAMPLE,
+        examples=examples,
     )
     return _Export(
         source=checkpoint,

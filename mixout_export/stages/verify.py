@@ -11,13 +11,12 @@ from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError
 from mixout_export.files.input_files import InputFiles
-from mixout_export.parity.battery import Battery, measure_coverage
+from mixout_export.parity.battery import Battery, build_battery, measure_coverage
 from mixout_export.parity.comparison import (
     Outputs,
     Watch,
     check_agreement,
     compare_artifacts,
-    make_battery,
 )
 from mixout_export.parity.description import interfaces
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, pick_batch
@@ -55,7 +54,8 @@ def _settle_battery(
         batches = load_inputs(inputs, interface)
         battery = Battery(batches, measure_coverage(batches, interface))
     else:
-        battery = make_battery(left, interface, seed=seed, examples=examples)
+        task = left.task_name
+        battery = build_battery(interface, task=task, seed=seed, examples=examples)
     if save_inputs_to is not None:
         save_inputs(save_inputs_to, battery.batches)
     return battery

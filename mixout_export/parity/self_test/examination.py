@@ -12,7 +12,7 @@ from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Battery
-from mixout_export.parity.compare import OutputDifference, compare_outputs
+from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.comparison import audit_weights, comparisons_of
 from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, pick_batch
@@ -166,7 +166,9 @@ class _Examiner:
         )
         for number, batch in enumerate(self._battery.batches):
             ours = self._outputs.get(number, partial(self._runner.run, batch.inputs))
-            compare_outputs(comparisons, batch, ours, runner.run(batch.inputs))
+            outputs = runner.run(batch.inputs)
+            for name, comparison in comparisons.items():
+                comparison.add(batch, ours[name], outputs[name])
             for comparison in comparisons.values():
                 found = comparison.result()
                 if found.exceeding or found.problem:
