@@ -111,12 +111,12 @@ class _Clients:
         groups: dict[object, list[int]] = {}
         for number, inputs in enumerate(self._inputs):
             groups.setdefault(_shapes(inputs), []).append(number)
-        return max(self._change(numbers) for numbers in groups.values())
-
-    def _change(self, numbers: Sequence[int]) -> float:
-        alone = _joined([self._expected[number] for number in numbers])
-        together = self._served.run(_joined([self._inputs[number] for number in numbers]))
-        return _distance(alone, together)
+        change = 0.0
+        for numbers in groups.values():
+            alone = _joined([self._expected[number] for number in numbers])
+            together = self._served.run(_joined([self._inputs[number] for number in numbers]))
+            change = max(change, _distance(alone, together))
+        return change
 
     def _half_distance(self, number: int) -> float:
         """Return half the distance from an answer to the nearest other one."""
@@ -169,19 +169,23 @@ class _Clients:
             if lost == _PATIENCE:
                 return
 
-    async def _run_clients(self, clients: int, requests: int) -> tuple[float, int]:
-        """Run all clients at the same time. Return the seconds and the number of retries."""
-        async with self._served.connect() as client:
-            start = time.perf_counter()
-            async with anyio.create_task_group() as group:
-                for which in range(clients):
-                    group.start_soon(self._run_client, client, which, requests)
-            return time.perf_counter() - start, client.retried
-
     def outcome(self, clients: int, requests: int) -> ConcurrencyOutcome:
         """Run all clients at the same time and return the result."""
-        seconds, retried = complete(lambda: self._run_clients(clients, requests))
+
+        async def run_clients() -> tuple[float, int]:
+            async with self._served.connect() as client:
+                start = time.perf_counter()
+                async with anyio.create_task_group() as group:
+                    for which in range(clients):
+                        group.start_soon(self._run_client, client, which, requests)
+                return time.perf_counter() - start, client.retried
+
+        seconds, retried = complete(run_clients)
         tally, total = self._tally, clients * requests
+        latency = None
+        if tally.seconds:
+            percentiles = 1000 * np.percentile(tally.seconds, (50, 90, 99, 100))
+            latency = Latency(*percentiles.tolist())
         return ConcurrencyOutcome(
             clients=clients,
             requests=total,
@@ -190,17 +194,11 @@ class _Clients:
             changed=tally.changed,
             lost=total - tally.answered,
             retried=retried,
-            latency=_latency(tally.seconds),
+            latency=latency,
             per_second=tally.answered / seconds,
             failure=tally.failure,
             too_alike=sum(self._is_alike(number) for number in range(len(self._inputs))),
         )
-
-
-def _latency(seconds: Sequence[float]) -> Latency | None:
-    if not seconds:
-        return None
-    return Latency(*(1000 * np.percentile(seconds, (50, 90, 99, 100))).tolist())
 
 
 def ask_at_once(

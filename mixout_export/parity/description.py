@@ -1,4 +1,4 @@
-"""Compare what two artifacts record about themselves: inputs, outputs, task and labels."""
+"""Compare what two sides say about themselves: inputs, outputs, task and labels."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,16 +8,16 @@ import numpy as np
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface, shared_interface
 from mixout_export.parity.labels import different_labels
-from mixout_export.parity.served_version import served_mismatches
+from mixout_export.parity.served_description import served_mismatches
 from mixout_export.printable import one_line
 
 
 def _same_inputs(
     reference: Artifact, candidate: Artifact, ours: ModelInterface, theirs: ModelInterface
 ) -> tuple[ModelInterface, ModelInterface]:
-    """Let two PyTorch sides take the same inputs: those of either that both forwards accept.
+    """Give two PyTorch sides the same inputs: all that one of them has and both forwards accept.
 
-    A checkpoint's inputs are read from its tokenizer, which one of the two may lack.
+    The inputs of a checkpoint are derived from its tokenizer, which one of them may lack.
     """
     left, right = reference.checkpoint, candidate.checkpoint
     if left is None or right is None:
@@ -30,10 +30,10 @@ def _same_inputs(
 def interfaces(
     reference: LocalArtifact, candidate: Artifact
 ) -> tuple[ModelInterface, ModelInterface]:
-    """Return both sides' interfaces, each completed from the other's where it records nothing.
+    """Return both sides' interfaces. What one side does not record is taken from the other.
 
     Raises:
-        CheckpointError: Nothing says how large a graph's vocabulary, or its image, is.
+        CheckpointError: Neither side tells the size of a graph's vocabulary or images.
     """
     ours = reference.described_by(candidate.interface)
     return _same_inputs(reference, candidate, ours, candidate.described_by(ours))
@@ -67,13 +67,13 @@ def _different_facts(
 def _different_names(
     reference: Artifact, candidate: Artifact, ours: ModelInterface, theirs: ModelInterface
 ) -> list[str]:
-    """Compare the names of outputs, and of inputs where a graph fixes them."""
+    """Compare the names of the outputs and, if a graph fixes them, of the inputs."""
     found = []
     if reference.graph or candidate.graph:
         for name in sorted(set(ours.inputs) ^ set(theirs.inputs)):
             without = candidate if name in ours.inputs else reference
             if name == "position_ids" and without.checkpoint:
-                continue  # PyTorch counts the same positions that the graph is given
+                continue  # PyTorch counts the positions that the graph is given
             found.append(f"input {name!r}: {without.where} does not take it, the other side does")
     if reference.headless == candidate.headless and ours.outputs != theirs.outputs:
         found.append(f"outputs: got {_shown(theirs.outputs)}, expected {_shown(ours.outputs)}")
@@ -85,15 +85,13 @@ def find_mismatches(
 ) -> tuple[str, ...]:
     """Return how the two sides describe themselves differently, as sentences.
 
-    A fact that one side does not know is not a mismatch, and neither is a missing head.
+    What one side does not know is not a mismatch, and neither is a head that one side lacks.
     """
     damage = (*reference.damage(), *candidate.damage())
     if candidate.session is not None:
-        # a server shows the shapes of what it takes; they are judged by `served_mismatches`
-        described = replace(ours, inputs=theirs.inputs, outputs=theirs.outputs)
         return (
             *served_mismatches(reference, candidate, candidate.session, ours, theirs),
-            *_different_facts(reference, candidate, ours, described),
+            *_different_facts(reference, candidate, ours, ours),  # a server shows only shapes
             *damage,
         )
     return (
@@ -104,10 +102,10 @@ def find_mismatches(
 
 
 def different_epsilons(reference: Artifact, candidate: Artifact) -> tuple[str, ...]:
-    """Return a sentence if normalizations that both sides have differ in their epsilons.
+    """Return a sentence if normalizations that both sides know have different epsilons.
 
-    Normalizations that a graph spells out in several nodes are not compared here, and neither are
-    those of a server, which shows none. Their outputs are.
+    A normalization that consists of several nodes of a graph, or that is on a server, is not known
+    here. Its outputs are still compared.
     """
     headless = reference.headless != candidate.headless
     theirs = candidate.epsilons(headless=headless)
@@ -115,7 +113,7 @@ def different_epsilons(reference: Artifact, candidate: Artifact) -> tuple[str, .
     wrong = [
         name
         for name, value in theirs.items()
-        # as float32, in which graphs hold attributes
+        # float32 is the type of a graph's attributes
         if name in ours and np.float32(value) != np.float32(ours[name])
     ]
     if not wrong:

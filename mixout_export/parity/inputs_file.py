@@ -1,7 +1,8 @@
-"""Save the test inputs to a file, and read them again.
+"""Save the inputs of a battery in a file, and read them again.
 
-The file is an `.npz` file of NumPy. A battery is saved as `<number>/<name>/<input>`, with one array
-per input. A file whose keys are only names of inputs is one batch, so it is easy to write your own.
+The file is an `.npz` file of NumPy. Each input of a batch is an array named
+`<number>/<batch>/<input>`. If the names are those of inputs only, the file is a single batch, so it
+is easy to make your own.
 """
 
 import re
@@ -22,16 +23,12 @@ Array = npt.NDArray[Any]
 
 _KEY = re.compile(r"(?:(?P<number>\d+)/(?P<name>[^/]+)/)?(?P<input>[^/]+)")
 
-#: Name of a batch from a file that does not name its batches.
+#: Name of the batch in a file that does not name its batches.
 _UNNAMED = "inputs"
 
 
 def save_inputs(path: Path, batches: Sequence[Batch]) -> None:
     """Write batches to an `.npz` file. The same batches give the same bytes.
-
-    Args:
-        path: The file. An existing file is replaced once the new one is complete.
-        batches: The batches to write, in order.
 
     Raises:
         OutputError: The file cannot be written.
@@ -70,7 +67,7 @@ def _typed(path: Path, key: str, value: Array) -> Array:
 
 
 def _grouped(path: Path, arrays: Mapping[str, Array]) -> dict[tuple[int, str], dict[str, Array]]:
-    """Return each batch's arrays, by its number and name."""
+    """Return (number, name) of each batch → its arrays."""
     groups: dict[tuple[int, str], dict[str, Array]] = {}
     for key, value in arrays.items():
         found = _KEY.fullmatch(key)
@@ -84,71 +81,60 @@ def _grouped(path: Path, arrays: Mapping[str, Array]) -> dict[tuple[int, str], d
     return dict(sorted(groups.items()))
 
 
-def _check_range(path: Path, where: str, values: Array, size: int) -> None:
-    if values.min() < 0 or values.max() >= size:
-        wrong = int(values.min()) if values.min() < 0 else int(values.max())
-        raise DataError(f"{path}: {where} holds {wrong}, the model takes 0 to {size - 1}")
-
-
 def _check_batch(path: Path, number: int, batch: Batch, interface: ModelInterface) -> None:
-    """Check what would make a model fail with an opaque error, or read outside a table."""
+    """Check what would make a model fail with an unclear error or read outside of a table."""
+    where = f"{path}: batch {number} ({batch.name})"
     missing = [name for name in interface.inputs if name not in batch.inputs]
     if missing:
         raise DataError(
-            f"{path}: batch {number} ({batch.name}) has no {missing[0]!r}, the model takes "
-            f"{', '.join(interface.inputs)}"
+            f"{where} has no {missing[0]!r}, the model takes {', '.join(interface.inputs)}"
         )
+    sizes = {"input_ids": interface.vocabulary_size, "token_type_ids": interface.segments}
     for name in interface.inputs:
         values = batch.inputs[name]
-        where = f"batch {number} ({batch.name}), input {name!r},"
-        if values.size == 0 or values.ndim < 2:
+        problem = _shape_problem(values, batch.shape, interface)
+        if problem:
+            raise DataError(f"{where}, input {name!r}, {problem}")
+        if name in sizes and (values.min() < 0 or values.max() >= sizes[name]):
+            wrong = int(values.min() if values.min() < 0 else values.max())
             raise DataError(
-                f"{path}: {where} has shape {values.shape}, expected (batch, sequence) and no "
-                "empty dimension"
+                f"{where}, input {name!r}, holds {wrong}, the model takes 0 to {sizes[name] - 1}"
             )
-        if interface.image is not None:
-            if values.shape[1:] != interface.image:
-                raise DataError(
-                    f"{path}: {where} has shape {values.shape}, expected (batch, "
-                    f"{', '.join(map(str, interface.image))})"
-                )
-            continue
-        if values.dtype.kind == "i" and values.shape != batch.shape:
-            raise DataError(f"{path}: {where} has shape {values.shape}, expected {batch.shape}")
-        limit = interface.sequence_limit
-        if values.dtype.kind == "i" and limit is not None and values.shape[-1] > limit:
-            raise DataError(
-                f"{path}: {where} has {values.shape[-1]} tokens, the model takes at most {limit}"
-            )
-    for name, size in (
-        ("input_ids", interface.vocabulary_size),
-        ("token_type_ids", interface.segments),
-    ):
-        if name in interface.inputs:
-            where = f"batch {number} ({batch.name}), input {name!r},"
-            _check_range(path, where, batch.inputs[name], size)
+
+
+def _shape_problem(values: Array, shape: tuple[int, ...], interface: ModelInterface) -> str:
+    """Return what is wrong with an input's shape, "" if nothing; `shape` is that of the ids."""
+    found = f"has shape {values.shape}, expected"
+    if values.size == 0 or values.ndim < 2:
+        return f"{found} (batch, sequence) and no empty dimension"
+    if interface.image is not None:
+        expected = f"{found} (batch, {', '.join(map(str, interface.image))})"
+        return "" if values.shape[1:] == interface.image else expected
+    if values.dtype.kind != "i":
+        return ""
+    if values.shape != shape:
+        return f"{found} {shape}"
+    limit = interface.sequence_limit
+    if limit is not None and values.shape[-1] > limit:
+        return f"has {values.shape[-1]} tokens, the model takes at most {limit}"
+    return ""
 
 
 def load_inputs(path: Path, interface: ModelInterface) -> tuple[Batch, ...]:
-    """Read batches from an `.npz` file, and check that a model takes them.
+    """Read batches from an `.npz` file and check that a model accepts them.
 
     Args:
-        path: A file as `save_inputs` writes it, or one whose keys are the inputs' names.
-        interface: What both sides take; inputs that they do not take are left out.
-
-    Returns:
-        The batches in the order of their numbers.
+        path: A file from `save_inputs`, or one whose arrays are named after inputs.
+        interface: The inputs that both sides take. Other inputs are left out.
 
     Raises:
-        DataError: The file cannot be read, or the model does not take what it holds.
+        DataError: The file cannot be read, or the model does not accept its contents.
     """
     groups = _grouped(path, _read_arrays(path))
     if not groups:
         raise DataError(f"{path}: holds no arrays, expected at least one batch")
     batches = []
     for (number, name), arrays in groups.items():
-        batch = Batch(name, arrays)
-        _check_batch(path, number, batch, interface)
-        kept = {key: arrays[key] for key in interface.inputs}
-        batches.append(Batch(name, kept))
+        _check_batch(path, number, Batch(name, arrays), interface)
+        batches.append(Batch(name, {key: arrays[key] for key in interface.inputs}))
     return tuple(batches)

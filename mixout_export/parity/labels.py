@@ -4,18 +4,15 @@ from collections.abc import Sequence
 
 from mixout_export.printable import one_line
 
-#: Most labels that a message lists. For more labels, it names the first that differs.
+#: Largest number of labels that a sentence lists. Beyond that, it names the first that differs.
 _FEW_LABELS = 10
-
-
-def _listed(labels: Sequence[str]) -> str:
-    return one_line(", ".join(labels))
 
 
 def different_labels(found: Sequence[str], expected: Sequence[str]) -> str:
     """Return how two models' labels differ, as the end of a sentence."""
     if max(len(found), len(expected)) <= _FEW_LABELS:
-        return f"got {_listed(found)}, expected {_listed(expected)}"
+        got, right = (one_line(", ".join(labels)) for labels in (found, expected))
+        return f"got {got}, expected {right}"
     if len(found) != len(expected):
         return f"got {len(found)} labels, expected {len(expected)}"
     number = next(n for n, pair in enumerate(zip(found, expected, strict=True)) if len({*pair}) > 1)

@@ -1,8 +1,13 @@
 """Compare the inputs and outputs that a server describes with the reference's."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.artifact import Artifact
+from mixout_export.checkpoint.interface import ModelInterface, shared_interface
+from mixout_export.checkpoint.model_inputs import smallest_batch
+from mixout_export.files.graph_metadata import MODEL_SHA256, SOURCE_SHA256
+from mixout_export.parity.labels import different_labels
 from mixout_export.printable import one_line
 from mixout_export.served.metadata import TensorSpec
 from mixout_export.served.session import ServedSession
@@ -46,12 +51,14 @@ def _input_problem(spec: TensorSpec, reference: ModelInterface) -> str | None:
     return None
 
 
-def input_mismatches(served: ServedSession, reference: ModelInterface) -> list[str]:
+def _input_mismatches(served: ServedSession, reference: ModelInterface) -> list[str]:
     """Return how a server's inputs differ from the reference's, as sentences."""
-    where, found = f"{served.address}", []
-    for name in reference.inputs if served.facts.inputs else ():
-        if name not in served.inputs:
-            found.append(f"input {name!r}: {where} does not take it, but the reference does")
+    where = str(served.address)
+    found = [
+        f"input {name!r}: {where} does not take it, but the reference does"
+        for name in reference.inputs
+        if served.facts.inputs and name not in served.inputs
+    ]
     for spec in served.facts.inputs:
         problem = _input_problem(spec, reference) if spec.name in reference.inputs else None
         if problem:
@@ -85,17 +92,15 @@ def _output_problem(spec: TensorSpec, expected: tuple[int, ...] | None) -> str |
     return None
 
 
-def output_mismatches(
+def _output_mismatches(
     served: ServedSession,
     reference: ModelInterface,
     shapes: Mapping[str, tuple[int, ...]],
 ) -> list[str]:
     """Return how a server's outputs differ from the reference's, as sentences.
 
-    Args:
-        served: The served model.
-        reference: Inputs and outputs of the reference.
-        shapes: Output name → shape of the reference's output for one batch; {} if it was not run.
+    `shapes` maps outputs of the reference to their shapes for one batch; it is empty if the
+    reference was not run.
     """
     found = []
     names = [spec.name for spec in served.facts.outputs]
@@ -105,19 +110,92 @@ def output_mismatches(
             f"{', '.join(reference.outputs)}"
         )
     for spec in served.facts.outputs:
-        if spec.name in reference.outputs:
-            problem = _output_problem(spec, shapes.get(spec.name))
-            if problem:
-                found.append(f"output {spec.name!r}: on {served.address} it {problem}")
+        known = spec.name in reference.outputs
+        problem = _output_problem(spec, shapes.get(spec.name)) if known else None
+        if problem:
+            found.append(f"output {spec.name!r}: on {served.address} it {problem}")
     return found
+
+
+@dataclass(frozen=True)
+class ServedVersion:
+    """Which version of a model a server holds, according to the hashes that it shows.
+
+    Attributes:
+        found: The result of comparing the hashes; see `Serving.graph`.
+        reasons: A sentence if the server holds another version of the model.
+    """
+
+    found: str
+    reasons: tuple[str, ...] = ()
+
+
+def served_version(reference: Artifact, served: ServedSession) -> ServedVersion:
+    """Compare the hashes that a server shows with those of the reference."""
+    parameters = served.facts.parameters
+    graph, source = (one_line(parameters.get(name) or "") for name in (MODEL_SHA256, SOURCE_SHA256))
+    if not graph and not source:
+        return ServedVersion("not shown")
+    expected = reference.hashes(with_cache=bool(served.empty))
+    same_graph = graph.lower() == expected.graph if graph and expected.graph else None
+    same_source = source.lower() == expected.source if source and expected.source else None
+    if same_graph:
+        return ServedVersion("this graph")
+    if same_source:
+        same = "these weights" if same_graph is None else "another graph of these weights"
+        return ServedVersion(same)
+    if same_graph is None and same_source is None:
+        return ServedVersion("not comparable")
+    hashes = f"its graph has SHA-256 {graph}, expected {expected.graph}"
+    if same_graph is None:
+        hashes = f"it was made from weights with SHA-256 {source}, expected {expected.source}"
+    reason = (
+        f"{served.address}: serves another version of the model ({hashes}); load the right version "
+        "into the server"
+    )
+    return ServedVersion("another version", (reason,))
+
+
+def _label_mismatches(
+    reference: Artifact, served: ServedSession, ours: ModelInterface, theirs: ModelInterface
+) -> list[str]:
+    """Compare the labels in the server's label file with the reference's, if it has such a file."""
+    expected, output = reference.labels, ours.outputs[0]
+    if not expected or output not in served.facts.label_files:
+        return []
+    asked = smallest_batch(shared_interface(ours, theirs)).inputs
+    found = served.labels(asked, output, len(expected))
+    if found is None or found == expected:
+        return []
+    return [f"labels: in the file of {served.address}, {different_labels(found, expected)}"]
+
+
+def served_mismatches(
+    reference: Artifact,
+    candidate: Artifact,
+    served: ServedSession,
+    ours: ModelInterface,
+    theirs: ModelInterface,
+) -> tuple[str, ...]:
+    """Return how a served model's description contradicts the reference, as sentences."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    labels: list[str] = []
+    if candidate.can_answer(ours, theirs):
+        outputs = reference.runner(ours.inputs).run(smallest_batch(ours).inputs)
+        shapes = {name: value.shape for name, value in outputs.items()}
+        labels = _label_mismatches(reference, served, ours, theirs)
+    return (
+        *served_version(reference, served).reasons,  # first, because it may explain the others
+        *_input_mismatches(served, ours),
+        *_output_mismatches(served, ours, shapes),
+        *labels,
+    )
 
 
 def notes_on(served: ServedSession, *, generated: bool) -> tuple[str, ...]:
     """Return remarks about a server that are not faults, as sentences.
 
-    Args:
-        served: The served model.
-        generated: Whether generated text was compared.
+    `generated` says whether generated text was compared.
     """
     notes = []
     if not served.facts.inputs or not served.facts.outputs:

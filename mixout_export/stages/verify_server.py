@@ -8,8 +8,7 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.errors import ArgumentError
 from mixout_export.parity.concurrency import ask_at_once
 from mixout_export.parity.result import ParityResult
-from mixout_export.parity.served_description import notes_on
-from mixout_export.parity.served_version import Version
+from mixout_export.parity.served_description import notes_on, served_version
 from mixout_export.parity.serving import Serving
 from mixout_export.served.address import is_address, parse_address
 from mixout_export.served.options import ServingOptions
@@ -86,7 +85,7 @@ def with_serving(
         platform=served.facts.platform,
         protocol=served.protocol,
         versions=tuple(sorted(served.answered_by)),
-        graph=Version(reference, served).found,
+        graph=served_version(reference, served).found,
         concurrency=concurrency,
         notes=notes_on(served, generated=result.generation is not None),
     )
