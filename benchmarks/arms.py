@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from mixout_export import MixoutConfig, fused, inject_mixout
-from mixout_export.fast_linear import never_gather
-from mixout_export.surgery import mixout_layers
+from mixout_export.fast_linear.gathering import never_gather
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.training.optimizer import PretrainedDecay
 
 

@@ -35,7 +35,7 @@ from mixout_export import (
     save_mixout,
 )
 from mixout_export.layers import MixoutLayer
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.training.records import Observer
 
 Check = Callable[[torch.device], Finding]

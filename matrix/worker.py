@@ -30,7 +30,7 @@ from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 from mixout_export.stages.verify import verify_checkpoints
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 
 #: (batch, sequence) sizes at which the graph is compared with plain calls of the model.
 _SHAPES = ((1, 1), (1, 9), (3, 4), (3, 16), (3, 33))

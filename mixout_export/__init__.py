@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mixout_export.errors import MixoutError
     from mixout_export.functional import mixout
     from mixout_export.layers import MixoutConv1D, MixoutEmbedding, MixoutLinear
-    from mixout_export.surgery import InjectionReport, collapse_mixout, inject_mixout
+    from mixout_export.surgery.injection import InjectionReport, collapse_mixout, inject_mixout
     from mixout_export.version import __version__
 
 __all__ = [
@@ -33,15 +33,15 @@ __all__ = [
 
 #: Name → module that defines it.
 _MODULES = {
-    "InjectionReport": "mixout_export.surgery",
+    "InjectionReport": "mixout_export.surgery.injection",
     "MixoutConfig": "mixout_export.config",
     "MixoutConv1D": "mixout_export.layers",
     "MixoutEmbedding": "mixout_export.layers",
     "MixoutError": "mixout_export.errors",
     "MixoutLinear": "mixout_export.layers",
     "__version__": "mixout_export.version",
-    "collapse_mixout": "mixout_export.surgery",
-    "inject_mixout": "mixout_export.surgery",
+    "collapse_mixout": "mixout_export.surgery.injection",
+    "inject_mixout": "mixout_export.surgery.injection",
     "load_mixout": "mixout_export.checkpoint.model",
     "mixout": "mixout_export.functional",
     "save_mixout": "mixout_export.checkpoint.model",

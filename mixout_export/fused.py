@@ -60,16 +60,8 @@ def mixed_in(
 ) -> Tensor:
     """Compute Φ under a neuron mask, in the dtype of the product that will use it.
 
-    Args:
-        dtype: The dtype of the result.
-        factors: The mask as `functional.coefficients` returns it: one element per input neuron,
-            size 1 in the weight's other dimension.
-        weight: w, shape (out, in) or (in, out).
-        pretrained_weight: u, of the same shape.
-        p: Mix probability in [0, 1).
-
-    Returns:
-        Φ, of the weight's shape.
+    `factors` is the mask as `functional.coefficients` returns it: one element per input neuron,
+    size 1 in the weight's other dimension.
     """
     if _use is not None and kernel_applies(dtype, weight, pretrained_weight):
         _use.calls += 1

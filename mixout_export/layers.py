@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mixout_export.config import check_granularity, check_probability
 from mixout_export.errors import ArgumentError
-from mixout_export.fast_linear import mixed_product, needs_plain_ops
+from mixout_export.fast_linear.linear import mixed_product, needs_plain_ops
 from mixout_export.functional import draw_mask, mix
 from mixout_export.masks import can_pack
 
@@ -39,16 +39,7 @@ class MixoutLayer(nn.Module):
     granularity: str
 
     def anchor(self, pretrained_weight: Tensor | None, *, p: float, granularity: str) -> None:
-        """Set the anchor, the mix probability and the granularity.
-
-        Args:
-            pretrained_weight: u, of the weight's shape; None means a copy of the current weight.
-            p: Mix probability in [0, 1).
-            granularity: "neuron" or "element".
-
-        Raises:
-            ArgumentError: `p` or `granularity` is not valid, or the shapes differ.
-        """
+        """Set the anchor, the mix probability and the granularity; see `to_mixout`."""
         p, granularity = check_probability(p), check_granularity(granularity)
         weight = self.weight.detach()
         if pretrained_weight is None:
@@ -237,11 +228,9 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         return mix(rows, F.embedding(input, self.pretrained_weight), self._row_mask(input), self.p)
 
     def _row_mask(self, input: Tensor) -> Tensor:
-        """Draw a mask for the rows of a batch.
+        """Draw a mask in which equal row numbers get equal bits.
 
-        Returns:
-            Bool, shape (..., 1) for "neuron", (..., embedding_dim) for "element". Equal row numbers
-            get equal bits.
+        It is Bool, of shape (..., 1) for "neuron" and (..., embedding_dim) for "element".
         """
         if self.granularity == "neuron":
             mask = draw_mask(self.weight, self.p, granularity="neuron", input_dim=0)

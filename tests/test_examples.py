@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from mixout_export import load_mixout
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LR, DECAY = 1e-2, 0.01

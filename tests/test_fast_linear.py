@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mixout_export import MixoutConv1D, MixoutLinear
-from mixout_export.fast_linear import always_gather, gathering, mixed_product, needs_plain_ops
+from mixout_export.fast_linear import gathering
+from mixout_export.fast_linear.gathering import always_gather
+from mixout_export.fast_linear.linear import mixed_product, needs_plain_ops
 from mixout_export.functional import mix
 from mixout_export.masks import PackedMask
 

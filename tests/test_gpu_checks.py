@@ -18,8 +18,8 @@ from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed
 from gpu.waits import no_waiting
 from mixout_export import fused, layers
-from mixout_export.fast_linear import element, neuron, never_gather
-from mixout_export.fast_linear.gathering import ActiveNeurons
+from mixout_export.fast_linear import element, neuron
+from mixout_export.fast_linear.gathering import ActiveNeurons, never_gather
 from mixout_export.layers import MixoutLayer
 from mixout_export.masks import PackedMask
 from mixout_export.training import loop, snapshots

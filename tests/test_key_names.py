@@ -18,7 +18,7 @@ from mixout_export.stages.inspection import inspect_path
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.verify import verify_checkpoints
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.surgery.key_names import disk_keys, merged_keys
 
 QUERY = "nomic_bert.layers.0.self_attn.q_proj.weight"

@@ -35,7 +35,7 @@ from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.tensors import digest_files, read_tensors
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 
 
 def prepare(base: Path, out: Path, **options: object) -> Path:

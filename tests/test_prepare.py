@@ -24,7 +24,7 @@ from mixout_export.files.streams import quick_digest
 from mixout_export.files.tensors import digest_files
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.prepare import PrepareOptions, PrepareResult, prepare_checkpoint
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 
 CLASSIFICATION = BaseOptions(task="text-classification")
 

@@ -15,7 +15,7 @@ from mixout_export import (
     inject_mixout,
 )
 from mixout_export.errors import ArgumentError, MixoutError, TargetError
-from mixout_export.surgery import attach_mixout, mixout_layers
+from mixout_export.surgery.injection import attach_mixout, mixout_layers
 
 CLASSIFIER = "ForSequenceClassification"
 

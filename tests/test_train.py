@@ -32,7 +32,7 @@ from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.training.batches import training_batches
 from mixout_export.training.records import Observer
 

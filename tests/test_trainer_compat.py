@@ -22,7 +22,7 @@ from mixout_export.checkpoint.model import load_plain
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 
 SENTENCES = ["the dog sleeps", "the dogs sleeps", "a cat sees him", "a cat sees he likes"] * 3
 

@@ -30,7 +30,7 @@ from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.train import train_checkpoint
 from mixout_export.stages.train.data import DataOptions
 from mixout_export.stages.verify import verify_checkpoints
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.tasks import OWN_HEADS
 
 SHAPE = (3, 16, 24)

@@ -45,8 +45,8 @@ from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.layers import MixoutLayer
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
-from mixout_export.surgery import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.dropout import set_module_dropout
+from mixout_export.surgery.injection import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.key_names import disk_keys
 
 _DTYPES = {

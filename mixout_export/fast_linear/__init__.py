@@ -5,15 +5,3 @@ are gathered and multiplied, which costs (1 - p) of that product. An element mas
 packed random bits. The backward pass computes Φ again, so a layer keeps no tensor of the weight's
 size between the passes.
 """
-
-from mixout_export.fast_linear.gathering import always_gather, never_gather
-from mixout_export.fast_linear.linear import mixed_product, needs_plain_ops
-from mixout_export.fast_linear.products import from_host
-
-__all__ = [
-    "always_gather",
-    "from_host",
-    "mixed_product",
-    "needs_plain_ops",
-    "never_gather",
-]

@@ -66,12 +66,9 @@ class ActiveNeurons:
 
     @classmethod
     def of(cls, mask: Tensor, weight: Tensor, rows: int) -> "ActiveNeurons | None":
-        """Return a mask's active neurons, or None if gathering them costs more than it saves.
+        """Return the active neurons of a mask, which is on the CPU, for an input of some rows.
 
-        Args:
-            mask: Bool, one element per input neuron, on the CPU.
-            weight: The weight, of shape (out, in) or (in, out).
-            rows: Number of rows of the input.
+        Return None if gathering them costs more than it saves.
         """
         total = mask.numel()
         neurons = mask.view(-1).nonzero()
@@ -82,13 +79,10 @@ class ActiveNeurons:
         return cls(neurons, columns, total, weight.device) if gathers else None
 
     def gather(self, input: Tensor) -> Tensor:
-        """Return the active neurons' columns of an input, shape (rows, columns).
+        """Return the active neurons' columns, (rows, columns), of an input, (rows, in).
 
         If there is room, the next column holds ones. In the weight gradient's product, that column
         becomes the gradient of the bias.
-
-        Args:
-            input: Shape (rows, in).
         """
         if input.device.type == "cpu":  # takes half of index_select's time there
             gathered = input.gather(1, self.indices.expand(input.shape[0], -1))
@@ -99,15 +93,9 @@ class ActiveNeurons:
         return gathered
 
     def scatter(self, values: Tensor, whole: Tensor, dim: int) -> Tensor:
-        """Write the active neurons' values into a tensor of zeros.
+        """Write the active neurons' values into `whole`, a tensor of zeros, and return it.
 
-        Args:
-            values: `columns` elements along `dim`; the first `count` of them are used.
-            whole: Zeros, with one element per input neuron along `dim`; written to.
-            dim: 0 or 1.
-
-        Returns:
-            `whole`.
+        Along `dim`, `values` has `columns` elements, and `whole` has one per input neuron.
         """
         neurons, values = self.indices.narrow(1, 0, self.count), values.narrow(dim, 0, self.count)
         if dim == 1 and whole.device.type == "cpu":  # takes two thirds of index_copy_'s time there

@@ -15,13 +15,9 @@ def from_host(host: Tensor, device: torch.device) -> Tensor:
 
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None, input_dim: int) -> Tensor:
-    """Return the layer's output, of shape (..., out) and the input's dtype.
+    """Return the layer's output, (..., out), in the input's dtype, from the input, (..., in).
 
-    Args:
-        input: Shape (..., in).
-        weight: Shape (out, in) if `input_dim` is 1, (in, out) if it is 0.
-        bias: Shape (out,), or None.
-        input_dim: The dimension of `weight` that counts input neurons.
+    Dimension `input_dim` of the weight counts input neurons.
     """
     weight = weight.to(input.dtype)
     return F.linear(input, weight if input_dim == 1 else weight.t(), bias)
@@ -34,12 +30,9 @@ def input_gradient(grad: Tensor, weight: Tensor, input_dim: int) -> Tensor:
 
 
 def weight_gradient(grad: Tensor, input: Tensor, input_dim: int) -> Tensor:
-    """Return the gradient of the weight, in the weight's layout.
+    """Return the gradient of the weight from the output's, (rows, out), and the input, (rows, in).
 
-    Args:
-        grad: The output's gradient, shape (rows, out).
-        input: Shape (rows, in).
-        input_dim: The dimension of the result that counts input neurons.
+    Dimension `input_dim` of the result counts input neurons.
     """
     return grad.t() @ input if input_dim == 1 else input.t() @ grad
 
@@ -47,10 +40,7 @@ def weight_gradient(grad: Tensor, input: Tensor, input_dim: int) -> Tensor:
 def mask_gradient(gradient: Tensor, factors: Tensor, p: float) -> Tensor:
     """Multiply a gradient of Φ by m / (1 - p), in place, which makes it the gradient of w.
 
-    Args:
-        gradient: The gradient of Φ; written to.
-        factors: The mask as `functional.coefficients` returns it; broadcasts against `gradient`.
-        p: Mix probability in (0, 1).
+    `factors` is the mask as `functional.coefficients` returns it.
     """
     gradient = gradient.mul_(factors)
     return gradient if is_full_precision(gradient.dtype) else gradient.mul_(1.0 / (1.0 - p))

@@ -94,13 +94,10 @@ def attach_mixout(
     config: MixoutConfig,
     anchors: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Turn the named modules into mixout layers. If one fails, none is changed.
+    """Turn the modules of these full names into mixout layers. If one fails, none is changed.
 
-    Args:
-        model: Any module without mixout.
-        names: Full module names.
-        config: Gives p and granularity. Its patterns are only recorded.
-        anchors: Module name → u, of the weight's shape. None means the current weights.
+    The patterns of `config` are only recorded. `anchors` maps each name to u; None means the
+    current weights.
 
     Raises:
         ArgumentError: A name is not a Linear, Conv1D or Embedding of the model, or the shape of an

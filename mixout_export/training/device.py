@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor
 
 from mixout_export.errors import ArgumentError
-from mixout_export.fast_linear import from_host
+from mixout_export.fast_linear.products import from_host
 from mixout_export.files.output import partial_path
 from mixout_export.training.options import PRECISIONS, TrainOptions
 

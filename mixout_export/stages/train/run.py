@@ -23,7 +23,7 @@ from mixout_export.stages.train.data import DataOptions, TrainingData, load_trai
 from mixout_export.stages.train.describe import write_trained_card
 from mixout_export.stages.train.record import RunRecord, TrainResult, run_settings
 from mixout_export.stages.train.settings import check_agreement, check_evaluation, check_options
-from mixout_export.surgery import mixout_layers
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.surgery.key_names import disk_keys
 from mixout_export.training.curves import write_curves
 from mixout_export.training.device import accelerated
