@@ -39,12 +39,10 @@ class OutputFolder:
     Attributes:
         out: Where the folder will appear.
         partial: Where files are written meanwhile.
-        resumed: Whether `partial` already held an unfinished run.
     """
 
     out: Path
     partial: Path
-    resumed: bool = False
     _lock: BaseFileLock | None = field(default=None, repr=False)
 
     def publish(self) -> None:
@@ -146,8 +144,8 @@ def _recover(out: Path) -> None:
         (out / LOCK).unlink()
 
 
-def _prepare_partial(partial: Path, *, resume: bool) -> bool:
-    """Create `partial`, or take over an unfinished run's; return whether there is one to resume."""
+def _prepare_partial(partial: Path) -> None:
+    """Create `partial`, or take over that of an unfinished run."""
     if partial.exists():
         ours = partial.is_dir() and ((partial / LOCK).exists() or _is_empty(partial))
         if not ours:
@@ -155,7 +153,6 @@ def _prepare_partial(partial: Path, *, resume: bool) -> bool:
                 f"{partial}: is in the way and was not made by this tool; move it elsewhere"
             )
     partial.mkdir(parents=True, exist_ok=True)
-    return resume and any(path.name != LOCK for path in partial.iterdir())
 
 
 def _clear(partial: Path) -> None:
@@ -209,8 +206,8 @@ def output_folder(
         out.parent.mkdir(parents=True, exist_ok=True)
         _recover(out)
         check_destination(out, sources, overwrite=overwrite)
-        has_work = _prepare_partial(partial, resume=resume)
-        folder = OutputFolder(out=out, partial=partial, resumed=has_work)
+        _prepare_partial(partial)
+        folder = OutputFolder(out=out, partial=partial)
         folder.lock()
     except OSError as error:
         raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
