@@ -13,9 +13,9 @@ from mixout_export.files.tensors import (
     DTYPE_SIZES,
     digest_files,
     read_tensors,
-    write_index,
     write_tensors,
 )
+from mixout_export.files.writing import TensorFile, write_index
 
 LIBRARY_ONLY = {
     "F8_E4M3": torch.float8_e4m3fn,
@@ -236,7 +236,13 @@ def test_a_file_cut_after_its_header_was_read(tmp_path: Path) -> None:
 
 
 def test_index(tmp_path: Path) -> None:
-    write_index(tmp_path / "index.json", {"b": "2.safetensors", "a": "1.safetensors"}, 12)
+    for name, key in (("1", "a"), ("2", "b")):
+        save_file({key: torch.zeros(int(name))}, tmp_path / f"{name}.safetensors")
+    files = [
+        TensorFile(path, tuple(read_tensors(path).values()))
+        for path in (tmp_path / "2.safetensors", tmp_path / "1.safetensors")
+    ]
+    write_index(tmp_path / "index.json", files)
     index = json.loads((tmp_path / "index.json").read_text())
     assert index["metadata"] == {"total_size": 12}
     assert list(index["weight_map"].items()) == [("a", "1.safetensors"), ("b", "2.safetensors")]

@@ -31,16 +31,15 @@ from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.files.output import output_folder
-from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy, make_read_only
+from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy
 from mixout_export.files.tensors import (
     TensorEntry,
     TensorSource,
-    joint_digest,
     read_tensors,
     write_tensors,
 )
 from mixout_export.files.weight_files import weight_files
-from mixout_export.files.writing import ANCHOR_SHARD, shards_of, write_shard_index
+from mixout_export.files.writing import ANCHOR_SHARD, finish_anchors, shards_of
 from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.layers import MixoutLayer
 from mixout_export.printable import first_line
@@ -368,10 +367,7 @@ def write_anchors(
     """Write the pretrained values, immutable, in shards above 5 GB; return their SHA-256."""
     files = shards_of(directory, LAYOUT.pretrained, tensors, limit=limit)
     digests = {file.path.name: write_tensors(file.path, file.tensors) for file in files}
-    write_shard_index(directory / LAYOUT.pretrained_index, files)
-    for file in files:
-        make_read_only(file.path)
-    return joint_digest(digests)
+    return finish_anchors(directory, files, digests)
 
 
 def mixed_modules(

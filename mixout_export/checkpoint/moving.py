@@ -25,20 +25,15 @@ from mixout_export.checkpoint.model import (
 )
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
-from mixout_export.files.sidecar_files import make_read_only
 from mixout_export.files.streams import quick_hash
-from mixout_export.files.tensors import (
-    TensorEntry,
-    joint_digest,
-    read_tensors,
-)
+from mixout_export.files.tensors import TensorEntry, read_tensors
 from mixout_export.files.weight_files import weight_files
 from mixout_export.files.writing import (
     ANCHOR_SHARD,
     SHARD_SIZE,
     TensorFile,
+    finish_anchors,
     shards_of,
-    write_shard_index,
     write_twice,
 )
 
@@ -97,10 +92,7 @@ class SavePlan:
         digests = write_twice(self.files, anchors, frozenset(anchored), also=quick)
         if self.index is not None:
             write_json(directory / LAYOUT.weights_index, self.index)
-        write_shard_index(directory / LAYOUT.pretrained_index, anchors)
-        for file in anchors:
-            make_read_only(file.path)
-        anchors_sha256 = joint_digest({file.path.name: digests[file.path.name] for file in anchors})
+        anchors_sha256 = finish_anchors(directory, anchors, digests)
         return WrittenWeights(self.tensors.keys(), anchors_sha256, quick.hexdigest(), digests)
 
 

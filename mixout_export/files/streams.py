@@ -61,16 +61,6 @@ class Background(Generic[T]):
         return self._results[0]
 
 
-def file_digest(path: Path, piece: int = PIECE) -> str:
-    """Return a file's SHA-256 (what `sha256sum` prints), read `piece` bytes at a time."""
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(piece))
-    with path.open("rb", buffering=0) as stream:
-        while count := stream.readinto(buffer):
-            digest.update(buffer[:count])
-    return digest.hexdigest()
-
-
 class Hash(Protocol):
     """A hash function that is given pieces one after the other."""
 
@@ -86,15 +76,23 @@ def quick_hash() -> Hash:
     return xxh3_64()
 
 
-def quick_digest(paths: Sequence[Path]) -> str:
-    """Return the quick hash of the bytes of several files, one file after the other."""
-    digest = quick_hash()
-    buffer = memoryview(bytearray(PIECE))
+def _hash_files(digest: Hash, paths: Sequence[Path], piece: int = PIECE) -> str:
+    buffer = memoryview(bytearray(piece))
     for path in paths:
         with path.open("rb", buffering=0) as stream:
             while count := stream.readinto(buffer):
                 digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def file_digest(path: Path, piece: int = PIECE) -> str:
+    """Return a file's SHA-256 (what `sha256sum` prints), read `piece` bytes at a time."""
+    return _hash_files(hashlib.sha256(), [path], piece)
+
+
+def quick_digest(paths: Sequence[Path]) -> str:
+    """Return the quick hash of the bytes of several files, one file after the other."""
+    return _hash_files(quick_hash(), paths)
 
 
 class Buffers:

@@ -79,36 +79,24 @@ class TensorEntry:
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the tensor's bytes in pieces of a few megabytes."""
-        with self._opened() as stream:
-            left = self.nbytes
-            while left:
-                chunk = stream.read(min(_CHUNK, left))
-                if not chunk:
-                    raise self._truncated()
-                left -= len(chunk)
-                yield chunk
+        buffer = memoryview(bytearray(min(_CHUNK, self.nbytes)))
+        for piece in self.pieces(lambda: buffer):
+            yield bytes(piece)
 
     def pieces(self, take: Callable[[], memoryview]) -> Iterator[memoryview]:
         """Yield the tensor's bytes in buffers from `take`, which then belong to the caller."""
-        with self._opened() as stream:
+        with FileIO(self.file) as stream:
+            stream.seek(self.offset)
             left = self.nbytes
             while left:
                 buffer = take()
                 count = stream.readinto(buffer[:left])
                 if not count:
-                    raise self._truncated()
+                    raise CheckpointError(
+                        f"{self.file}: ends inside {self.key!r}; it is truncated, copy it again"
+                    )
                 left -= count
                 yield buffer[:count]
-
-    def _opened(self) -> FileIO:
-        stream = FileIO(self.file)
-        stream.seek(self.offset)
-        return stream
-
-    def _truncated(self) -> CheckpointError:
-        return CheckpointError(
-            f"{self.file}: ends inside {self.key!r}; it is truncated, copy it again"
-        )
 
     def renamed(self, key: str) -> "TensorEntry":
         """Return the same tensor under another key."""
@@ -120,13 +108,9 @@ class TensorEntry:
 
     def read_into(self, buffer: memoryview) -> None:
         """Read the tensor's bytes into a buffer of `nbytes` bytes, without a copy."""
-        with self._opened() as stream:
-            done = 0
-            while done < self.nbytes:
-                count = stream.readinto(buffer[done : self.nbytes])
-                if not count:
-                    raise self._truncated()
-                done += count
+        done = 0
+        for piece in self.pieces(lambda: buffer[done:]):  # noqa: B023 (wants the current value)
+            done += len(piece)
 
     def same_bytes(self, other: "TensorEntry") -> bool:
         """Tell whether two tensors agree in dtype, shape and every byte."""
@@ -305,18 +289,6 @@ def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
     finally:
         hashing.finish()
     return digest.hexdigest()
-
-
-def write_index(path: Path, weight_map: Mapping[str, str], total_size: int) -> None:
-    """Write the index of a sharded checkpoint.
-
-    Args:
-        path: The index file.
-        weight_map: Key → file name of its shard.
-        total_size: Bytes of all tensors.
-    """
-    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
-    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def digest_files(paths: Sequence[Path], piece: int = PIECE) -> str:

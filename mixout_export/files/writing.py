@@ -1,20 +1,18 @@
 """Write several safetensors files at once: shards, and files that repeat some of the tensors."""
 
 import hashlib
-from collections.abc import Sequence, Set
+import json
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.sidecar_files import make_read_only
 from mixout_export.files.streams import BackgroundHashing, Buffers, Hash, Piece, output_file
-from mixout_export.files.tensors import (
-    TensorSource,
-    header_of,
-    pieces,
-    write_index,
-)
+from mixout_export.files.tensors import TensorSource, header_of, joint_digest, pieces
 
 #: Bytes above which the weights, and the anchors, are split into several files.
 SHARD_SIZE = "5GB"
@@ -148,8 +146,21 @@ def shards_of(
     ]
 
 
-def write_shard_index(path: Path, files: Sequence[TensorFile]) -> None:
-    """Write the index of several shards; a single file needs none."""
+def write_index(path: Path, files: Sequence[TensorFile]) -> None:
+    """Write the index of the files of a checkpoint."""
+    weight_map = {tensor.key: file.path.name for file in files for tensor in file.tensors}
+    total_size = sum(tensor.nbytes for file in files for tensor in file.tensors)
+    index = {"metadata": {"total_size": total_size}, "weight_map": dict(sorted(weight_map.items()))}
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def finish_anchors(directory: Path, files: Sequence[TensorFile], digests: Mapping[str, str]) -> str:
+    """Complete the files of anchors, which never change: add their index, make them read-only.
+
+    Return the SHA-256 that identifies them, from file name → SHA-256.
+    """
     if len(files) > 1:
-        weight_map = {tensor.key: file.path.name for file in files for tensor in file.tensors}
-        write_index(path, weight_map, sum(t.nbytes for file in files for t in file.tensors))
+        write_index(directory / LAYOUT.pretrained_index, files)
+    for file in files:
+        make_read_only(file.path)
+    return joint_digest({file.path.name: digests[file.path.name] for file in files})

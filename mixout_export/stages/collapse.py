@@ -15,13 +15,8 @@ from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
 from mixout_export.files.streams import Background
-from mixout_export.files.tensors import (
-    FLOATING,
-    TensorEntry,
-    TensorSource,
-    write_index,
-    write_tensors,
-)
+from mixout_export.files.tensors import FLOATING, TensorEntry, TensorSource, write_tensors
+from mixout_export.files.writing import TensorFile, write_index
 from mixout_export.provenance.manifest import write_manifest
 
 
@@ -151,27 +146,25 @@ def collapse_checkpoint(
         read = Background(folder.weights_sha256)
         check = Background(partial(folder.check_anchors, quickly=interpolate == 1.0))
         digests: dict[str, str] = {}
-        weight_map: dict[str, str] = {}
-        total = 0
+        files: list[TensorFile] = []
         for file in folder.weight_paths:
             entries = [e for e in folder.tensors.values() if e.file == file]
             if not entries:
                 continue  # a shard that held nothing but anchors
             tensors = [_source_of(e, pretrained.get(e.key), interpolate, code) for e in entries]
             digests[file.name] = write_tensors(target.partial / file.name, tensors)
-            weight_map |= {e.key: file.name for e in entries}
-            total += sum(tensor.nbytes for tensor in tensors)
+            files.append(TensorFile(target.partial / file.name, tuple(tensors)))
         if (folder.path / LAYOUT.weights_index).exists():
-            write_index(target.partial / LAYOUT.weights_index, weight_map, total)
+            write_index(target.partial / LAYOUT.weights_index, files)
         config = folder.collapsed_config()
         if dtype is not None:
             config.pop("torch_dtype", None)
             config["dtype"] = dtype
         write_json(target.partial / LAYOUT.config, config)
         copy_sidecar_files(folder.path, target.partial)
-        facts = CollapseFacts(
-            len(weight_map), len(set(pretrained) & set(weight_map)), interpolate, dtype
-        )
+        written = [tensor for file in files for tensor in file.tensors]
+        interpolated = sum(tensor.key in pretrained for tensor in written)
+        facts = CollapseFacts(len(written), interpolated, interpolate, dtype)
         card = collapsed_card(folder.metadata, facts, read_card(folder.path / LAYOUT.card))
         write_card(card, target.partial / LAYOUT.card)
         check.result()  # a damaged checkpoint is not passed on as a sound one
@@ -188,8 +181,8 @@ def collapse_checkpoint(
         out=out,
         interpolate=interpolate,
         dtype=dtype,
-        tensors=len(weight_map),
-        interpolated=facts.interpolated,
-        bytes=total,
+        tensors=len(written),
+        interpolated=interpolated,
+        bytes=sum(tensor.nbytes for tensor in written),
         sha256=digests,
     )
