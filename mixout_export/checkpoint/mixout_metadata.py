@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ class MixoutMetadata:
         config_changes: What `prepare` changed in `config.json`.
         seed: Seed of the fresh head.
         tool_version: Version that wrote the file.
-        unknown: Entries of a newer version, which are written back unchanged.
+        newer: The object as a newer version wrote it; {} if this version knows all entries. The
+            others are written back unchanged.
     """
 
     config: MixoutConfig
@@ -113,11 +114,11 @@ class MixoutMetadata:
     config_changes: tuple[ConfigChange, ...] = ()
     seed: int | None = None
     tool_version: str = __version__
-    unknown: dict[str, Any] = field(default_factory=dict)
+    newer: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object that goes to disk."""
-        plain = {
+        plain: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "tool_version": self.tool_version,
             **self.config.to_dict(),
@@ -132,7 +133,9 @@ class MixoutMetadata:
             "seed": self.seed,
             "modules": [vars(module).copy() for module in self.modules],
         }
-        return _merged(plain, self.unknown)
+        for _, known, read in _objects(plain, self.newer):
+            known |= {name: value for name, value in read.items() if name not in known}
+        return plain
 
     def write(self, path: Path) -> None:
         """Write the file."""
@@ -143,105 +146,64 @@ class MixoutMetadata:
         return replace(self, config=replace(self.config, p=p))
 
 
-def _merged(plain: dict[str, Any], unknown: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `plain` with the entries of `unknown`, object by object."""
-    merged = dict(plain)
-    for key, value in unknown.items():
-        inner = merged.get(key)
-        if isinstance(inner, dict):
-            merged[key] = _merged(inner, value)
-        elif key in _LISTS:
-            name = _LISTS[key]
-            merged[key] = [_merged(item, value.get(item[name], {})) for item in inner or ()]
-        else:
-            merged[key] = value
-    return merged
-
-
-def _split(record: type, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split an object into the entries that a record class knows and the others."""
-    names = {f.name for f in fields(record)}
-    known = {key: value for key, value in data.items() if key in names}
-    return known, {key: value for key, value in data.items() if key not in names}
-
-
 #: Lists of objects in the file, each with the entry that identifies an object.
 _LISTS = {"modules": "name", "config_changes": "key"}
 
 
-def _split_list(
-    record: type, data: Sequence[Mapping[str, Any]], name: str
-) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
-    """Split each object of a list; return the unknown entries by the object's name."""
-    split = [_split(record, item) for item in data]
-    return [known for known, _ in split], {known[name]: extra for known, extra in split if extra}
+def _objects(
+    plain: dict[str, Any], read: Mapping[str, Any]
+) -> Iterator[tuple[str, dict[str, Any], Mapping[str, Any]]]:
+    """Yield each object of `plain` with what was read for it, after the prefix of its entries."""
+    yield "", plain, read
+    for name in ("base", "head"):
+        yield f"{name}.", plain[name], read.get(name) or {}
+    for name, identity in _LISTS.items():
+        items = {item[identity]: item for item in read.get(name) or ()}
+        for item in plain[name]:
+            yield f"{name}.", item, items.get(item[identity], {})
 
 
-def _names(unknown: Mapping[str, Any]) -> str:
-    """List unknown entries. Those of inner objects are written `outer.inner`."""
-    names = set()
-    for key, value in unknown.items():
-        if key in ("base", "head"):
-            names |= {f"{key}.{inner}" for inner in value}
-        elif key in _LISTS:
-            names |= {f"{key}.{inner}" for item in value.values() for inner in item}
-        else:
-            names.add(key)
-    return ", ".join(sorted(names))
-
-
-_KNOWN = {
-    "format_version",
-    "tool_version",
-    "p",
-    "granularity",
-    "target_modules",
-    "exclude_modules",
-    *(f.name for f in fields(MixoutMetadata) if f.name not in ("config", "unknown")),
-}
+def _record(kind: Any, data: Mapping[str, Any]) -> Any:
+    """Build a record from the entries that its class knows."""
+    names = {each.name for each in fields(kind)}
+    return kind(**{name: value for name, value in data.items() if name in names})
 
 
 def _parse(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
-    unknown = {key: value for key, value in data.items() if key not in _KNOWN}
-    base, unknown_base = _split(Base, data.get("base") or {})
-    head, unknown_head = _split(Head, data.get("head") or {})
-    modules, unknown_modules = _split_list(MixedModule, data["modules"], "name")
-    changes, unknown_changes = _split_list(ConfigChange, data.get("config_changes") or (), "key")
-    nested = {
-        "base": unknown_base,
-        "head": unknown_head,
-        "modules": unknown_modules,
-        "config_changes": unknown_changes,
-    }
-    unknown |= {key: value for key, value in nested.items() if value}
-    if unknown:
-        logger.warning(
-            "%s: keeps the unknown entries %s, written by version %s",
-            origin,
-            _names(unknown),
-            data.get("tool_version"),
-        )
-    labels = data.get("labels")
-    return MixoutMetadata(
+    labels, head = data.get("labels"), data.get("head") or {}
+    metadata = MixoutMetadata(
         config=MixoutConfig(
             p=data["p"],
             granularity=data["granularity"],
             target_modules=data.get("target_modules", "all-linear"),
             exclude_modules=data.get("exclude_modules"),
         ),
-        modules=tuple(MixedModule(**module) for module in modules),
-        base=Base(**base),
+        modules=tuple(_record(MixedModule, module) for module in data["modules"]),
+        base=_record(Base, data.get("base") or {}),
         pretrained_sha256=data.get("pretrained_sha256"),
         pretrained_xxh3=data.get("pretrained_xxh3"),
         task=data.get("task"),
         labels=None if labels is None else tuple(labels),
-        head=Head(**{**head, "keys": tuple(head.get("keys", ()))}),
+        head=_record(Head, {**head, "keys": tuple(head.get("keys", ()))}),
         dropout=data.get("dropout"),
-        config_changes=tuple(ConfigChange(**change) for change in changes),
+        config_changes=tuple(_record(ConfigChange, c) for c in data.get("config_changes") or ()),
         seed=data.get("seed"),
         tool_version=data.get("tool_version", __version__),
-        unknown=unknown,
     )
+    unknown = {
+        prefix + name
+        for prefix, known, read in _objects(metadata.to_dict(), data)
+        for name in read.keys() - known.keys()
+    }
+    if not unknown:
+        return metadata
+    logger.warning(
+        "%s: keeps the unknown entries %s, written by version %s",
+        origin,
+        ", ".join(sorted(unknown)),
+        data.get("tool_version"),
+    )
+    return replace(metadata, newer=data)
 
 
 def parse_metadata(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
