@@ -1,12 +1,12 @@
 """Lay out folders for transformers.js and Optimum: one model, with a file for each precision."""
 
-import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from mixout_export.bundling.plan import BundleOptions, Model, Plan
 from mixout_export.bundling.source import OnnxFolder
 from mixout_export.errors import ArgumentError
+from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
 from mixout_export.tasks import known_task
 
@@ -33,7 +33,7 @@ def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePos
     if first.cached is not None and not config.get("use_cache", False):
         config["use_cache"] = True
     plan.copies.pop(root / LAYOUT.config, None)
-    plan.texts[root / LAYOUT.config] = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    plan.texts[root / LAYOUT.config] = json_text(config)
     plan.tokenizers[root] = first
     return plan
 

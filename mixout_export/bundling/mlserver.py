@@ -12,6 +12,7 @@ from typing import Any
 from mixout_export.bundling.plan import BundleOptions, Model, Plan, served_graphs
 from mixout_export.bundling.source import OnnxFolder, Value
 from mixout_export.files.graph_metadata import LABELS
+from mixout_export.files.json_files import json_text
 
 _RUNTIME = "graph_runtime.py"
 
@@ -21,10 +22,6 @@ def _tensors(values: Sequence[Value]) -> list[dict[str, Any]]:
         {"name": value.name, "datatype": value.datatype, "shape": list(value.shape)}
         for value in values
     ]
-
-
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _settings(model: Model, options: BundleOptions) -> dict[str, Any]:
@@ -55,14 +52,14 @@ def plan_mlserver(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan
     """
     plan = Plan()
     runtime = files("mixout_export.bundling").joinpath("files", _RUNTIME).read_text("utf-8")
-    plan.texts[PurePosixPath("settings.json")] = _json(
+    plan.texts[PurePosixPath("settings.json")] = json_text(
         {"host": "127.0.0.1", "http_port": 8080, "grpc_port": 8081, "parallel_workers": 0}
     )
     for name, (folder, graph) in served_graphs(folders, options).items():
         root = PurePosixPath(name)
         model = Model(name, folder, graph, root / "model.onnx")
         plan.add_graph(model)
-        plan.texts[root / "model-settings.json"] = _json(_settings(model, options))
+        plan.texts[root / "model-settings.json"] = json_text(_settings(model, options))
         plan.texts[root / _RUNTIME] = runtime
         plan.add_tokenizer(root / "tokenizer", folder)
     return plan

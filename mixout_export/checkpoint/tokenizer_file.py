@@ -1,11 +1,10 @@
 """Change tokenizer files so that other libraries read them correctly."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mixout_export.files.json_files import read_json
+from mixout_export.files.json_files import json_text, read_json
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -16,7 +15,7 @@ _CLASS, _CLASS_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
 
 def _rewrite(path: Path, data: Mapping[str, Any]) -> None:
     # keys keep their order: a vocabulary is listed by id
-    path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json_text(data), encoding="utf-8")
 
 
 def forget_machine_path(folder: Path) -> None:

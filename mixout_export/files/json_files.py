@@ -35,6 +35,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def json_text(content: object) -> str:
+    """Return the text of a JSON file whose keys keep their order."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON object the way transformers does, keys sorted, so that it is reproducible."""
     text = json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False)

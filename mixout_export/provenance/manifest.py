@@ -17,6 +17,7 @@ from typing import Any
 
 from mixout_export.errors import CheckpointError, ParityError
 from mixout_export.files.input_files import InputFiles
+from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import LOCK
 from mixout_export.files.streams import file_digest
@@ -80,8 +81,8 @@ class Manifest:
     def to_text(self) -> str:
         """Return the manifest's text. The same content always gives the same text."""
         content = self._content()
-        guard = hashlib.sha256(_text(content).encode()).hexdigest()
-        return _text({**content, "manifest_guard": guard})
+        guard = hashlib.sha256(json_text(content).encode()).hexdigest()
+        return json_text({**content, "manifest_guard": guard})
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,6 @@ class ManifestCheck:
     def holds(self) -> bool:
         """Whether the folder matches its manifest, or has none."""
         return not self.problems
-
-
-def _text(content: object) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _files_of(folder: Path) -> Iterator[Path]:
@@ -228,7 +225,7 @@ def find_manifest(files: InputFiles) -> Manifest | None:
         content = json.loads(files.read(LAYOUT.manifest))
         if isinstance(content, dict) and _OUR_KEYS.isdisjoint(content):
             return None
-        _text(content).encode()  # JSON may contain half a surrogate pair, which is not text
+        json_text(content).encode()  # JSON may contain half a surrogate pair, which is not text
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

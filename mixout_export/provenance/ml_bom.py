@@ -7,6 +7,7 @@ from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
 from mixout_export.errors import MixoutError
+from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
 from mixout_export.provenance.links import Link
 from mixout_export.version import __version__
@@ -87,7 +88,7 @@ def _complete(text: str, chain: Sequence[Link], task: str) -> str:
             **({"datasets": [{"ref": ref} for ref in data]} if data else {}),
         }
     }
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return json_text(content)
 
 
 def write_bom(
