@@ -1,4 +1,4 @@
-"""ONNX models: a graph, alone or in a folder with its configuration and tokenizer."""
+"""ONNX models: a graph, alone or in a folder with its configuration and tokenizer; bundles."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -13,6 +13,7 @@ from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import file_digest
+from mixout_export.provenance.manifest import Manifest, read_manifest
 from mixout_export.tasks import task_of_config
 
 if TYPE_CHECKING:
@@ -219,6 +220,41 @@ class OnnxModel(LocalArtifact):
                 yield graph
                 model = onnx.load(graph, load_external_data=False)
                 yield from (graph.parent / name for name in external_files(model))
+
+
+class Bundle(OnnxModel):
+    """A bundle. As a model, it is its first graph with the files beside that graph."""
+
+    kind = "bundle"
+    title = "ONNX graph"
+    cached_graph = None
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest. Every bundle has one."""
+        return read_manifest(self.files)
+
+    @cached_property
+    def graph(self) -> Path:
+        """The first graph."""
+        graphs = self.manifest.link.options.get("graphs")
+        first = graphs[0] if isinstance(graphs, list) and graphs else None
+        if not isinstance(first, str) or first not in self.manifest.files:
+            raise CheckpointError(
+                f"{self.path / LAYOUT.manifest}: names no graph of this folder, although it is a "
+                "bundle; bundle the model again"
+            )
+        return self.path / first
+
+    @property
+    def where(self) -> str:
+        """Path of the graph, for messages."""
+        return str(self.graph)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the graph and of its tokenizer."""
+        return self.graph.parent
 
 
 def external_files(model: "ModelProto") -> list[str]:

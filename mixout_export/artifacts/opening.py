@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import overload
 
-from mixout_export.artifacts.bundle import Bundle
-from mixout_export.artifacts.onnx_model import CPU_PROVIDER, OnnxModel
+from mixout_export.artifacts.onnx_model import CPU_PROVIDER, Bundle, OnnxModel
 from mixout_export.artifacts.served_model import ServedModel
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.folder import checkpoint_in, is_onnx_folder

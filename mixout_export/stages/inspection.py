@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mixout_export.artifacts.bundle import Bundle
-from mixout_export.artifacts.onnx_model import OnnxModel
+from mixout_export.artifacts.onnx_model import Bundle, OnnxModel
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.folder import PlainCheckpoint
