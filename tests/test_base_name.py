@@ -5,8 +5,7 @@ import pytest
 from checkpoints import TinyCheckpoints
 from cli_runs import a_copy
 
-from mixout_export.checkpoint.base import BaseOptions, load_base, locate_base
-from mixout_export.checkpoint.base_name import base_name
+from mixout_export.checkpoint.base import BaseOptions, base_name, load_base, locate_base
 from mixout_export.errors import CheckpointError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from mixout_export.errors import CheckpointError
 from mixout_export.files.streams import (
     PIECE,
-    Background,
     BackgroundHashing,
     Buffers,
     OutputFile,
     file_digest,
+    in_background,
     output_file,
 )
 from mixout_export.files.tensors import digest_files, read_tensors, write_tensors
@@ -25,14 +25,14 @@ DATA = random.Random(0).randbytes(3 * PIECE + 12_345)
 
 
 def test_a_result_comes_from_another_thread() -> None:
-    assert Background(lambda: threading.current_thread().name).result() != "MainThread"
+    assert in_background(lambda: threading.current_thread().name).result() != "MainThread"
 
 
 def test_an_error_comes_back_where_the_result_is_asked_for() -> None:
     def fail() -> None:
         raise CheckpointError("a file is damaged")
 
-    background = Background(fail)
+    background = in_background(fail)
     with pytest.raises(CheckpointError, match="a file is damaged"):
         background.result()
 

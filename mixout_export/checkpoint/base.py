@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,9 @@ from typing import Any
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from mixout_export.checkpoint.base_name import base_name
 from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
 from mixout_export.checkpoint.folder import (
     PlainCheckpoint,
@@ -22,6 +21,7 @@ from mixout_export.checkpoint.folder import (
     own_task_name,
 )
 from mixout_export.checkpoint.mixout_metadata import Base
+from mixout_export.checkpoint.model import LOADING_ERRORS, needs_remote_code, refuse_mismatched
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT, TOKENIZER_PATTERNS
@@ -32,6 +32,13 @@ from mixout_export.quiet import quiet_libraries
 from mixout_export.tasks import Task, get_task
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HEADING = re.compile(r"^# +(\S+) *$", re.MULTILINE)
+
+#: Folder names that do not say which model is inside.
+_GENERIC = re.compile(
+    r"(model|base|checkpoint(-\d+)?|out(put)?|best|final|last|pretrained|[0-9a-f]{40})",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,40 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     return Path(local), Path(local).name
 
 
+def _snapshot_name(path: Path) -> str | None:
+    """Return "org/name" for a folder `models--org--name/snapshots/COMMIT` of the hub's cache."""
+    owner = path.parent.parent.name
+    if path.parent.name != "snapshots" or not owner.startswith("models--"):
+        return None
+    return owner.removeprefix("models--").replace("--", "/")
+
+
+def _card_title(path: Path) -> str | None:
+    """Return the first heading of the base's card if it is the name of a model."""
+    try:
+        text = (path / LAYOUT.card).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    found = _HEADING.search(text)
+    is_name = found is not None and _HUB_ID.fullmatch(found[1]) and re.search(r"[-/\d]", found[1])
+    return found[1] if found is not None and is_name else None
+
+
+def base_name(folder: Path, config: Mapping[str, Any]) -> str:
+    """Return the name of the model in a folder, never a path of this machine.
+
+    The hub's cache and the title of the model's card are trusted first. The folder's own name comes
+    next, unless it could be anybody's, such as `model`. The last resort is the name in
+    `config.json`, which may be that of the model from which this one was finetuned.
+    """
+    path = folder.resolve()
+    own = None if _GENERIC.fullmatch(path.name) else path.name
+    configured = config.get("_name_or_path")
+    if not (isinstance(configured, str) and _HUB_ID.fullmatch(configured)):
+        configured = None
+    return _snapshot_name(path) or _card_title(path) or own or configured or path.name or "model"
+
+
 def _weight_paths(folder: PlainCheckpoint, *, allow_pickle: bool) -> tuple[list[Path], bool]:
     """Return the base's weight files and whether they are safetensors."""
     path, files = folder.path, folder.weight_paths
@@ -134,18 +175,13 @@ def _weight_paths(folder: PlainCheckpoint, *, allow_pickle: bool) -> tuple[list[
     return files, False
 
 
-def _refuse_remote_code(path: Path, config: dict[str, Any], *, trusted: bool) -> None:
-    known = config.get("model_type") in transformers.CONFIG_MAPPING
-    if "auto_map" in config and not known and not trusted:
+def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedConfig:
+    path, raw = folder.path, folder.config
+    if needs_remote_code(raw) and not options.trust_remote_code:
         raise CheckpointError(
             f"{path / LAYOUT.config}: the model needs Python code that comes with the checkpoint; "
             "read that code, then give --trust-remote-code to run it"
         )
-
-
-def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedConfig:
-    path, raw = folder.path, folder.config
-    _refuse_remote_code(path, raw, trusted=options.trust_remote_code)
     if "model_type" not in raw:
         raise CheckpointError(
             f"{path / LAYOUT.config}: has no 'model_type', so the architecture is unknown; add it "
@@ -156,7 +192,7 @@ def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedCon
             config: PretrainedConfig = AutoConfig.from_pretrained(
                 path, trust_remote_code=options.trust_remote_code
             )
-    except (ValueError, KeyError, OSError, TypeError, StrictDataclassError) as error:
+    except LOADING_ERRORS as error:
         raise CheckpointError(
             f"{path / LAYOUT.config}: cannot be used ({first_line(error)})"
         ) from error
@@ -257,7 +293,9 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
     model, info = _instantiate(path, task, config, options, safe=safe)
-    _refuse_mismatched(path, model, info, own_head=own and options.labels is None)
+    # a fresh head replaces one of another shape; everything else has to fit
+    kept = "" if own and options.labels is None else model.base_model_prefix + "."
+    refuse_mismatched(path, (m for m in info["mismatched_keys"] if m[0].startswith(kept)))
     fresh = tuple(sorted({*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])}))
     _refuse_foreign(path, model, fresh)
     name = base if commit is not None else base_name(path, folder.config)
@@ -297,24 +335,11 @@ def _instantiate(
                 f"{path / LAYOUT.pickle_weights}: is damaged or holds more than tensors, and was "
                 "not read; get the checkpoint as safetensors"
             ) from error
-        except (ValueError, KeyError, OSError, RuntimeError, ImportError, TypeError) as error:
+        except LOADING_ERRORS as error:
             raise CheckpointError(
                 f"{path}: cannot be loaded for {task.name} ({first_line(error)})"
             ) from error
     return model.eval(), info
-
-
-def _refuse_mismatched(
-    path: Path, model: PreTrainedModel, info: dict[str, Any], *, own_head: bool
-) -> None:
-    """Refuse weights of another shape, except those of a head that is replaced by a fresh one."""
-    body = model.base_model_prefix + "."
-    for key, found, expected in sorted(info["mismatched_keys"], key=lambda item: item[0]):
-        if own_head or key.startswith(body):
-            raise CheckpointError(
-                f"{path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; does "
-                f"{LAYOUT.config} belong to these weights?"
-            )
 
 
 def _refuse_foreign(path: Path, model: PreTrainedModel, fresh: Sequence[str]) -> None:

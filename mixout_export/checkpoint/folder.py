@@ -251,7 +251,7 @@ class PlainCheckpoint(LocalArtifact):
 
     def trace(self, inputs: "Mapping[str, Array]", *, headless: bool) -> "Trace":
         """Run the model and return the output of each call of each module."""
-        from mixout_export.checkpoint.experts import gathered_experts
+        from mixout_export.runners.torch_runner import gathered_experts
         from mixout_export.runners.trace import trace_modules
 
         runner = self.runner(self.interface.inputs, headless=headless)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
@@ -13,7 +13,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Size, Tensor
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.folder import (
@@ -62,7 +62,7 @@ _DTYPES = {
 }
 
 #: Errors that transformers raises if a folder does not hold what it should.
-_LOADING_ERRORS = (
+LOADING_ERRORS = (
     ValueError,
     KeyError,
     OSError,
@@ -98,13 +98,9 @@ def _model_class(folder: PlainCheckpoint) -> Any:
     return found
 
 
-def _refuse_remote_code(folder: PlainCheckpoint) -> None:
-    known = folder.config.get("model_type") in transformers.CONFIG_MAPPING
-    if "auto_map" in folder.config and not known:
-        raise CheckpointError(
-            f"{folder.path / LAYOUT.config}: the model needs Python code that comes with it, which "
-            "is not run here; only prepare --trust-remote-code does"
-        )
+def needs_remote_code(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration's model needs Python code that comes with the checkpoint."""
+    return "auto_map" in config and config.get("model_type") not in transformers.CONFIG_MAPPING
 
 
 def _own_memory(model: PreTrainedModel) -> None:
@@ -117,17 +113,11 @@ def _own_memory(model: PreTrainedModel) -> None:
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
-def _refuse_incomplete(folder: PlainCheckpoint, info: dict[str, Any]) -> None:
-    missing, mismatched = sorted(info["missing_keys"]), list(info["mismatched_keys"])
-    if missing:
+def refuse_mismatched(path: Path, mismatched: Iterable[tuple[str, Size, Size]]) -> None:
+    """Refuse weights of another shape, from the `mismatched_keys` that transformers found."""
+    for key, found, expected in sorted(mismatched):
         raise CheckpointError(
-            f"{folder.path}: lacks {len(missing)} tensors that its architecture "
-            f"{folder.config.get('architectures')} has, {missing[0]!r} first; restore the weights"
-        )
-    if mismatched:
-        key, found, expected = mismatched[0]
-        raise CheckpointError(
-            f"{folder.path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; does "
+            f"{path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; does "
             f"{LAYOUT.config} belong to these weights?"
         )
 
@@ -147,7 +137,11 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
     path = folder.path
     folder.require_weights()
     folder.tensors  # noqa: B018 (reads the headers, so that damage is reported before loading)
-    _refuse_remote_code(folder)
+    if needs_remote_code(folder.config):
+        raise CheckpointError(
+            f"{path / LAYOUT.config}: the model needs Python code that comes with it, which is not "
+            "run here; only prepare --trust-remote-code does"
+        )
     model_class = _model_class(folder)
     with quiet_libraries():
         try:
@@ -164,9 +158,14 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-        except _LOADING_ERRORS as error:
+        except LOADING_ERRORS as error:
             raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
-    _refuse_incomplete(folder, info)
+    if missing := sorted(info["missing_keys"]):
+        raise CheckpointError(
+            f"{path}: lacks {len(missing)} tensors that its architecture "
+            f"{folder.config.get('architectures')} has, {missing[0]!r} first; restore the weights"
+        )
+    refuse_mismatched(path, info["mismatched_keys"])
     _own_memory(model)
     return model.eval()  # type: ignore[no-any-return]
 

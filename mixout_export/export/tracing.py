@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.experts import gathered_experts
+from mixout_export.runners.torch_runner import gathered_experts
 
 
 def _is_tail(index: Any, value: Any) -> bool:

@@ -5,12 +5,13 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Semaphore, Thread
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from xxhash import xxh3_64
 
@@ -33,32 +34,22 @@ _WAITING = 16
 _BLOCK = 8 << 20
 
 
-class Background(Generic[T]):
-    """The result of a function that runs in a second thread.
+def in_background(function: Callable[[], T]) -> Future[T]:
+    """Run a function in a second thread, which ends with the process.
 
     This saves time for work that releases the interpreter's lock, such as reading files and hashing
-    large pieces. The thread ends with the process.
+    large pieces.
     """
+    future: Future[T] = Future()
 
-    def __init__(self, function: Callable[[], T]) -> None:
-        self._function = function
-        self._results: list[T] = []
-        self._error: BaseException | None = None
-        self._thread = Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def _work(self) -> None:
+    def work() -> None:
         try:
-            self._results.append(self._function())
+            future.set_result(function())
         except BaseException as error:  # raised again where the result is asked for
-            self._error = error
+            future.set_exception(error)
 
-    def result(self) -> T:
-        """Wait for the result and return it, or raise what the function raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._results[0]
+    Thread(target=work, daemon=True).start()
+    return future
 
 
 class Hash(Protocol):
@@ -160,7 +151,7 @@ class OutputFile:
         # an anonymous map begins at a page boundary, which direct writing needs
         self._block, self._other = (memoryview(mmap.mmap(-1, _BLOCK)) for _ in range(2))
         self._filled = 0
-        self._sending: Background[None] | None = None
+        self._sending: Future[None] | None = None
 
     def write(self, piece: Piece) -> None:
         """Append a piece."""
@@ -173,7 +164,7 @@ class OutputFile:
             if self._filled == _BLOCK:
                 self.wait()
                 self._set_direct(True)
-                self._sending = Background(partial(self._send, self._block))
+                self._sending = in_background(partial(self._send, self._block))
                 self._block, self._other = self._other, self._block
                 self._filled = 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mixout_export.errors import CheckpointError
 from mixout_export.files.json_files import read_json
 from mixout_export.files.layout import LAYOUT
-from mixout_export.files.streams import Background
+from mixout_export.files.streams import in_background
 from mixout_export.files.tensors import digest_files
 
 
@@ -57,7 +57,7 @@ class BaseDigest:
 
     def __init__(self, files: Sequence[Path]) -> None:
         self.files = tuple(files)
-        self._digest = Background(partial(digest_files, self.files, self._PIECE))
+        self._digest = in_background(partial(digest_files, self.files, self._PIECE))
 
     @classmethod
     def begin(cls, path: Path) -> "BaseDigest | None":

@@ -1,17 +1,40 @@
 """Run a PyTorch model on a batch."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixout_export.errors import CheckpointError
 from mixout_export.printable import first_line
 from mixout_export.runners.runner import Array, require_inputs
+
+#: Gather the experts of each token. The default sorts tokens by expert and calls an operator that
+#: ONNX lacks, and a loop over experts would depend on the data.
+_GATHERED = "batched_mm"
+
+
+@contextmanager
+def gathered_experts(model: nn.Module) -> Iterator[None]:
+    """Compute experts inside the block as a graph does. The results are the same.
+
+    Modules inside the experts then see their tokens in another order, so code that compares modules
+    with those of a graph has to choose the same way.
+    """
+    if not getattr(model, "_can_set_experts_implementation", lambda: False)():
+        yield
+        return
+    before = model.get_experts_implementation()  # type: ignore[operator]
+    model.set_experts_implementation(_GATHERED)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        model.set_experts_implementation(before)  # type: ignore[operator]
 
 
 def forward_options(model: PreTrainedModel) -> dict[str, Any]:

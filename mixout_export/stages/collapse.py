@@ -14,7 +14,7 @@ from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
-from mixout_export.files.streams import Background
+from mixout_export.files.streams import in_background
 from mixout_export.files.tensors import FLOATING, TensorEntry, TensorSource, write_tensors
 from mixout_export.files.writing import TensorFile, write_index
 from mixout_export.provenance.manifest import write_manifest
@@ -143,8 +143,8 @@ def collapse_checkpoint(
     folder = _open_mixout(source)
     pretrained = _pretrained_entries(folder, interpolate)
     with output_folder(out, [source], overwrite=overwrite) as target:
-        read = Background(folder.weights_sha256)
-        check = Background(partial(folder.check_anchors, quickly=interpolate == 1.0))
+        read = in_background(folder.weights_sha256)
+        check = in_background(partial(folder.check_anchors, quickly=interpolate == 1.0))
         digests: dict[str, str] = {}
         files: list[TensorFile] = []
         for file in folder.weight_paths:
