@@ -393,7 +393,7 @@ def test_other_folders_are_refused(tiny: TinyCheckpoints, tmp_path: Path) -> Non
     folder = shutil.copytree(tiny.classifier(), tmp_path / "copy")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchModel"]}))
-    with pytest.raises(CheckpointError, match="'NoSuchModel' cannot be loaded, transformers has"):
+    with pytest.raises(CheckpointError, match="'NoSuchModel' cannot be loaded, transformers does"):
         load_plain(open_checkpoint(folder))
 
 
