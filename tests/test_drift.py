@@ -254,7 +254,9 @@ def test_experts_that_see_tokens_in_another_order_are_no_false_alarm(
     assert result.drift is not None
     assert result.drift.first is None
     reasons = {drift.module: drift.reason for drift in result.drift.not_compared}
-    assert set(reasons.values()) == {"put another way, as what is around it agrees"}
+    assert set(reasons.values()) == {
+        "returns another form of the same values, because the module around it agrees"
+    }
     inside = ("gate", "experts.act_fn")
     assert set(reasons) == {f"model.layers.{n}.mlp.{name}" for n in (0, 1) for name in inside}
 

@@ -85,7 +85,7 @@ def test_rounded_weights_are_found_and_said(folders: Folders) -> None:
         audit = folders.audit(*pair)
         assert audit.holds
         assert dict(audit.counts) == {"rounded to bf16": 3}
-        assert audit.notes == ("3 tensors differ in dtype and are equal once rounded to bf16",)
+        assert audit.notes == ("3 tensors differ in dtype and are equal when rounded to bf16",)
 
 
 def test_wrongly_rounded_weights_are_not(folders: Folders) -> None:

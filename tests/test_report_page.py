@@ -139,7 +139,7 @@ def test_the_drift_map_is_shown_with_all_its_modules(sound: Facts) -> None:
     modules = (
         ModuleDrift("bert.first", "Linear", 1e-7, 1e-6, (2, 16, 4)),
         ModuleDrift("bert.<second>", "LayerNorm", 0.25, 0.5, (2, 16, 4)),
-        ModuleDrift("bert.third", "Dropout", reason="passes its input on"),
+        ModuleDrift("bert.third", "Dropout", reason="returns its input"),
     )
     drift = DriftMap(modules, 3e-5, "padding", (2, 16), 0.5)
     page = Page(render_page(replace(sound, result=replace(sound.result, drift=drift))))
@@ -149,7 +149,7 @@ def test_the_drift_map_is_shown_with_all_its_modules(sound: Facts) -> None:
         in page.text
     )
     assert "exceeded by 1 of 2 modules" in page.text
-    assert "bert.third Dropout passes its input on" in page.text
+    assert "bert.third Dropout returns its input" in page.text
     even = replace(drift, modules=modules[:1])
     page = Page(render_page(replace(sound, result=replace(sound.result, drift=even))))
     assert "The largest difference is 1.0e-07, at bert.first" in page.text

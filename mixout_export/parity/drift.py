@@ -16,43 +16,45 @@ from mixout_export.parity.drift_map import DriftMap, ModuleDrift
 from mixout_export.runners.runner import Array
 from mixout_export.runners.trace import Call, Trace
 
-#: Largest relative L2 difference of a module's output that rounding explains, by precision.
+#: Precision → largest relative L2 difference of a module's output that rounding explains.
 DRIFT_TOLERANCES = {"fp32": 3e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 3e-1}
 
-#: Most tokens, or pixels, of a batch that are run, because every module's output is kept.
+#: Largest number of tokens or pixels to run, because the output of every module is kept.
 _VALUES = 1024
 
-_SAME = "passes its input on"
+#: Reasons why a module's output is not compared.
+_SAME = "returns its input"
 _ABSENT = "not in the graph"
-_OTHERS = "put another way, as what is around it agrees"
+_OTHERS = "returns another form of the same values, because the module around it agrees"
 
-#: If a difference is smaller by this factor in the enclosing module, it has no effect.
+#: If the difference in the module around is smaller by this factor, the module itself is right.
 _DILUTION = 1e-3
 
-#: Classes that return one tensor in a fixed order, so that every difference in them counts.
+#: Classes that return one tensor in one order, to which `_DILUTION` does not apply. A changed bias
+#: of attention keys changes no output around it, for example, but it is a fault.
 _STRICT = ("Linear", "Conv1D", "Embedding")
 
 
 def _difference(reference: Array, candidate: Array) -> tuple[float, float]:
-    """Return the relative L2 and the largest difference, infinite where only one is NaN."""
+    """Return the relative L2 difference and the largest difference; infinite if one is NaN."""
     left, right = reference.astype(np.float64), candidate.astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right))
     with np.errstate(invalid="ignore"):
-        apart = np.where(same, 0.0, np.abs(right - left))
-    apart = np.where(np.isnan(apart), np.inf, apart)
+        difference = np.where(same, 0.0, np.abs(right - left))
+    difference = np.where(np.isnan(difference), np.inf, difference)
     norm = float(np.sqrt(np.square(left[np.isfinite(left)]).sum()))
-    total = float(np.sqrt(np.square(apart).sum()))
+    total = float(np.sqrt(np.square(difference).sum()))
     relative = 0.0 if total == 0.0 else (total / norm if norm else float("inf"))
-    return relative, float(apart.max(initial=0.0))
+    return relative, float(difference.max(initial=0.0))
 
 
 def _compare_tensors(
     reference: Array, candidate: Array, mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]]:
-    """Compare two tensors of one size, without tokens that are padding.
+    """Compare two tensors of equal size, without padding.
 
-    Padding on the left of a causal model attends to nothing. A softmax over nothing has no defined
-    value, so both sides may differ there.
+    In a causal model, padding on the left attends to nothing. A softmax over nothing has no defined
+    value, so the sides may differ there.
     """
     candidate = candidate.reshape(reference.shape)
     if mask is not None and reference.shape[: mask.ndim] == mask.shape:
@@ -64,14 +66,14 @@ def _compare_tensors(
 def _nearest(
     references: Sequence[Array], candidates: Sequence[Array], mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]] | None:
-    """Compare the tensors of a call: each tensor of the side with fewer with the nearest one.
+    """Compare the tensors that a call returned, each with the most similar one of the other side.
 
-    A graph records which values leave a module, but not which of the returned tensors each one is:
-    the sine or the cosine of a rotary embedding, the states or the pooled output of a body.
+    A graph shows which values a module returns, but not in which order. A rotary embedding returns
+    a sine and a cosine, for example. Each tensor of the side with fewer tensors is compared.
 
     Returns:
-        The relative L2 and the absolute difference, and the shape, of the tensor that is furthest
-        apart; None where no shapes fit.
+        The relative L2 difference, the largest difference and the shape of the tensor that differs
+        most; None if no sizes match.
     """
     pairs = [[(left, right) for right in candidates] for left in references]
     if len(candidates) < len(references):
@@ -111,17 +113,17 @@ def _encloses(outer: ModuleDrift, inner: ModuleDrift) -> bool:
     )
 
 
-def _doubted(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
-    """Yield the drifts. Ignore those that have no effect on the enclosing modules.
+def _discard_false(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
+    """Yield the drifts. Discard differences that do not reach the module around.
 
-    A graph may return the output of a module in another form: a router returns other tensors, and
-    experts see their tokens in another order. If an enclosing module is a thousand times closer,
-    the module itself does not differ.
+    A graph may return a module's values in another form: a router may return other tensors, and
+    experts may see tokens in another order. If the module around differs a thousand times less,
+    the module itself is right.
     """
     for at, drift in enumerate(modules):
         if drift.relative_l2 is not None and tolerance < drift.relative_l2:
             limit = min(tolerance, _DILUTION * drift.relative_l2)
-            agrees = any(  # modules end after those inside them
+            agrees = any(  # a module comes after the modules inside it
                 _encloses(outer, drift)
                 and outer.relative_l2 is not None
                 and outer.relative_l2 <= limit
@@ -137,9 +139,9 @@ def _rows_of(batch: Batch, rows: npt.NDArray[np.int64]) -> Batch:
 
 
 def pick_batch(batches: Sequence[Batch], outputs: Sequence[OutputDifference]) -> Batch:
-    """Return the batch with the largest difference, cut to rows whose outputs can all be kept.
+    """Return the batch with the largest difference, cut to a few rows.
 
-    The row that differs most is the first of them, and none is all padding.
+    The row that differs most comes first. Rows of padding only are left out.
     """
     worst = max(outputs, key=lambda output: output.max_abs, default=None)
     number, first = (0, 0) if worst is None else (worst.worst_number, worst.worst_row)
@@ -158,18 +160,17 @@ def draw_drift(
     tolerance: float = DRIFT_TOLERANCES["fp32"],
     headless: bool = False,
 ) -> DriftMap:
-    """Compare every module's output on one batch.
+    """Compare the output of every module on one batch.
 
     Args:
-        reference: The side that is right by definition.
-        candidate: The side that is checked. A graph knows its modules if this tool exported it.
-        batch: The batch that both run.
-        tolerance: Largest relative L2 difference that is allowed.
-        headless: Whether only the bodies are compared because one side has no head.
+        reference: The side with the expected outputs.
+        candidate: The side to check. A graph records its modules if this tool exported it.
+        batch: The inputs to run.
+        tolerance: Largest relative L2 difference that rounding explains.
+        headless: Whether only the bodies are compared, because one side has no head.
 
     Returns:
-        The calls of modules in the order in which they end. Calls that are missing from a graph
-        are listed with that reason.
+        All calls of modules, in the order in which they finish.
 
     Raises:
         CheckpointError: A side does not run the batch.
@@ -184,7 +185,7 @@ def draw_drift(
     mask = batch.inputs.get("attention_mask")
     modules = [_compare(call, clock, ours, theirs, mask) for call in clock.outputs]
     return DriftMap(
-        modules=tuple(_doubted(modules, tolerance)),
+        modules=tuple(_discard_false(modules, tolerance)),
         tolerance=tolerance,
         batch=batch.name,
         shape=batch.shape,

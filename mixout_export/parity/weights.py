@@ -1,4 +1,4 @@
-"""Account for every weight of one folder in another, byte by byte, without running anything."""
+"""Find every weight of one checkpoint in another, byte by byte, without running a model."""
 
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -13,18 +13,18 @@ from mixout_export.checkpoint.model import tensor_of
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance
 
-#: How messages call them.
+#: dtype → its name in messages.
 _SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
 class WeightProblem:
-    """A tensor that is not where it should be.
+    """A tensor that is missing or differs.
 
     Attributes:
-        key: Its key in the reference, or in the candidate if only that has it.
+        key: Key in the reference, or in the candidate if only that has the tensor.
         reason: What is wrong, as the end of a sentence.
-        max_abs: Largest difference, where both sides have the tensor.
+        max_abs: Largest difference; None if it was not measured.
     """
 
     key: str
@@ -34,15 +34,15 @@ class WeightProblem:
 
 @dataclass(frozen=True)
 class WeightAudit:
-    """What became of every tensor.
+    """The result of searching every tensor of one side in the other.
 
     Attributes:
-        total: Tensors looked for.
-        counts: How many were found in which way ("identical", "transposed", ...).
-        problems: Those that were not found, or differ.
-        ignored: Key → reason, of tensors that take no part.
-        extra: What only the candidate has and may have: a fresh head, constants of a graph.
-        notes: What a reader should know, as sentences.
+        total: Number of tensors searched.
+        counts: How tensors were found ("identical", "transposed", …) → their number.
+        problems: Tensors that were not found or differ.
+        ignored: Key → reason, for tensors that need not be found.
+        extra: What only the candidate has and may have, for example a graph's constants.
+        notes: Remarks that are not problems, as sentences.
     """
 
     total: int
@@ -59,11 +59,11 @@ class WeightAudit:
 
     @property
     def accounted(self) -> int:
-        """Tensors that were found, or take no part."""
+        """Number of tensors that were found or need not be found."""
         return self.total - len({problem.key for problem in self.problems})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
+        """Return the fields as JSON values."""
         return {
             "holds": self.holds,
             "total": self.total,
@@ -78,13 +78,12 @@ class WeightAudit:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The tensors of one folder and what its architecture knows of them.
+    """The tensors of one checkpoint, and the parameters of its architecture.
 
     Attributes:
-        tensors: The tensors, without anchors.
-        parameters: Keys on disk of what the loaded model has.
-        prefix: The `base_model_prefix` that keys inside the body begin with, "" for a
-            headless model.
+        tensors: Key → tensor, without anchors.
+        parameters: Keys on disk of the loaded model's parameters.
+        prefix: The `base_model_prefix` of keys in the body; "" for a model without a head.
     """
 
     tensors: Mapping[str, TensorEntry]
@@ -92,12 +91,12 @@ class WeightSet:
     prefix: str = ""
 
     def canonical(self, key: str) -> str:
-        """Return the key as a headless model has it."""
+        """Return the key that a model without a head would use."""
         return key.removeprefix(f"{self.prefix}.") if self.prefix else key
 
 
 def weights_of(checkpoint: PlainCheckpoint) -> WeightSet:
-    """Return the tensors of a checkpoint and what its architecture knows of them."""
+    """Return the tensors of a checkpoint, with the parameters of its architecture."""
     prefix = "" if checkpoint.headless else checkpoint.model.base_model_prefix
     return WeightSet(checkpoint.tensors, checkpoint.parameter_keys, prefix)
 
@@ -114,7 +113,7 @@ def _within(reference: Tensor, candidate: Tensor, tolerance: Tolerance) -> bool:
 
 
 def _equal_after_rounding(reference: Tensor, candidate: Tensor) -> bool:
-    """Tell whether the wider of the two, rounded to the narrower's dtype, is the narrower."""
+    """Return whether both are equal when the wider one is rounded to the other's dtype."""
     wide, narrow = reference, candidate
     if wide.element_size() < narrow.element_size():
         wide, narrow = narrow, wide
@@ -128,7 +127,7 @@ def _narrower(left: str, right: str) -> str:
 def _compare_entry(
     reference: TensorEntry, candidate: TensorEntry, tolerance: Tolerance | None
 ) -> str | WeightProblem:
-    """Return how a tensor was found, or what is wrong with it."""
+    """Return how a tensor was found, or the problem with it."""
     if reference.same_bytes(candidate):
         return "identical"
     if reference.shape != candidate.shape:
@@ -147,7 +146,7 @@ def _compare_entry(
 
 
 def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
-    """Tell whether a folder holds the same tensor under another key too."""
+    """Return whether a checkpoint holds an equal tensor under another key."""
     return any(
         other.key != entry.key and other.nbytes == entry.nbytes and other.same_bytes(entry)
         for other in tensors.values()
@@ -155,7 +154,7 @@ def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
 
 
 def _explain_one_sided(key: str, owner: WeightSet, other: WeightSet, headless: bool) -> str | None:
-    """Return why only one folder may hold `key`; None if it may not."""
+    """Return why only one checkpoint may have `key`; None if both must have it."""
     if key not in owner.parameters:
         return "no parameter of the architecture"
     if _is_tied(owner.tensors[key], owner.tensors):
@@ -173,16 +172,16 @@ def audit_folders(
     headless: bool = False,
     tolerance: Tolerance | None = None,
 ) -> WeightAudit:
-    """Compare two folders' tensors key by key.
+    """Compare the tensors of two checkpoints key by key.
 
     Args:
-        reference: What the weights should be.
-        candidate: What they are.
-        headless: Whether one side has no head: then only the body is compared.
-        tolerance: How far values may differ; None means not at all.
+        reference: The checkpoint with the expected weights.
+        candidate: The checkpoint to check.
+        headless: Whether one side has no head, so that only the body is compared.
+        tolerance: How much values may differ; None requires equal values.
 
     Returns:
-        The audit; a tensor of another dtype counts as found if rounding explains the difference.
+        The audit. A tensor of another dtype counts as found if rounding explains the difference.
     """
     ours = {reference.canonical(key): entry for key, entry in reference.tensors.items()}
     theirs = {candidate.canonical(key): entry for key, entry in candidate.tensors.items()}
@@ -207,7 +206,7 @@ def audit_folders(
             else:
                 ignored[key] = reason
     notes = tuple(
-        f"{count} tensors differ in dtype and are equal once {how}"
+        f"{count} tensors differ in dtype and are equal when {how}"
         for how, count in sorted(counts.items())
         if how.startswith("rounded")
     )
