@@ -1,7 +1,8 @@
 """Options that several commands share."""
 
 from collections.abc import Callable
-from functools import wraps
+from dataclasses import fields
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -11,11 +12,16 @@ from mixout_export_cli.output import Output
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 #: A path on this machine. The command itself checks whether it exists.
 PATH = click.Path(path_type=Path)
 
-_SEEDS = 2**63
+#: Declares an option with a value. The help shows the default unless it is None.
+option = partial(click.option, show_default=True)
+
+#: Declares an option without a value.
+flag = partial(click.option, is_flag=True)
 
 
 class RenamedOption(click.Option):
@@ -40,10 +46,8 @@ class RenamedOption(click.Option):
 def output_options(function: Callable[..., R]) -> Callable[..., R]:
     """Add `--json` and `--quiet`, and pass an `Output` as the argument `output`."""
 
-    @click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON object to stdout, and nothing else."
-    )
-    @click.option("--quiet", is_flag=True, help="Print only the result.")
+    @flag("--json", "as_json", help="Print one JSON object to stdout, and nothing else.")
+    @flag("--quiet", help="Print only the result.")
     @wraps(function)
     def wrapper(*args: Any, as_json: bool, quiet: bool, **kwargs: Any) -> R:
         return function(*args, output=Output(json=as_json, quiet=quiet), **kwargs)
@@ -52,20 +56,29 @@ def output_options(function: Callable[..., R]) -> Callable[..., R]:
 
 
 def _check_seed(_: click.Context, __: click.Parameter, value: int) -> int:
-    if not 0 <= value < _SEEDS:
+    if not 0 <= value < 2**63:
         raise click.BadParameter(f"{value} is not in [0, 2**63).")
     return value
 
 
 def seed_option(text: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Add `--seed` with a help text that says what it seeds."""
-    return click.option(
-        "--seed", type=int, default=0, show_default=True, callback=_check_seed, help=text
-    )
+    return option("--seed", default=0, callback=_check_seed, help=text)
 
 
-overwrite_option = click.option(
+def column_option(name: str, content: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Add an option for the name of a column with the given content."""
+    text = f"Column with {content}.  [default: detected by name]"
+    return option(name, metavar="NAME", help=text)
+
+
+def take(kind: type[T], options: dict[str, Any]) -> T:
+    """Remove the options that are fields of a dataclass, and build the dataclass from them."""
+    names = [field.name for field in fields(kind) if field.name in options]  # type: ignore[arg-type]
+    return kind(**{name: options.pop(name) for name in names})
+
+
+overwrite_option = flag(
     "--overwrite",
-    is_flag=True,
     help="Replace OUT if it exists. The old OUT is kept until the new one is complete.",
 )

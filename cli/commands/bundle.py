@@ -2,12 +2,21 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mixout_export_cli.command import Command
 from mixout_export_cli.following import after_bundle
-from mixout_export_cli.options import PATH, RenamedOption, output_options, overwrite_option
+from mixout_export_cli.options import (
+    PATH,
+    RenamedOption,
+    flag,
+    option,
+    output_options,
+    overwrite_option,
+    take,
+)
 from mixout_export_cli.output import Output, human_size
 
 _SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
@@ -22,20 +31,20 @@ def _name_of(folder: Path) -> str:
 @click.command(cls=Command)
 @click.argument("onnx", type=PATH)
 @click.argument("out", type=PATH)
-@click.option(
+@option(
     "--server",
     type=click.Choice(_SERVERS),
     required=True,
     metavar="SERVER",
     help=f"Target server or runtime: {', '.join(_SERVERS[:-1])} or {_SERVERS[-1]}.",
 )
-@click.option(
+@option(
     "--name",
     metavar="NAME",
     help="Name of the model on the server.  [default: name of the ONNX folder, for "
     "transformers-js name of OUT]",
 )
-@click.option(
+@option(
     "--add-precision",
     "also",
     cls=RenamedOption,
@@ -46,22 +55,19 @@ def _name_of(folder: Path) -> str:
     help="ONNX folder of the same checkpoint in another precision, to include as well. Can be "
     "given several times.  [optional]",
 )
-@click.option(
+@option(
     "--model-version",
-    type=int,
+    "version",
     default=1,
-    show_default=True,
     help="Version of the model, for servers that have versions.",
 )
-@click.option(
+@option(
     "--max-batch-size",
-    type=int,
     default=64,
-    show_default=True,
     help="Maximum number of rows in a batch, for servers that have a limit.",
 )
-@click.option("--bom", is_flag=True, help="Also write a CycloneDX bill of materials.")
-@click.option(
+@flag("--bom", help="Also write a CycloneDX bill of materials.")
+@option(
     "--sign",
     type=PATH,
     metavar="KEY",
@@ -69,20 +75,7 @@ def _name_of(folder: Path) -> str:
 )
 @overwrite_option
 @output_options
-def bundle(
-    onnx: Path,
-    out: Path,
-    *,
-    server: str,
-    name: str | None,
-    also: tuple[Path, ...],
-    model_version: int,
-    max_batch_size: int,
-    bom: bool,
-    sign: Path | None,
-    overwrite: bool,
-    output: Output,
-) -> None:
+def bundle(onnx: Path, out: Path, *, output: Output, **given: Any) -> None:
     """Turn ONNX, a folder written by `onnx`, into OUT, which a server or runtime can load directly.
 
     OUT/README.md has the commands to start the server, send a request and verify the model.
@@ -90,20 +83,16 @@ def bundle(
     from mixout_export.bundling.plan import BundleOptions
     from mixout_export.stages.bundle import bundle_onnx
 
-    options = BundleOptions(
-        server=server,
-        # transformers.js finds a model by the name of its folder
-        name=name or _name_of(out if server == "transformers-js" else onnx),
-        version=model_version,
-        max_batch_size=max_batch_size,
-    )
-    result = bundle_onnx(onnx, out, options, also=also, overwrite=overwrite, bom=bom, sign=sign)
-    lines = [f"{out}: for {server}, {human_size(result.bytes)}"]
+    # transformers.js finds a model by the name of its folder
+    given["name"] = given["name"] or _name_of(out if given["server"] == "transformers-js" else onnx)
+    options = take(BundleOptions, given)
+    result = bundle_onnx(onnx, out, options, **given)
+    lines = [f"{out}: for {result.server}, {human_size(result.bytes)}"]
     lines += [f"  {m['name']:<20} {m['precision']}, {m['path']}" for m in result.models]
     if result.tokenizer_texts:
         lines.append(
             f"  {'tokenizer':<20} same tokens as the original on {result.tokenizer_texts} texts"
         )
     lines.append(f"  {'how to use it':<20} see {out / 'README.md'}, then run the next command")
-    following = after_bundle(onnx, out, server=server, name=result.models[0]["name"])
+    following = after_bundle(onnx, out, server=result.server, name=result.models[0]["name"])
     output.result(result, "\n".join(lines), following=following)

@@ -1,56 +1,45 @@
 """`mixout-export collapse`."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from mixout_export_cli.command import Command
 from mixout_export_cli.following import after_model
-from mixout_export_cli.options import PATH, output_options, overwrite_option
+from mixout_export_cli.options import PATH, option, output_options, overwrite_option
 from mixout_export_cli.output import Output, human_size
 
 
 @click.command(cls=Command)
 @click.argument("trained", type=PATH)
 @click.argument("out", type=PATH)
-@click.option(
+@option(
     "--interpolate",
-    type=float,
     default=1.0,
-    show_default=True,
     metavar="ALPHA",
     help="Interpolate toward the base: (1 - ALPHA) x pretrained + ALPHA x trained, with ALPHA in "
     "[0, 1]. 1 keeps the trained weights, 0 gives the base back.",
 )
-@click.option(
+@option(
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16", "float64"]),
     help="Convert the weights to this dtype.  [default: unchanged]",
 )
 @overwrite_option
 @output_options
-def collapse(
-    trained: Path,
-    out: Path,
-    *,
-    interpolate: float,
-    dtype: str | None,
-    overwrite: bool,
-    output: Output,
-) -> None:
+def collapse(trained: Path, out: Path, *, output: Output, **options: Any) -> None:
     """Turn TRAINED, a mixout checkpoint, into OUT, a plain Hugging Face folder.
 
     The weights do not change by a single bit, and OUT loads where this tool is not installed.
     """
     from mixout_export.stages.collapse import collapse_checkpoint
 
-    result = collapse_checkpoint(
-        trained, out, interpolate=interpolate, dtype=dtype, overwrite=overwrite
-    )
+    result = collapse_checkpoint(trained, out, **options)
     how = "weights unchanged, bit for bit"
     if result.interpolated:
-        how = f"{result.interpolated} of them interpolated with ALPHA {interpolate:g}"
-    if dtype is not None:
-        how = f"converted to {dtype}" + (f", {how}" if result.interpolated else "")
+        how = f"{result.interpolated} of them interpolated with ALPHA {result.interpolate:g}"
+    if result.dtype is not None:
+        how = f"converted to {result.dtype}" + (f", {how}" if result.interpolated else "")
     text = f"{out}: plain checkpoint, {result.tensors} tensors, {human_size(result.bytes)}, {how}"
     output.result(result, text, following=after_model(out))

@@ -7,7 +7,7 @@ import click
 
 from mixout_export_cli.command import Command
 from mixout_export_cli.following import after_inspection
-from mixout_export_cli.options import PATH, output_options
+from mixout_export_cli.options import PATH, option, output_options
 from mixout_export_cli.output import Output, human_size, table
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def _is_digest(text: str) -> bool:
 
 @click.command(cls=Command)
 @click.argument("path", type=PATH)
-@click.option(
+@option(
     "--plot",
     type=PATH,
     metavar="FILE",

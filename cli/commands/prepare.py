@@ -9,7 +9,15 @@ from mixout_export.tasks import TASKS, known_task
 from mixout_export_cli.command import Command
 from mixout_export_cli.following import after_prepare
 from mixout_export_cli.imports import quick_imports
-from mixout_export_cli.options import PATH, output_options, overwrite_option, seed_option
+from mixout_export_cli.options import (
+    PATH,
+    flag,
+    option,
+    output_options,
+    overwrite_option,
+    seed_option,
+    take,
+)
 from mixout_export_cli.output import Output, count_of
 
 
@@ -34,93 +42,55 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
 @click.command(cls=Command)
 @click.argument("base")
 @click.argument("out", type=PATH)
-@click.option(
+@option(
     "--task",
     type=TaskChoice(TASKS),
     metavar="NAME",
     help=f"The task: {', '.join(TASKS)}.  [default: the task of BASE's head]",
 )
-@click.option(
+@option(
     "--labels",
     metavar="N|NAMES",
     help="Number of labels, or their names separated by commas.  [default: those of BASE, or 2]",
 )
-@click.option("--p", type=float, default=0.7, show_default=True, help="Mix probability in [0, 1).")
-@click.option(
+@option("--p", default=0.7, help="Mix probability in [0, 1).")
+@option(
     "--granularity",
     type=click.Choice(["neuron", "element"]),
     default="neuron",
-    show_default=True,
     help="Draw one mask bit per input neuron (as in the paper) or per weight.",
 )
-@click.option(
+@option(
     "--target-modules",
     default="all-linear",
-    show_default=True,
     metavar="PATTERN",
     help="Modules to mix: all-linear, name suffixes separated by commas, or a regular expression "
     "that matches whole names. Embeddings are mixed only if they are named.",
 )
-@click.option(
+@option(
     "--exclude-modules",
     metavar="PATTERN",
     help="Modules not to mix, in the same notation.  [optional]",
 )
-@click.option(
-    "--dropout",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Dropout probability in the pretrained layers.",
-)
-@click.option(
+@option("--dropout", default=0.0, help="Dropout probability in the pretrained layers.")
+@option(
     "--head",
     type=click.Choice(["dropout", "mixout", "none"]),
     default="dropout",
-    show_default=True,
     help="How to regularize a fresh head: dropout, mixout toward its initial value, or none.",
 )
-@click.option(
-    "--head-dropout",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Dropout probability before the head.",
-)
-@click.option(
+@option("--head-dropout", default=0.1, help="Dropout probability before the head.")
+@option(
     "--revision",
     metavar="NAME",
     help="Branch, tag or commit, if BASE is a hub id.  [default: main]",
 )
-@click.option(
-    "--allow-pickle",
-    is_flag=True,
-    help="Allow weights in pickle format. Only tensors are read from it.",
-)
-@click.option("--trust-remote-code", is_flag=True, help="Run the Python code in the checkpoint.")
+@flag("--allow-pickle", help="Allow weights in pickle format. Only tensors are read from it.")
+@flag("--trust-remote-code", help="Run the Python code in the checkpoint.")
 @seed_option("Seed for the initial weights of a fresh head.")
 @overwrite_option
 @output_options
-def prepare(
-    base: str,
-    out: Path,
-    *,
-    task: str | None,
-    labels: str | None,
-    p: float,
-    granularity: str,
-    target_modules: str,
-    exclude_modules: str | None,
-    dropout: float,
-    head: str,
-    head_dropout: float,
-    revision: str | None,
-    allow_pickle: bool,
-    trust_remote_code: bool,
-    seed: int,
-    overwrite: bool,
-    output: Output,
-) -> None:
+def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: Any) -> None:
     """Inject mixout into BASE, a Hugging Face folder or hub id, and write OUT.
 
     OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones. The BASE
@@ -135,32 +105,16 @@ def prepare(
         from mixout_export.config import MixoutConfig
         from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 
-    options = PrepareOptions(
-        base=BaseOptions(
-            task=task,
-            labels=_parse_labels(labels),
-            revision=revision,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-            seed=seed,
-        ),
-        mixout=MixoutConfig(
-            p=p,
-            granularity=granularity,  # type: ignore[arg-type]
-            target_modules=target_modules,
-            exclude_modules=exclude_modules,
-        ),
-        dropout=dropout,
-        head=head,
-        head_dropout=head_dropout,
-    )
+    given["labels"] = _parse_labels(given["labels"])
+    mixout = take(MixoutConfig, given)
+    options = PrepareOptions(base=take(BaseOptions, given), mixout=mixout, **given)
     result = prepare_checkpoint(base, out, options, overwrite=overwrite, digest=digest)
-    unit = "input neuron" if granularity == "neuron" else "weight"
+    unit = "input neuron" if mixout.granularity == "neuron" else "weight"
     share = result.mixed_parameters / result.parameters
     lines = [
         f"{out}: {result.architecture} for {result.task}",
         f"  mixed      {count_of(len(result.mixed), 'layer')}, {result.mixed_parameters:,} of "
-        f"{result.parameters:,} weights ({share:.0%}), p = {p:g}, one mask bit per {unit}",
+        f"{result.parameters:,} weights ({share:.0%}), p = {mixout.p:g}, one mask bit per {unit}",
         f"  new        {', '.join(result.fresh) or 'nothing, the head is that of the base'}",
     ]
     known = known_task(result.task)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mixout_export_cli.command import Command, given_arguments
-from mixout_export_cli.options import PATH, output_options
+from mixout_export_cli.options import PATH, flag, option, output_options
 from mixout_export_cli.output import Output, count_of, human_size, next_command
 
 if TYPE_CHECKING:
@@ -41,17 +41,11 @@ def _confirm(plan: "PushPlan") -> None:
 @click.command(cls=Command)
 @click.argument("folder", type=PATH)
 @click.argument("repo")
-@click.option(
-    "--private",
-    is_flag=True,
-    help="Create a private repository. Stops if REPO exists and is public.",
-)
-@click.option("--revision", metavar="BRANCH", help="Branch to upload to.  [default: main]")
-@click.option(
-    "--message", metavar="TEXT", help="Commit message.  [default: a description of FOLDER]"
-)
-@click.option("--dry-run", is_flag=True, help="Show what would be uploaded, and upload nothing.")
-@click.option("--yes", is_flag=True, help="Upload without asking first.")
+@flag("--private", help="Create a private repository. Stops if REPO exists and is public.")
+@option("--revision", metavar="BRANCH", help="Branch to upload to.  [default: main]")
+@option("--message", metavar="TEXT", help="Commit message.  [default: a description of FOLDER]")
+@flag("--dry-run", help="Show what would be uploaded, and upload nothing.")
+@flag("--yes", help="Upload without asking first.")
 @output_options
 def push(
     folder: Path,

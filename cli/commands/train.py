@@ -1,7 +1,6 @@
 """`mixout-export train`."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,13 @@ from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import (
     PATH,
     RenamedOption,
+    column_option,
+    flag,
+    option,
     output_options,
     overwrite_option,
     seed_option,
+    take,
 )
 from mixout_export_cli.output import (
     InterruptionError,
@@ -35,196 +38,129 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
 @click.command(cls=Command)
 @click.argument("prepared", type=PATH)
 @click.argument("out", type=PATH)
-@click.option(
+@option(
     "--train-file",
     type=PATH,
     help="Training data: csv, tsv, jsonl or parquet, optionally with .gz. Required for a "
     "new run unless --dataset is given.  [optional]",
 )
-@click.option("--eval-file", type=PATH, help="Evaluation data, in the same formats.  [optional]")
-@click.option(
+@option("--eval-file", type=PATH, help="Evaluation data, in the same formats.  [optional]")
+@option(
     "--dataset",
     metavar="NAME",
     help="A data set on the hub, instead of files: NAME or NAME:CONFIG.  [optional]",
 )
-@click.option(
-    "--text-column",
-    metavar="NAME",
-    help="Column with the text, words, question or prompt.  [default: detected by name]",
-)
-@click.option(
-    "--text-pair-column",
-    metavar="NAME",
-    help="Column with the second text or the context.  [default: detected by name]",
-)
-@click.option(
-    "--label-column",
-    metavar="NAME",
-    help="Column with the label, labels or answers. Several columns: NAME,NAME,…  "
-    "[default: detected by name]",
-)
-@click.option(
-    "--choices-column",
-    metavar="NAME",
-    help="Column with lists of choices, or one column per choice: NAME,NAME,…  "
-    "[default: detected by name]",
-)
-@click.option(
+@column_option("--text-column", "the text, words, question or prompt")
+@column_option("--text-pair-column", "the second text or the context")
+@column_option("--label-column", "the label, labels or answers. Several columns: NAME,NAME,…")
+@column_option("--choices-column", "lists of choices, or one column per choice: NAME,NAME,…")
+@option(
     "--metric",
     metavar="NAME",
     help=f"Metric that decides which checkpoint is best: {_METRICS}.  [default: the task's first]",
 )
-@click.option(
-    "--epochs",
-    type=float,
-    default=3.0,
-    show_default=True,
-    help="Passes over the training data. Fractions are allowed.",
+@option("--epochs", default=3.0, help="Passes over the training data. Fractions are allowed.")
+@option("--max-steps", type=int, help="Stop after this many training steps.  [optional]")
+@option("--batch-size", default=32, help="Examples per batch and device.")
+@option("--lr", default=2e-5, help="Peak learning rate.")
+@option(
+    "--warmup-ratio", default=0.1, help="Fraction of the steps in which the learning rate rises."
 )
-@click.option("--max-steps", type=int, help="Stop after this many training steps.  [optional]")
-@click.option(
-    "--batch-size", type=int, default=32, show_default=True, help="Examples per batch and device."
-)
-@click.option("--lr", type=float, default=2e-5, show_default=True, help="Peak learning rate.")
-@click.option(
-    "--warmup-ratio",
-    type=float,
-    default=0.1,
-    show_default=True,
-    help="Fraction of the steps in which the learning rate rises.",
-)
-@click.option(
+@option(
     "--scheduler",
     type=click.Choice(_SCHEDULERS),
     default="linear",
-    show_default=True,
     metavar="NAME",
     help=f"Learning-rate schedule after the warm-up: {', '.join(_SCHEDULERS)}.",
 )
-@click.option(
-    "--weight-decay",
-    type=float,
-    default=0.01,
-    show_default=True,
-    help="Weight decay, decoupled from the gradient as in AdamW.",
+@option(
+    "--weight-decay", default=0.01, help="Weight decay, decoupled from the gradient as in AdamW."
 )
-@click.option(
+@option(
     "--decay-toward",
     type=click.Choice(["zero", "pretrained"]),
     default="zero",
-    show_default=True,
     help="Where weight decay pulls the weights. A fresh head always decays toward zero.",
 )
-@click.option(
+@option(
     "--head-weight-decay",
     type=float,
     help="Weight decay of a fresh head.  [default: same as --weight-decay]",
 )
-@click.option(
+@option(
     "--max-length",
     type=int,
     help="Maximum length in tokens.  [default: 128, or the model's limit if lower]",
 )
-@click.option(
+@option(
     "--doc-stride",
     type=int,
     metavar="TOKENS",
     help="Tokens that two neighboring windows of a long context share.  [default: a third of "
     "--max-length]",
 )
-@click.option(
+@flag(
     "--pack-sequences",
     cls=RenamedOption,
     old_name="--blocks",
-    is_flag=True,
     help="For language models: join the texts and cut them into blocks of --max-length tokens. "
     "Without it, each row is one sequence.",
 )
-@click.option(
-    "--max-grad-norm",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Clip gradients to this norm. 0 turns clipping off.",
-)
-@click.option(
+@option("--max-grad-norm", default=1.0, help="Clip gradients to this norm. 0 turns clipping off.")
+@option(
     "--gradient-accumulation",
-    type=int,
     default=1,
-    show_default=True,
     help="Batches per training step. Each batch has its own masks.",
 )
-@click.option(
-    "--gradient-checkpointing",
-    is_flag=True,
-    help="Recompute activations in the backward pass to save memory.",
-)
-@click.option(
+@flag("--gradient-checkpointing", help="Recompute activations in the backward pass to save memory.")
+@option(
     "--precision",
     type=click.Choice(["fp32", "bf16", "fp16"]),
     default="fp32",
-    show_default=True,
     help="Precision of the computation. Weights are always kept in fp32.",
 )
-@click.option(
+@option(
     "--device",
     metavar="NAME",
     help="Device: cpu, cuda, cuda:N or mps.  [default: a GPU if there is one]",
 )
-@click.option(
+@option(
     "--anchor-dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Dtype of the pretrained weights in memory. bfloat16 halves their size.  "
     "[default: float32]",
 )
 @seed_option("Seed for data order, masks and dropout.")
-@click.option(
+@option(
     "--eval-every",
     type=int,
     metavar="STEPS",
     help="Training steps between evaluations.  [default: one epoch]",
 )
-@click.option(
+@option(
     "--save-every",
     type=int,
     metavar="STEPS",
     help="Training steps between checkpoints.  [default: one epoch]",
 )
-@click.option(
-    "--keep",
-    type=int,
-    default=2,
-    show_default=True,
-    help="Number of checkpoints to keep while training.",
+@option("--keep", default=2, help="Number of checkpoints to keep while training.")
+@flag("--early-stopping", help="Stop when --patience evaluations in a row show no improvement.")
+@option(
+    "--patience", default=3, help="Evaluations without improvement before --early-stopping stops."
 )
-@click.option(
-    "--early-stopping",
-    is_flag=True,
-    help="Stop when --patience evaluations in a row show no improvement.",
-)
-@click.option(
-    "--patience",
-    type=int,
-    default=3,
-    show_default=True,
-    help="Evaluations without improvement before --early-stopping stops.",
-)
-@click.option(
+@option(
     "--select",
     type=click.Choice(["best", "last"]),
     help="Which checkpoint becomes OUT.  [default: best with an eval file, else last]",
 )
-@click.option(
+@option(
     "--tracker",
     type=click.Choice(["tensorboard", "wandb", "trackio"]),
     help="Also log to this experiment tracker.  [optional]",
 )
-@click.option(
-    "--p", type=float, help="Mix probability in [0, 1).  [default: the one given to prepare]"
-)
-@click.option(
+@option("--p", type=float, help="Mix probability in [0, 1).  [default: the one given to prepare]")
+@flag(
     "--resume",
-    is_flag=True,
     help="Continue an unfinished run with its options, which need not be repeated. Starts a new "
     "run if there is none, and does nothing if OUT is complete.",
 )
@@ -250,7 +186,7 @@ def train(
     if resume:
         given = _given(options)
         options = {**options, **recorded_options(out, given), **given}
-    data = DataOptions(**{field.name: options.pop(field.name) for field in fields(DataOptions)})
+    data = take(DataOptions, options)
     settings = TrainOptions(**options)
     replacing = ["--overwrite"] if overwrite else []
     to_resume = next_command("train", prepared, out, *replacing, "--resume")

@@ -8,14 +8,9 @@ import click
 from mixout_export_cli.command import Command, command_line
 from mixout_export_cli.following import after_verification
 from mixout_export_cli.imports import quick_imports
-from mixout_export_cli.options import PATH, output_options, seed_option
+from mixout_export_cli.options import PATH, column_option, flag, option, output_options, seed_option
 from mixout_export_cli.output import Output, labeled, number, table
-from mixout_export_cli.serving import (
-    PathOrAddress,
-    describe_crowd,
-    describe_server,
-    server_options,
-)
+from mixout_export_cli.serving import PathOrAddress, describe_crowd, describe_server
 
 if TYPE_CHECKING:
     from mixout_export.parity.result import ParityResult
@@ -29,25 +24,20 @@ def _describe_generation(result: "ParityResult") -> list[str]:
     for output in generation.outputs:
         how = output.name.removeprefix("logits ")
         equal = output.decisions - output.flips
-        lines.append(
-            labeled(
-                "generation",
-                f"{equal} of {output.decisions} tokens equal {how}, max diff "
-                f"{output.max_abs:.2e}, sequences of up to {generation.longest} tokens",
-            )
+        text = (
+            f"{equal} of {output.decisions} tokens equal {how}, max diff {output.max_abs:.2e}, "
+            f"sequences of up to {generation.longest} tokens"
         )
+        lines.append(labeled("generation", text))
     if generation.ties:
-        lines.append(
-            labeled(
-                "note",
-                f"{generation.ties} of the different tokens are ties: PyTorch's own logits of both "
-                f"tokens differ by at most {max(generation.tie_margins):.1e}",
-            )
+        text = (
+            f"{generation.ties} of the different tokens are ties: PyTorch's own logits of both "
+            f"tokens differ by at most {max(generation.tie_margins):.1e}"
         )
+        lines.append(labeled("note", text))
     if not generation.beyond_window:
-        lines.append(
-            labeled("note", f"no sequence is longer than the attention window, {generation.window}")
-        )
+        text = f"no sequence is longer than the attention window, {generation.window}"
+        lines.append(labeled("note", text))
     return lines
 
 
@@ -56,14 +46,11 @@ def _describe_drift(result: "ParityResult") -> list[str]:
     if drift is None:
         why = f"not compared: {result.no_drift}"
         return ["", labeled("modules", why)] if result.no_drift else []
-    first, worst = drift.first, drift.worst
     lines = [labeled("modules", f"{len(drift.compared)} of {len(drift.modules)} outputs compared")]
-    if worst is not None:
-        text = f"at {worst.label}, by {worst.relative_l2:.1e} of its norm"
-        lines.append(labeled("largest diff", text))
-    if first is not None:
-        text = f"at {first.label}, by {first.relative_l2:.1e} of its norm"
-        lines.append(labeled("first diff", text))
+    for label, found in (("largest diff", drift.worst), ("first diff", drift.first)):
+        if found is not None:
+            text = f"at {found.label}, by {found.relative_l2:.1e} of its norm"
+            lines.append(labeled(label, text))
     return ["", *lines]
 
 
@@ -148,118 +135,107 @@ def _describe(result: "ParityResult") -> str:
 @click.command(cls=Command)
 @click.argument("reference", type=PathOrAddress())
 @click.argument("candidate", type=PathOrAddress())
-@click.option(
+@option(
     "--data",
     type=PATH,
     metavar="FILE",
     help="Also compare on the texts of this file: csv, tsv, jsonl or parquet, optionally "
     "with .gz.  [optional]",
 )
-@click.option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
-@click.option(
-    "--text-column",
-    metavar="NAME",
-    help="Column with the text in --data.  [default: detected by name]",
-)
-@click.option(
-    "--text-pair-column",
-    metavar="NAME",
-    help="Column with the second text in --data.  [default: detected by name]",
-)
-@click.option(
-    "--label-column",
-    metavar="NAME",
-    help="Column with the labels in --data.  [default: detected by name]",
-)
-@click.option(
-    "--choices-column",
-    metavar="NAME",
-    help="Column with the choices in --data.  [default: detected by name]",
-)
-@click.option(
+@option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
+@column_option("--text-column", "the text in --data")
+@column_option("--text-pair-column", "the second text in --data")
+@column_option("--label-column", "the labels in --data")
+@column_option("--choices-column", "the choices in --data")
+@option(
     "--atol",
     type=float,
     help="Absolute tolerance.  [default: by precision, fp32 1e-5, fp16 5e-3, bf16 4e-2]",
 )
-@click.option(
+@option(
     "--rtol",
     type=float,
     help="Relative tolerance.  [default: by precision, fp32 1e-4, fp16 1e-3, bf16 8e-3]",
 )
-@click.option(
+@option(
     "--provider",
     default="CPUExecutionProvider",
-    show_default=True,
     metavar="NAME",
     help="Execution provider of onnxruntime, for example CUDAExecutionProvider.",
 )
-@click.option(
+@option(
     "--inputs",
     type=PATH,
     metavar="FILE.npz",
     help="Use these test inputs, from an earlier --save-inputs.  [default: generated inputs]",
 )
-@click.option(
+@option(
     "--save-inputs",
+    "save_inputs_to",
     type=PATH,
     metavar="FILE.npz",
     help="Save the test inputs to this file, to use them again.  [optional]",
 )
-@click.option(
+@flag(
     "--self-test",
-    is_flag=True,
+    "test_self",
     help="Also test the comparison itself: put known faults into copies of CANDIDATE and check "
     "that each is found.",
 )
-@click.option(
+@option(
     "--report",
+    "report_to",
     type=PATH,
     metavar="FILE.html",
     help="Write the result as one HTML file, for viewing offline.  [optional]",
 )
 @seed_option("Seed for the generated test inputs.")
-@click.option(
+@option(
     "--min-agreement",
     type=float,
     help="Minimum share of equal decisions, in [0, 1].  [default: 0.97 for int8; other precisions "
     "are judged by tolerance]",
 )
-@click.option(
+@flag(
     "--drift",
-    is_flag=True,
     help="Compare the output of every module. Always on with --report and when the models differ.",
 )
-@click.option(
+@option(
     "--signature",
     type=PATH,
     metavar="KEY",
     help="Require CANDIDATE to carry a valid signature for this public key.  [optional]",
 )
-@server_options
+@option(
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    help="For a server: time limit of a request, retries included.  [default: 30]",
+)
+@option(
+    "--concurrency",
+    type=int,
+    metavar="CLIENTS",
+    help="For a server: number of clients that send requests at the same time.  [default: 16]",
+)
+@option(
+    "--requests",
+    type=int,
+    metavar="COUNT",
+    help="For a server: number of requests per client.  [default: 8]",
+)
+@option(
+    "--protocol",
+    type=click.Choice(["json", "binary", "grpc"]),
+    help="For a server: how tensors are sent.  [default: the fastest that it supports]",
+)
 @output_options
 def verify(
     reference: Path | str,
     candidate: Path | str,
     *,
-    data: Path | None,
-    max_examples: int | None,
-    text_column: str | None,
-    text_pair_column: str | None,
-    label_column: str | None,
-    choices_column: str | None,
-    atol: float | None,
-    rtol: float | None,
-    provider: str,
-    inputs: Path | None,
-    save_inputs: Path | None,
-    self_test: bool,
-    report: Path | None,
-    seed: int,
-    min_agreement: float | None,
-    drift: bool,
-    signature: Path | None,
-    serving: dict[str, Any],
     output: Output,
+    **options: Any,
 ) -> int:
     """Check that CANDIDATE computes the same as REFERENCE: every weight, then the outputs.
 
@@ -273,31 +249,17 @@ def verify(
         from mixout_export.served.options import ServingOptions
         from mixout_export.stages.verify import verify_checkpoints
 
+    given = {name: options.pop(name) for name in ("timeout", "concurrency", "requests", "protocol")}
+    for_server = {name: value for name, value in given.items() if value is not None}
     result = verify_checkpoints(
         reference,
         candidate,
-        data=data,
-        max_examples=max_examples,
-        text_column=text_column,
-        text_pair_column=text_pair_column,
-        label_column=label_column,
-        choices_column=choices_column,
-        atol=atol,
-        rtol=rtol,
-        provider=provider,
-        inputs=inputs,
-        save_inputs_to=save_inputs,
-        seed=seed,
-        min_agreement=min_agreement,
-        drift=drift,
-        test_self=self_test,
-        report_to=report,
+        serving=ServingOptions(**for_server) if for_server else None,
         command=command_line(),
-        serving=ServingOptions(**serving) if serving else None,
-        signature=signature,
+        **options,
     )
     following = after_verification(
-        reference, candidate, passed=result.passed, has_report=report is not None
+        reference, candidate, passed=result.passed, has_report=options["report_to"] is not None
     )
     output.result(result, _describe(result), following=following)
     return 0 if result.passed else 3
