@@ -209,10 +209,10 @@ def test_a_changed_folder_is_not_sent(graph: Path, program: Program) -> None:
 
 def test_work_in_progress_is_not_sent(graph: Path, program: Program) -> None:
     moved = graph.rename(graph.with_name("graph.partial"))
-    program("push", moved, "me/model", "--yes").failed(1, "work in progress")
+    program("push", moved, "me/model", "--yes").failed(1, "is not complete")
     (moved / "deep.partial").mkdir()
     back = moved.rename(graph)
-    program("push", back, "me/model", "--yes").failed(1, "deep.partial", "work in progress")
+    program("push", back, "me/model", "--yes").failed(1, "deep.partial", "is not complete")
 
 
 @pytest.mark.parametrize("repo", ["", "a/b/c", "me//model", "-x", "a b", "x" * 97, "a..b", "a.git"])

@@ -1,4 +1,4 @@
-"""The ONNX folder that is bundled, and what its graphs take and give."""
+"""Open the ONNX folder that is bundled, and read the inputs and outputs of its graphs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class Value:
 
     Attributes:
         name: Its name.
-        datatype: Its type in the Open Inference Protocol, "INT64" say.
-        shape: Its axes, the batch first; -1 where any size goes.
+        datatype: Its type in the Open Inference Protocol, for example "INT64".
+        shape: Its dimensions, the batch first; -1 means any size.
     """
 
     name: str
@@ -56,14 +56,14 @@ class Graph:
 
     Attributes:
         path: The file.
-        inputs: What it takes.
-        outputs: What it gives.
-        metadata: What it records.
-        sha256: Of the file.
-        external: Files beside it that hold its larger tensors.
-        standard: Whether all operators are of the standard.
-        shares_scale: Whether the rows of a batch share a scale, as with int8, so that an answer
-            depends on the rows beside it.
+        inputs: Its inputs.
+        outputs: Its outputs.
+        metadata: Its metadata.
+        sha256: SHA-256 of the file.
+        external: Files next to it that contain its larger tensors.
+        standard: Whether it uses only operators of the ONNX standard.
+        shares_scale: Whether the rows of a batch share a quantization scale, as with int8. Then a
+            row's output depends on the other rows of its batch.
     """
 
     path: Path
@@ -77,19 +77,19 @@ class Graph:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The file, and those that it needs beside it."""
+        """The file, and the external files that it needs."""
         return (self.path, *self.external)
 
     @cached_property
     def digests(self) -> dict[Path, str]:
-        """The SHA-256 of its files, the graph's first."""
+        """File → SHA-256, the graph's own file first."""
         return {self.path: self.sha256} | {path: file_digest(path) for path in self.external}
 
 
 def _value(argument: Any, graph: Path) -> Value:
     if argument.type not in DATATYPES:
         raise CheckpointError(
-            f"{graph}: {argument.name!r} is a {argument.type}, which no server here takes; "
+            f"{graph}: {argument.name!r} has type {argument.type}, which no server supports; "
             f"expected one of {', '.join(DATATYPES)}"
         )
     shape = tuple(size if isinstance(size, int) else -1 for size in argument.shape)
@@ -97,25 +97,26 @@ def _value(argument: Any, graph: Path) -> Value:
 
 
 def _external(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
-    """Return the files that hold a graph's larger tensors.
+    """Return the files that contain a graph's larger tensors.
 
     Raises:
-        CheckpointError: One does not lie beside the graph.
+        CheckpointError: A file is not in the graph's folder.
     """
     names = external_files(model)
     for name in names:
         if PurePath(name).name != name:
             raise CheckpointError(
-                f"{path}: keeps weights in {name!r}, expected a file beside it; export it again"
+                f"{path}: keeps weights in {name!r}, expected a file in the same folder; export it "
+                "again"
             )
     return tuple(path.with_name(name) for name in names)
 
 
 def read_graph(path: Path) -> Graph:
-    """Read what an ONNX file takes and gives, by loading it as a server does.
+    """Read an ONNX file by loading it as a server does.
 
     Raises:
-        CheckpointError: It cannot be loaded, or takes a type that servers do not know.
+        CheckpointError: It cannot be loaded, or has an input of a type that no server supports.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -140,10 +141,10 @@ def read_graph(path: Path) -> Graph:
 
 @dataclass(frozen=True)
 class OnnxFolder:
-    """A folder that `onnx` wrote, or one like it.
+    """A folder that `onnx` wrote, or one with the same layout.
 
     Attributes:
-        model: The folder, opened.
+        model: The opened folder.
         graph: Its graph.
         cached: The graph with a key/value cache; None if there is none.
     """
@@ -184,7 +185,7 @@ class OnnxFolder:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels; empty where the task has none."""
+        """Names of the labels; empty if the task has none."""
         return self.graph.metadata.labels or ()
 
     @property
@@ -195,7 +196,7 @@ class OnnxFolder:
 
     @cached_property
     def tokenizer_files(self) -> tuple[Path, ...]:
-        """The tokenizer's files, and those of a processor of images."""
+        """The files of the tokenizer or image processor."""
         return tuple(
             path
             for path in sorted(self.path.iterdir())
@@ -204,7 +205,7 @@ class OnnxFolder:
 
     @property
     def companions(self) -> tuple[Path, ...]:
-        """Files that a Python or JavaScript library reads beside the graph."""
+        """Files that a Python or JavaScript library reads in addition to the graph."""
         names = (LAYOUT.config, LAYOUT.generation_config)
         configs = [self.path / name for name in names if (self.path / name).is_file()]
         return (*configs, *self.tokenizer_files)
@@ -214,7 +215,7 @@ def open_onnx_folder(path: Path) -> OnnxFolder:
     """Open a folder to bundle.
 
     Raises:
-        CheckpointError: It is no ONNX folder, or its graph cannot be loaded.
+        CheckpointError: The path is not an ONNX folder, or its graph cannot be loaded.
     """
     model = open_artifact(path)
     if not is_onnx_folder(path):

@@ -160,9 +160,10 @@ class ParityResult:
                 reasons.append(f"output {output.name!r} has {output.exceeding} infinite values")
             elif self.tolerance is not None and not output.holds:
                 reasons.append(
-                    f"output {output.name!r} differs by {output.max_abs:.3g}, expected at most "
-                    f"{self.tolerance.atol:g} + {self.tolerance.rtol:g}·|reference|, at a "
-                    f"{output.worst_batch} batch of shape {output.worst_shape}"
+                    f"output {output.name!r} differs by up to {output.max_abs:.3g}, expected at "
+                    f"most {self.tolerance.atol:g} + {self.tolerance.rtol:g}·|reference|; the "
+                    f"largest difference is in the {output.worst_batch!r} test inputs, in a batch "
+                    f"of shape {output.worst_shape}"
                 )
         return reasons
 

@@ -142,7 +142,7 @@ def _compare_entry(
     if tolerance is not None and _within(left, right, tolerance):
         return "within tolerance"
     largest = _max_difference(left, right)
-    return WeightProblem(reference.key, f"differs by at most {largest:.3g}", largest)
+    return WeightProblem(reference.key, f"differs by up to {largest:.3g}", largest)
 
 
 def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:

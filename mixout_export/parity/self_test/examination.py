@@ -178,11 +178,13 @@ class _Examiner:
 
 
 def _where(output: OutputDifference) -> str:
-    """Return where an output failed, for people: "logits differs by 0.012 at a positions batch"."""
-    batch = f"at a {output.worst_batch} batch of shape {output.worst_shape}"
+    """Return where an output failed, for people: "logits differs by up to 0.012 in 'positions'"."""
     if output.problem or output.shortfall:
         return f"{output.name} {output.problem or output.shortfall}"
-    return f"{output.name} differs by {output.max_abs:.3g} {batch}"
+    return (
+        f"{output.name} differs by up to {output.max_abs:.3g} in the {output.worst_batch!r} test "
+        f"inputs, in a batch of shape {output.worst_shape}"
+    )
 
 
 def self_test(
