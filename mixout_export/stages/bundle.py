@@ -38,15 +38,15 @@ _PLANNERS: Mapping[str, Callable[[Sequence[OnnxFolder], BundleOptions], Plan]] =
 
 @dataclass(frozen=True)
 class BundleResult:
-    """What was bundled.
+    """The result of `bundle`.
 
     Attributes:
         out: The bundle.
-        server: What it is for.
+        server: The target server or runtime.
         models: Name, precision, path in the bundle and SHA-256 of each graph.
         bytes: Size of all files.
-        tokenizer_texts: Texts that the tokenizer was compared on; 0 where it was not.
-        signed: Whether the bundle bears a signature.
+        tokenizer_texts: Number of texts that the tokenizer was tested on; 0 without a tokenizer.
+        signed: Whether the bundle is signed.
     """
 
     out: Path
@@ -58,14 +58,14 @@ class BundleResult:
 
 
 def _check_manifest(folder: OnnxFolder) -> None:
-    """Refuse to ship what was changed after it was verified.
+    """Refuse files that were changed or added after `onnx` verified the folder.
 
     Raises:
         ParityError: The folder does not match its manifest.
     """
     found = folder.model.manifest_check
     if found.problems:
-        raise ParityError(f"{found.problems[0]}; export it again, as nobody has verified this")
+        raise ParityError(f"{found.problems[0]}; the change is not verified, so export it again")
     if found.manifest is None:
         return
     shipped = {file.name for graph in folder.graphs for file in graph.files}
@@ -73,16 +73,16 @@ def _check_manifest(folder: OnnxFolder) -> None:
     added = sorted(shipped & set(found.unlisted))
     if added:
         raise ParityError(
-            f"{folder.path / added[0]}: was added after onnx wrote the folder; move it elsewhere, "
-            "as nobody has verified this"
+            f"{folder.path / added[0]}: was added after onnx wrote the folder, so it is not "
+            "verified; move it elsewhere"
         )
 
 
 def _open(sources: Sequence[Path]) -> list[OnnxFolder]:
-    """Open the precisions of one model.
+    """Open the folders of one model in several precisions.
 
     Raises:
-        ArgumentError: They are of several models, or one precision comes twice.
+        ArgumentError: The folders are of several models, or two have the same precision.
     """
     folders = [open_onnx_folder(path) for path in sources]
     first, precisions = folders[0], set()
@@ -90,13 +90,14 @@ def _open(sources: Sequence[Path]) -> list[OnnxFolder]:
         _check_manifest(folder)
         if folder.precision in precisions:
             raise ArgumentError(
-                f"{folder.path}: is {folder.precision}, as another one is; give each precision once"
+                f"{folder.path}: is {folder.precision}, like another folder; give each precision "
+                "once"
             )
         precisions.add(folder.precision)
         if len(folders) > 1 and not folder.source_sha256:
             raise ArgumentError(
                 f"{folder.path}: does not record which weights it was exported from, so it cannot "
-                "lie beside another precision; export it again, or bundle it alone"
+                "be bundled with another precision; export it again, or bundle it alone"
             )
         if folder.source_sha256 != first.source_sha256 or folder.labels != first.labels:
             raise ArgumentError(
@@ -111,12 +112,13 @@ def _check_copies(models: Sequence[Model], folder: Path) -> None:
         for path, digest in model.digests.items():
             if file_digest(folder / path) != digest:
                 raise OutputError(
-                    f"{folder / path}: is not what {model.graph.path.parent} held; bundle it again"
+                    f"{folder / path}: differs from the file in {model.graph.path.parent}, which "
+                    "changed in the meantime; run bundle again"
                 )
 
 
 def _check_tokenizers(plan: Plan, folder: Path) -> int:
-    """Normalize each tokenizer, and see that it still does what the original does."""
+    """Normalize each tokenizer, and check that it still gives the tokens of the original."""
     texts = 0
     for directory, source in plan.tokenizers.items():
         normalize_tokenizer(folder / directory, source.limit)
@@ -141,7 +143,7 @@ def bundle_onnx(
     bom: bool = False,
     sign: Path | None = None,
 ) -> BundleResult:
-    """Write what a server expects, ready to start.
+    """Write a folder that a server or runtime can load directly.
 
     Args:
         source: An ONNX folder.
@@ -153,12 +155,11 @@ def bundle_onnx(
         sign: A private key to sign the bundle with; None leaves it unsigned.
 
     Raises:
-        ArgumentError: An option is outside its domain, the key is none, or the folders do not
-            belong together.
-        CheckpointError: A folder is no ONNX folder, or its graph cannot be loaded.
+        ArgumentError: An option or the key is invalid, or the folders are of different models.
+        CheckpointError: A path is not an ONNX folder, or its graph cannot be loaded.
         OutputError: `out` cannot be written.
-        ParityError: A folder does not match its manifest, or its tokenizer works otherwise where
-            Python is not there.
+        ParityError: A folder does not match its manifest, or its `tokenizer.json` alone gives other
+            tokens than the original.
     """
     if sign is not None:
         check_signing_key(sign)
@@ -181,25 +182,15 @@ def bundle_onnx(
     return BundleResult(
         out=out,
         server=options.server,
-        models=tuple(_model_facts(model) for model in plan.models),
+        models=tuple({"name": m.name, "path": str(m.path), **m.identity} for m in plan.models),
         bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         tokenizer_texts=texts,
         signed=sign is not None,
     )
 
 
-def _model_facts(model: Model) -> dict[str, str]:
-    return {"name": model.name, "path": str(model.path), **model.identity}
-
-
-def _chain(folder: OnnxFolder) -> tuple[Link, ...]:
-    """Return the steps that led to a folder; none where it has no manifest."""
-    manifest = folder.model.manifest_check.manifest
-    return () if manifest is None else manifest.whole_chain
-
-
 def _link_of(folder: OnnxFolder) -> dict[str, Any]:
-    """Return how another precision was made, beside the chain of the first."""
+    """Return the last step of another precision. The chain records those of the first."""
     manifest = folder.model.manifest_check.manifest
     if manifest is None:
         return Link("source", _input_sha256(folder), folder.path.resolve().name).to_dict()
@@ -207,7 +198,7 @@ def _link_of(folder: OnnxFolder) -> dict[str, Any]:
 
 
 def _license(folder: OnnxFolder) -> str:
-    """Return the license that a folder's card names; "" where there is none."""
+    """Return the license in the folder's card; "" if there is none."""
     header = read_card(folder.path / LAYOUT.card).header
     license = header.get("license")
     if license == "other":
@@ -221,7 +212,7 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
     """Write the manifest, once everything else is in the folder."""
     first = plan.models[0].folder
     digests = {str(p): digest for model in plan.models for p, digest in model.digests.items()}
-    told: dict[str, Any] = {
+    recorded: dict[str, Any] = {
         "server": options.server,
         "name": options.name,
         "model_version": options.version,
@@ -231,13 +222,14 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
     others = {model.folder.path: model.folder for model in plan.models[1:]}
     others.pop(first.path, None)
     if others:
-        told["also"] = [_link_of(folder) for folder in others.values()]
+        recorded["also"] = [_link_of(folder) for folder in others.values()]
     if bom:
+        manifest = first.model.manifest_check.manifest
         write_bom(
             target.partial,
             name=options.name,
             graphs={str(model.path): model.graph.sha256 for model in plan.models},
-            chain=_chain(first),
+            chain=() if manifest is None else manifest.whole_chain,
             task=first.task,
             license=_license(first),
         )
@@ -247,6 +239,6 @@ def _record(target: OutputFolder, plan: Plan, options: BundleOptions, *, bom: bo
         source=first.model.files,
         input_sha256=_input_sha256(first),
         weights=list(digests),
-        options=told,
+        options=recorded,
         known=digests,
     )

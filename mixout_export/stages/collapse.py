@@ -22,15 +22,15 @@ from mixout_export.provenance.manifest import write_manifest
 
 @dataclass(frozen=True)
 class CollapseResult:
-    """What `collapse` did.
+    """The result of `collapse`.
 
     Attributes:
         out: The plain folder.
         interpolate: α.
-        dtype: Dtype that was asked for, None if it was kept.
+        dtype: Dtype that the weights were converted to; None if it was kept.
         tensors: Number of tensors written.
-        interpolated: Number of those that were mixed with their pretrained value.
-        bytes: Bytes of all weight files.
+        interpolated: Number of tensors that were interpolated with their pretrained value.
+        bytes: Size of all tensors.
         sha256: File name → SHA-256 of each weight file.
     """
 
@@ -61,8 +61,8 @@ def _pretrained_entries(folder: MixoutCheckpoint, alpha: float) -> dict[str, Ten
         return {}
     if not folder.pretrained_paths or _only_mixed(folder):
         raise CheckpointError(
-            f"{folder.path}: holds the pretrained values of its mixed layers only, interpolation "
-            f"needs those of all parameters; start from a folder that prepare or train wrote"
+            f"{folder.path}: holds the pretrained values of its mixed layers only, but "
+            "interpolation needs those of all parameters; give a folder that prepare or train wrote"
         )
     fresh = set(folder.metadata.head.keys)
     by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
@@ -76,7 +76,7 @@ def _pretrained_entries(folder: MixoutCheckpoint, alpha: float) -> dict[str, Ten
 
 
 def _only_mixed(folder: MixoutCheckpoint) -> bool:
-    """Tell whether parameters beside the mixed weights lack a pretrained value."""
+    """Return whether only the mixed weights have a pretrained value, though there are others."""
     metadata = folder.metadata
     known = {weight_key(key) for key in folder.anchors}
     others = {key for key, entry in folder.tensors.items() if entry.dtype in FLOATING} - known
@@ -101,14 +101,6 @@ def _source_of(
     return Converted(entry, target)
 
 
-def _dtype_code(name: str | None) -> str | None:
-    if name is None:
-        return None
-    from mixout_export.files.arithmetic import dtype_code  # numpy only where it is needed
-
-    return dtype_code(name)
-
-
 def collapse_checkpoint(
     source: Path,
     out: Path,
@@ -117,7 +109,7 @@ def collapse_checkpoint(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> CollapseResult:
-    """Write the plain checkpoint that a mixout checkpoint computes in evaluation.
+    """Write a plain checkpoint that computes what a mixout checkpoint computes in evaluation mode.
 
     The tensors go from file to file, so the whole model is never in memory.
 
@@ -129,17 +121,18 @@ def collapse_checkpoint(
         dtype: "float32", "float16", "bfloat16" or "float64"; None keeps each tensor's own.
         overwrite: Whether a non-empty `out` may be replaced.
 
-    Returns:
-        What was written.
-
     Raises:
-        ArgumentError: α or the dtype is out of its domain.
+        ArgumentError: α or the dtype is outside its domain.
         CheckpointError: The source is not a mixout checkpoint, or is damaged.
         OutputError: `out` cannot be written.
     """
     if not 0.0 <= interpolate <= 1.0:
         raise ArgumentError(f"interpolate: got {interpolate}, expected a number in [0, 1]")
-    code = _dtype_code(dtype)
+    code = None
+    if dtype is not None:
+        from mixout_export.files.arithmetic import dtype_code  # numpy only where it is needed
+
+        code = dtype_code(dtype)
     folder = _open_mixout(source)
     pretrained = _pretrained_entries(folder, interpolate)
     with output_folder(out, [source], overwrite=overwrite) as target:
@@ -167,7 +160,7 @@ def collapse_checkpoint(
         facts = CollapseFacts(len(written), interpolated, interpolate, dtype)
         card = collapsed_card(folder.metadata, facts, read_card(folder.path / LAYOUT.card))
         write_card(card, target.partial / LAYOUT.card)
-        check.result()  # a damaged checkpoint is not passed on as a sound one
+        check.result()  # raises if the checkpoint is damaged
         write_manifest(
             target.partial,
             step="collapse",

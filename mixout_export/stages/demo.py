@@ -1,14 +1,13 @@
 """`demo`: run the complete workflow on a small real model and the data of this package."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.demo_base import DEMO_BASE, DEMO_LABELS, demo_base, demo_data
-from mixout_export.config import MixoutConfig
 from mixout_export.files.output import output_folder
 from mixout_export.parity.result import ParityResult
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -18,8 +17,6 @@ from mixout_export.stages.train import DataOptions, TrainResult, train_checkpoin
 from mixout_export.stages.verify import verify_checkpoints
 from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import Observer
-
-T = TypeVar("T")
 
 _OPTIONS = TrainOptions(epochs=4, lr=1e-4, max_length=64)
 
@@ -121,59 +118,39 @@ def run_demo(
     train_file, eval_file = demo_data()
     seconds: dict[str, float] = {}
 
-    def timed(name: str, text: str, work: Callable[[], T]) -> T:
-        say(text)
+    @contextmanager
+    def stage(name: str, text: str) -> Iterator[None]:
+        say(f"{name:<9} {text}")
         started = time.monotonic()
-        value = work()
+        yield
         seconds[name] = time.monotonic() - started
-        return value
 
     with output_folder(out, [base], overwrite=overwrite) as folder:
         root = folder.partial
         prepared, trained = root / "prepared", root / "trained"
         collapsed, graph = root / "collapsed", root / "onnx"
-        options = PrepareOptions(
-            base=BaseOptions(task="text-classification", labels=DEMO_LABELS), mixout=MixoutConfig()
-        )
-        timed(
-            "prepare",
-            "prepare   inject mixout(0.7) into all-MiniLM-L6-v2, a BERT with 22 M parameters",
-            lambda: prepare_checkpoint(str(base), prepared, options),
-        )
-        training = timed(
-            "train",
-            f"train     finetune on {train_file}: is an English sentence acceptable?",
-            lambda: train_checkpoint(
-                prepared,
-                trained,
-                DataOptions(train_file=train_file, eval_file=eval_file),
-                _OPTIONS,
-                observer=observer,
-            ),
-        )
-        timed(
-            "collapse",
-            "collapse  turn it into a plain checkpoint",
-            lambda: collapse_checkpoint(trained, collapsed),
-        )
-        timed(
-            "onnx",
-            "onnx      export it",
-            lambda: export_onnx(collapsed, graph, verify=False),
-        )
+        head = BaseOptions(task="text-classification", labels=DEMO_LABELS)
+        with stage(
+            "prepare", "inject mixout(0.7) into all-MiniLM-L6-v2, a BERT with 22 M parameters"
+        ):
+            prepare_checkpoint(str(base), prepared, PrepareOptions(base=head))
+        with stage("train", f"finetune on {train_file}: is an English sentence acceptable?"):
+            data = DataOptions(train_file=train_file, eval_file=eval_file)
+            training = train_checkpoint(prepared, trained, data, _OPTIONS, observer=observer)
+        with stage("collapse", "turn it into a plain checkpoint"):
+            collapse_checkpoint(trained, collapsed)
+        with stage("onnx", "export it"):
+            export_onnx(collapsed, graph, verify=False)
         pairs = (
             ("base → prepared", base, prepared),
             ("trained → collapsed", trained, collapsed),
             ("collapsed → onnx", collapsed, graph),
         )
-        hops = timed(
-            "verify",
-            "verify    compare the two sides of each step",
-            lambda: tuple(
+        with stage("verify", "compare the two sides of each step"):
+            hops = tuple(
                 Hop(name, _published(verify_checkpoints(reference, candidate), root, out))
                 for name, reference, candidate in pairs
-            ),
-        )
+            )
         sizes = {path.name: _size(path) for path in (prepared, trained, collapsed, graph)}
     return DemoResult(
         out=out,

@@ -1,4 +1,4 @@
-"""`inspect`: what a folder is, where it comes from, and how far its layers have moved."""
+"""`inspect`: describe a folder, its history, and how far its layers have moved."""
 
 import math
 from collections import Counter
@@ -21,7 +21,7 @@ from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import damage_explained
 
-#: What a graph records about where it comes from.
+#: Metadata of a graph that say where it comes from.
 _ORIGIN = (SOURCE_SHA256, TOOL_VERSION)
 
 
@@ -44,24 +44,25 @@ class LayerDistance:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What a path holds.
+    """The description of a path.
 
     Attributes:
         path: The path.
         kind: "huggingface", "mixout", "onnx" or "bundle".
-        architecture: Class name of the model, None if unknown.
-        task: Name of the task, None for a headless model.
-        labels: Label names, None where the task has none.
-        tensors: Number of ordinary tensors.
-        parameters: Number of their elements.
-        dtypes: Their dtypes, each with the number of tensors.
+        architecture: Class name of the model; None if unknown.
+        task: Name of the task; None for a headless model.
+        labels: Label names; None if the task has none.
+        tensors: Number of tensors, without anchors.
+        parameters: Total number of their elements.
+        dtypes: Dtype → number of tensors.
         files: File name → bytes.
-        provenance: The manifest's entries but the modules, or the graph's metadata.
-        layers: The mixed layers' distances, empty unless `kind` is "mixout".
-        distance: ‖w - u‖ over all mixed layers, None unless `kind` is "mixout".
-        chain: The steps that led to the folder, from the base on; empty without a manifest.
-        broken: What does not match the manifest, as sentences; empty if all does.
-        unlisted: Files that the manifest does not know, which is no fault.
+        provenance: The entries of `mixout_config.json` except the modules, the origin in a graph's
+            metadata, or the options of a bundle.
+        layers: Distances of the mixed layers; empty unless `kind` is "mixout".
+        distance: ‖w - u‖ over all mixed layers; None unless `kind` is "mixout".
+        chain: The steps that led to the folder, starting with the base; empty without a manifest.
+        broken: Differences from the manifest, as sentences; empty if it matches.
+        unlisted: Files that the manifest does not list. They are allowed.
     """
 
     path: Path
@@ -93,12 +94,6 @@ def _squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]
     return float(difference @ difference), float(u @ u)
 
 
-def _relative(distance: float, norm: float) -> float:
-    if norm:
-        return distance / norm
-    return math.inf if distance else 0.0
-
-
 def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], float | None]:
     if folder.metadata is None:
         return (), None
@@ -106,7 +101,7 @@ def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], floa
     seen: set[str] = set()
     for module in folder.metadata.modules:
         if module.weight_key in seen:
-            continue  # merged on disk with one before, and counted with it
+            continue  # merged on disk with an earlier module, and counted with it
         seen.add(module.weight_key)
         entry = folder.tensors.get(module.weight_key)
         anchor = folder.anchors.get(module.pretrained_key)
@@ -114,10 +109,9 @@ def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], floa
             missing = module.weight_key if entry is None else module.pretrained_key
             raise CheckpointError(f"{folder.path}: the tensor {missing!r} is missing; restore it")
         moved, norm = _squares(entry, anchor)
-        distance = math.sqrt(moved)
-        layers.append(
-            LayerDistance(module.name, entry.shape, distance, _relative(distance, math.sqrt(norm)))
-        )
+        distance, size = math.sqrt(moved), math.sqrt(norm)
+        relative = distance / size if size else math.inf if distance else 0.0
+        layers.append(LayerDistance(module.name, entry.shape, distance, relative))
         total += moved
     return tuple(layers), math.sqrt(total)
 
@@ -125,17 +119,6 @@ def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], floa
 def _files(path: Path) -> dict[str, int]:
     files = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
     return {file.name: file.stat().st_size for file in files}
-
-
-def _with_chain(inspection: Inspection, artifact: LocalArtifact) -> Inspection:
-    """Add the steps of the folder's manifest, and what does not match it."""
-    found = artifact.manifest_check
-    return replace(
-        inspection,
-        chain=() if found.manifest is None else found.manifest.whole_chain,
-        broken=(*inspection.broken, *found.problems),
-        unlisted=found.unlisted,
-    )
 
 
 @singledispatch
@@ -173,37 +156,42 @@ def _inspect_graph(model: OnnxModel) -> Inspection:
 
 
 def inspect_path(path: Path) -> Inspection:
-    """Find out what a path holds, and whether its manifest matches it.
+    """Describe a path, and check its manifest.
 
     Args:
-        path: A mixout checkpoint, a Hugging Face folder, an ONNX folder or an `.onnx` file.
-
-    Returns:
-        What it is. For a mixout checkpoint, how far each mixed layer has moved.
+        path: A mixout checkpoint, a Hugging Face folder, an ONNX folder, an `.onnx` file or a
+            bundle.
 
     Raises:
-        CheckpointError: The path holds nothing that can be read.
-        ParityError: It cannot be read, and is not as its manifest says.
+        CheckpointError: The path cannot be read as any of these.
+        ParityError: It cannot be read because a file was changed, according to its manifest.
     """
     files = InputFiles(path)
     with damage_explained(files):
         artifact = open_artifact(files)
-        return _with_chain(_inspect(artifact), artifact)
+        inspection = _inspect(artifact)
+        found = artifact.manifest_check
+    return replace(
+        inspection,
+        chain=() if found.manifest is None else found.manifest.whole_chain,
+        broken=(*inspection.broken, *found.problems),
+        unlisted=found.unlisted,
+    )
 
 
 @_inspect.register
 def _inspect_bundle(bundle: Bundle) -> Inspection:
-    """Say which files a bundle holds and how it was made; its graphs are for others to open."""
+    """Return the files and options of a bundle, without opening its graphs."""
     manifest = bundle.manifest
-    told = dict(manifest.link.options)
-    also = told.pop("also", ())  # whole links, of which the hash is enough here
+    options = dict(manifest.link.options)
+    also = options.pop("also", ())  # complete steps, of which the hash is enough here
     if also:
-        told["also"] = [link.get("weights_sha256") for link in also if isinstance(link, dict)]
+        options["also"] = [step.get("weights_sha256") for step in also if isinstance(step, dict)]
     return Inspection(
         path=bundle.path,
         kind=bundle.kind,
         files={name: file.bytes for name, file in manifest.files.items()},
-        provenance=told,
+        provenance=options,
     )
 
 
@@ -235,7 +223,7 @@ def _inspect_checkpoint(folder: PlainCheckpoint) -> Inspection:
 
 
 def _title(inspection: Inspection) -> str:
-    """Name the model that a picture shows: its base, its task and its folder."""
+    """Return the title of a plot: the model's base, task and folder."""
     base = inspection.provenance.get("base") or {}
     name = base.get("name") or inspection.architecture or "model"
     task = f" for {inspection.task}" if inspection.task else ""
@@ -243,15 +231,15 @@ def _title(inspection: Inspection) -> str:
 
 
 def plot_distances(inspection: Inspection, path: Path) -> None:
-    """Draw how far each mixed layer is from its pretrained weight.
+    """Plot how far each mixed layer is from its pretrained weight.
 
     Args:
         inspection: The inspection of a mixout checkpoint.
-        path: The picture to write. Its suffix is the format: png, svg or pdf.
+        path: The image to write. Its suffix is the format: png, svg or pdf.
 
     Raises:
-        ArgumentError: The folder has no mixed layers, or the suffix is not a picture format.
-        OutputError: The picture cannot be written.
+        ArgumentError: The folder has no mixed layers, or the suffix is not an image format.
+        OutputError: The image cannot be written.
     """
     from mixout_export.stages.pictures import draw_distances  # matplotlib only where it is needed
 

@@ -1,10 +1,10 @@
-"""Draw how far the layers of a checkpoint have moved."""
+"""Plot how far the layers of a checkpoint have moved."""
 
 import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,6 +14,9 @@ from matplotlib.ticker import LogLocator
 
 from mixout_export.errors import ArgumentError
 
+if TYPE_CHECKING:
+    from mixout_export.stages.inspection import LayerDistance
+
 _FORMATS = (".png", ".svg", ".pdf")
 
 #: Beyond this ratio of the largest to the smallest distance, the axis is logarithmic.
@@ -21,14 +24,6 @@ _LINEAR = 10.0
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _MARKERS = "osD^vPX<>*hd"
-
-
-class _Layer(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def relative(self) -> float: ...
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -61,16 +56,16 @@ def _scale(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_minor_formatter("")
 
 
-def draw_distances(layers: Sequence[_Layer], path: Path, *, title: str = "") -> None:
+def draw_distances(layers: Sequence["LayerDistance"], path: Path, *, title: str = "") -> None:
     """Draw ‖w - u‖ / ‖u‖ of each layer: a row for each block of the model, a mark for each layer.
 
     Args:
         layers: The mixed layers.
-        path: The picture to write.
-        title: Which model it is.
+        path: The image to write.
+        title: A line that names the model.
 
     Raises:
-        ArgumentError: The suffix is not that of a supported picture format.
+        ArgumentError: The suffix is not that of a supported image format.
     """
     if path.suffix not in _FORMATS:
         raise ArgumentError(f"plot: got {path.name!r}, expected a name ending in png, svg or pdf")

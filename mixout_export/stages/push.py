@@ -1,4 +1,4 @@
-"""`push`: a folder goes to the hub, exactly the files that were shown before."""
+"""`push`: upload a folder to the hub, exactly the files that were shown before."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from mixout_export.printable import first_line
 from mixout_export.provenance.manifest import check_manifest
 from mixout_export.version import __version__
 
-#: Hidden files are of this machine (".git", ".env"), never of a model.
+#: Hidden files (".git", ".env") belong to this machine and never to a model.
 _HIDDEN = (".*", "*/.*")
 
 _REFUSALS = {
@@ -35,12 +35,12 @@ _REFUSALS = {
 
 @dataclass(frozen=True)
 class PushFile:
-    """A file to send.
+    """A file to upload.
 
     Attributes:
         path: Its path in the folder and in the repository.
         bytes: Its size.
-        listed: Whether the folder's manifest vouches for it.
+        listed: Whether the folder's manifest lists it.
     """
 
     path: str
@@ -50,18 +50,18 @@ class PushFile:
 
 @dataclass(frozen=True)
 class PushPlan:
-    """What would be sent, and where to.
+    """What to upload, and where to.
 
     Attributes:
         folder: The folder.
-        kind: What it is: "huggingface" (plain), "mixout", "onnx" or "bundle".
+        kind: Its kind: "huggingface" (plain), "mixout", "onnx" or "bundle".
         repo: The repository's name on the hub.
         endpoint: The hub's address.
-        revision: The branch; None is the main one.
-        private: Whether the repository has to be private; where it does not and is new, the
-            account's default decides.
+        revision: The branch; None means the main branch.
+        private: Whether the repository must be private. Otherwise the account's default applies to
+            a new repository.
         files: The files.
-        has_manifest: Whether the folder has one, which then holds.
+        has_manifest: Whether the folder has a manifest, which then matches.
     """
 
     folder: Path
@@ -85,14 +85,14 @@ class PushPlan:
 
 @dataclass(frozen=True)
 class PushResult:
-    """What was sent.
+    """The result of an upload.
 
     Attributes:
         repo: The repository.
         url: Its address.
-        commit: The commit that holds the files.
+        commit: The commit with the files.
         files: Number of files.
-        bytes: Their size.
+        bytes: Their total size.
     """
 
     repo: str
@@ -120,7 +120,7 @@ def _refuse_unfinished(folder: Path) -> None:
     unfinished += [p for p in folder.rglob("*") if p.name == LOCK or p.name.endswith(suffix)]
     if unfinished:
         raise CheckpointError(
-            f"{unfinished[0]}: is work in progress; let the command that writes it end first"
+            f"{unfinished[0]}: is not complete; wait until the command that writes it has ended"
         )
 
 
@@ -130,8 +130,8 @@ def _files(folder: Path, unlisted: set[str]) -> tuple[PushFile, ...]:
     for name in wanted:
         if not paths[name].resolve().is_relative_to(folder.resolve()):
             raise CheckpointError(
-                f"{paths[name]}: leads out of the folder, to {paths[name].resolve()}; put the file "
-                "itself there, or take the link away"
+                f"{paths[name]}: is a link to {paths[name].resolve()}, outside the folder; replace "
+                "the link with the file, or remove it"
             )
     return tuple(PushFile(p, paths[p].stat().st_size, p not in unlisted) for p in wanted)
 
@@ -139,18 +139,18 @@ def _files(folder: Path, unlisted: set[str]) -> tuple[PushFile, ...]:
 def plan_push(
     folder: Path, repo: str, *, revision: str | None = None, private: bool = False
 ) -> PushPlan:
-    """Check a folder and say what would be sent; nothing is asked of the network.
+    """Check a folder and return what to upload, without network access.
 
     Args:
         folder: A collapsed, ONNX or mixout folder, or a bundle.
         repo: NAME or OWNER/NAME on the hub.
-        revision: Branch to send it to, made if it is missing; None is the main one.
-        private: Whether the repository has to be private.
+        revision: Branch to upload to, which is created if missing; None means the main branch.
+        private: Whether the repository must be private.
 
     Raises:
-        ArgumentError: `repo` is no name of a repository.
-        CheckpointError: The folder is none of ours, or is still being written.
-        ParityError: It does not match its manifest.
+        ArgumentError: `repo` is not a valid name of a repository.
+        CheckpointError: The folder has no kind that `push` knows, or is not complete.
+        ParityError: The folder does not match its manifest.
     """
     _check_repo(repo)
     _refuse_unfinished(folder)
@@ -173,7 +173,7 @@ def plan_push(
 
 @contextmanager
 def _one_sentence(plan: PushPlan) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one sentence."""
+    """Turn any error of the hub's client into a `HubError` of one sentence."""
     where = f"{plan.repo} at {plan.endpoint}"
     try:
         yield
@@ -193,7 +193,7 @@ def _one_sentence(plan: PushPlan) -> Iterator[None]:
 
 
 def _refuse_public(api: HfApi, plan: PushPlan) -> None:
-    """Refuse to publish what should be private: an existing repository stays what it is."""
+    """Refuse `--private` for a public repository, because `create_repo` would not change it."""
     if plan.private and not api.repo_info(plan.repo).private:
         raise HubError(
             f"{plan.repo} at {plan.endpoint}: exists and is public, but --private was given; "
@@ -202,14 +202,14 @@ def _refuse_public(api: HfApi, plan: PushPlan) -> None:
 
 
 def push_folder(plan: PushPlan, *, message: str | None = None) -> PushResult:
-    """Send what was planned.
+    """Upload the files of a plan.
 
     Args:
-        plan: What to send, and where to.
-        message: The commit's message; None says what the folder is.
+        plan: The plan.
+        message: The commit message; None gives one that describes the folder.
 
     Raises:
-        HubError: The hub cannot be reached, or refuses.
+        HubError: The hub cannot be reached, or refuses the upload.
     """
     api = HfApi(library_name="mixout-export", library_version=__version__)
     with _one_sentence(plan):

@@ -74,13 +74,8 @@ def _with_drift(
     tolerance = DRIFT_TOLERANCES.get(result.precision, DRIFT_TOLERANCES["fp32"])
     if result.precision == "given" and result.tolerance is not None:
         tolerance = max(tolerance, result.tolerance.rtol)
-    drift = draw_drift(
-        left,
-        right,
-        pick_batch(battery.batches, result.outputs),
-        tolerance=tolerance,
-        headless=result.headless,
-    )
+    batch = pick_batch(battery.batches, result.outputs)
+    drift = draw_drift(left, right, batch, tolerance=tolerance, headless=result.headless)
     return replace(result, drift=drift)
 
 
@@ -90,7 +85,8 @@ def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, .
         return ()
     if is_address(str(candidate)):
         raise ArgumentError(
-            f"signature: is for a folder, and {candidate} is a server; check the bundle it serves"
+            f"signature: {candidate} is a server, which shows no signature; check the bundle that "
+            "the server loaded"
         )
     problem = check_signature(Path(candidate), key)
     return (problem,) if problem else ()
@@ -99,13 +95,10 @@ def _signature_problems(candidate: Path | str, key: Path | None) -> tuple[str, .
 def _open(
     reference: Path, candidate: Path | str, *, provider: str, serving: ServingOptions | None
 ) -> tuple[LocalArtifact, Artifact]:
-    """Open both sides, and load them.
+    """Open and load both sides.
 
     Raises:
-        ArgumentError: An option is outside its domain, or there is no such provider.
-        CheckpointError: A path cannot be opened.
         ParityError: A folder cannot be opened, and its manifest says what is damaged.
-        ServerError: A server cannot be asked.
     """
     ours = InputFiles(reference)
     if is_address(str(candidate)):
@@ -205,15 +198,13 @@ def verify_checkpoints(
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     if max_examples is not None and data is None:
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
-    columns = {
-        "text-column": text_column,
-        "text-pair-column": text_pair_column,
-        "label-column": label_column,
-        "choices-column": choices_column,
-    }
-    for name, column in columns.items():
+    columns = ColumnNames.named(
+        text=text_column, text_pair=text_pair_column, label=label_column, choices=choices_column
+    )
+    for name, column in columns.identity().items():
         if column is not None and data is None:
-            raise ArgumentError(f"{name}: names a column of a data file; give --data")
+            option = name.replace("_", "-")
+            raise ArgumentError(f"{option}: names a column of a data file; give --data")
     if inputs is not None and data is not None:
         raise ArgumentError("inputs: replaces everything that is run; leave --data out")
     if report_to is not None:
@@ -225,10 +216,7 @@ def verify_checkpoints(
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:
-        named = ColumnNames.named(
-            text=text_column, text_pair=text_pair_column, label=label_column, choices=choices_column
-        )
-        table = read_data(data, left, right, interface, columns=named, max_examples=max_examples)
+        table = read_data(data, left, right, interface, columns=columns, max_examples=max_examples)
     battery = _settle_battery(
         left,
         interface,

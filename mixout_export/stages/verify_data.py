@@ -30,7 +30,7 @@ def read_data(
     columns: ColumnNames,
     max_examples: int | None,
 ) -> EvaluationData:
-    """Read a table with the tokenizer and labels of the reference, else of the candidate.
+    """Read a table with the tokenizer and labels of the reference, or else of the candidate.
 
     Raises:
         ArgumentError: The user named a column that the task does not read.
@@ -67,15 +67,10 @@ def data_batches(data: EvaluationData) -> tuple[Batch, ...]:
 
 @dataclass
 class MetricsOfBoth:
-    """Collects the predictions of both sides on the table while the battery runs.
-
-    Attributes:
-        data: The table.
-        first: Number of the table's first batch in the battery.
-    """
+    """Collects the predictions of both sides on the table while the battery runs."""
 
     data: EvaluationData
-    first: int
+    first: int  # number of the table's first batch in the battery
     _predictions: tuple[list[Any], list[Any]] = field(default_factory=lambda: ([], []))
 
     def __call__(self, number: int, reference: Arrays, candidate: Arrays) -> None:

@@ -1,4 +1,4 @@
-"""A server in a comparison: which options it takes, and how it serves."""
+"""Verify a model on a server: which options it allows, and how it serves."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,10 @@ from mixout_export.served.address import is_address, parse_address
 from mixout_export.served.options import ServingOptions
 from mixout_export.served.session import ServedSession
 
-#: What else looks into a model, and what to do where a server holds it.
-_NOT_SHOWN = {
-    "drift": "looks at every module, and a server shows none",
-    "self-test": "puts faults into copies of the candidate, and a server's cannot be copied",
+#: Options that need the candidate's files, and why a server does not allow them.
+_NEED_FILES = {
+    "drift": "compares every module, and a server shows only outputs",
+    "self-test": "puts faults into copies of the candidate, and a served model cannot be copied",
 }
 
 
@@ -26,23 +26,23 @@ def check_options(
     candidate: Path | str,
     *,
     serving: ServingOptions | None,
-    **asked: bool,
+    **given: bool,
 ) -> None:
-    """Check, before anything is opened, that what is asked for fits what is compared.
+    """Check, before anything is opened, that the options fit the two sides.
 
     Args:
-        reference: What the candidate should be.
-        candidate: What is judged.
-        serving: How to ask a server; None if nobody said.
-        asked: Whether the options that look into a model are given, "_" for "-".
+        reference: The side that is right by definition.
+        candidate: The side that is checked.
+        serving: Options for a server; None if the user gave none.
+        given: Whether `drift` and `self_test` are given.
 
     Raises:
-        ArgumentError: It does not.
+        ArgumentError: They do not fit.
     """
     if is_address(str(reference)):
         raise ArgumentError(
-            f"{reference}: a server can only be the CANDIDATE; give the folder that says what is "
-            "right as the REFERENCE"
+            f"{reference}: a server can only be the CANDIDATE; give the folder with the right "
+            "model as the REFERENCE"
         )
     if not is_address(str(candidate)):
         if serving is not None:
@@ -52,9 +52,9 @@ def check_options(
             )
         return
     (serving or ServingOptions()).check(parse_address(str(candidate)))
-    for name, why in _NOT_SHOWN.items():
-        if asked[name.replace("-", "_")]:
-            raise ArgumentError(f"{name}: {why}; compare the folder that it was given instead")
+    for name, why in _NEED_FILES.items():
+        if given[name.replace("-", "_")]:
+            raise ArgumentError(f"{name}: {why}; compare the folder that the server loaded instead")
 
 
 def with_serving(
@@ -65,14 +65,7 @@ def with_serving(
     *,
     seed: int,
 ) -> ParityResult:
-    """Add how a server serves, whether or not parity holds.
-
-    Args:
-        result: The comparison.
-        reference: What the candidate should be.
-        served: The connection to the model.
-        interface: What both take.
-        seed: Of the clients' inputs.
+    """Add facts about the server and the answers to concurrent clients, even without parity.
 
     Raises:
         ServerError: The server stopped answering.
