@@ -327,7 +327,7 @@ def test_head_mixout_anchors_the_fresh_head(kind: str, head: list[str], tiny, tm
 
 
 def test_head_mixout_needs_a_fresh_head(tiny: TinyCheckpoints, tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="the base has its head already"):
+    with pytest.raises(ArgumentError, match="the base already has its head"):
         prepare(tiny.classifier(), tmp_path / "out", head="mixout")
 
 

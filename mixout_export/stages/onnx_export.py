@@ -117,15 +117,6 @@ class OnnxResult:
         }
 
 
-def _provenance(source: PlainCheckpoint) -> Provenance:
-    return Provenance(
-        task=source.task_name or "",
-        labels=source.labels or (),
-        source_sha256=source.weights_sha256(),
-        interface=source.interface.to_dict(),
-    )
-
-
 def _config(source: PlainCheckpoint) -> dict[str, Any]:
     """Return the configuration of the plain model, with the padding id that the graph uses."""
     config = source.collapsed_config()
@@ -198,8 +189,13 @@ class _Export:
                 samples=_samples(self.battery),
                 calibration=self.calibration,
             )
-            provenance = replace(
-                _provenance(self.source), precision=conversion.precision, conversion=made
+            provenance = Provenance(
+                task=self.source.task_name or "",
+                labels=self.source.labels or (),
+                source_sha256=self.source.weights_sha256(),
+                interface=self.source.interface.to_dict(),
+                precision=conversion.precision,
+                conversion=made,
             )
             nodes.append(len(graph.model.graph))
             finalize_graph(graph, provenance, captured=captured)

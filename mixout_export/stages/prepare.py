@@ -1,4 +1,4 @@
-"""`prepare`: a pretrained checkpoint becomes a mixout checkpoint."""
+"""`prepare`: turn a pretrained checkpoint into a mixout checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,15 +39,15 @@ HEAD_TREATMENTS = ("dropout", "mixout", "none")
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How a base is prepared.
+    """Options of `prepare`.
 
     Attributes:
-        base: Task, labels and how the base is read.
-        mixout: What is mixed and how strongly.
-        dropout: Drop probability in the body, in [0, 1).
-        head: "dropout", "mixout" (anchored at the fresh head's initial value, the paper's
-            mixout(w0)) or "none".
-        head_dropout: Drop probability before the head where `head` is "dropout", in [0, 1).
+        base: Task, labels and how to read the base.
+        mixout: Which layers to mix, and how strongly.
+        dropout: Dropout probability in the body, in [0, 1).
+        head: How to regularize a fresh head: "dropout", "mixout" (anchored at the head's initial
+            value, the paper's mixout(w0)) or "none".
+        head_dropout: Dropout probability before the head if `head` is "dropout", in [0, 1).
     """
 
     base: BaseOptions = field(default_factory=BaseOptions)
@@ -56,22 +56,36 @@ class PrepareOptions:
     head: str = "dropout"
     head_dropout: float = 0.1
 
+    def __post_init__(self) -> None:
+        for name, value in (("dropout", self.dropout), ("head-dropout", self.head_dropout)):
+            if not 0.0 <= value < 1.0:
+                raise ArgumentError(f"{name}: got {value}, expected a probability in [0, 1)")
+        if self.head not in HEAD_TREATMENTS:
+            raise ArgumentError(
+                f"head: got {self.head!r}, expected one of {', '.join(HEAD_TREATMENTS)}"
+            )
+
+    @property
+    def effective_head_dropout(self) -> float:
+        """Dropout probability before the head; 0 unless `head` is "dropout"."""
+        return self.head_dropout if self.head == "dropout" else 0.0
+
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What `prepare` did.
+    """The result of `prepare`.
 
     Attributes:
         out: The mixout checkpoint.
-        architecture: The model's class.
+        architecture: Class name of the model.
         task: The task's name.
-        labels: Label names, None where the task has none.
+        labels: Label names; None if the task has none.
         mixed: Names of the mixed modules.
         mixed_parameters: Number of mixed weights.
-        parameters: Number of parameters in all.
+        parameters: Number of all parameters.
         fresh: Keys of the parameters that did not come from the base.
-        skipped: Modules that matched the targets and were left alone, with the reason.
-        unused: Tensors of the base that the model has no place for.
+        skipped: Modules that match the targets but are not mixed, with the reason.
+        unused: Tensors of the base that the model does not use.
         config_changes: Configuration entry → its values before and while training.
         notes: What else a user should know.
     """
@@ -90,28 +104,10 @@ class PrepareResult:
     notes: tuple[str, ...]
 
 
-def _check_options(options: PrepareOptions) -> None:
-    for name, value in (("dropout", options.dropout), ("head-dropout", options.head_dropout)):
-        if not 0.0 <= value < 1.0:
-            raise ArgumentError(f"{name}: got {value}, expected a probability in [0, 1)")
-    if options.head not in HEAD_TREATMENTS:
-        raise ArgumentError(
-            f"head: got {options.head!r}, expected one of {', '.join(HEAD_TREATMENTS)}"
-        )
-
-
-def _head_dropout(options: PrepareOptions) -> float:
-    return options.head_dropout if options.head == "dropout" else 0.0
-
-
-def _fresh_modules(keys: Sequence[str]) -> set[str]:
-    return {key.rpartition(".")[0] for key in keys}
-
-
 def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], dict[str, str]]:
-    """Return the modules to mix, the head's among them if it is to be, and those left alone."""
+    """Return the modules to mix, and the matching modules that are not mixed, with the reason."""
     model = loaded.model
-    fresh = _fresh_modules(loaded.fresh_keys)
+    fresh = {key.rpartition(".")[0] for key in loaded.fresh_keys}
     selection = select_targets(model, options.mixout, fresh=fresh)
     names = set(selection.names)
     skipped = dict(selection.skipped)
@@ -121,36 +117,33 @@ def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], di
         ]
         if not head:
             raise ArgumentError(
-                "head: the base has its head already, so --head mixout has no fresh one to "
-                "anchor; name its modules in --target-modules instead"
+                "head: --head mixout is for a fresh head, but the base already has its head; name "
+                "the head's modules in --target-modules instead"
             )
         names |= set(head)
         skipped = {name: why for name, why in skipped.items() if name not in names}
     return [name for name, _ in model.named_modules() if name in names], skipped
 
 
-def _config_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[ConfigChange, ...]:
-    return tuple(
-        ConfigChange(key, before.get(key), after.get(key), key in before)
-        for key in sorted(before.keys() | after.keys())  # a value may become the default, left out
-        if (key in before, before.get(key)) != (key in after, after.get(key))
-    )
-
-
 def _apply_dropout(loaded: LoadedBase, options: PrepareOptions) -> tuple[ConfigChange, ...]:
     """Set dropout in the configuration; return what changed in `config.json`."""
     config = loaded.model.config
     before = config.to_diff_dict()
-    head = _head_dropout(options)
+    head = options.effective_head_dropout
     for key, value in dropout_settings(config.to_dict(), body=options.dropout, head=head).items():
         setattr(config, key, value)
-    return _config_changes(before, config.to_diff_dict())
+    after = config.to_diff_dict()
+    return tuple(
+        ConfigChange(key, before.get(key), after.get(key), key in before)
+        for key in sorted(before.keys() | after.keys())  # defaults are left out of both
+        if (key in before, before.get(key)) != (key in after, after.get(key))
+    )
 
 
 def _anchored_keys(
     loaded: LoadedBase, keys: Mapping[str, str], entries: Iterable[str], mixed: Sequence[str]
 ) -> list[str]:
-    """Return the keys on disk that get an anchor: what came from the base, and what is mixed."""
+    """Return the keys on disk that get an anchor: those from the base, and those mixed."""
     fresh = {keys.get(key, key) for key in loaded.fresh_keys}
     buffers = {keys.get(name, name) for name, _ in loaded.model.named_buffers()}
     mixed_keys = {keys.get(f"{name}.weight") for name in mixed}
@@ -158,15 +151,15 @@ def _anchored_keys(
 
 
 def _tied_lookups(loaded: LoadedBase, mixed: Sequence[str]) -> list[str]:
-    """Say of each mixed embedding whose weight others share what those compute with."""
+    """Return a note for each mixed embedding that shares its weight with unmixed modules."""
     tied = tied_weights(loaded.model)
     notes = []
     for name, module in loaded.model.named_modules():
         others = [other for other in tied.get(id(module), ()) if other not in mixed]
         if name in mixed and isinstance(module, nn.Embedding) and others:
             notes.append(
-                f"{name} shares its weight with {', '.join(others)}: lookups are mixed, "
-                "the others use the weight itself"
+                f"{name} shares its weight with {', '.join(others)}: only lookups are mixed, and "
+                "the other modules use the weight itself"
             )
     return notes
 
@@ -175,11 +168,13 @@ def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) ->
     notes = _tied_lookups(loaded, mixed)
     if options.head == "dropout" and not head_has_dropout(loaded.model):
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
-    body_fresh = [
-        k for k in loaded.fresh_keys if k.startswith(loaded.model.base_model_prefix + ".")
-    ]
+    body = f"{loaded.model.base_model_prefix}."
+    body_fresh = [key for key in loaded.fresh_keys if key.startswith(body)]
     if body_fresh:
-        notes.append(f"the base lacks {len(body_fresh)} tensors of the body: {body_fresh[0]} first")
+        notes.append(
+            f"{len(body_fresh)} tensors of the body are missing in the base, so they are new: "
+            f"the first is {body_fresh[0]}"
+        )
     return tuple(notes)
 
 
@@ -196,20 +191,16 @@ def prepare_checkpoint(
     Args:
         base: A Hugging Face folder or hub id.
         out: The folder to write, which appears complete or not at all.
-        options: How; the defaults of `PrepareOptions` if None.
+        options: The options, by default `PrepareOptions()`.
         overwrite: Whether a non-empty `out` may be replaced.
-        digest: The base's SHA-256, if it is being computed already.
-
-    Returns:
-        What was mixed, what was left alone, and what changed.
+        digest: The base's SHA-256, if it is already being computed.
 
     Raises:
-        ArgumentError: An option is out of its domain.
+        ArgumentError: An option does not fit the base.
         CheckpointError: The base cannot be loaded.
         OutputError: `out` cannot be written.
     """
     options = options if options is not None else PrepareOptions()
-    _check_options(options)
     check_destination(out, [Path(base)], overwrite=overwrite)
     source, _ = locate_base(base, revision=options.base.revision)
     with output_folder(out, [source], overwrite=overwrite) as folder:
@@ -255,7 +246,7 @@ def _write(
         pretrained_xxh3=written.anchors_xxh3,
         task=loaded.task.name,
         labels=loaded.labels,
-        head=Head(options.head, _head_dropout(options), loaded.fresh_keys),
+        head=Head(options.head, options.effective_head_dropout, loaded.fresh_keys),
         dropout=options.dropout,
         config_changes=changes,
         seed=options.base.seed,
@@ -289,7 +280,7 @@ def _write(
 
 
 def _record_options(options: PrepareOptions) -> dict[str, Any]:
-    """Return the options that decide what is written, by the command's names for them."""
+    """Return the options that affect what is written, by their names on the command line."""
     flat = {**vars(options), **vars(options.base), **vars(options.mixout)}
     return {
         name: value for name, value in flat.items() if name not in ("base", "mixout", "revision")
@@ -297,7 +288,7 @@ def _record_options(options: PrepareOptions) -> dict[str, Any]:
 
 
 def _keys_of(model: PreTrainedModel, mixed: Sequence[str]) -> dict[str, str]:
-    """Return what each tensor is called on disk, or what the tensor is that it is merged into."""
+    """Return tensor name → its key on disk, or the key of the tensor that it is merged into."""
     keys = disk_keys(model)
     merged = [key for name in mixed if (key := f"{name}.weight") not in keys]
     return {**keys, **merged_keys(model, merged)} if merged else keys
