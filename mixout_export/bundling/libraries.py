@@ -15,7 +15,7 @@ SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_quantized"}
 
 
 def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePosixPath) -> Plan:
-    """Lay out one model.
+    """Lay out one model. Configuration and tokenizer come from the first folder.
 
     Both libraries expect the graph of a causal language model to take a cache that may be empty, so
     they get the graph with a cache.
@@ -29,7 +29,7 @@ def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePos
     root = PurePosixPath()
     for file in first.companions:
         plan.copies[root / file.name] = file
-    config = dict(first.config)
+    config = dict(first.model.config)
     if first.cached is not None and not config.get("use_cache", False):
         config["use_cache"] = True
     plan.copies.pop(root / LAYOUT.config, None)
@@ -40,10 +40,6 @@ def _plan(folders: Sequence[OnnxFolder], options: BundleOptions, graphs: PurePos
 
 def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
     """Lay out a folder for transformers.js, in Node or in a browser. Graphs go to `onnx/`.
-
-    Args:
-        folders: One ONNX folder per precision. Configuration and tokenizer come from the first.
-        options: The model's name.
 
     Raises:
         ArgumentError: transformers.js has no class for the task.
@@ -58,10 +54,5 @@ def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) 
 
 
 def plan_optimum(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:
-    """Lay out a folder without subfolders for Optimum's ORTModel classes.
-
-    Args:
-        folders: One ONNX folder per precision. Configuration and tokenizer come from the first.
-        options: The model's name.
-    """
+    """Lay out a folder without subfolders for Optimum's ORTModel classes."""
     return _plan(folders, options, PurePosixPath())

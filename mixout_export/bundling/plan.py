@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -132,43 +132,35 @@ class Plan:
         self.models.append(model)
         self.copies |= files
 
-    def add_tokenizer(self, directory: PurePosixPath, folder: OnnxFolder) -> None:
-        """Add a tokenizer's files to a directory."""
-        for file in folder.tokenizer_files:
-            self.copies[directory / file.name] = file
-        self.tokenizers[directory] = folder
+    def add_models(
+        self, folders: Sequence[OnnxFolder], options: BundleOptions, file: str
+    ) -> list[Model]:
+        """Add each graph as a model of its own, with a tokenizer.
+
+        The first precision gets the model's name, the others also their precision. A graph with a
+        cache gets the suffix `_with_past`.
+
+        Args:
+            folders: One ONNX folder per precision.
+            options: The model's name.
+            file: Path of the graph in the folder of its model.
+        """
+        for number, folder in enumerate(folders):
+            name = options.name if number == 0 else f"{options.name}_{folder.precision}"
+            for graph in folder.graphs:
+                own = name if graph is folder.graph else f"{name}_with_past"
+                root = PurePosixPath(own)
+                self.add_graph(Model(own, folder, graph, root / file))
+                for path in folder.tokenizer_files:
+                    self.copies[root / "tokenizer" / path.name] = path
+                self.tokenizers[root / "tokenizer"] = folder
+        return self.models
 
     def write(self, out: Path) -> None:
-        """Write and copy all files into a folder.
-
-        Raises:
-            OSError: A file cannot be written, for example because the disk is full.
-        """
+        """Write and copy all files into a folder."""
         for path, source in self.copies.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, out / path)
         for path, text in self.texts.items():
             (out / path).parent.mkdir(parents=True, exist_ok=True)
             (out / path).write_text(text, encoding="utf-8", newline="\n")
-
-
-def served_graphs(
-    folders: Sequence[OnnxFolder], options: BundleOptions
-) -> Mapping[str, tuple[OnnxFolder, Graph]]:
-    """Name each graph, for servers where every graph is a model of its own.
-
-    Args:
-        folders: One ONNX folder per precision.
-        options: The model's name.
-
-    Returns:
-        Name on the server → ONNX folder and graph. The first precision gets the model's name, the
-        others also their precision. A graph with a cache gets the suffix `_with_past`.
-    """
-    found: dict[str, tuple[OnnxFolder, Graph]] = {}
-    for number, folder in enumerate(folders):
-        name = options.name if number == 0 else f"{options.name}_{folder.precision}"
-        found[name] = (folder, folder.graph)
-        if folder.cached is not None:
-            found[f"{name}_with_past"] = (folder, folder.cached)
-    return found

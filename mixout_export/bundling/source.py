@@ -1,6 +1,5 @@
 """Open the ONNX folder that is bundled, and read the inputs and outputs of its graphs."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -157,11 +156,6 @@ class OnnxFolder:
     def path(self) -> Path:
         """The folder."""
         return self.model.path
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The model's configuration."""
-        return self.model.config
 
     @property
     def graphs(self) -> tuple[Graph, ...]:

@@ -4,15 +4,15 @@ The file holds no paths or stack traces of the machine that made it, it records 
 comes from, and the same graph always gives the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import ExportedGraph
-from mixout_export.export.module_values import values_by_module
 from mixout_export.files.graph_metadata import Provenance
 from mixout_export.files.layout import LAYOUT
 from mixout_export.version import __version__
@@ -29,40 +29,64 @@ SINGLE_FILE_LIMIT = 2**31 - 2**26
 #: Above that limit, tensors larger than this many bytes are stored in a second file.
 EXTERNAL_TENSOR_BYTES = 1024
 
+_FLOATING = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
 
 def _strip(model: ir.Model) -> None:
     """Remove what the exporter recorded: stack traces with absolute paths and inferred shapes."""
-    kept = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-    kept |= {id(value) for value in model.graph.initializers.values()}
-    for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        node.metadata_props.clear()
-        node.doc_string = None
-        for value in node.outputs:
-            value.metadata_props.clear()
-            value.doc_string = None
-            if id(value) not in kept:
-                value.type = None
-                value.shape = None
-    for value in (
-        *model.graph.inputs,
-        *model.graph.outputs,
-        *model.graph.initializers.values(),
-    ):
+    initializers = model.graph.initializers.values()
+    kept = {id(v) for v in (*model.graph.inputs, *model.graph.outputs, *initializers)}
+    ClearMetadataAndDocStringPass()(model)
+    inner = [
+        value
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        for value in node.outputs
+        if id(value) not in kept
+    ]
+    for value in inner:
+        value.type = None
+        value.shape = None
+    for value in (*inner, *model.graph.inputs, *model.graph.outputs, *initializers):
         value.metadata_props.clear()
         value.doc_string = None
-    model.graph.metadata_props.clear()
-    model.graph.doc_string = None
 
 
-def _modules_in_graph(
-    modules: Mapping[str, Sequence[str]], model: ir.Model
-) -> dict[str, Sequence[str]]:
-    """Keep only the modules whose output values all exist in the graph.
+def _with_ancestors(module: str) -> Iterator[str]:
+    """Yield a module's name and the names of all modules that contain it; nothing for ""."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
 
-    A conversion may have removed some values.
+
+def _is_inside(module: str, ancestor: str) -> bool:
+    return module == ancestor or module.startswith(f"{ancestor}.")
+
+
+def _values_by_module(graph: ExportedGraph) -> dict[str, tuple[str, ...]]:
+    """Find each module's output values: those created inside it and used outside it.
+
+    The last value that a module creates itself may differ from what it returns, because its
+    submodules may process that value further. The types of the values must still be known.
+
+    Returns:
+        Module → names of its floating-point output values, in the graph's order. The last name is
+        the value that the module returns. A module that is called several times has one name per
+        call.
     """
-    present = {value.name for node in model.graph for value in node.outputs}
-    return {module: names for module, names in modules.items() if present.issuperset(names)}
+    model, modules_by_node = graph.model, graph.modules_by_node
+    found: dict[str, list[str]] = {}
+    outputs = {id(value) for value in model.graph.outputs}
+    for node in model.graph:
+        maker = modules_by_node.get(node.name or "", "")
+        for value in node.outputs:
+            if value.dtype not in _FLOATING or not value.name:
+                continue
+            users = {modules_by_node.get(use.node.name or "", "") for use in value.uses()}
+            for module in _with_ancestors(maker):
+                inside = all(_is_inside(user, module) for user in users)
+                if id(value) in outputs or not inside:
+                    found.setdefault(module, []).append(value.name)
+    return {module: tuple(names) for module, names in sorted(found.items())}
 
 
 def finalize_graph(
@@ -77,8 +101,10 @@ def finalize_graph(
             which module made which node; a conversion loses that but keeps most values' names.
     """
     model = graph.model
-    origin = captured or graph
-    modules = _modules_in_graph(values_by_module(origin.model, origin.modules_by_node), model)
+    made = _values_by_module(captured or graph)
+    # a conversion may have removed some values
+    present = {value.name for node in model.graph for value in node.outputs}
+    modules = {module: names for module, names in made.items() if present.issuperset(names)}
     _strip(model)
     model.producer_name = PRODUCER
     model.producer_version = __version__
@@ -94,16 +120,10 @@ def write_graph(
     name: str = LAYOUT.onnx,
     single_file_limit: int = SINGLE_FILE_LIMIT,
 ) -> tuple[Path, ...]:
-    """Write the graph into `folder`.
+    """Write a graph that `finalize_graph` has prepared into an existing folder.
 
     Up to `single_file_limit` bytes of weights, one file holds everything. Above that, the weights
     go to a second file.
-
-    Args:
-        graph: A graph that `finalize_graph` has prepared.
-        folder: An existing folder.
-        name: Name of the graph's file.
-        single_file_limit: Largest size of the weights, in bytes, for a single file.
 
     Returns:
         The files written, the graph first.

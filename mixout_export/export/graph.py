@@ -163,10 +163,7 @@ def _remedy(interface: ModelInterface) -> str:
 def modules_by_node(model: ir.Model, modules: Set[str], *, prefix: str = _PREFIX) -> dict[str, str]:
     """Return the name of the module that created each node, "" where no module did.
 
-    Args:
-        model: A graph as the exporter returns it, with the nested scopes that it records.
-        modules: Qualified names of the model's modules.
-        prefix: Prefix of each module's name in those scopes.
+    The exporter records the nested scopes of each node. Their names start with `prefix`.
     """
     found: dict[str, str] = {}
     for node in model.graph:
@@ -177,11 +174,7 @@ def modules_by_node(model: ir.Model, modules: Set[str], *, prefix: str = _PREFIX
 
 
 def check_opset(opset: int) -> None:
-    """Check that the exporter can write an operator set.
-
-    Raises:
-        ArgumentError: `opset` is outside `OPSETS`.
-    """
+    """Raise an ArgumentError unless the exporter can write an operator set."""
     if opset not in OPSETS:
         raise ArgumentError(f"opset: got {opset!r}, expected {OPSETS.start} to {OPSETS.stop - 1}")
 

@@ -24,13 +24,8 @@ SMALLEST_MASK_VALUE = 1e30
 
 #: Operators that compute a normalization where the graph does not have it as one operator. Squares
 #: leave the range of fp16 in both directions long before the values themselves do.
-_NORMALIZATION_OPERATORS = (
-    "Pow",
-    "ReduceMean",
-    "ReduceSumSquare",
-    "ReduceL2",
-    "Sqrt",
-    "Reciprocal",
+_NORMALIZATION_OPERATORS = frozenset(
+    ("Pow", "ReduceMean", "ReduceSumSquare", "ReduceL2", "Sqrt", "Reciprocal")
 )
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -45,15 +40,7 @@ def _magnitude(values: Array) -> float:
 def measure_magnitudes(
     model: onnx.ModelProto, batches: Iterable[Mapping[str, Array]]
 ) -> dict[str, float]:
-    """Run a graph and measure the largest magnitude of each of its float values.
-
-    Args:
-        model: A graph in fp32. It is not changed.
-        batches: Batches of inputs, each input name → array.
-
-    Returns:
-        Value name → largest magnitude over all batches.
-    """
+    """Run an fp32 graph and return the largest magnitude of each of its float values by name."""
     given = {value.name for value in model.graph.output}
     names = [name for node in model.graph.node for name in node.output if name not in given]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name)
@@ -93,12 +80,8 @@ def _nodes_with_large_values(model: onnx.ModelProto, magnitudes: Mapping[str, fl
 def _nodes_between(model: onnx.ModelProto, kept: Set[str], floats: Set[str]) -> set[str]:
     """Return the nodes whose float inputs and outputs all belong to nodes kept in fp32.
 
-    Casting to fp16 and back around them would save nothing.
-
-    Args:
-        model: The graph.
-        kept: Names of the nodes that stay in fp32.
-        floats: Names of the float values.
+    Casting to fp16 and back around them would save nothing. `kept` names the nodes that stay in
+    fp32, `floats` the float values.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
     maker = {name: node.name for node in model.graph.node for name in node.output}
@@ -177,11 +160,9 @@ def _convert(model: onnx.ModelProto | str, kept: Sequence[str]) -> onnx.ModelPro
 
 
 def _remove_round_trips(graph: onnx.GraphProto, original: Set[str]) -> None:
-    """Remove the casts to fp16 and back that the converter adds between two fp32 nodes.
+    """Remove, in place, the casts to fp16 and back that the converter adds between fp32 nodes.
 
-    Args:
-        graph: The converted graph. It is changed.
-        original: Names of the nodes that the graph had before the conversion.
+    `original` names the nodes that the graph had before the conversion.
     """
     added = [node for node in graph.node if node.name not in original and node.op_type == "Cast"]
     target = {node.name: next(a.i for a in node.attribute if a.name == "to") for node in added}

@@ -2,20 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from onnx_ir.passes.common import RemoveUnusedOpsetsPass
 
 from mixout_export.errors import ArgumentError
 from mixout_export.export.graph import ExportedGraph
 from mixout_export.export.half import to_half
-from mixout_export.export.optimization import optimize
 from mixout_export.export.quantization import OPERATORS, quantize_weights
+from mixout_export.export.temporary_file import is_large, temporary_file
 from mixout_export.files.graph_metadata import PRECISIONS
+
+_LEVELS = {
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
 
 Batches = Sequence[Mapping[str, npt.NDArray[Any]]]
 
@@ -35,11 +41,6 @@ class Conversion:
     reduce_range: bool = False
 
     def __post_init__(self) -> None:
-        """Check the arguments.
-
-        Raises:
-            ArgumentError: An argument is outside its domain, or two contradict each other.
-        """
         if self.precision not in PRECISIONS:
             raise ArgumentError(
                 f"precision: got {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
@@ -54,6 +55,26 @@ class Conversion:
     def keeps_graph(self) -> bool:
         """Whether the captured graph needs no conversion."""
         return self.precision == "fp32" and not self.optimize
+
+
+def _optimize(model: onnx.ModelProto, level: Literal["basic", "extended"]) -> onnx.ModelProto:
+    """Return a graph that onnxruntime has optimized, so that it need not do so at each load.
+
+    The result runs on any CPU. "basic" uses only standard ONNX operators. "extended" also fuses
+    some nodes into operators that only onnxruntime has.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = _LEVELS[level]
+    if is_large(model):
+        options.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name", "optimized.data"
+        )
+    with temporary_file(model) as source:
+        target = source.with_name("optimized.onnx")
+        options.optimized_model_filepath = str(target)
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return onnx.load(target)
 
 
 def _add_cache_inputs(
@@ -99,7 +120,7 @@ def _convert(
     record: dict[str, Any] = {"onnxruntime": onnxruntime.__version__}
     if conversion.precision == "fp16":
         if conversion.optimize:  # in fp32, because onnxruntime has few fp16 operators on a CPU
-            model = optimize(model, "basic")
+            model = _optimize(model, "basic")
             model = onnx.shape_inference.infer_shapes(model)
             record["optimized"] = "basic"
         model, kept = to_half(model, [_add_cache_inputs(model, batch) for batch in samples])
@@ -109,7 +130,7 @@ def _convert(
         record |= made
     if conversion.optimize:
         # after quantization, because fused operators are not quantized
-        model = optimize(model, "extended")
+        model = _optimize(model, "extended")
         record["optimized"] = "extended"
     return model, record
 
@@ -144,5 +165,6 @@ def convert_graph(
         ir.to_proto(graph.model), conversion, samples=samples, calibration=calibration
     )
     model = ir.from_proto(proto)
+    RemoveUnusedOpsetsPass()(model)  # onnxruntime lists all operator sets that it knows
     model.graph.sort()  # the converter appends casts at the end
     return replace(graph, model=model), record

@@ -41,15 +41,14 @@ _PREPARED = {"onnx.quant.pre_process": "onnxruntime.quant"}
 _WARNING, _FATAL = 2, 4
 
 
-class _DropAll(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return False
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence onnxruntime's messages, which it logs to the root logger and to stderr."""
-    root, drop, handler = logging.getLogger(), _DropAll(), logging.NullHandler()
+    root, handler = logging.getLogger(), logging.NullHandler()
+
+    def drop(record: logging.LogRecord) -> bool:
+        return False
+
     root.addFilter(drop)
     root.addHandler(handler)  # without a handler, the first message would add a permanent one
     onnxruntime.set_default_logger_severity(_FATAL)

@@ -24,12 +24,7 @@ def capture_with_transformers(
     It replaces operations such as complex rotations and splits of symbolic size, which ONNX does
     not have. Transformers calls it experimental, so we try it only after our own way has failed.
 
-    Args:
-        model: A plain model in evaluation mode.
-        inputs: Example inputs by name.
-        axes: The dynamic axes that all inputs have.
-        outputs: Names of the outputs to keep.
-        opset: ONNX operator set version.
+    `axes` are the dynamic axes that all inputs have. Only the named outputs are kept.
 
     Returns:
         The graph, with weights named as in the model. None if the installed transformers has no

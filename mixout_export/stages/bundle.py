@@ -8,12 +8,10 @@ from typing import Any
 from mixout_export.bundling.example import make_example
 from mixout_export.bundling.guide import write_guide
 from mixout_export.bundling.libraries import plan_optimum, plan_transformers_js
-from mixout_export.bundling.mlserver import plan_mlserver
-from mixout_export.bundling.openvino import plan_openvino
 from mixout_export.bundling.plan import BundleOptions, Model, Plan
+from mixout_export.bundling.servers import plan_mlserver, plan_openvino, plan_triton
 from mixout_export.bundling.source import OnnxFolder, open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_tokenizer
-from mixout_export.bundling.triton import plan_triton
 from mixout_export.card.document import Card, read_card, write_card
 from mixout_export.card.header import bundled_header
 from mixout_export.checkpoint.tokenizer_file import name_class_for_all, normalize_tokenizer
