@@ -57,23 +57,14 @@ class PackedMask:
 
     @classmethod
     def draw(cls, shape: torch.Size, p: float) -> "PackedMask":
-        """Make a mask with a seed from PyTorch's global CPU generator.
-
-        Args:
-            shape: The weight's shape.
-            p: Mix probability in (0, 1).
-        """
+        """Make a mask with a seed from PyTorch's global CPU generator; p is in (0, 1)."""
         seed = int(torch.randint(1 << 62, (), dtype=torch.int64))
         return cls(seed, shape, round_probability(p))
 
     def bits(self, like: Tensor) -> Tensor:
-        """Draw the whole mask. Every call returns the same bits.
+        """Draw the whole mask: zeros and ones, of the weight's shape.
 
-        Args:
-            like: A tensor whose dtype and device the result gets.
-
-        Returns:
-            Zeros and ones, of the weight's shape.
+        Every call returns the same bits. They get the dtype and the device of `like`.
         """
         parts = [bits for _, bits in self.pieces(like)]
         return torch.cat(parts).view(self.shape)
@@ -81,11 +72,9 @@ class PackedMask:
     def pieces(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Draw the mask piece by piece, so that the whole mask is never in memory.
 
-        Args:
-            like: A tensor whose dtype and device the bits get.
-
         Yields:
-            A slice of the flattened weight, and its zeros and ones, of shape (piece,).
+            A slice of the flattened weight, and its zeros and ones, of shape (piece,) and with the
+            dtype and the device of `like`.
         """
         threshold = round(self.p * _LEVELS) - _LEVELS // 2  # the 16-bit numbers are signed
         draw = _drawing(self.seed, like.device)

@@ -417,7 +417,7 @@ def test_a_tokenizer_that_works_otherwise_is_refused(
     tokenizer = Tokenizer.from_file(str(changed / "tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="$A $A", pair="$A $B")
     tokenizer.save(str(changed / "tokenizer.json"))
-    assert check_tokenizer(graphs["fp32"], load_tokenizer(graphs["fp32"])).texts > 30
+    assert check_tokenizer(graphs["fp32"], load_tokenizer(graphs["fp32"])) > 30
     with pytest.raises(ParityError, match=r"gives input_ids .* for the text 'The film was"):
         check_tokenizer(changed, load_tokenizer(graphs["fp32"]))
 

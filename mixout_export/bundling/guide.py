@@ -51,13 +51,7 @@ def _without_cache(values: Sequence[Value]) -> list[Value]:
 
 
 def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> str:
-    """Return the page as Markdown.
-
-    Args:
-        plan: The files of the bundle.
-        options: The server, and the model's name there.
-        example: A request and its answer; None if the graph takes something other than texts.
-    """
+    """Return the page as Markdown. There is no example if the graph takes no texts."""
     environment = Environment(
         loader=PackageLoader("mixout_export.bundling", "files"),
         undefined=StrictUndefined,

@@ -94,11 +94,8 @@ def finalize_graph(
 ) -> None:
     """Remove the exporter's traces from a graph and record its origin, in place.
 
-    Args:
-        graph: The graph.
-        provenance: The origin to record.
-        captured: The graph that `graph` was converted from, if it was converted. It still knows
-            which module made which node; a conversion loses that but keeps most values' names.
+    `captured` is the graph that `graph` was converted from, if it was converted. It still knows
+    which module made which node. A conversion loses that but keeps most values' names.
     """
     model = graph.model
     made = _values_by_module(captured or graph)

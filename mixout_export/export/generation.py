@@ -147,11 +147,7 @@ def _example(layout: CacheLayout, interface: ModelInterface) -> tuple[Tensor, ..
 def positions_of(mask: Tensor) -> Tensor:
     """Return each token's position in its row, not counting padding, as `generate` does.
 
-    Args:
-        mask: int64 `(batch, length)`, 1 for tokens and 0 for padding.
-
-    Returns:
-        int64 `(batch, length)`.
+    `mask` and the result are int64 `(batch, length)`. The mask is 1 for tokens and 0 for padding.
     """
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
@@ -218,10 +214,7 @@ def export_cached_graph(
     Its outputs are `logits`, float32 `(batch, sequence, vocabulary)`, and the cache extended by the
     new tokens.
 
-    Args:
-        model: A plain causal language model. It is put in evaluation mode.
-        interface: The model's inputs and outputs.
-        opset: ONNX operator set version.
+    The model is put in evaluation mode.
 
     Raises:
         ArgumentError: The opset is not supported.

@@ -266,11 +266,8 @@ def rename_values(
 ) -> None:
     """Name weights as in the checkpoint and give dynamic axes readable names, in place.
 
-    Args:
-        model: The graph.
-        axes: For each input, axis → name.
-        default: Name for dynamic axes that no input has.
-        prefix: Prefix to remove from the weights' names.
+    `axes` maps each input's axes to their names, and `default` is for axes that no input has.
+    `prefix` is removed from the weights' names.
     """
     for name in list(model.graph.initializers):
         value = model.graph.initializers.pop(name)
@@ -293,12 +290,7 @@ def rename_values(
 def export_graph(
     model: PreTrainedModel, interface: ModelInterface, *, opset: int = 20
 ) -> ExportedGraph:
-    """Export `model` to an ONNX graph in memory.
-
-    Args:
-        model: A plain model. It is put in evaluation mode.
-        interface: The model's inputs and outputs.
-        opset: ONNX operator set version.
+    """Export a plain model, which is put in evaluation mode, to an ONNX graph in memory.
 
     Raises:
         ArgumentError: The opset is not supported.

@@ -127,7 +127,7 @@ def to_half(
 
     Args:
         model: A graph in fp32 whose nodes have names. It is changed.
-        batches: Batches of inputs, each input name → array, to measure the graph's values with.
+        batches: The batches to measure the graph's values with.
 
     Returns:
         The converted graph, and the names of the nodes that stay in fp32.

@@ -116,16 +116,9 @@ def quantize_weights(
 ) -> onnx.ModelProto:
     """Quantize weights to int8, with one quantization step per output channel.
 
-    Args:
-        model: A graph in fp32, with the types of its values. It is changed.
-        batches: Calibration batches, each input name → array. They fix the range of the
-            activations (static quantization). With None, the range of each batch is measured when
-            the graph runs (dynamic quantization).
-        reduce_range: Whether to use 7 of the 8 bits. x86 processors without VNNI add products in
-            16 bits, which 8-bit weights may overflow.
-
-    Returns:
-        The quantized graph, which uses only standard ONNX operators.
+    The graph needs the types of its values, and it is changed. The result uses only standard ONNX
+    operators. `reduce_range` uses 7 of the 8 bits: x86 processors without VNNI add products in 16
+    bits, which 8-bit weights may overflow. For `batches` see `precision.convert_graph`.
 
     Raises:
         ExportError: The graph has no weight to quantize.

@@ -105,13 +105,8 @@ def gather_facts(
 ) -> Facts:
     """Gather what the page shows, and hash the files of both sides.
 
-    Args:
-        result: The result of the comparison.
-        reference: The reference.
-        candidate: The side that is compared with it.
-        command: The command, quoted for a shell; None if a program called the library.
-        made: When the comparison ended; None means now.
-        rows: The user's file, if one was run.
+    `made` is the time when the comparison ended; None means now. `rows` is the user's file, if it
+    was compared.
 
     Raises:
         CheckpointError: A file cannot be read.

@@ -103,14 +103,7 @@ class FlipReader:
         tokenizer: PreTrainedTokenizerBase | None,
         rows: DataRows | None = None,
     ) -> None:
-        """Create a reader.
-
-        Args:
-            task: Name of the task.
-            labels: Names of its labels, in the order of the outputs.
-            tokenizer: The tokenizer of the model; None shows ids instead of texts.
-            rows: The user's file, if one was run.
-        """
+        """Create a reader. Without a tokenizer, it shows ids instead of texts."""
         self._rows = rows
         known = known_task(task)
         self._decision = (known and known.decision) or LABEL
@@ -120,9 +113,7 @@ class FlipReader:
     def read(self, output: OutputDifference, *, generated: bool = False) -> tuple[FlipFacts, ...]:
         """Return the flips of an output in words, those on the user's own data first.
 
-        Args:
-            output: The output.
-            generated: Whether its decisions are tokens that are generated one by one.
+        `generated` says whether its decisions are tokens that are generated one by one.
         """
         return tuple(self._read(flip, generated) for flip in output.flip_examples)
 

@@ -57,6 +57,19 @@ def _axes(
     return axes
 
 
+def _label(axes: Axes, text: str, x: float, y: float, *, offset: tuple[float, float]) -> None:
+    """Write an emphasized label beside a place, at an offset in pixels."""
+    axes.annotate(
+        text,
+        (x, y),
+        annotation_clip=False,
+        xytext=offset,
+        textcoords="offset points",
+        horizontalalignment="left" if offset[0] > 0 else "right",
+        gid="strong",
+    )
+
+
 def _render(axes: Axes, identity: str, title: str, tooltips: Iterator[str]) -> Markup:
     """Return the picture as part of a page.
 
@@ -133,9 +146,6 @@ def draw_histogram(
         output: The output.
         tolerance: The tolerance of its values; None where they are not judged.
         identity: An id that is unique on the page.
-
-    Returns:
-        An SVG element that uses the style sheet of the page.
     """
     zeros, *decades = output.histogram
     limit = 0.0 if tolerance is None else tolerance.atol
@@ -163,16 +173,8 @@ def draw_histogram(
     if limit > 0:
         x = min(max(math.log10(limit) - _EXPONENTS[0], 0.0), len(_EXPONENTS) - 1.0) + 1
         axes.vlines(x, 0, 1.25, gid="limit")
-        inside = (5, "left") if x < (low + high) / 2 else (-5, "right")
-        axes.annotate(
-            f"atol {limit:g}",
-            (x, 1.18),
-            annotation_clip=False,
-            xytext=(inside[0], 0),
-            textcoords="offset points",
-            horizontalalignment=inside[1],
-            gid="strong",
-        )
+        offset = 5 if x < (low + high) / 2 else -5
+        _label(axes, f"atol {limit:g}", x, 1.18, offset=(offset, 0))
     title = f"Differences of {output.name} by size: {count(zeros)} values are equal"
     tooltips = (f"{name}: {count(values)}" for _, values, _, name in columns)
     return _render(axes, identity, title, tooltips)
@@ -207,15 +209,9 @@ def _draw_blocks(axes: Axes, modules: Sequence[ModuleDrift], low: int, high: int
         if number % 2:
             axes.bar(left, high - low, length, bottom=low, align="edge", gid="band")
         for kind, character in (("roomy", _CHARACTER), ("tight", _TIGHT_CHARACTER)):
-            axes.annotate(
-                _block_label(name, length * step, character),
-                (left + length / 2, 0),
-                xycoords=axes.get_xaxis_transform(),
-                xytext=(0, -16),
-                textcoords="offset points",
-                horizontalalignment="center",
-                gid=kind,
-            )
+            label = _block_label(name, length * step, character)
+            under = axes.get_xaxis_transform()
+            axes.text(left + length / 2, -0.06, label, transform=under, ha="center", gid=kind)
         start += length
 
 
@@ -223,9 +219,6 @@ def draw_drift_map(drift: DriftMap) -> Markup:
     """Draw the relative difference of each module on a logarithmic scale.
 
     A module is a dot within the tolerance, a diamond beyond it, and a bar if it was not compared.
-
-    Returns:
-        An SVG element that uses the style sheet of the page.
     """
     values = [d.relative_l2 for d in drift.compared if d.relative_l2]
     known = [v for v in (*values, drift.tolerance) if v and math.isfinite(v)] or [1e-9]
@@ -257,14 +250,7 @@ def draw_drift_map(drift: DriftMap) -> Markup:
     if drift.tolerance > 0:
         limit = math.log10(drift.tolerance)
         axes.hlines(limit, -0.5, right, gid="limit")
-        axes.annotate(
-            f"tolerance {drift.tolerance:g}",
-            (right, limit),
-            xytext=(-4, 5),
-            textcoords="offset points",
-            horizontalalignment="right",
-            gid="strong",
-        )
+        _label(axes, f"tolerance {drift.tolerance:g}", right, limit, offset=(-4, 5))
     said = "none exceeds the tolerance"
     if drift.first is not None:
         said = f"the first beyond is {drift.first.label}"

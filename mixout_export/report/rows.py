@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from mixout_export.data.evaluation import EvaluationData
 from mixout_export.parity.decisions import DATA_BATCH, Flip
@@ -11,14 +12,8 @@ from mixout_export.parity.decisions import DATA_BATCH, Flip
 SHOWN_CHARACTERS = 2000
 
 
-@dataclass(frozen=True)
-class SourceText:
-    """One text of a row, as it stands in the file.
-
-    Attributes:
-        column: Its column.
-        text: The text, shortened if it is very long.
-    """
+class SourceText(NamedTuple):
+    """One text of a row, as it is in its column of the file; shortened if it is very long."""
 
     column: str
     text: str

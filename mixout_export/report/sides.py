@@ -1,20 +1,14 @@
 """One side of a comparison: what it is, and which files it was read from."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.errors import CheckpointError
 
 
-@dataclass(frozen=True)
-class HashedFile:
-    """A file and what it holds.
-
-    Attributes:
-        name: Its name in the side's folder.
-        bytes: Its size.
-        sha256: Its SHA-256, as `sha256sum` prints it.
-    """
+class HashedFile(NamedTuple):
+    """A file by its name in the side's folder, with its size and its SHA-256."""
 
     name: str
     bytes: int

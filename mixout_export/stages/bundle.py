@@ -121,7 +121,7 @@ def _check_tokenizers(plan: Plan, folder: Path) -> int:
     for directory, source in plan.tokenizers.items():
         normalize_tokenizer(folder / directory, source.limit)
         name_class_for_all(folder / directory)
-        texts = check_tokenizer(folder / directory, source.model.tokenizer).texts
+        texts = check_tokenizer(folder / directory, source.model.tokenizer)
     return texts
 
 
