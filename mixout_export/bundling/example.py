@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from mixout_export.bundling.source import Graph, OnnxFolder
+from mixout_export.runners.onnx_runner import open_session
 from mixout_export.tasks import known_task
 
 SENTENCE = "The film was a delight from the first scene to the last."
@@ -100,9 +100,7 @@ def make_example(folder: OnnxFolder, graph: Graph) -> Example | None:
     if found is None:
         return None
     text, inputs = found
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(graph.path, options, providers=["CPUExecutionProvider"])
+    session = open_session(graph.path)
     names = [value.name for value in session.get_outputs()]
     outputs = dict(zip(names, session.run(names, inputs), strict=True))
     return Example(text, inputs, outputs, *_decision(folder, outputs))

@@ -6,7 +6,6 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import onnx
-import onnxruntime
 
 from mixout_export.artifacts.onnx_model import external_files
 from mixout_export.artifacts.opening import open_artifact
@@ -16,6 +15,7 @@ from mixout_export.errors import CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
 from mixout_export.files.streams import file_digest
+from mixout_export.runners.onnx_runner import open_session
 
 #: onnxruntime's name of a type → that of the Open Inference Protocol; Triton's is `TYPE_` of it,
 #: except for BYTES.
@@ -117,10 +117,8 @@ def read_graph(path: Path) -> Graph:
     Raises:
         CheckpointError: It cannot be loaded, or has an input of a type that no server supports.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_session(path)
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # onnxruntime's and protobuf's errors have no common class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
 from mixout_export.export.temporary_file import is_large, temporary_file
+from mixout_export.runners.onnx_runner import open_session
 
 Array = npt.NDArray[Any]
 
@@ -45,10 +46,9 @@ def measure_magnitudes(
     names = [name for node in model.graph.node for name in node.output if name not in given]
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with temporary_file(model) as path:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = open_session(path, options)
     del model.graph.output[len(given) :]
     taken = [value.name for value in session.get_inputs()]
     floats = [value.name for value in session.get_outputs() if value.type == "tensor(float)"]

@@ -17,6 +17,7 @@ from mixout_export.export.half import to_half
 from mixout_export.export.quantization import OPERATORS, quantize_weights
 from mixout_export.export.temporary_file import is_large, temporary_file
 from mixout_export.files.graph_metadata import PRECISIONS
+from mixout_export.runners.onnx_runner import open_session
 
 _LEVELS = {
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -64,7 +65,6 @@ def _optimize(model: onnx.ModelProto, level: Literal["basic", "extended"]) -> on
     some nodes into operators that only onnxruntime has.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
     options.graph_optimization_level = _LEVELS[level]
     if is_large(model):
         options.add_session_config_entry(
@@ -73,7 +73,7 @@ def _optimize(model: onnx.ModelProto, level: Literal["basic", "extended"]) -> on
     with temporary_file(model) as source:
         target = source.with_name("optimized.onnx")
         options.optimized_model_filepath = str(target)
-        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        open_session(source, options)
         return onnx.load(target)
 
 

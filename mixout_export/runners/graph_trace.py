@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from mixout_export.runners.onnx_runner import open_session
 from mixout_export.runners.runner import Array
 from mixout_export.runners.trace import Trace
 
@@ -35,12 +36,10 @@ def trace_graph(
     names = list(dict.fromkeys(name for values in left.values() for name in values))
     graph.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in own)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(path.parent)
     )
-    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=[provider])
+    session = open_session(graph.SerializeToString(), options, provider=provider)
     taken = {value.name for value in session.get_inputs()}
     values = session.run(names, {name: inputs[name] for name in taken}) if names else []
     found = {name: value.astype(np.float32) for name, value in zip(names, values, strict=True)}

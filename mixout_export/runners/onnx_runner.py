@@ -37,6 +37,20 @@ def check_provider(provider: str) -> None:
         )
 
 
+def open_session(
+    graph: Path | bytes,
+    options: onnxruntime.SessionOptions | None = None,
+    *,
+    provider: str = CPU_PROVIDER,
+) -> onnxruntime.InferenceSession:
+    """Open a graph, or its bytes, in a session that logs nothing."""
+    options = options or onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # threads that wait by spinning take the cores from PyTorch, which runs in turn
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(graph, options, providers=[provider])
+
+
 class OnnxRunner:
     """An ONNX file in onnxruntime, at full graph optimization."""
 
@@ -54,13 +68,9 @@ class OnnxRunner:
         check_provider(provider)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; check the path")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4
-        # threads that wait by spinning take the cores from PyTorch, which runs in turn
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.path = path
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
+            self._session = open_session(path, provider=provider)
         except _LOAD_ERRORS as error:
             raise CheckpointError(
                 f"{path}: is not an ONNX graph that onnxruntime {onnxruntime.__version__} can run "
