@@ -99,11 +99,6 @@ class ManifestCheck:
     problems: tuple[str, ...] = ()
     unlisted: tuple[str, ...] = ()
 
-    @property
-    def holds(self) -> bool:
-        """Whether the folder matches its manifest, or has none."""
-        return not self.problems
-
 
 def _files_of(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
