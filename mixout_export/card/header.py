@@ -37,16 +37,12 @@ def inherited(header: Mapping[str, Any], base: Base | None = None) -> dict[str, 
         kept["language"] = _languages(kept["language"])
     link = str(kept.get("license_link", "https://"))
     if not link.startswith(("http://", "https://")):
-        home = hub_id(base) if base is not None else None
-        if home is None:
+        if base is None or hub_id(base) is None:
             del kept["license_link"]
         else:
-            kept["license_link"] = f"https://huggingface.co/{home}/blob/{_revision(base)}/{link}"
+            home = f"https://huggingface.co/{base.name}/blob/{base.revision}"
+            kept["license_link"] = f"{home}/{link}"
     return kept
-
-
-def _revision(base: Base | None) -> str:
-    return (base.revision if base is not None else None) or "main"
 
 
 #: The hub's names of the libraries that bundles are for.

@@ -211,10 +211,6 @@ def _choose_task(folder: PlainCheckpoint, options: BaseOptions) -> Task:
     return task
 
 
-def _default_names(count: int) -> dict[int, str]:
-    return {index: f"LABEL_{index}" for index in range(count)}
-
-
 def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, own: bool) -> None:
     """Set the head's labels in the configuration; `own` tells whether the base has such a head."""
     labels = options.labels
@@ -233,7 +229,7 @@ def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, o
     if isinstance(labels, int):
         _check_label_count(labels, task)
         if not own or labels != len(_label_names(config)):  # the same number keeps the names
-            config.id2label = _default_names(labels)
+            config.id2label = {index: f"LABEL_{index}" for index in range(labels)}
     elif labels is not None:
         names = [str(name).strip() for name in labels]
         _check_label_names(names, task)

@@ -451,8 +451,14 @@ def write_mixout(
         digest = write_anchors(directory, anchors)
         if metadata is None:
             config = read_json(directory / LAYOUT.config)
-            task = own_task_name(config)
-            metadata = MixoutMetadata(config=_recorded_config(model), modules=modules, task=task)
+            record = getattr(model.config, "mixout", {})
+            mixed = MixoutConfig(
+                p=first.p,
+                granularity=first.granularity,  # type: ignore[arg-type]
+                target_modules=record.get("target_modules", "all-linear"),
+                exclude_modules=record.get("exclude_modules"),
+            )
+            metadata = MixoutMetadata(mixed, modules, task=own_task_name(config))
         metadata = replace(
             metadata, modules=modules, pretrained_sha256=digest, pretrained_xxh3=None
         )
@@ -461,14 +467,3 @@ def write_mixout(
     if origin is not None:
         copy_sidecar_files(origin.path, directory)
     return metadata
-
-
-def _recorded_config(model: PreTrainedModel) -> MixoutConfig:
-    first = next(iter(mixout_layers(model).values()))
-    record = getattr(model.config, "mixout", {})
-    return MixoutConfig(
-        p=first.p,
-        granularity=first.granularity,  # type: ignore[arg-type]
-        target_modules=record.get("target_modules", "all-linear"),
-        exclude_modules=record.get("exclude_modules"),
-    )

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.sidecar_files import make_read_only
@@ -31,26 +29,18 @@ class _Copies:
     """Files that are written one after the other and hashed at the same time."""
 
     def __init__(
-        self, files: Sequence[TensorFile], hashing: BackgroundHashing, also: Hash | None = None
+        self,
+        files: Sequence[TensorFile],
+        hashing: BackgroundHashing,
+        also: Hash | None,
+        opened: ExitStack,
     ) -> None:
         self._files = list(files)
         self._hashing = hashing
         self._also = () if also is None else (also,)
-        self._open = ExitStack()
-        self._left = 0
+        self._open = opened
         self.hashes: dict[str, Hash] = {}
-
-    def __enter__(self) -> Self:
         self._begin()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.__exit__(kind, error, trace)
 
     def _begin(self) -> None:
         current = self._files.pop(0)
@@ -97,7 +87,8 @@ def write_twice(
     hashing = BackgroundHashing(buffers)
     hashes: dict[str, Hash] = {}
     try:
-        with _Copies(copies, hashing, also) as copy:
+        with ExitStack() as opened:
+            copy = _Copies(copies, hashing, also, opened)
             for file in files:
                 whole = hashes[file.path.name] = hashlib.sha256()
                 with output_file(file.path) as output:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from mixout_export.surgery.selection import body_of
+from mixout_export.surgery.selection import body_of, module_ids
 
 #: Prefixes of configuration entries that set a head's dropout, in transformers.
 _HEAD_PREFIXES = ("classif", "cls_", "seq_classif", "summary_", "qa_", "pooler_dropout", "head_")
@@ -41,25 +41,18 @@ def dropout_settings(config: Mapping[str, Any], *, body: float, head: float) -> 
     return settings
 
 
-def set_module_dropout(model: nn.Module, *, body: float, head: float) -> dict[str, float]:
+def set_module_dropout(model: nn.Module, *, body: float, head: float) -> None:
     """Set the drop probability of every dropout module, in place; see `dropout_settings`.
 
-    Everything outside the model's `base_model` is the head. Return the name of each changed module
-    and its earlier drop probability.
+    Everything outside the model's `base_model` is the head.
     """
-    inner = body_of(model)
-    inside = {id(module) for module in inner.modules()}
-    changed: dict[str, float] = {}
-    for name, module in model.named_modules():
+    inside = module_ids(body_of(model))
+    for module in model.modules():
         if isinstance(module, _DROPOUT_LAYERS):
-            wanted = body if id(module) in inside else head
-            if module.p != wanted:
-                changed[name] = module.p
-                module.p = wanted
-    return changed
+            module.p = body if id(module) in inside else head
 
 
 def head_has_dropout(model: nn.Module) -> bool:
-    """Tell whether the head has a dropout module."""
-    inside = {id(module) for module in body_of(model).modules()}
+    """Return whether the head has a dropout module."""
+    inside = module_ids(body_of(model))
     return any(isinstance(m, _DROPOUT_LAYERS) and id(m) not in inside for m in model.modules())

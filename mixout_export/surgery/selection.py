@@ -34,7 +34,8 @@ def body_of(model: nn.Module) -> nn.Module:
     return body if isinstance(body, nn.Module) else model
 
 
-def _module_ids(module: nn.Module) -> set[int]:
+def module_ids(module: nn.Module) -> set[int]:
+    """Return the `id` of a module and of all modules inside it."""
     return {id(child) for child in module.modules()}
 
 
@@ -58,7 +59,7 @@ def _protected(model: nn.Module) -> dict[int, str]:
     reasons: dict[int, str] = {}
     body = body_of(model)
     if body is not model:
-        inside = _module_ids(body)
+        inside = module_ids(body)
         for module in model.modules():
             if id(module) not in inside and module is not model:
                 reasons[id(module)] = _HEAD
@@ -106,7 +107,7 @@ def _candidates(
     model: nn.Module, config: MixoutConfig, protected: dict[int, str]
 ) -> dict[str, nn.Module]:
     if config.target_modules == ALL_LINEAR:
-        inside = _module_ids(body_of(model))
+        inside = module_ids(body_of(model))
         # Tied weights and output embeddings outside the body are reported as skipped. The rest of
         # the head is not: "all-linear" means the body.
         inside |= {i for i, reason in protected.items() if reason != _HEAD}
