@@ -33,13 +33,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Card:
-    """A model card.
-
-    Attributes:
-        header: Entries as the hub's parser takes them.
-        opening: Markdown before the first section.
-        sections: The sections.
-    """
+    """A model card: the header's entries, Markdown before the first section, and the sections."""
 
     header: Mapping[str, Any] = field(default_factory=dict)
     opening: str = ""

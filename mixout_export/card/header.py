@@ -27,10 +27,8 @@ def _languages(value: Any) -> Any:
 def inherited(header: Mapping[str, Any], base: Base | None = None) -> dict[str, Any]:
     """Return what a model made from another has from its card: license and language.
 
-    Args:
-        header: The other's header.
-        base: Where the other lies on the hub, for a license that is a file beside it. Without it,
-            the link to such a file is left out.
+    A license may be a file beside the other model. The link to it is kept if the base lies on the
+    hub, and left out otherwise.
     """
     kept = {key: header[key] for key in _INHERITED if header.get(key) is not None}
     if "language" in kept:

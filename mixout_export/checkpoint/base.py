@@ -90,9 +90,7 @@ class LoadedBase:
 def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     """Return the local folder of a base, and its commit if it came from the hub.
 
-    Args:
-        base: A folder, a hub id, which is downloaded into the hub's cache, or "demo-base".
-        revision: Branch, tag or commit of a hub id.
+    A base is a folder, "demo-base", or a hub id, which is downloaded into the hub's cache.
     """
     path = Path(base)
     if path.is_dir():

@@ -456,11 +456,7 @@ def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
 
 
 def open_checkpoint(path: Path) -> PlainCheckpoint:
-    """Open a plain or a mixout checkpoint. Its tensors' headers are read on first use.
-
-    Raises:
-        CheckpointError: There is no such folder, it holds no checkpoint, or a file is malformed.
-    """
+    """Open a plain or a mixout checkpoint. Its tensors' headers are read on first use."""
     if not path.exists():
         raise CheckpointError(f"{path}: no such folder; check the path")
     if path.suffix == ".onnx" or is_onnx_folder(path):

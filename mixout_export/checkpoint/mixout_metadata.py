@@ -209,8 +209,7 @@ def _parse(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
 def parse_metadata(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
     """Parse the mixout metadata. Unknown entries are kept and reported in a warning.
 
-    Raises:
-        CheckpointError: The format version is unknown, or an entry is missing or malformed.
+    An unknown format version, or an entry that is missing or malformed, raises `CheckpointError`.
     """
     version = data.get("format_version")
     if version != FORMAT_VERSION:

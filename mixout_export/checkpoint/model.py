@@ -125,14 +125,9 @@ def refuse_mismatched(path: Path, mismatched: Iterable[tuple[str, Size, Size]]) 
 def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a plain checkpoint, or a mixout checkpoint as the plain model it stands for.
 
-    In evaluation a mixout model computes with `weight` itself, so this is what it computes.
-
-    Args:
-        folder: The checkpoint.
-        dtype: Dtype to convert to; None keeps the folder's.
-
-    Returns:
-        The model in evaluation mode, on the CPU, its weights in memory of their own.
+    In evaluation a mixout model computes with `weight` itself, so this is what it computes. The
+    model is in evaluation mode, on the CPU, and its weights are in memory of their own. Without a
+    dtype, they keep the folder's.
     """
     path = folder.path
     folder.require_weights()

@@ -73,11 +73,7 @@ class SavePlan:
     index: Mapping[str, object] | None
 
     def write(
-        self,
-        directory: Path,
-        anchored: Sequence[str],
-        *,
-        limit: int = ANCHOR_SHARD,
+        self, directory: Path, anchored: Sequence[str], *, limit: int = ANCHOR_SHARD
     ) -> WrittenWeights:
         """Write the weights, and the present values of some of them as anchors.
 

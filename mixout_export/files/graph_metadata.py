@@ -52,12 +52,7 @@ class Provenance:
     def to_metadata(
         self, *, opset: int, module_values: Mapping[str, Sequence[str]] | None = None
     ) -> dict[str, str]:
-        """Return the entries.
-
-        Args:
-            opset: ONNX operator set version.
-            module_values: Module → names of the values that leave it, for the drift map.
-        """
+        """Return the entries. `module_values` maps modules to the values that leave them."""
         return {
             TASK: self.task,
             LABELS: json.dumps(list(self.labels), ensure_ascii=False),
@@ -73,13 +68,9 @@ class Provenance:
 
 @dataclass(frozen=True)
 class GraphMetadata:
-    """What a graph records about itself.
+    """What a graph records about itself, as its `entries` have it.
 
-    Reading an entry that is malformed raises a `CheckpointError`.
-
-    Attributes:
-        entries: The entries as they are.
-        graph: The graph's file, for messages.
+    Reading an entry that is malformed raises a `CheckpointError`, which names the graph's file.
     """
 
     entries: Mapping[str, str]

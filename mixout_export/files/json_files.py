@@ -9,11 +9,7 @@ from mixout_export.errors import CheckpointError
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
-    """Parse a file's bytes as a JSON object.
-
-    Raises:
-        CheckpointError: The bytes are not UTF-8, not JSON or not an object.
-    """
+    """Parse a file's bytes as a JSON object. Other bytes raise a `CheckpointError`."""
     try:
         data = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -24,11 +20,7 @@ def parse_object(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        CheckpointError: The file is missing, not UTF-8, not JSON or not an object.
-    """
+    """Read a JSON object. Any other file, or none, raises a `CheckpointError`."""
     try:
         return parse_object(path.read_bytes(), path)
     except OSError as error:

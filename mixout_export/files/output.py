@@ -34,12 +34,7 @@ def partial_path(out: Path) -> Path:
 
 @dataclass
 class OutputFolder:
-    """A folder being written at `OUT.partial`, to be renamed to `OUT` once it is whole.
-
-    Attributes:
-        out: Where the folder will appear.
-        partial: Where files are written meanwhile.
-    """
+    """A folder being written at `OUT.partial`, to be renamed to `OUT` once it is whole."""
 
     out: Path
     partial: Path
@@ -195,10 +190,6 @@ def output_folder(
         overwrite: Whether a non-empty `out` may be replaced.
         resume: Keep what an earlier, unfinished run left in `OUT.partial`.
         keep_partial: Leave `OUT.partial` after an error.
-
-    Raises:
-        ArgumentError: `out` is a source or inside one.
-        OutputError: `out` is in the way, or a disk error occurred.
     """
     check_destination(out, sources, overwrite=overwrite)
     partial = partial_path(out)

@@ -219,13 +219,9 @@ def _check_coverage(path: Path, entries: Sequence[TensorEntry], start: int, size
 
 
 def read_tensors(path: Path) -> dict[str, TensorEntry]:
-    """Read a safetensors file's header.
+    """Read a safetensors file's header: key → where its tensor lies, in the order of the bytes.
 
-    Returns:
-        Key → where its tensor lies, in the order of the bytes.
-
-    Raises:
-        CheckpointError: The file is missing, truncated or malformed.
+    A file that is missing, truncated or malformed raises a `CheckpointError`.
     """
     try:
         size = path.stat().st_size
@@ -270,14 +266,10 @@ def pieces(tensor: TensorSource, buffers: Buffers) -> Iterator[Piece]:
 
 
 def write_tensors(path: Path, tensors: Sequence[TensorSource]) -> str:
-    """Write a safetensors file, one tensor at a time, and flush it to the disk.
+    """Write a safetensors file, which must not exist, and flush it to the disk.
 
-    Args:
-        path: The file, which must not exist.
-        tensors: The tensors in the order to write them.
-
-    Returns:
-        The file's SHA-256, computed on the way.
+    The tensors are written in the given order, one at a time. Return the file's SHA-256, computed
+    on the way.
     """
     buffers, digest = Buffers(), hashlib.sha256()
     hashing = BackgroundHashing(buffers)

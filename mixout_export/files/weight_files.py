@@ -12,11 +12,7 @@ from mixout_export.files.tensors import digest_files
 
 
 def weight_files(path: Path, weights: str, index: str) -> list[Path]:
-    """Return the files that an index lists, else the single file, else nothing.
-
-    Raises:
-        CheckpointError: The index is malformed or lists a file that is missing.
-    """
+    """Return the files that an index lists, else the single file, else nothing."""
     index_path = path / index
     if not index_path.exists():
         single = path / weights

@@ -210,8 +210,7 @@ def read_manifest(files: InputFiles) -> Manifest:
 def find_manifest(files: InputFiles) -> Manifest | None:
     """Return a folder's manifest; None if it has none or another tool wrote it.
 
-    Raises:
-        CheckpointError: The manifest is damaged, or its format is unknown.
+    A damaged manifest, or one of an unknown format, raises a `CheckpointError`.
     """
     path = files.folder / LAYOUT.manifest
     if not path.exists():

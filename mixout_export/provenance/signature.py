@@ -64,9 +64,7 @@ def check_signing_key(key: Path) -> None:
 def sign_folder(folder: Path, key: Path) -> Path:
     """Sign all files of a folder and return the signature's file. An old signature is replaced.
 
-    Args:
-        folder: The folder.
-        key: A PEM file with a private key on an elliptic curve.
+    The key is a PEM file with a private key on an elliptic curve.
     """
     path = folder / LAYOUT.signature
     _with_key(key, "sign", "private").sign(folder, path)
@@ -74,11 +72,9 @@ def sign_folder(folder: Path, key: Path) -> Path:
 
 
 def check_signature(folder: Path, key: Path) -> str:
-    """Check a folder's signature; return what is wrong, as a sentence, or "".
+    """Check a folder's signature with the public key in a PEM file.
 
-    Args:
-        folder: The signed folder. A single file cannot be signed.
-        key: A PEM file with the public key.
+    Return what is wrong, as a sentence; "" if the signature is valid.
     """
     check = _with_key(key, "signature", "public")
     if not folder.is_dir():

@@ -98,10 +98,6 @@ def attach_mixout(
 
     The patterns of `config` are only recorded. `anchors` maps each name to u; None means the
     current weights.
-
-    Raises:
-        ArgumentError: A name is not a Linear, Conv1D or Embedding of the model, or the shape of an
-            anchor is not that of its weight.
     """
     _refuse_second_injection(model)
     modules = dict(model.named_modules())

@@ -147,7 +147,7 @@ def _reason(
 def select_targets(
     model: nn.Module, config: MixoutConfig, *, fresh: Collection[str] = ()
 ) -> Selection:
-    """Select the modules to mix.
+    """Select the modules to mix, at least one. `inject_mixout` describes the arguments and errors.
 
     Modules are selected by exact type: `nn.Linear`, transformers' `Conv1D` and `nn.Embedding`.
     "all-linear" never selects an Embedding. A regular expression selects one only if it contains
@@ -155,18 +155,6 @@ def select_targets(
 
     Some modules are skipped unless a pattern is their full name: those of the head, those with a
     tied weight, output embeddings, and those whose weight did not come from the base.
-
-    Args:
-        model: Any module.
-        config: Targets and exclusions.
-        fresh: Names of modules whose weight did not come from the base.
-
-    Returns:
-        The selection, with at least one module to mix.
-
-    Raises:
-        TargetError: A pattern matches nothing or matches a module that cannot be mixed, or the
-            exclusions leave nothing to mix.
     """
     exclusions = config.exclusions()
     excluded = set() if exclusions is None else _excluded(model, exclusions)
