@@ -23,8 +23,7 @@ from mixout_export.parity.decoding import (
     sliding_window,
 )
 from mixout_export.parity.generation import GenerationParity, compare_generation
-from mixout_export.runners.cached_graph import CachedGraph
-from mixout_export.runners.onnx_runner import OnnxRunner
+from mixout_export.runners.onnx_runner import CachedGraph, OnnxRunner
 from mixout_export.tasks import TASKS
 
 WINDOW = 16

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
     from mixout_export.checkpoint.interface import ModelInterface
-    from mixout_export.runners.cached_graph import CachedGraph
-    from mixout_export.runners.onnx_runner import OnnxRunner
+    from mixout_export.runners.onnx_runner import CachedGraph, OnnxRunner
     from mixout_export.runners.runner import Array
     from mixout_export.runners.trace import Trace
 
@@ -52,7 +51,7 @@ class OnnxModel(LocalArtifact):
     @cached_property
     def opened(self) -> "OnnxRunner | CachedGraph":
         """The graph in onnxruntime."""
-        from mixout_export.runners.cached_graph import open_graph
+        from mixout_export.runners.onnx_runner import open_graph
 
         return open_graph(self.graph, provider=self.provider)
 
@@ -177,8 +176,7 @@ class OnnxModel(LocalArtifact):
     def generators(self) -> Generators:
         """Return the graphs that a causal language model generates with."""
         from mixout_export.runners.cache import CachedRunner
-        from mixout_export.runners.cached_graph import open_graph
-        from mixout_export.runners.onnx_runner import OnnxRunner
+        from mixout_export.runners.onnx_runner import OnnxRunner, open_graph
 
         graphs = [self.opened]
         if self.cached_graph is not None:
@@ -195,14 +193,14 @@ class OnnxModel(LocalArtifact):
 
     def epsilons(self, *, headless: bool) -> dict[str, float]:
         """Return the epsilon of each normalization that is one node, by the module's name."""
-        from mixout_export.runners.graph_epsilons import graph_epsilons
+        from mixout_export.runners.graph_modules import graph_epsilons
 
         modules = self.metadata.module_values
         return graph_epsilons(self.graph, modules) if modules else {}
 
     def trace(self, inputs: "Mapping[str, Array]", *, headless: bool) -> "Trace":
         """Run a copy of the graph and return the values that leave its modules."""
-        from mixout_export.runners.graph_trace import trace_graph
+        from mixout_export.runners.graph_modules import trace_graph
 
         return trace_graph(self.graph, self.metadata.module_values, inputs, provider=self.provider)
 

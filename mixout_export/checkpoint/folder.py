@@ -245,14 +245,14 @@ class PlainCheckpoint(LocalArtifact):
 
     def epsilons(self, *, headless: bool) -> dict[str, float]:
         """Return the epsilon of each normalization by the module's name."""
-        from mixout_export.runners.epsilons import model_epsilons
+        from mixout_export.runners.torch_modules import model_epsilons
 
         return model_epsilons(self.model.base_model if headless else self.model)
 
     def trace(self, inputs: "Mapping[str, Array]", *, headless: bool) -> "Trace":
         """Run the model and return the output of each call of each module."""
+        from mixout_export.runners.torch_modules import trace_modules
         from mixout_export.runners.torch_runner import gathered_experts
-        from mixout_export.runners.trace import trace_modules
 
         runner = self.runner(self.interface.inputs, headless=headless)
         with gathered_experts(self.model):

@@ -23,11 +23,9 @@ class CachedRunner:
     """
 
     def __init__(self, whole: Runner, empty: Mapping[str, Array]) -> None:
-        """Create a runner.
+        """Create a runner from one with all inputs and outputs.
 
-        Args:
-            whole: Runner of the model with all of its inputs and outputs.
-            empty: Input name → empty cache of one row, float `(1, heads, 0, size)`.
+        The empty cache is input name → float `(1, heads, 0, size)`.
         """
         self._whole = whole
         self._empty = empty
@@ -52,20 +50,11 @@ class CachedRunner:
 
         Returns:
             The outputs, and the cache extended by the new tokens.
-
-        Raises:
-            ArgumentError: An input is missing.
-            CheckpointError: The model does not accept the batch.
         """
         outputs = self._whole.run({**inputs, **cache})
         grown = {name: outputs[output] for name, output in self._grown.items()}
         return {name: outputs[name] for name in self.outputs}, grown
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch with an empty cache.
-
-        Raises:
-            ArgumentError: An input is missing.
-            CheckpointError: The model does not accept the batch.
-        """
+        """Compute the outputs of one batch with an empty cache."""
         return self.extend(inputs, self.empty(len(inputs["input_ids"])))[0]

@@ -1,17 +1,22 @@
-"""Run an ONNX graph on a batch, in onnxruntime."""
+"""Run an ONNX graph, with or without a key/value cache, in onnxruntime."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.printable import first_line
+from mixout_export.runners.cache import CachedRunner, cache_outputs
 from mixout_export.runners.runner import Array, require_inputs
 
 CPU_PROVIDER = "CPUExecutionProvider"
+
+#: onnxruntime's type name → dtype of a cache. Other types count as float32.
+_DTYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 _LOAD_ERRORS = (
     onnxruntime_errors.Fail,
@@ -25,11 +30,7 @@ _LOAD_ERRORS = (
 
 
 def check_provider(provider: str) -> None:
-    """Check that this machine's onnxruntime has an execution provider.
-
-    Raises:
-        ArgumentError: It has not; the message lists those there are.
-    """
+    """Check that this machine's onnxruntime has an execution provider."""
     available = onnxruntime.get_available_providers()
     if provider not in available:
         raise ArgumentError(
@@ -55,16 +56,7 @@ class OnnxRunner:
     """An ONNX file in onnxruntime, at full graph optimization."""
 
     def __init__(self, path: Path, *, provider: str = CPU_PROVIDER) -> None:
-        """Open the file.
-
-        Args:
-            path: The `.onnx` file.
-            provider: onnxruntime's execution provider.
-
-        Raises:
-            ArgumentError: No such provider on this machine.
-            CheckpointError: The file is missing, or is not a graph onnxruntime can run.
-        """
+        """Open a file; see `open_graph`."""
         check_provider(provider)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; check the path")
@@ -81,7 +73,7 @@ class OnnxRunner:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the graph says about itself."""
+        """The graph's own metadata."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
 
     @property
@@ -100,12 +92,7 @@ class OnnxRunner:
         return {value.name: tuple(value.shape) for value in self._session.get_outputs()}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch.
-
-        Raises:
-            ArgumentError: An input is missing.
-            CheckpointError: The graph does not accept the batch.
-        """
+        """Compute the outputs of one batch."""
         require_inputs(str(self.path), "graph", self.inputs, inputs)
         feed = {name: inputs[name] for name in self.inputs}
         try:
@@ -125,3 +112,49 @@ def _message(error: Exception) -> str:
     for preamble in ("failed:", "Status Message: "):
         text = text.rpartition(preamble)[2]
     return re.sub(r"^/\S+:\d+ ", "", text)
+
+
+def _empty(graph: OnnxRunner, names: Iterable[str]) -> dict[str, Array]:
+    shapes, types = graph.input_shapes, graph.input_types
+    return {
+        name: np.zeros(
+            [1, *(size if isinstance(size, int) else 0 for size in shapes[name][1:])],
+            dtype=_DTYPES.get(types[name], np.float32),
+        )
+        for name in names
+    }
+
+
+class CachedGraph(CachedRunner):
+    """An ONNX file with a key/value cache in onnxruntime."""
+
+    def __init__(self, graph: OnnxRunner) -> None:
+        super().__init__(graph, _empty(graph, cache_outputs(graph.inputs, graph.outputs)))
+        self._graph = graph
+        self.path = graph.path
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The graph's metadata."""
+        return self._graph.metadata
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Each input's shape, including the cache's, with names or None for dynamic axes."""
+        return self._graph.input_shapes
+
+    @property
+    def output_shapes(self) -> dict[str, tuple[int | str | None, ...]]:
+        """Each output's shape, including the cache's, with names or None for dynamic axes."""
+        return self._graph.output_shapes
+
+
+def open_graph(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxRunner | CachedGraph:
+    """Open an ONNX file, with or without a key/value cache.
+
+    Raises:
+        ArgumentError: This machine has no such provider.
+        CheckpointError: The file is missing, or onnxruntime cannot run it.
+    """
+    graph = OnnxRunner(path, provider=provider)
+    return CachedGraph(graph) if cache_outputs(graph.inputs, graph.outputs) else graph

@@ -22,7 +22,12 @@ class Runner(Protocol):
         """Names of the outputs that the model returns."""
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch. Inputs that the model does not take are ignored."""
+        """Compute the outputs of one batch. Inputs that the model does not take are ignored.
+
+        Raises:
+            ArgumentError: An input is missing.
+            CheckpointError: The model does not accept the batch.
+        """
 
 
 def require_inputs(

@@ -60,15 +60,15 @@ class TorchRunner:
         headless: bool = False,
         row_by_row: bool = False,
     ) -> None:
-        """Prepare a model.
+        """Prepare a plain model.
 
         Args:
-            model: A plain model in evaluation mode.
+            model: The model.
             inputs: Inputs to give it.
             outputs: Outputs to take from it.
-            headless: Run only the model without its head.
-            row_by_row: Give it one row at a time: a decoder's classifier without a padding id
-                refuses batches.
+            headless: Whether to leave out the head.
+            row_by_row: Whether to give it one row at a time, because a decoder's classifier
+                without a padding id refuses batches.
         """
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -77,12 +77,7 @@ class TorchRunner:
         self._options = forward_options(model)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute the outputs of one batch, float32.
-
-        Raises:
-            ArgumentError: An input is missing.
-            CheckpointError: The model does not accept the batch.
-        """
+        """Compute the outputs of one batch, float32."""
         require_inputs(type(self._model).__name__, "model", self.inputs, inputs)
         tensors = {name: torch.from_numpy(inputs[name]) for name in self.inputs}
         rows = next(iter(tensors.values())).shape[0]

@@ -1,7 +1,5 @@
 """Speak the protocol over gRPC. Its library, grpcio, is part of the extra `servers`."""
 
-from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import anyio
@@ -11,17 +9,10 @@ from mixout_export.errors import ServerError
 from mixout_export.printable import one_line
 from mixout_export.served.address import Address
 from mixout_export.served.grpc_messages import MESSAGES, SERVICE
-from mixout_export.served.http_client import check_identity
 from mixout_export.served.metadata import ModelFacts, ServerFacts, read_model, read_server
-from mixout_export.served.tensors import (
-    Array,
-    datatype_of,
-    from_bytes,
-    from_numbers,
-    to_bytes,
-)
+from mixout_export.served.tensors import Array, datatype_of, from_bytes, from_numbers, to_bytes
 from mixout_export.served.transport import CONNECT_TIMEOUT, LARGEST_ANSWER
-from mixout_export.served.wire import Answer, Question
+from mixout_export.served.wire import Answer, Question, ordered
 
 try:
     import grpc
@@ -55,12 +46,7 @@ class GrpcClient:
     retried = 0
 
     def __init__(self, address: Address, *, timeout: float) -> None:
-        """Create a client without connecting.
-
-        Args:
-            address: Address of the model.
-            timeout: Time limit of a request, in seconds.
-        """
+        """Create a client without connecting. The time limit of a request is in seconds."""
         self._address = address
         self._timeout = timeout
 
@@ -110,11 +96,7 @@ class GrpcClient:
         return MESSAGES[message](name=self._address.model, version=version)
 
     async def server(self) -> ServerFacts:
-        """Return the server's metadata.
-
-        Raises:
-            ServerError: The server cannot be reached.
-        """
+        """Return the server's metadata."""
         reply = await self._call(
             "ServerMetadata", MESSAGES["ServerMetadataRequest"](), "ServerMetadataResponse"
         )
@@ -145,22 +127,16 @@ class GrpcClient:
             "versions": list(reply.versions),
             "parameters": {name: _text(value) for name, value in reply.parameters.items()},
         }
-        return await self._with_configuration(read_model(content, str(self._address)))
-
-    async def _with_configuration(self, facts: ModelFacts) -> ModelFacts:
-        """Add facts from the model's configuration, which only Triton offers."""
+        facts = read_model(content, str(self._address))
         try:
             reply = await self._call(
                 "ModelConfig", self._model_request("ModelConfigRequest"), "ModelConfigResponse"
             )
         except ServerError:
             return facts
-        added = {name: value.string_value for name, value in reply.config.parameters.items()}
-        limit = reply.config.max_batch_size
-        return replace(
-            facts,
-            parameters={**facts.parameters, **added},
-            batch_limit=limit if limit > 0 else facts.batch_limit,
+        texts = {name: value.string_value for name, value in reply.config.parameters.items()}
+        return facts.with_configuration(
+            {"parameters": texts, "max_batch_size": reply.config.max_batch_size}
         )
 
     async def ask(self, question: Question) -> Answer:
@@ -181,13 +157,9 @@ class GrpcClient:
             request.raw_input_contents.append(to_bytes(array))
         reply = await self._call("ModelInfer", request, "ModelInferResponse")
         answer = Answer(reply.id, reply.model_version, self._outputs(reply, question))
-        check_identity(question, answer, str(self._address))
-        return answer
+        return answer.check(question, str(self._address))
 
-    async def labels(self, question: Question, output: str, count: int) -> None:
-        """Return None, because label files are not read over gRPC."""
-
-    def _outputs(self, reply: Any, question: Question) -> Mapping[str, Array]:
+    def _outputs(self, reply: Any, question: Question) -> dict[str, Array]:
         raw = list(reply.raw_output_contents)
         if raw and len(raw) != len(reply.outputs):
             raise ServerError(
@@ -205,13 +177,8 @@ class GrpcClient:
             else:
                 contents = getattr(tensor.contents, _CONTENTS.get(tensor.datatype, ""), ())
                 found[tensor.name] = from_numbers(list(contents), tensor.datatype, shape, where)
-        missing = [name for name in question.outputs if name not in found]
-        if missing:
-            names = ", ".join(tensor.name for tensor in reply.outputs) or "none"
-            raise ServerError(
-                f"{self._address}: the answer lacks output {missing[0]!r}, it has {one_line(names)}"
-            )
-        return found
+        names = [tensor.name for tensor in reply.outputs]
+        return ordered(found, question.outputs, names, str(self._address))
 
 
 def _text(value: bytes) -> str:

@@ -4,6 +4,7 @@ They do not come from a client library, because tritonclient needs versions of p
 ml_dtypes that exclude those of onnx and this package. Protobuf skips fields that are not listed.
 """
 
+import re
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -13,100 +14,63 @@ SERVICE = f"{_PACKAGE}.GRPCInferenceService"
 
 _TYPES = descriptor_pb2.FieldDescriptorProto
 
-#: Message → field → (number, type, whether it is repeated). A type with a capital letter is a
-#: message. A map is written as "map " and the type of its values; its keys are texts.
-_MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
-    "ServerReadyRequest": {},
-    "ServerMetadataRequest": {},
-    "ServerMetadataResponse": {
-        "name": (1, "string", False),
-        "version": (2, "string", False),
-        "extensions": (3, "string", True),
-    },
-    "ModelReadyRequest": {"name": (1, "string", False), "version": (2, "string", False)},
-    "ModelReadyResponse": {"ready": (1, "bool", False)},
-    "ModelMetadataRequest": {"name": (1, "string", False), "version": (2, "string", False)},
-    "TensorMetadata": {
-        "name": (1, "string", False),
-        "datatype": (2, "string", False),
-        "shape": (3, "int64", True),
-    },
-    "InferParameter": {
-        "bool_param": (1, "bool", False),
-        "int64_param": (2, "int64", False),
-        "string_param": (3, "string", False),
-    },
-    "ModelMetadataResponse": {
-        "name": (1, "string", False),
-        "versions": (2, "string", True),
-        "platform": (3, "string", False),
-        "inputs": (4, "TensorMetadata", True),
-        "outputs": (5, "TensorMetadata", True),
-        "parameters": (6, "map bytes", True),  # a message or a text, depending on the server
-    },
-    "ModelParameter": {"string_value": (1, "string", False)},
-    "ModelConfig": {
-        "max_batch_size": (4, "int32", False),
-        "parameters": (14, "map ModelParameter", True),
-    },
-    "ModelConfigRequest": {"name": (1, "string", False), "version": (2, "string", False)},
-    "ModelConfigResponse": {"config": (1, "ModelConfig", False)},
-    "InferInputTensor": {
-        "name": (1, "string", False),
-        "datatype": (2, "string", False),
-        "shape": (3, "int64", True),
-        "contents": (5, "InferTensorContents", False),
-    },
-    "InferRequestedOutputTensor": {"name": (1, "string", False)},
-    "InferTensorContents": {
-        "bool_contents": (1, "bool", True),
-        "int_contents": (2, "int32", True),
-        "int64_contents": (3, "int64", True),
-        "uint_contents": (4, "uint32", True),
-        "uint64_contents": (5, "uint64", True),
-        "fp32_contents": (6, "float", True),
-        "fp64_contents": (7, "double", True),
-    },
-    "ModelInferRequest": {
-        "model_name": (1, "string", False),
-        "model_version": (2, "string", False),
-        "id": (3, "string", False),
-        "inputs": (5, "InferInputTensor", True),
-        "outputs": (6, "InferRequestedOutputTensor", True),
-        "raw_input_contents": (7, "bytes", True),
-    },
-    "ModelInferResponse": {
-        "model_name": (1, "string", False),
-        "model_version": (2, "string", False),
-        "id": (3, "string", False),
-        "outputs": (5, "InferInputTensor", True),
-        "raw_output_contents": (6, "bytes", True),
-    },
+#: Message → its fields, written as in a .proto file.
+_MESSAGES = {
+    "ServerReadyRequest": "",
+    "ServerMetadataRequest": "",
+    "ServerMetadataResponse": """
+        string name = 1; string version = 2; repeated string extensions = 3;""",
+    "ModelReadyRequest": "string name = 1; string version = 2;",
+    "ModelReadyResponse": "bool ready = 1;",
+    "ModelMetadataRequest": "string name = 1; string version = 2;",
+    "TensorMetadata": "string name = 1; string datatype = 2; repeated int64 shape = 3;",
+    "InferParameter": "bool bool_param = 1; int64 int64_param = 2; string string_param = 3;",
+    # The value of a parameter is a message or a text, depending on the server.
+    "ModelMetadataResponse": """
+        string name = 1; repeated string versions = 2; string platform = 3;
+        repeated TensorMetadata inputs = 4; repeated TensorMetadata outputs = 5;
+        map<string, bytes> parameters = 6;""",
+    "ModelParameter": "string string_value = 1;",
+    "ModelConfig": "int32 max_batch_size = 4; map<string, ModelParameter> parameters = 14;",
+    "ModelConfigRequest": "string name = 1; string version = 2;",
+    "ModelConfigResponse": "ModelConfig config = 1;",
+    "InferInputTensor": """
+        string name = 1; string datatype = 2; repeated int64 shape = 3;
+        InferTensorContents contents = 5;""",
+    "InferRequestedOutputTensor": "string name = 1;",
+    "InferTensorContents": """
+        repeated bool bool_contents = 1; repeated int32 int_contents = 2;
+        repeated int64 int64_contents = 3; repeated uint32 uint_contents = 4;
+        repeated uint64 uint64_contents = 5; repeated float fp32_contents = 6;
+        repeated double fp64_contents = 7;""",
+    "ModelInferRequest": """
+        string model_name = 1; string model_version = 2; string id = 3;
+        repeated InferInputTensor inputs = 5; repeated InferRequestedOutputTensor outputs = 6;
+        repeated bytes raw_input_contents = 7;""",
+    "ModelInferResponse": """
+        string model_name = 1; string model_version = 2; string id = 3;
+        repeated InferInputTensor outputs = 5; repeated bytes raw_output_contents = 6;""",
 }
 
-
-def _entry(message: Any, field: str, kind: str) -> str:
-    """Add the message type of a map's entries, and return its name."""
-    name = "".join(part.capitalize() for part in field.split("_")) + "Entry"
-    nested = message.nested_type.add(name=name)
-    nested.options.map_entry = True
-    nested.field.add(name="key", number=1, type=_TYPES.TYPE_STRING, label=_TYPES.LABEL_OPTIONAL)
-    _add_field(nested, "value", 2, kind, repeated=False)
-    return f".{_PACKAGE}.{message.name}.{name}"
+_FIELD = re.compile(r"(repeated )?(?:map<string, (\w+)>|(\w+)) (\w+) = (\d+);")
 
 
-def _add_field(message: Any, name: str, number: int, kind: str, repeated: bool) -> None:
-    field = message.field.add(
-        name=name,
-        number=number,
-        label=_TYPES.LABEL_REPEATED if repeated else _TYPES.LABEL_OPTIONAL,
-    )
-    if kind.startswith("map "):
-        field.type, field.type_name = _TYPES.TYPE_MESSAGE, _entry(message, name, kind[4:])
-    elif kind[0].isupper():
-        field.type, field.type_name = _TYPES.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
-    else:
+def _add_field(message: Any, name: str, number: int, kind: str, *, repeated: bool = False) -> None:
+    label = _TYPES.LABEL_REPEATED if repeated else _TYPES.LABEL_OPTIONAL
+    field = message.field.add(name=name, number=number, label=label)
+    if kind.islower():
         field.type = getattr(_TYPES, f"TYPE_{kind.upper()}")
+    else:
+        field.type, field.type_name = _TYPES.TYPE_MESSAGE, f".{_PACKAGE}.{kind}"
+
+
+def _add_map(message: Any, name: str, number: int, kind: str) -> None:
+    """Add a map of texts, which is a repeated field whose messages have a key and a value."""
+    entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
+    entry.options.map_entry = True
+    _add_field(entry, "key", 1, "string")
+    _add_field(entry, "value", 2, kind)
+    _add_field(message, name, number, f"{message.name}.{entry.name}", repeated=True)
 
 
 def _build() -> dict[str, Any]:
@@ -114,10 +78,13 @@ def _build() -> dict[str, Any]:
     file = descriptor_pb2.FileDescriptorProto(
         name="mixout_export/inference.proto", package=_PACKAGE, syntax="proto3"
     )
-    for name, fields in _MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for field, (number, kind, repeated) in fields.items():
-            _add_field(message, field, number, kind, repeated)
+    for message_name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=message_name)
+        for repeated, values, kind, name, number in _FIELD.findall(fields):
+            if values:
+                _add_map(message, name, int(number), values)
+            else:
+                _add_field(message, name, int(number), kind, repeated=bool(repeated))
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     return {

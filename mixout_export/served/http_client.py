@@ -2,20 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
-from mixout_export.errors import ParityError, ServerError
+from mixout_export.errors import ServerError
 from mixout_export.served.address import Address
-from mixout_export.served.metadata import (
-    ModelFacts,
-    ServerFacts,
-    batch_limit,
-    label_files,
-    read_model,
-    read_parameters,
-    read_server,
-)
+from mixout_export.served.metadata import ModelFacts, ServerFacts, read_model, read_server
+from mixout_export.served.options import ServingOptions
 from mixout_export.served.texts import parse_uint
 from mixout_export.served.transport import Response, Transport, refused
 from mixout_export.served.wire import (
@@ -31,35 +23,16 @@ from mixout_export.served.wire import (
 _NOT_OFFERED = (404, 405, 501)
 
 
-def check_identity(question: Question, answer: Answer, where: str) -> None:
-    """Check that an answer has the id of its request, if the server returns ids.
-
-    Raises:
-        ParityError: The answer belongs to another request.
-    """
-    if answer.identity not in ("", question.identity):
-        raise ParityError(
-            f"{where}: answered request {question.identity!r} with the answer to "
-            f"{answer.identity!r}; the server mixes up answers"
-        )
-
-
 class HttpClient:
     """Client of one served model, as an asynchronous context manager."""
 
-    def __init__(
-        self, address: Address, transport: Transport, *, encoding: Literal["json", "binary"]
-    ) -> None:
-        """Create a client. Closing it closes the transport.
-
-        Args:
-            address: Address of the model.
-            transport: Connections to the server.
-            encoding: How to send tensors: as JSON or as bytes.
-        """
+    def __init__(self, address: Address, options: ServingOptions, *, binary: bool) -> None:
+        """Create a client without connecting. It sends tensors as bytes or as JSON."""
         self._address = address
-        self._transport = transport
-        self._encode = encode_binary if encoding == "binary" else encode_json
+        self._transport = Transport(
+            address, timeout=options.timeout, connections=options.concurrency
+        )
+        self._encode = encode_binary if binary else encode_json
 
     async def __aenter__(self) -> Self:
         return self
@@ -73,15 +46,10 @@ class HttpClient:
         return self._transport.retried
 
     async def server(self) -> ServerFacts:
-        """Return the server's metadata, with empty fields if the server offers none.
-
-        Raises:
-            ServerError: The server cannot be reached.
-        """
-        response = await self._transport.send("GET", self._address.server_path)
-        if response.status != 200:
-            return read_server({})
-        return read_server(self._object(response, self._address.server_path))
+        """Return the server's metadata, with empty fields if the server offers none."""
+        path = self._address.server_path
+        response = await self._transport.send("GET", path)
+        return read_server(self._object(response, path) if response.status == 200 else {})
 
     async def model(self) -> ModelFacts:
         """Return the model's metadata.
@@ -100,24 +68,13 @@ class HttpClient:
                 f"{self._address}: the model is not ready (HTTP {ready.status}); try again when "
                 "the server has loaded it"
             )
-        return await self._with_configuration(facts)
-
-    async def _with_configuration(self, facts: ModelFacts) -> ModelFacts:
-        """Add facts from the model's configuration, which only Triton offers."""
-        path = f"{self._address.model_path}/config"
-        response = await self._transport.send("GET", path)
+        response = await self._transport.send("GET", f"{path}/config")
         if response.status != 200:
             return facts
         try:
-            config = self._object(response, path)
+            return facts.with_configuration(self._object(response, f"{path}/config"))
         except ServerError:
-            return facts  # another server uses this path for something else
-        return replace(
-            facts,
-            parameters={**facts.parameters, **read_parameters(config.get("parameters"))},
-            batch_limit=batch_limit(config) or facts.batch_limit,
-            label_files=label_files(config),
-        )
+            return facts  # this server uses the path of Triton's configuration for something else
 
     async def ask(self, question: Question) -> Answer:
         """Send a request and return the model's answer.
@@ -136,8 +93,7 @@ class HttpClient:
             shape = list(next(iter(question.inputs.values())).shape)
             raise refused(response, where, f" to inputs of shape {shape}")
         answer = decode(response.body, response.headers.get(HEADER_LENGTH), question.outputs, where)
-        check_identity(question, answer, where)
-        return answer
+        return answer.check(question, where)
 
     async def labels(self, question: Question, output: str, count: int) -> tuple[str, ...] | None:
         """Return the class names from the server's label file; None if the server has none.
@@ -148,9 +104,6 @@ class HttpClient:
             question: A request with one row.
             output: Name of the output whose classes have labels.
             count: Number of classes.
-
-        Raises:
-            ServerError: The server cannot be reached.
         """
         content: dict[str, Any] = json.loads(encode_json(question).body)
         content["outputs"] = [{"name": output, "parameters": {"classification": count}}]

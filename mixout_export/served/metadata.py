@@ -1,8 +1,8 @@
 """Read the metadata of a server and of its models."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mixout_export.errors import ServerError
@@ -95,6 +95,20 @@ class ModelFacts:
             return None
         return tuple(map(str, names)) if isinstance(names, list) and names else None
 
+    def with_configuration(self, config: Mapping[str, Any]) -> "ModelFacts":
+        """Return these facts with those of the model's configuration, which only Triton offers."""
+        limit, outputs = config.get("max_batch_size"), config.get("output")
+        return replace(
+            self,
+            parameters={**self.parameters, **_parameters(config.get("parameters"))},
+            batch_limit=limit if type(limit) is int and limit > 0 else self.batch_limit,
+            label_files=tuple(
+                str(output.get("name"))
+                for output in (outputs if isinstance(outputs, list) else ())
+                if isinstance(output, dict) and output.get("label_filename")
+            ),
+        )
+
 
 def read_server(content: Mapping[str, Any]) -> ServerFacts:
     """Read a server's metadata. Missing entries are unknown."""
@@ -146,7 +160,7 @@ def _specs(tensors: object, where: str) -> tuple[TensorSpec, ...]:
     return tuple(_spec(tensor, where) for tensor in tensors)
 
 
-def read_parameters(content: object) -> dict[str, str]:
+def _parameters(content: object) -> dict[str, str]:
     """Read parameters, which may be texts, lists, or the objects that Triton and gRPC use."""
     found = {}
     for name, value in content.items() if isinstance(content, dict) else ():
@@ -159,39 +173,18 @@ def read_parameters(content: object) -> dict[str, str]:
     return found
 
 
-def _limit(parameters: Mapping[str, str]) -> int | None:
-    return parse_uint(parameters.get("max_batch_size", "")) or None
-
-
 def read_model(content: Mapping[str, Any], where: str) -> ModelFacts:
     """Read a model's metadata.
 
     Raises:
         ServerError: The metadata does not follow the protocol.
     """
-    versions, parameters = content.get("versions"), read_parameters(content.get("parameters"))
+    versions, parameters = content.get("versions"), _parameters(content.get("parameters"))
     return ModelFacts(
         inputs=_specs(content.get("inputs"), where),
         outputs=_specs(content.get("outputs"), where),
         platform=one_line(content.get("platform") or ""),
         versions=tuple(map(one_line, versions)) if isinstance(versions, list) else (),
         parameters=parameters,
-        batch_limit=_limit(parameters),
+        batch_limit=parse_uint(parameters.get("max_batch_size", "")) or None,
     )
-
-
-def label_files(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of outputs with a label file, from Triton's configuration."""
-    outputs = config.get("output")
-    described: Sequence[Any] = outputs if isinstance(outputs, list) else ()
-    return tuple(
-        str(output.get("name"))
-        for output in described
-        if isinstance(output, dict) and output.get("label_filename")
-    )
-
-
-def batch_limit(config: Mapping[str, Any]) -> int | None:
-    """Return the largest number of rows in a request, from Triton's configuration; None if any."""
-    limit = config.get("max_batch_size")
-    return limit if type(limit) is int and limit > 0 else None

@@ -2,15 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from mixout_export.errors import ArgumentError
 from mixout_export.served.address import Address
 
 #: How tensors are sent: as JSON over HTTP, as bytes over HTTP, or over gRPC.
 Protocol = Literal["json", "binary", "grpc"]
-
-PROTOCOLS: tuple[str, ...] = get_args(Protocol)
 
 #: Default number of requests per client: enough for requests of different clients to overlap.
 DEFAULT_REQUESTS = 8

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 import numpy as np
@@ -19,51 +19,26 @@ from mixout_export.served.http_client import HttpClient
 from mixout_export.served.metadata import ModelFacts, ServerFacts
 from mixout_export.served.options import ServingOptions
 from mixout_export.served.tensors import DATATYPES, FLOATING, datatype_of
-from mixout_export.served.transport import Transport
 from mixout_export.served.wire import Answer, Question
+
+if TYPE_CHECKING:
+    from mixout_export.served.grpc_client import GrpcClient
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
 
-class Client(Protocol):
-    """Client of one served model, as an asynchronous context manager."""
-
-    async def __aenter__(self) -> Self:
-        """Open the connections."""
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the connections."""
-
-    @property
-    def retried(self) -> int:
-        """Number of requests that were sent again."""
-
-    async def server(self) -> ServerFacts:
-        """Return the server's metadata."""
-
-    async def model(self) -> ModelFacts:
-        """Return the model's metadata."""
-
-    async def ask(self, question: Question) -> Answer:
-        """Send a request and return the model's answer."""
-
-    async def labels(self, question: Question, output: str, count: int) -> tuple[str, ...] | None:
-        """Return the class names from the server's label file; None if unknown."""
+#: Client of one served model, as an asynchronous context manager.
+Client: TypeAlias = "HttpClient | GrpcClient"
 
 
 def connect(address: Address, options: ServingOptions, protocol: str) -> Client:
-    """Return a client of a served model. It connects when it is first used.
-
-    Raises:
-        ServerError: The protocol is gRPC, and its library is not installed.
-    """
+    """Return a client of a served model. It connects when it is first used."""
     if protocol == "grpc":
         from mixout_export.served.grpc_client import GrpcClient
 
         return GrpcClient(address, timeout=options.timeout)
-    transport = Transport(address, timeout=options.timeout, connections=options.concurrency)
-    return HttpClient(address, transport, encoding="binary" if protocol == "binary" else "json")
+    return HttpClient(address, options, binary=protocol == "binary")
 
 
 def complete(work: Callable[[], Awaitable[T]]) -> T:
@@ -77,12 +52,7 @@ def complete(work: Callable[[], Awaitable[T]]) -> T:
 
 
 def _split_cache(facts: ModelFacts) -> tuple[ModelFacts, dict[str, Array], tuple[str, ...]]:
-    """Separate a key/value cache from a model's metadata.
-
-    Returns:
-        The metadata without the cache; cache input name → empty cache of one row; the names of the
-        cache's outputs.
-    """
+    """Return the metadata without a key/value cache, the empty cache, and the cache's outputs."""
     takes = [spec.name for spec in facts.inputs if spec.shape[2:3] in ((-1,), ())]
     pairs = cache_outputs(takes, [spec.name for spec in facts.outputs])
     grown = set(pairs.values())
@@ -180,25 +150,20 @@ class ServedSession:
             inputs: A batch that the model accepts.
             output: Name of the output.
             count: Number of classes.
-
-        Raises:
-            ServerError: The server does not answer.
         """
         if self.facts.labels is not None or output not in self.facts.label_files:
             return self.facts.labels
+        # Only HTTP clients find label files.
+        http = HttpClient(self.address, self.options, binary=False)
 
         async def ask() -> tuple[str, ...] | None:
-            async with self.connect() as client:
+            async with http as client:
                 return await client.labels(self.question(self._filled(inputs)), output, count)
 
         return complete(ask)
 
     def question(self, inputs: Mapping[str, Array], *, with_cache: bool = False) -> Question:
-        """Return a request for the outputs of some rows, if asked for with the extended cache.
-
-        Raises:
-            ArgumentError: An input is missing.
-        """
+        """Return a request for the outputs of some rows, if asked for with the extended cache."""
         missing = [name for name in self.inputs if name not in inputs]
         if missing:
             raise ArgumentError(
@@ -301,29 +266,10 @@ class _WithCache:
         return self.model.run(inputs, with_cache=True)
 
 
-async def _read_metadata(
-    address: Address, options: ServingOptions
-) -> tuple[ServerFacts, ModelFacts, str]:
-    """Return the metadata of the server and of the model, and the protocol to use."""
-    protocol = options.protocol or ("grpc" if address.scheme == "grpc" else "json")
-    async with connect(address, options, protocol) as client:
-        server = await client.server()
-        facts = await client.model()
-    if options.protocol is None and protocol == "json" and server.takes_binary:
-        protocol = "binary"
-    return server, facts, protocol
-
-
 def open_served(
     address: Address, options: ServingOptions, *, inputs: Sequence[str], outputs: Sequence[str]
 ) -> ServedSession:
-    """Open a served model by reading its metadata.
-
-    Args:
-        address: Address of the model.
-        options: Options for requests.
-        inputs: Names of the reference's inputs.
-        outputs: Names of the reference's outputs.
+    """Open a served model by reading its metadata. The inputs and outputs are the reference's.
 
     Raises:
         ArgumentError: An option is outside its domain.
@@ -331,5 +277,13 @@ def open_served(
             read.
     """
     options.check(address)
-    server, facts, protocol = complete(lambda: _read_metadata(address, options))
+    protocol: str = options.protocol or ("grpc" if address.scheme == "grpc" else "json")
+
+    async def read_metadata() -> tuple[ServerFacts, ModelFacts]:
+        async with connect(address, options, protocol) as client:
+            return await client.server(), await client.model()
+
+    server, facts = complete(read_metadata)
+    if options.protocol is None and protocol == "json" and server.takes_binary:
+        protocol = "binary"
     return ServedSession(address, options, server, facts, protocol, inputs=inputs, outputs=outputs)

@@ -42,16 +42,8 @@ def datatype_of(array: Array) -> str:
     return next(name for name, dtype in DATATYPES.items() if dtype == array.dtype)
 
 
-def numeric(datatype: object, where: str) -> np.dtype[Any]:
-    """Return the NumPy type of a datatype.
-
-    Args:
-        datatype: Name of a datatype.
-        where: Beginning of the error message.
-
-    Raises:
-        ServerError: The datatype is not numeric.
-    """
+def _numeric(datatype: object, where: str) -> np.dtype[Any]:
+    """Return the NumPy type of a datatype, which must be numeric."""
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise ServerError(
             f"{where} has datatype {one_line(repr(datatype))}, "
@@ -60,16 +52,8 @@ def numeric(datatype: object, where: str) -> np.dtype[Any]:
     return DATATYPES[datatype]
 
 
-def sizes(shape: object, where: str) -> tuple[int, ...]:
-    """Return the shape of a tensor in an answer.
-
-    Args:
-        shape: What the answer gives as the shape.
-        where: Beginning of the error message.
-
-    Raises:
-        ServerError: `shape` is not a list of sizes.
-    """
+def _sizes(shape: object, where: str) -> tuple[int, ...]:
+    """Return the shape of a tensor in an answer, which must be a list of sizes."""
     proper = isinstance(shape, Sequence) and not isinstance(shape, str)
     if not proper or not all(type(size) is int and size >= 0 for size in shape):  # type: ignore[attr-defined]
         raise ServerError(f"{where} has shape {one_line(repr(shape))}, expected a list of sizes")
@@ -77,12 +61,8 @@ def sizes(shape: object, where: str) -> tuple[int, ...]:
 
 
 def from_bytes(raw: memoryview, datatype: object, shape: object, where: str) -> Array:
-    """Read a tensor from little-endian bytes.
-
-    Raises:
-        ServerError: The number of bytes does not match the shape.
-    """
-    dtype, wanted = numeric(datatype, where), sizes(shape, where)
+    """Read a tensor from little-endian bytes, as many as its type and shape need."""
+    dtype, wanted = _numeric(datatype, where), _sizes(shape, where)
     expected = math.prod(wanted) * dtype.itemsize
     if len(raw) != expected:
         raise ServerError(
@@ -94,12 +74,8 @@ def from_bytes(raw: memoryview, datatype: object, shape: object, where: str) -> 
 
 
 def from_numbers(data: object, datatype: object, shape: object, where: str) -> Array:
-    """Read a tensor from a JSON list, flat or nested.
-
-    Raises:
-        ServerError: The list holds something other than numbers, or too many or too few.
-    """
-    dtype, wanted = numeric(datatype, where), sizes(shape, where)
+    """Read a tensor from a JSON list of numbers, flat or nested."""
+    dtype, wanted = _numeric(datatype, where), _sizes(shape, where)
     first = data
     while isinstance(first, list) and first:
         first = first[0]

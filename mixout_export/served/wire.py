@@ -9,15 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mixout_export.errors import ServerError
+from mixout_export.errors import ParityError, ServerError
 from mixout_export.printable import one_line
-from mixout_export.served.tensors import (
-    Array,
-    datatype_of,
-    from_bytes,
-    from_numbers,
-    to_bytes,
-)
+from mixout_export.served.tensors import Array, datatype_of, from_bytes, from_numbers, to_bytes
 from mixout_export.served.texts import parse_uint
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -51,6 +45,19 @@ class Answer:
     identity: str
     version: str
     outputs: Mapping[str, Array]
+
+    def check(self, question: Question, where: str) -> "Answer":
+        """Return it, if it has the id of the question or the server does not return ids.
+
+        Raises:
+            ParityError: The answer belongs to another request.
+        """
+        if self.identity not in ("", question.identity):
+            raise ParityError(
+                f"{where}: answered request {question.identity!r} with the answer to "
+                f"{self.identity!r}; the server mixes up answers"
+            )
+        return self
 
 
 @dataclass(frozen=True)
@@ -98,11 +105,7 @@ def encode_binary(question: Question) -> Message:
 
 
 def read_json(body: bytes | memoryview, where: str) -> dict[str, Any]:
-    """Read a JSON object from the body of an answer.
-
-    Raises:
-        ServerError: The body is not a JSON object.
-    """
+    """Read a JSON object from the body of an answer."""
     try:
         content = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
@@ -126,40 +129,25 @@ def _json_length(header: str | None, body: bytes, where: str) -> int:
     return length
 
 
-class _Bytes:
-    """The bytes after an answer's JSON, read from front to back."""
-
-    def __init__(self, rest: memoryview) -> None:
-        self._rest = rest
-
-    def take(self, size: object, where: str) -> memoryview:
-        if type(size) is not int or not 0 <= size <= len(self._rest):
-            raise ServerError(
-                f"{where} should have {one_line(repr(size))} bytes, but the answer was cut off "
-                f"with {len(self._rest)} bytes left"
-            )
-        piece, self._rest = self._rest[:size], self._rest[size:]
-        return piece
-
-    def finish(self, where: str) -> None:
-        if self._rest:
-            raise ServerError(
-                f"{where}: the answer has {len(self._rest)} bytes after its last output"
-            )
-
-
 def _tensors(
-    outputs: Sequence[Mapping[str, Any]], rest: _Bytes, wanted: Sequence[str], where: str
+    outputs: Sequence[Mapping[str, Any]], rest: memoryview, wanted: Sequence[str], where: str
 ) -> dict[str, Array]:
-    """Read the wanted outputs, in any order."""
+    """Read the wanted outputs, in any order, from the JSON and the bytes that follow it."""
     found = {}
     for output in outputs:
         name = str(output.get("name"))
         place = f"{where}: output {name!r}"
         given = output.get("parameters")
         parameters = given if isinstance(given, dict) else {}
-        binary = "binary_data_size" in parameters
-        raw = rest.take(parameters["binary_data_size"], place) if binary else None
+        raw = None
+        if "binary_data_size" in parameters:
+            size = parameters["binary_data_size"]
+            if type(size) is not int or not 0 <= size <= len(rest):
+                raise ServerError(
+                    f"{place} should have {one_line(repr(size))} bytes, but the answer was cut off "
+                    f"with {len(rest)} bytes left"
+                )
+            raw, rest = rest[:size], rest[size:]
         if name not in wanted:
             continue
         datatype, shape = output.get("datatype"), output.get("shape")
@@ -169,8 +157,22 @@ def _tensors(
             found[name] = from_numbers(output["data"], datatype, shape, place)
         else:
             raise ServerError(f"{place} has no data")
-    rest.finish(where)
+    if rest:
+        raise ServerError(f"{where}: the answer has {len(rest)} bytes after its last output")
     return found
+
+
+def ordered(
+    found: Mapping[str, Array], wanted: Sequence[str], names: Sequence[str], where: str
+) -> dict[str, Array]:
+    """Return the wanted outputs in their order; `names` are those of all outputs, for the error."""
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        raise ServerError(
+            f"{where}: the answer lacks output {missing[0]!r}, it has "
+            f"{one_line(', '.join(names) or 'none')}"
+        )
+    return {name: found[name] for name in wanted}
 
 
 def decode(body: bytes, header_length: str | None, wanted: Sequence[str], where: str) -> Answer:
@@ -191,15 +193,9 @@ def decode(body: bytes, header_length: str | None, wanted: Sequence[str], where:
     if not isinstance(outputs, list) or not all(isinstance(output, dict) for output in outputs):
         error = f" ({one_line(content['error'])})" if content.get("error") else ""
         raise ServerError(f"{where}: the answer has no list of outputs{error}")
-    found = _tensors(outputs, _Bytes(memoryview(body)[length:]), wanted, where)
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        names = ", ".join(str(output.get("name")) for output in outputs) or "none"
-        raise ServerError(
-            f"{where}: the answer lacks output {missing[0]!r}, it has {one_line(names)}"
-        )
+    found = _tensors(outputs, memoryview(body)[length:], wanted, where)
     return Answer(
         identity=one_line(content.get("id") or ""),
         version=one_line(content.get("model_version") or ""),
-        outputs={name: found[name] for name in wanted},
+        outputs=ordered(found, wanted, [str(output.get("name")) for output in outputs], where),
     )

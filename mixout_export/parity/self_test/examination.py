@@ -4,8 +4,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
@@ -21,12 +21,12 @@ from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotAppl
 from mixout_export.parity.self_test.folder_copy import FolderCopier
 from mixout_export.parity.self_test.graph_copy import GraphCopier
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
-from mixout_export.runners.runner import Array
+from mixout_export.runners.runner import Array, Runner
 
-#: Bytes of the reference's outputs that are kept; what is beyond is computed again.
+#: Bytes of the reference's outputs that are kept; the others are computed again.
 _KEPT_OUTPUTS = 1 << 30
 
-#: Tensors of the audit that are named.
+#: How many of the tensors that the audit reported are named.
 _NAMED = 3
 
 
@@ -34,63 +34,51 @@ class ReferenceOutputs:
     """The reference's outputs, kept while it is compared with the candidate itself."""
 
     def __init__(self, limit: int = _KEPT_OUTPUTS) -> None:
-        """Start with none.
-
-        Args:
-            limit: Bytes to keep.
-        """
+        """Start without outputs; `limit` is the number of bytes to keep."""
         self._kept: dict[int, dict[str, Array]] = {}
         self._left = limit
 
     def __call__(
         self, number: int, reference: Mapping[str, Array], candidate: Mapping[str, Array]
     ) -> None:
-        """Take a batch's outputs, as `compare_artifacts` hands them to who watches."""
+        """Keep a batch's outputs, if there is room. `compare_artifacts` calls this."""
         size = sum(value.nbytes for value in reference.values())
         if size <= self._left:
             self._left -= size
             self._kept[number] = dict(reference)
 
     def get(self, number: int, compute: Callable[[], Mapping[str, Array]]) -> Mapping[str, Array]:
-        """Return a batch's outputs, computed where they were not kept."""
+        """Return a batch's outputs, and compute them if they were not kept."""
         kept = self._kept.get(number)
         return compute() if kept is None else kept
 
 
+@dataclass(frozen=True)
 class _Examiner:
-    """Judges copies of a candidate as the candidate itself was judged."""
+    """Judges copies of a candidate as the candidate itself was judged; see `self_test`."""
 
-    def __init__(
-        self,
-        reference: LocalArtifact,
-        candidate: Artifact,
-        *,
-        battery: Battery,
-        verdict: ParityResult,
-        outputs: ReferenceOutputs,
-    ) -> None:
-        self._reference = reference
-        self._candidate = candidate
-        self._battery = battery
-        self._verdict = verdict
-        self._outputs = outputs
-        ours, theirs = interfaces(reference, candidate)
-        self._interface = ours
-        self._runner = reference.runner(ours.inputs, headless=verdict.headless)
-        self._copier: Copier
-        if candidate.checkpoint is not None:
-            self._copier = FolderCopier(candidate.checkpoint)
-        else:
-            limit = shared_interface(ours, theirs).sequence_limit
-            self._copier = GraphCopier(candidate, limit)
+    reference: LocalArtifact
+    candidate: Artifact
+    battery: Battery
+    verdict: ParityResult
+    outputs: ReferenceOutputs
 
-    @property
-    def _labels(self) -> Sequence[str] | None:
-        """The candidate's labels, where the reference can contradict them."""
-        return None if self._reference.labels is None else self._candidate.labels
+    @cached_property
+    def copier(self) -> Copier:
+        """What writes changed copies of the candidate."""
+        if self.candidate.checkpoint is not None:
+            return FolderCopier(self.candidate.checkpoint)
+        limit = shared_interface(*interfaces(self.reference, self.candidate)).sequence_limit
+        return GraphCopier(self.candidate, limit)
+
+    @cached_property
+    def runner(self) -> Runner:
+        """The reference's runner."""
+        ours, _ = interfaces(self.reference, self.candidate)
+        return self.reference.runner(ours.inputs, headless=self.verdict.headless)
 
     def examine(self, faults: Sequence[Fault], folder: Path) -> Iterator[FaultOutcome]:
-        """Inject each fault and judge the copy, which is removed once there is another."""
+        """Inject each fault and judge the copy, which is removed when the next one exists."""
         previous: Path | None = None
         for number, fault in enumerate(faults):
             copy = folder / str(number)
@@ -104,16 +92,21 @@ class _Examiner:
         start = time.perf_counter()
         outcome = FaultOutcome(fault.name, changes_outputs=fault.changes_outputs)
         try:
-            path, what = fault.inject(self._copier, out, self._labels)
+            # labels only count if the reference can contradict them
+            labels = None if self.reference.labels is None else self.candidate.labels
+            path, what = fault.inject(self.copier, out, labels)
         except NotApplicableError as error:
             return replace(outcome, not_applicable=str(error))
-        copy = self._candidate.reopen(path)
+        copy = self.candidate.reopen(path)
+        mismatches = find_mismatches(self.reference, copy, *interfaces(self.reference, copy))
+        given = self.verdict.precision == "given"
+        epsilons = () if given else different_epsilons(self.reference, copy)
         failed = self._run(copy) if fault.changes_outputs else None
         return replace(
             outcome,
             what=what,
-            labels=self._describe(copy),
-            settings=self._settings(copy),
+            labels=next(iter(mismatches), ""),
+            settings=next(iter(epsilons), ""),
             audit=self._audit(copy),
             battery="" if failed is None else _where(failed),
             drift="" if failed is None else self._drift(copy, failed),
@@ -121,31 +114,22 @@ class _Examiner:
         )
 
     def _drift(self, copy: Artifact, failed: OutputDifference) -> str:
-        """Return the first module that leaves the tolerance, "" if none does or none is known."""
-        if not (self._reference.knows_modules and copy.knows_modules):
+        """Return the first module beyond the tolerance; "" if there is none or it is unknown."""
+        if not (self.reference.knows_modules and copy.knows_modules):
             return ""
         first = draw_drift(
-            self._reference,
+            self.reference,
             copy,
-            pick_batch(self._battery.batches, [failed]),
-            tolerance=DRIFT_TOLERANCES.get(self._verdict.precision, DRIFT_TOLERANCES["fp32"]),
-            headless=self._verdict.headless,
+            pick_batch(self.battery.batches, [failed]),
+            tolerance=DRIFT_TOLERANCES.get(self.verdict.precision, DRIFT_TOLERANCES["fp32"]),
+            headless=self.verdict.headless,
         ).first
         return "" if first is None else first.label
 
-    def _describe(self, copy: Artifact) -> str:
-        ours, theirs = interfaces(self._reference, copy)
-        return next(iter(find_mismatches(self._reference, copy, ours, theirs)), "")
-
-    def _settings(self, copy: Artifact) -> str:
-        if self._verdict.precision == "given":
-            return ""
-        return next(iter(different_epsilons(self._reference, copy)), "")
-
     def _audit(self, copy: Artifact) -> str:
-        verdict = self._verdict
+        verdict = self.verdict
         audit = audit_weights(
-            self._reference,
+            self.reference,
             copy,
             headless=verdict.headless,
             tolerance=verdict.tolerance if verdict.precision == "given" else None,
@@ -154,18 +138,18 @@ class _Examiner:
         return ", ".join(keys[:_NAMED]) + (", …" if len(keys) > _NAMED else "")
 
     def _run(self, copy: Artifact) -> OutputDifference | None:
-        """Run the battery until an output fails, and return that; None if none does."""
-        verdict = self._verdict
-        _, theirs = interfaces(self._reference, copy)
+        """Run the battery until an output fails, and return it; None if all hold."""
+        verdict = self.verdict
+        _, theirs = interfaces(self.reference, copy)
         runner = copy.runner(theirs.inputs, headless=verdict.headless)
         comparisons = comparisons_of(
-            self._runner.outputs,
+            self.runner.outputs,
             tolerance=verdict.tolerance,
             limits=verdict.limits,
-            task=None if verdict.headless else self._reference.task_name,
+            task=None if verdict.headless else self.reference.task_name,
         )
-        for number, batch in enumerate(self._battery.batches):
-            ours = self._outputs.get(number, partial(self._runner.run, batch.inputs))
+        for number, batch in enumerate(self.battery.batches):
+            ours = self.outputs.get(number, partial(self.runner.run, batch.inputs))
             outputs = runner.run(batch.inputs)
             for name, comparison in comparisons.items():
                 comparison.add(batch, ours[name], outputs[name])
@@ -199,18 +183,18 @@ def self_test(
     """Inject known faults into copies of the candidate, and see which checks catch them.
 
     Args:
-        reference: What the candidate should be.
-        candidate: What was judged; it is left alone.
-        battery: What was run.
-        verdict: The comparison of the two, which holds: its tolerances judge the copies.
-        outputs: The reference's outputs of that comparison.
-        faults: What to inject, one at a time.
+        reference: The reference of the comparison.
+        candidate: The candidate. It is not changed.
+        battery: The test inputs.
+        verdict: The result of the comparison, which passed. Its tolerances apply to the copies.
+        outputs: The reference's outputs in that comparison.
+        faults: The faults, which are injected one at a time.
 
     Raises:
         CheckpointError: The candidate cannot be copied or a copy cannot be run.
     """
     start = time.perf_counter()
-    examiner = _Examiner(reference, candidate, battery=battery, verdict=verdict, outputs=outputs)
+    examiner = _Examiner(reference, candidate, battery, verdict, outputs)
     try:
         with tempfile.TemporaryDirectory(prefix="mixout-export-") as folder:
             outcomes = tuple(examiner.examine(faults, Path(folder)))

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,11 +37,6 @@ class FolderCopier:
     """Writes changed copies of a folder; files that are not changed are linked."""
 
     def __init__(self, checkpoint: PlainCheckpoint) -> None:
-        """Look at what the model's modules are there for.
-
-        Args:
-            checkpoint: The checkpoint, opened.
-        """
         self._checkpoint = checkpoint
         self._model = checkpoint.model
         self._weights = weights_of(checkpoint)
@@ -51,16 +46,12 @@ class FolderCopier:
         }
 
     @cached_property
-    def _names(self) -> dict[str, str]:
-        """What parameters are called on disk."""
+    def _keys(self) -> dict[str, str]:
+        """Parameter name → key on disk."""
         return disk_keys(self._model)
 
-    @cached_property
-    def _unused(self) -> Set[str]:
-        return self._checkpoint.unused_keys
-
     def part(self, role: Role) -> Part:
-        """Return the tensor of a role; see `Copier`."""
+        """Return the tensor with a role; see `Copier`."""
         name = getattr(self, f"_{role.replace(' ', '_')}")()
         entry = self._entry(name)
         value = tensor_of(entry)
@@ -86,9 +77,9 @@ class FolderCopier:
         return out
 
     def write_without_bias(self, out: Path) -> tuple[Path, str]:
-        """Write a copy with a bias of zero, as a folder cannot lack one; see `Copier`.
+        """Set a bias to zero, because a folder cannot lack one; see `Copier`.
 
-        It is the longest: a key's is out of the question, because attention does not depend on it.
+        The longest bias is taken. That of a key would not do: attention does not depend on it.
         """
         biases = [
             (f"{name}.bias", layer.bias.detach())
@@ -114,14 +105,13 @@ class FolderCopier:
         return out, f"{entry} {known[entry]:g} → {epsilon:g}"
 
     def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
-        """Write a copy whose configuration names other labels; see `Copier`."""
-        config = self._checkpoint.config
+        """Write a copy whose configuration has other label names; see `Copier`."""
         self._copy(out, without=LAYOUT.config)
-        write_json(out / LAYOUT.config, with_labels(config, labels))
+        write_json(out / LAYOUT.config, with_labels(self._checkpoint.config, labels))
         return out
 
     def _copy(self, out: Path, *, own: Set[str] = frozenset(), without: str = "") -> None:
-        """Copy the folder `without` a file; `own` files may be written to, others are links."""
+        """Link the folder's files `without` one, and copy `own` files, which will change."""
         out.mkdir()
         for file in self._checkpoint.path.iterdir():
             if not file.is_file() or file.name == without:
@@ -132,20 +122,13 @@ class FolderCopier:
                 link_or_copy(file, out / file.name)
 
     def _entry(self, name: str) -> TensorEntry:
-        stored = self._names.get(name, name)
+        stored = self._keys.get(name, name)
         entry = self._entries.get(self._weights.canonical(stored))
         if entry is None or entry.shape != tuple(self._model.get_parameter(name).shape):
-            raise NotApplicableError(
-                f"{name} is stored as a part of another tensor, or tied to one"
-            )
+            raise NotApplicableError(f"{name} is a part of another tensor, or tied to one")
         if entry.dtype not in FLOATING:
             raise NotApplicableError(f"{name} is stored as {entry.dtype}")
         return entry
-
-    def _layers(self) -> Iterator[tuple[str, Any]]:
-        for name, module in self._model.named_modules():
-            if isinstance(module, nn.Linear | Conv1D):
-                yield name, module
 
     def _in_body(self, name: str) -> bool:
         return self._checkpoint.headless or name.startswith(f"{self._model.base_model_prefix}.")
@@ -153,9 +136,11 @@ class FolderCopier:
     def _linears(self) -> list[tuple[str, Any]]:
         """Return the body's linear layers, without those that no output depends on."""
         return [
-            (name, layer)
-            for name, layer in self._layers()
-            if self._in_body(name) and f"{name}.weight" not in self._unused
+            (name, module)
+            for name, module in self._model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+            and self._in_body(name)
+            and f"{name}.weight" not in self._checkpoint.unused_keys
         ]
 
     def _linear(self) -> str:
@@ -175,14 +160,12 @@ class FolderCopier:
     def _positions(self) -> str:
         limit = self._checkpoint.interface.sequence_limit
         words = self._words()
-        return self._table(
-            lambda name, table: (
-                limit is not None
-                and table is not words
-                and limit <= table.num_embeddings <= limit + 8
-            ),
-            "it has no table of positions",
-        )
+
+        def holds(_: str, table: nn.Embedding) -> bool:
+            sized = limit is not None and limit <= table.num_embeddings <= limit + 8
+            return sized and table is not words
+
+        return self._table(holds, "it has no table of positions")
 
     def _segments(self) -> str:
         if "token_type_ids" not in self._checkpoint.interface.inputs:
@@ -202,9 +185,9 @@ class FolderCopier:
 
     def _head(self) -> tuple[str, nn.Linear]:
         layers = [
-            (name, layer)
-            for name, layer in self._layers()
-            if isinstance(layer, nn.Linear) and not self._in_body(name)
+            (name, module)
+            for name, module in self._model.named_modules()
+            if isinstance(module, nn.Linear) and not self._in_body(name)
         ]
         if not layers:
             raise NotApplicableError("it has no head")
@@ -221,7 +204,7 @@ class FolderCopier:
 
 
 def with_labels(config: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Return a configuration that names its labels otherwise."""
+    """Return a configuration with other label names."""
     return {
         **config,
         "id2label": {str(index): name for index, name in enumerate(labels)},

@@ -29,12 +29,7 @@ class GraphCopier:
     """
 
     def __init__(self, artifact: Artifact, sequence_limit: int | None) -> None:
-        """Read the graph.
-
-        Args:
-            artifact: The graph, opened.
-            sequence_limit: Longest sequence that it takes, which tells its table of positions.
-        """
+        """Take a graph. The longest sequence that it takes identifies its table of positions."""
         if artifact.graph is None:
             raise TypeError(f"{artifact.where} is no graph")
         self._artifact = artifact
@@ -48,17 +43,15 @@ class GraphCopier:
         return onnx.load(self._graph, load_external_data=False)
 
     def part(self, role: Role) -> Part:
-        """Return the tensor of a role; see `Copier`."""
+        """Return the tensor with a role; see `Copier`."""
         parts = GraphParts(self._read().graph)
-        by_rows = True
         if role in ("linear", "classifier"):
             layer = self._middle(parts) if role == "linear" else self._head(parts)
             constant, by_rows, label = layer.weight, layer.by_rows, layer.label
         else:
-            constant = (
-                self._head_bias(parts) if role == "classifier bias" else self._table(parts, role)
-            )
-            label = constant.name
+            bias = role == "classifier bias"
+            constant = self._head_bias(parts) if bias else self._table(parts, role)
+            by_rows, label = True, constant.name
         self._found[constant.name] = constant, by_rows
         value = self._value(parts, constant)
         value = value if by_rows else np.ascontiguousarray(value.T)
@@ -76,16 +69,15 @@ class GraphCopier:
     def write_without_bias(self, out: Path) -> tuple[Path, str]:
         """Write a copy without a bias and its addition; see `Copier`.
 
-        It is the longest: a key's is out of the question, because attention does not depend on it.
+        The longest bias is taken. That of a key would not do: attention does not depend on it.
         """
         model = self._read()
         parts = GraphParts(model.graph)
         biases = [
-            (layer, layer.bias.name, self._value(parts, layer.bias))
+            (layer, layer.bias.name, value)
             for layer in parts.linears
-            if layer.bias is not None
+            if layer.bias is not None and (value := self._value(parts, layer.bias)).any()
         ]
-        biases = [(layer, name, value) for layer, name, value in biases if value.any()]
         if not biases:
             raise NotApplicableError("its linear layers have no biases other than zero")
         layer, name, _ = max(biases, key=lambda bias: (bias[2].size, np.linalg.norm(bias[2])))
@@ -110,7 +102,7 @@ class GraphCopier:
         return self._write(out, model), f"epsilon {epsilon:g} → {choose(epsilon):g}"
 
     def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
-        """Write a copy that names other labels, in the graph and beside it; see `Copier`."""
+        """Write a copy with other label names, in the graph and beside it; see `Copier`."""
         model = self._read()
         for entry in model.metadata_props:
             if entry.key == LABELS:
@@ -153,7 +145,7 @@ class GraphCopier:
         return numpy_helper.to_array(tensor)
 
     def _steps(self, parts: GraphParts, constant: Constant, shape: tuple[int, ...]) -> list[Array]:
-        """Return the steps of integers and what stands for 0, so that they broadcast to `shape`."""
+        """Return the quantization steps and zero points, which broadcast to `shape`."""
         scale = self._array(parts.tensors[constant.scale]).astype(np.float32).reshape(-1)
         zero = np.zeros_like(scale)
         if constant.zero_point in parts.tensors:
@@ -166,7 +158,7 @@ class GraphCopier:
         return [scale.reshape(lengths), zero.reshape(lengths)]
 
     def _value(self, parts: GraphParts, constant: Constant) -> Array:
-        """Return the real numbers of a constant, float32, as they lie in the graph."""
+        """Return the values of a constant, dequantized, float32, in the graph's shape."""
         stored = self._array(parts.tensors[constant.name])
         if not constant.scale:
             return stored.astype(np.float32)
@@ -174,7 +166,7 @@ class GraphCopier:
         return (stored.astype(np.float32) - zero) * scale
 
     def _set_value(self, parts: GraphParts, constant: Constant, value: Array) -> None:
-        """Give a constant other real numbers, in the steps that it has."""
+        """Replace the values of a constant, quantized with its own steps."""
         tensor = parts.tensors[constant.name]
         stored = self._array(tensor)
         if constant.scale:
@@ -184,7 +176,7 @@ class GraphCopier:
         _replace(tensor, np.ascontiguousarray(value).astype(stored.dtype))
 
     def _precision(self, parts: GraphParts, constant: Constant) -> float:
-        """Return the distance of 1 from the next number, of a tensor whose largest is near 1."""
+        """Return the distance from 1 to the next number, if the tensor's largest is near 1."""
         kind = self._array(parts.tensors[constant.name]).dtype
         if constant.scale:
             return 2.0 ** (1 - 8 * kind.itemsize)
@@ -192,7 +184,7 @@ class GraphCopier:
 
     def _middle(self, parts: GraphParts) -> LinearNode:
         """Return the middle one of the body's largest linear layers."""
-        head = None if self._artifact.headless else self._last(parts)
+        head = None if self._artifact.headless else parts.linear_before(self._artifact.outputs[0])
         layers = [layer for layer in parts.linears if layer != head]
         if not layers:
             raise NotApplicableError("it has no linear layers with constant weights")
@@ -200,13 +192,10 @@ class GraphCopier:
         layers = [layer for layer, size in zip(layers, sizes, strict=True) if size == max(sizes)]
         return layers[len(layers) // 2]
 
-    def _last(self, parts: GraphParts) -> LinearNode | None:
-        return parts.linear_before(self._artifact.outputs[0])
-
     def _head(self, parts: GraphParts) -> LinearNode:
         if self._artifact.headless:
             raise NotApplicableError("it has no head")
-        layer = self._last(parts)
+        layer = parts.linear_before(self._artifact.outputs[0])
         if layer is None:
             raise NotApplicableError("its head has no constant weights")
         return layer
@@ -218,16 +207,15 @@ class GraphCopier:
         return bias
 
     def _table(self, parts: GraphParts, role: Role) -> Constant:
-        tables = list(parts.tables())
-        chosen_by = {"vocabulary": "input_ids", "segments": "token_type_ids"}.get(role)
-        for table, source, rows in tables:
-            others = source not in ("input_ids", "token_type_ids")
-            positions = others and self._limit is not None and 0 <= rows - self._limit <= 8
-            if source == chosen_by or (role == "positions" and positions):
+        inputs = {"vocabulary": "input_ids", "segments": "token_type_ids"}
+        for table, source, rows in parts.tables():
+            sized = self._limit is not None and 0 <= rows - self._limit <= 8
+            positions = sized and source not in inputs.values()
+            if source == inputs.get(role) or (role == "positions" and positions):
                 return table
         raise NotApplicableError(f"it has no table of {role}")
 
 
 def _replace(tensor: TensorProto, value: Array) -> None:
-    """Replace a tensor's value, which is no longer in a file beside the graph."""
+    """Replace a tensor's value. It is then stored in the graph, not in a file beside it."""
     tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))

@@ -1,4 +1,4 @@
-"""What the constants of an ONNX graph are there for, as far as its structure tells."""
+"""Find the linear layers, tables and normalizations of an ONNX graph by its structure."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from functools import cached_property
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto
 
-from mixout_export.runners.graph_epsilons import NORMALIZATIONS
+from mixout_export.runners.graph_modules import NORMALIZATIONS
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 
-#: Operators that only move what they are given.
+#: Operators that change no values.
 _MOVES = ("Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
-#: Products of activations with a matrix, and which of their inputs a bias is, if one may be.
+#: Products of activations with a matrix, and the index of their bias input, if any.
 _BIAS_INPUT = {
     "MatMul": None,
     "Gemm": 2,
@@ -24,19 +24,19 @@ _BIAS_INPUT = {
     "DynamicQuantizeMatMul": 4,
 }
 
-#: Where a normalization is spelled out, what follows the addition of its epsilon.
+#: Operators that follow the addition of epsilon in a normalization of several nodes.
 _ROOTS = ("Sqrt", "Rsqrt", "Pow", "Reciprocal")
 
 
 @dataclass(frozen=True)
 class Constant:
-    """An initializer that holds real numbers.
+    """An initializer with floating-point or quantized values.
 
     Attributes:
-        name: Its name.
+        name: Name of the initializer.
         transposed: Whether it is transposed before it is used.
-        scale: For integers, the initializer with their steps; "" for floating-point numbers.
-        zero_point: For integers, the initializer with what stands for 0; "" where that is 0.
+        scale: Initializer with the quantization steps; "" for floating-point values.
+        zero_point: Initializer with the zero points; "" if they are 0.
     """
 
     name: str
@@ -51,11 +51,11 @@ class LinearNode:
 
     Attributes:
         product: The node of the product.
-        output: What it gives, before a bias that another node adds.
+        output: Name of its value, before another node adds a bias.
         weight: The matrix.
         by_rows: Whether the matrix is `(out_features, in_features)`.
-        addition: The node that adds the bias, or the product itself; None without one.
-        bias: The bias; None likewise.
+        addition: The node that adds the bias, which may be the product; None without a bias.
+        bias: The bias, if there is one.
     """
 
     product: NodeProto
@@ -67,14 +67,14 @@ class LinearNode:
 
     @property
     def label(self) -> str:
-        """The weight's name; exporters that rename weights keep the name of the bias."""
+        """The weight's name. If an exporter renamed it, the name follows from the bias's."""
         name = self.weight.name
         if self.bias is not None and self.bias.name.endswith(".bias") and "." not in name:
             return f"{self.bias.name.removesuffix('bias')}weight"
         return name
 
     def drop_bias(self) -> None:
-        """Leave the bias and its addition out of the graph."""
+        """Remove the bias and its addition from the graph."""
         if self.addition is None or self.bias is None:
             return
         if self.addition is self.product:
@@ -88,11 +88,7 @@ class GraphParts:
     """The linear layers, tables and normalizations of a graph."""
 
     def __init__(self, graph: GraphProto) -> None:
-        """Index the graph's nodes.
-
-        Args:
-            graph: The graph; its tensors' values are not looked at.
-        """
+        """Index the graph's nodes and initializers."""
         self._graph = graph
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self._maker = {name: node for node in graph.node for name in node.output}
@@ -106,7 +102,7 @@ class GraphParts:
         return self._users.get(name, [])
 
     def _constant(self, name: str, rank: int) -> Constant | None:
-        """Return the initializer of real numbers behind a value."""
+        """Return the initializer that a value comes from, if it has this rank and is known."""
         transposed, steps = False, ("", "")
         while (node := self._maker.get(name)) is not None:
             if node.op_type not in ("Transpose", "Identity", "Cast", "DequantizeLinear"):
@@ -125,7 +121,7 @@ class GraphParts:
         return Constant(name, transposed, *steps)
 
     def _named_steps(self, name: str) -> tuple[str, str]:
-        """Return the initializers that onnxruntime's quantiser names after an integer one."""
+        """Return the scale and zero point, as onnxruntime's quantizer names them."""
         bases = (name.removesuffix("_quantized"), name)
         base = next((base for base in bases if f"{base}_scale" in self.tensors), "")
         if not base:
@@ -153,7 +149,7 @@ class GraphParts:
         return LinearNode(node, output, weight, by_rows)
 
     def _product(self, node: NodeProto) -> str:
-        """Return a product in real numbers: one of integers is still to be multiplied by steps."""
+        """Return the name of a product's floating-point value; integer products are scaled."""
         name: str = node.output[0]
         if node.op_type == "MatMulInteger":
             for operator in ("Cast", "Mul"):
@@ -183,13 +179,13 @@ class GraphParts:
         return None
 
     def _source(self, name: str) -> str:
-        """Return what a value was before it was only moved."""
+        """Return the name of the value before operators that change no values."""
         while (node := self._maker.get(name)) is not None and node.op_type in _MOVES:
             name = node.input[0]
         return name
 
     def tables(self) -> Iterator[tuple[Constant, str, int]]:
-        """Yield each embedding's table, what its rows are chosen by, and their number."""
+        """Yield each embedding's table, the value that selects rows, and the number of rows."""
         for node in self._graph.node:
             if node.op_type == "Gather":
                 table = self._constant(node.input[0], 2)
@@ -198,7 +194,7 @@ class GraphParts:
                     yield table, self._source(node.input[1]), rows
 
     def epsilons(self) -> Iterator[tuple[onnx.AttributeProto | TensorProto, float]]:
-        """Yield where each normalization has its epsilon, an attribute or a scalar; and which."""
+        """Yield the attribute or scalar with the epsilon of each normalization, and the epsilon."""
         for node in self._graph.node:
             if node.op_type in NORMALIZATIONS:
                 for attribute in node.attribute:

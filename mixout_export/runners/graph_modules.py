@@ -1,8 +1,4 @@
-"""The outputs of the modules that a graph was exported from, while it runs one batch.
-
-The values that leave each module become outputs of a copy in memory, so that one session gives them
-all. The graph on the disk is left alone: outputs that are added may keep a runtime from fusing.
-"""
+"""Read the values that leave the modules of a graph, and the epsilons of its normalizations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,17 +11,38 @@ from mixout_export.runners.onnx_runner import open_session
 from mixout_export.runners.runner import Array
 from mixout_export.runners.trace import Trace
 
+#: Operators that normalize, with their epsilon as an attribute.
+NORMALIZATIONS = (
+    "LayerNormalization",
+    "RMSNormalization",
+    "SimplifiedLayerNormalization",
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+)
+
+
+def graph_epsilons(path: Path, values_of: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Return the epsilon of each normalization that is one node, by the module's name."""
+    nodes = {
+        node.output[0]: {attribute.name: attribute.f for attribute in node.attribute}
+        for node in onnx.load(path, load_external_data=False).graph.node
+        if node.op_type in NORMALIZATIONS
+    }
+    made: dict[str, str] = {}  # value → the innermost of the modules that return it
+    for module, values in values_of.items():
+        if values and "epsilon" in nodes.get(values[-1], {}):
+            made[values[-1]] = max(made.get(values[-1], ""), module, key=len)
+    return {module: nodes[value]["epsilon"] for value, module in made.items()}
+
 
 def trace_graph(
     path: Path, modules: Mapping[str, Sequence[str]], inputs: Mapping[str, Array], *, provider: str
 ) -> Trace:
-    """Run a copy of a graph and return the values that leave its modules, in the graph's order.
+    """Run a copy of a graph on a batch, and return the values that leave its modules, in its order.
 
-    Args:
-        path: The graph's file.
-        modules: Module → names of the values that leave it, as the graph records them.
-        inputs: One batch.
-        provider: onnxruntime's execution provider.
+    For each module, the graph records the names of these values. They become outputs of a copy in
+    memory, so one session returns them all. The file stays as it is, because additional outputs may
+    keep a runtime from fusing.
     """
     graph = onnx.load(path, load_external_data=False)
     order = {name: at for at, node in enumerate(graph.graph.node) for name in node.output}
