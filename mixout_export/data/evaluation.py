@@ -82,16 +82,14 @@ class EvaluationData:
         """
         if not self.labeled:
             return None
-        predictions: list[Any] = []
-        done = 0
-        for number, found in zip(range(len(self.members)), outputs, strict=False):
-            predictions += self.predict(number, found)
-            done += 1
-        if done != len(self.members):
+        numbered = zip(range(len(self.members)), outputs, strict=False)
+        batches = [self.predict(number, found) for number, found in numbered]
+        if len(batches) != len(self.members):
             raise ArgumentError(
-                f"metrics: got outputs of {done} batches, expected {len(self.members)}"
+                f"metrics: got outputs of {len(batches)} batches, expected {len(self.members)}"
             )
-        return self.score(predictions)
+        predictions = [prediction for batch in batches for prediction in batch]
+        return self.examples.metrics(predictions)
 
     def predict(self, number: int, outputs: Arrays) -> list[Any]:
         """Return the task's predictions from one batch's outputs; see `metrics`."""
@@ -104,10 +102,6 @@ class EvaluationData:
             )
         tensors = {name: torch.from_numpy(np.asarray(value)) for name, value in outputs.items()}
         return self.examples.predict(batch, tensors)
-
-    def score(self, predictions: list[Any]) -> dict[str, float]:
-        """Return the task's metrics of the predictions for all batches, joined in their order."""
-        return self.examples.metrics(predictions)
 
 
 def evaluation_data(
@@ -131,7 +125,7 @@ def evaluation_data(
     Args:
         table: The data.
         task: The model's task; None for a model without a head, which is given texts.
-        tokenizer: The tokenizer.
+        tokenizer: The model's tokenizer.
         interface: What the model takes.
         labels: The label names in the order of its outputs.
         columns: Columns that the user named; None finds all by their usual names.
@@ -140,9 +134,6 @@ def evaluation_data(
         doc_stride: Tokens that neighboring windows of a question's context share; None takes a
             third of the longest sequence.
         batch_size: Rows in a batch. If the model has no padding id, each row is a batch.
-
-    Returns:
-        The batches in the order of the table.
 
     Raises:
         ArgumentError: The task reads no table, the user named a column that it does not read, or
@@ -154,7 +145,7 @@ def evaluation_data(
     table = table.head(max_examples)
     limit = choose_max_length(max_length, interface, default=_LONGEST)
     encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
-    named = columns if columns is not None else ColumnNames()
+    named = columns or ColumnNames()
     reader = reader_of(task or TEXT_CLASSIFICATION)
     if reader is None:
         raise ArgumentError(

@@ -52,14 +52,9 @@ class Examples(ABC):
         return self.encoded.labels is not None
 
     def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
-        """Return a padded batch with its labels.
+        """Return some examples as a padded batch with labels: name → tensor `(batch, …)`.
 
-        Args:
-            indices: Which examples.
-            epoch: Number of the epoch, for tasks that draw anew in each one; None to evaluate.
-
-        Returns:
-            Input name → tensor whose first dimension is the batch.
+        Tasks that draw anew in each epoch use its number; None means evaluation.
         """
         return self.encoded.collate(indices)
 
@@ -74,11 +69,7 @@ class Examples(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
-        """Return the task's metrics.
+        """Return the task's metrics of the predictions for all examples, in their order.
 
-        Args:
-            predictions: One for each example, in their order, from `predict`.
-
-        Returns:
-            Metric name → value; NaN if outputs were not numbers.
+        The values are NaN if outputs were not numbers.
         """

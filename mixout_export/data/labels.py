@@ -35,11 +35,7 @@ def show(value: Any) -> str:
 
 
 def refuse_missing(table: Table, column: str) -> list[Any]:
-    """Return the values of a column, which must all be present.
-
-    Raises:
-        DataError: A value is missing.
-    """
+    """Return the values of a column, which must all be present."""
     values = table.columns[column]
     missing = [row for row, value in enumerate(values) if is_missing(value)]
     if missing:
@@ -53,17 +49,9 @@ def refuse_missing(table: Table, column: str) -> list[Any]:
 def require_text(
     table: Table, column: str, row: int, value: Any, *, option: str = "--text-column"
 ) -> str:
-    """Return a cell, or a part of one, that must be text.
+    """Return a cell, or a part of one, that must be text without incomplete characters.
 
-    Args:
-        table: The data.
-        column: Name of the column.
-        row: The row, from 0.
-        value: The value.
-        option: The option that chooses another column.
-
-    Raises:
-        DataError: It is not text, or has an incomplete character.
+    The message of the error names the option that chooses another column.
     """
     if not isinstance(value, str):
         raise DataError(
@@ -85,14 +73,9 @@ def text_values(table: Table, column: str) -> list[str]:
     """Return a column of texts.
 
     A number is not converted to text, because the way it was written is no longer known.
-
-    Raises:
-        DataError: A value is missing, is not text, or has an incomplete character.
     """
-    values = refuse_missing(table, column)
-    for row, value in enumerate(values):
-        require_text(table, column, row, value)
-    return values
+    values = enumerate(refuse_missing(table, column))
+    return [require_text(table, column, row, value) for row, value in values]
 
 
 def as_integer(value: Any) -> int | None:
@@ -141,14 +124,12 @@ class LabelMap:
     def ids_of(self, values: Sequence[Any]) -> list[int | None]:
         """Return the output of each label; None if the label is unknown."""
         by_name = {name: index for index, name in enumerate(self.names)}
-        takes_integers = self.takes_integers
+        by_number = range(len(self.names) if self.takes_integers else 0)
 
         def find(value: Any) -> int | None:
             named = next((by_name[s] for s in _spellings(value) if s in by_name), None)
-            if named is not None or not takes_integers:
-                return named
-            index = as_integer(value)
-            return index if index is not None and index < len(self.names) else None
+            index = as_integer(value) if named is None else named
+            return index if index in by_number or named is not None else None
 
         return [find(value) for value in values]
 
@@ -165,20 +146,9 @@ class LabelMap:
 def label_ids(
     table: Table, column: str, labels: LabelMap, rows: Sequence[int], values: Sequence[Any]
 ) -> NDArray[np.int64]:
-    """Return the output of each label.
+    """Return the output of each label, shape (labels,).
 
-    Args:
-        table: The data.
-        column: Name of the label column.
-        labels: The checkpoint's labels.
-        rows: Row of each label, from 0, shape (labels,).
-        values: The labels, shape (labels,).
-
-    Returns:
-        Shape (labels,).
-
-    Raises:
-        DataError: A label is unknown. The message names its rows.
+    The values are the labels, and the rows say where in the table each is, from 0.
     """
     ids = labels.ids_of(values)
     unknown = [place for place, index in enumerate(ids) if index is None]
@@ -207,11 +177,7 @@ def _as_number(value: Any) -> float:
 
 
 def number_values(table: Table, column: str) -> NDArray[np.float32]:
-    """Return a column of numbers, shape (rows,).
-
-    Raises:
-        DataError: A value is missing or is not a finite number.
-    """
+    """Return a column of finite numbers, shape (rows,)."""
     values = refuse_missing(table, column)
     numbers = [_as_number(value) for value in values]
     wrong = [row for row, number in enumerate(numbers) if math.isnan(number)]
@@ -225,15 +191,6 @@ def number_values(table: Table, column: str) -> NDArray[np.float32]:
 
 
 def class_ids(table: Table, column: str, names: Sequence[str]) -> NDArray[np.int64]:
-    """Return the class id of each row, shape (rows,), as `LabelMap` finds it.
-
-    Args:
-        table: The data.
-        column: Name of the label column.
-        names: The checkpoint's label names in the order of its outputs.
-
-    Raises:
-        DataError: A label is missing or unknown.
-    """
+    """Return the class id of each row, shape (rows,), as a `LabelMap` of the names finds it."""
     values = refuse_missing(table, column)
     return label_ids(table, column, LabelMap(tuple(names)), range(table.rows), values)

@@ -18,11 +18,7 @@ Array = NDArray[Any]
 
 
 def default_metric(task: Task, requested: str | None) -> str:
-    """Return the metric that ranks checkpoints: the requested one, else the task's first.
-
-    Raises:
-        ArgumentError: The metric does not fit the task. The message lists those that do.
-    """
+    """Return the metric that ranks checkpoints: the requested one, else the task's first."""
     name = task.metric if requested is None else requested
     if name not in task.metrics:
         raise ArgumentError(
@@ -40,9 +36,6 @@ def classification_metrics(logits: Array, labels: Array) -> dict[str, float]:
     Args:
         logits: Shape (n, labels). If one is NaN, every metric is NaN: there is no prediction.
         labels: int64 class ids, shape (n,), n at least 1.
-
-    Raises:
-        ArgumentError: The shapes do not fit each other.
     """
     _check_shapes(logits, labels)
     if np.isnan(logits).any():
@@ -66,9 +59,6 @@ def regression_metrics(logits: Array, labels: Array) -> dict[str, float]:
     Args:
         logits: Shape (n, 1) or (n,).
         labels: Numbers, shape (n,), n at least 1.
-
-    Raises:
-        ArgumentError: The shapes do not fit each other.
     """
     table = logits.reshape(-1, 1) if logits.ndim == 1 else logits
     _check_shapes(table, labels)
@@ -117,11 +107,7 @@ def _check_shapes(logits: Array, labels: Array) -> None:
 
 
 def is_better(name: str, new: float, best: float | None) -> bool:
-    """Tell whether a value of a metric is better than the best so far; NaN never is.
-
-    Raises:
-        ArgumentError: No task has such a metric. The message lists the metrics.
-    """
+    """Return whether a value of a metric is better than the best so far; NaN never is."""
     known = {metric.name: metric for task in TASKS.values() for metric in task.reports}
     if name not in known:
         raise ArgumentError(f"metric: got {name!r}, expected one of {', '.join(known)}")

@@ -23,8 +23,6 @@ from mixout_export.errors import DataError
 
 _BOM = "\ufeff"
 _LARGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
-
-
 _JSON_NAMES = {
     list: "an array",
     str: "a string",
@@ -72,11 +70,7 @@ class Table:
         return digest.hexdigest()
 
     def column(self, name: str, *, option: str) -> list[Any]:
-        """Return a column.
-
-        Raises:
-            DataError: There is no such column. The message lists the columns.
-        """
+        """Return a column, which must exist."""
         if name not in self.columns:
             raise DataError(
                 f"{self.name}: has no column {name!r}; its columns are "
@@ -199,16 +193,11 @@ def _parse_json(path: Path, line: str, number: int) -> dict[str, Any]:
 
 
 def _read_jsonl(path: Path, data: bytes) -> Table:
-    objects: list[dict[str, Any]] = []
-    lines: list[int] = []
-    for number, line in enumerate(_decode(path, data).split("\n"), start=1):
-        if not line.strip():
-            continue
-        objects.append(_parse_json(path, line, number))
-        lines.append(number)
-    names = list(dict.fromkeys(key for value in objects for key in value))
-    columns = {name: [value.get(name) for value in objects] for name in names}
-    return Table(str(path), columns, len(objects), lines)
+    filled = enumerate(_decode(path, data).split("\n"), start=1)
+    objects = {number: _parse_json(path, line, number) for number, line in filled if line.strip()}
+    names = list(dict.fromkeys(key for value in objects.values() for key in value))
+    columns = {name: [value.get(name) for value in objects.values()] for name in names}
+    return Table(str(path), columns, len(objects), list(objects))
 
 
 def _read_parquet(path: Path, data: bytes) -> Table:
@@ -242,11 +231,7 @@ _READERS: dict[str, Callable[[Path, bytes], Table]] = {
 def read_table(path: Path) -> Table:
     """Read a csv (RFC 4180), tsv (split at tabs, no quoting), jsonl or parquet file, also as .gz.
 
-    Args:
-        path: The file. Its suffix says the format.
-
-    Returns:
-        The table, at least one row.
+    The suffix says the format. The table has at least one row.
 
     Raises:
         DataError: The file is missing, damaged, empty, not UTF-8, or of an unknown format.

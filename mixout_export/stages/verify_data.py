@@ -83,5 +83,5 @@ class MetricsOfBoth:
         """Return each metric for the reference and for the candidate; None without labels."""
         if not self.data.labeled or not self._predictions[0]:
             return None
-        ours, theirs = (self.data.score(gathered) for gathered in self._predictions)
+        ours, theirs = (self.data.examples.metrics(gathered) for gathered in self._predictions)
         return {name: (value, theirs.get(name, np.nan)) for name, value in ours.items()}

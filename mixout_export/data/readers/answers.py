@@ -49,9 +49,8 @@ def word_f1(predicted: str, right: str) -> float:
 def answer_scores(predicted: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, float]:
     """Return the mean F1 and exact match, each with the most similar correct answer.
 
-    Args:
-        predicted: One answer for each question; empty for no answer.
-        right: The correct answers of each question; empty if it has none.
+    There is one predicted answer for each question, "" for no answer, and any number of correct
+    ones.
     """
     f1 = exact = 0.0
     for guess, answers in zip(predicted, right, strict=True):
@@ -68,20 +67,13 @@ def read_answers(
 ) -> list[tuple[Answer, ...]]:
     """Return the correct answers of each row; () for a question without an answer.
 
-    Args:
-        table: The data.
-        columns: One column in SQuAD's format ({"text": [...], "answer_start": [...]}, or a list of
-            {"text": ..., "answer_start": ...}), or two columns: text and start.
-        contexts: The context of each row.
-
-    Raises:
-        DataError: A value has another format, or an answer is not at its position.
+    There is one column in SQuAD's format, {"text": [...], "answer_start": [...]} or a list of
+    {"text": ..., "answer_start": ...}, or there are two columns: text and start.
     """
     made = []
     for row, context in enumerate(contexts):
-        found = (
-            _of_cell(table, columns[0], row) if len(columns) == 1 else _of_two(table, columns, row)
-        )
+        single = len(columns) == 1
+        found = _of_cell(table, columns[0], row) if single else _of_two(table, columns, row)
         for answer in found:
             there = context[answer.start : answer.start + len(answer.text)]
             if there != answer.text:

@@ -39,14 +39,11 @@ def _starts(before: tuple[str, str], now: tuple[str, str]) -> bool:
 
 
 def find_entities(tags: Sequence[str], *, scheme: bool = True) -> set[Entity]:
-    """Return the entities of a sentence.
+    """Return the entities of a sentence, which has one tag for each word.
 
     The rules are those of conlleval, which are also seqeval's default: an I- after nothing begins
-    an entity. IOB1, IOB2 (BIO), IOBES and BILOU are supported.
-
-    Args:
-        tags: One tag for each word.
-        scheme: Whether tags have letters. Without letters, each word but "O" is one entity.
+    an entity. IOB1, IOB2 (BIO), IOBES and BILOU are supported. Without a scheme, each word but "O"
+    is an entity.
     """
     found: set[Entity] = set()
     outside = ("O", "")
@@ -64,13 +61,7 @@ def find_entities(tags: Sequence[str], *, scheme: bool = True) -> set[Entity]:
 def entity_scores(
     expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: bool = True
 ) -> dict[str, float]:
-    """Return precision, recall and F1 over all sentences. Only exact entities count.
-
-    Args:
-        expected: The correct tags of each sentence.
-        predicted: The predicted tags, as many for each sentence.
-        scheme: As in `find_entities`.
-    """
+    """Return precision, recall and F1 over all sentences. Only exact entities count."""
     right = found = there = 0
     for gold, guess in zip(expected, predicted, strict=True):
         ours, theirs = (find_entities(tags, scheme=scheme) for tags in (guess, gold))

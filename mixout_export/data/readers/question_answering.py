@@ -120,9 +120,8 @@ class Questions(Examples):
         scores, firsts, lasts = (
             value.tolist() for value in best_spans(start, end, inside.to(start.device))
         )
-        lines = torch.arange(len(windows))
         nulls = torch.from_numpy(begins + np.array([window.null for window in windows]))
-        null = (start.cpu()[lines, nulls] + end.cpu()[lines, nulls]).tolist()
+        null = (start + end).cpu()[torch.arange(len(windows)), nulls].tolist()
         return [
             Guess(score, none, *window.characters(first - begin, last - begin))
             for window, begin, score, none, first, last in zip(
@@ -144,12 +143,7 @@ class Questions(Examples):
         return answer_scores(predicted, [[a.text for a in known] for known in answers])
 
     def texts(self, predictions: Sequence[Guess], *, may_be_none: bool) -> list[str]:
-        """Return the answer to each question.
-
-        Args:
-            predictions: One for each window.
-            may_be_none: Whether a question may have no answer. The answer is then empty.
-        """
+        """Return the answer to each question from the guesses for its windows; "" for no answer."""
         best: dict[int, Guess] = {}
         nulls: dict[int, float] = {}
         for window, guess in zip(self.windows, predictions, strict=True):
