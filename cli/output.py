@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-import math
 import os
 import shlex
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import click
 
+from mixout_export.files.json_files import as_json
 from mixout_export.printable import printable
 
 _NAME = "mixout-export"
@@ -45,23 +45,6 @@ def abandon_broken_streams() -> None:
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, stream.fileno())
             os.close(sink)
-
-
-def as_json(value: Any) -> Any:
-    """Return data for JSON: dataclasses as objects, paths as strings, NaN as null."""
-    if hasattr(value, "to_dict"):
-        return as_json(value.to_dict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): as_json(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(inner) for inner in value]
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def human_size(count: int) -> str:

@@ -6,7 +6,7 @@ from xml.etree.ElementTree import Element, fromstring
 import pytest
 from report_pages import points, without_definitions
 
-from mixout_export.parity.drift_map import DriftMap, ModuleDrift
+from mixout_export.parity.drift import DriftMap, ModuleDrift
 from mixout_export.report.pictures import draw_drift_map
 
 TOLERANCE = 1e-5

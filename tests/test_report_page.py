@@ -12,7 +12,7 @@ from tiny_models import make_model, save_checkpoint
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.errors import ArgumentError, OutputError
 from mixout_export.parity.comparison import compare_artifacts
-from mixout_export.parity.drift_map import DriftMap, ModuleDrift
+from mixout_export.parity.drift import DriftMap, ModuleDrift
 from mixout_export.parity.self_test.outcome import FaultOutcome, SelfTest
 from mixout_export.report.facts import Facts, gather_facts
 from mixout_export.report.page import check_report, render_page, write_report

@@ -1,11 +1,36 @@
-"""JSON files, read and written."""
+"""JSON files, and the JSON values of results."""
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mixout_export.errors import CheckpointError
+
+
+def as_json(value: Any) -> Any:
+    """Return data for JSON: dataclasses as objects, paths as strings, NaN and infinity as null."""
+    if hasattr(value, "to_dict"):
+        return as_json(value.to_dict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return fields_as_json(value)
+    if isinstance(value, dict):
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def fields_as_json(result: Any, *properties: str) -> dict[str, Any]:
+    """Return the fields of a dataclass, and some of its properties, as JSON values."""
+    names = (*(field.name for field in dataclasses.fields(result)), *properties)
+    return {name: as_json(getattr(result, name)) for name in names}
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.decisions import (
     DATA_BATCH,
     DecisionComparison,
@@ -137,16 +138,8 @@ class OutputDifference:
         return DATA_BATCH in self.by_batch
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values. JSON has no infinity, so None replaces it."""
-        fields = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in vars(self).items()
-        }
-        fields["worst_shape"] = list(self.worst_shape)
-        fields["by_batch"] = {name: counts.to_dict() for name, counts in self.by_batch.items()}
-        fields["flip_examples"] = [flip.to_dict() for flip in self.flip_examples]
-        fields["histogram"] = list(self.histogram)
-        return {**fields, "agreement": self.agreement, "holds": self.holds}
+        """Return the fields as JSON values."""
+        return fields_as_json(self, "agreement", "holds")
 
 
 def _histogram(difference: Array) -> Array:

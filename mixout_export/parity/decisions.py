@@ -1,14 +1,14 @@
 """The decisions that a task makes from an output, and how much those of two sides differ."""
 
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.files.json_files import fields_as_json
 from mixout_export.tasks.decision import Rule
 
 Array = npt.NDArray[Any]
@@ -53,11 +53,6 @@ class Flip:
     shift: float
     inputs: Mapping[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON values. JSON has no infinity, so None replaces it."""
-        margin = self.margin if math.isfinite(self.margin) else None
-        return {**vars(self), "index": list(self.index), "margin": margin}
-
 
 @dataclass(frozen=True)
 class DecisionCounts:
@@ -86,7 +81,7 @@ class DecisionCounts:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {**asdict(self), "agreement": self.agreement}
+        return fields_as_json(self, "agreement")
 
 
 @dataclass(frozen=True)

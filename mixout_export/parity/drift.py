@@ -5,88 +5,162 @@ Both sides run one batch, and the outputs of their modules are compared in the o
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.compare import OutputDifference
-from mixout_export.parity.drift_map import DriftMap, ModuleDrift
 from mixout_export.runners.runner import Array
 from mixout_export.runners.trace import Call, Trace
 
-#: Precision → largest relative L2 difference of a module's output that rounding explains.
+#: Largest relative L2 difference of a module's output that rounding explains, by precision.
 DRIFT_TOLERANCES = {"fp32": 3e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 3e-1}
 
-#: Largest number of tokens or pixels to run, because the output of every module is kept.
+#: Most tokens, or pixels, of a batch that are run, because every module's output is kept.
 _VALUES = 1024
 
-#: Reasons why a module's output is not compared.
-_SAME = "returns its input"
+_SAME = "passes its input on"
 _ABSENT = "not in the graph"
-_OTHERS = "returns another form of the same values, because the module around it agrees"
+_OTHERS = "put another way, as what is around it agrees"
 
-#: If the difference in the module around is smaller by this factor, the module itself is right.
+#: If a difference is smaller by this factor in the enclosing module, it has no effect.
 _DILUTION = 1e-3
 
-#: Classes that return one tensor in one order, to which `_DILUTION` does not apply. A changed bias
-#: of attention keys changes no output around it, for example, but it is a fault.
+#: Classes that return one tensor in a fixed order, so that every difference in them counts.
 _STRICT = ("Linear", "Conv1D", "Embedding")
 
 
-def _difference(reference: Array, candidate: Array) -> tuple[float, float]:
-    """Return the relative L2 difference and the largest difference; infinite if one is NaN."""
-    left, right = reference.astype(np.float64), candidate.astype(np.float64)
-    same = (left == right) | (np.isnan(left) & np.isnan(right))
-    with np.errstate(invalid="ignore"):
-        difference = np.where(same, 0.0, np.abs(right - left))
-    difference = np.where(np.isnan(difference), np.inf, difference)
-    norm = float(np.sqrt(np.square(left[np.isfinite(left)]).sum()))
-    total = float(np.sqrt(np.square(difference).sum()))
-    relative = 0.0 if total == 0.0 else (total / norm if norm else float("inf"))
-    return relative, float(difference.max(initial=0.0))
+@dataclass(frozen=True)
+class ModuleDrift:
+    """How far the output of one call of a module differs.
+
+    Attributes:
+        module: Qualified name of the module; "" is the model itself.
+        kind: Class name, for example "Linear"; "" if only graphs are compared.
+        relative_l2: ‖candidate − reference‖ / ‖reference‖ of the output. It is infinite if only
+            one side is NaN or infinite, and None if the output could not be compared.
+        max_abs: Largest |candidate − reference| of the output; None if it was not compared.
+        shape: Shape of the output; None if it was not compared.
+        call: Number of the call, from 0. Some modules are called several times.
+        reason: Why the output was not compared, for example "not in the graph"; "" if it was.
+    """
+
+    module: str
+    kind: str
+    relative_l2: float | None = None
+    max_abs: float | None = None
+    shape: tuple[int, ...] | None = None
+    call: int = 0
+    reason: str = ""
+
+    @property
+    def label(self) -> str:
+        """The module's name in messages, with the number of the call from the second call on."""
+        name = self.module or "(the model)"
+        return f"{name}, call {self.call + 1}" if self.call else name
 
 
-def _compare_tensors(
+@dataclass(frozen=True)
+class DriftMap:
+    """How far each module's output differs, in the order in which the modules finish.
+
+    Attributes:
+        modules: One entry for each call of each module.
+        tolerance: Largest relative L2 difference that rounding explains.
+        batch: Name of the batch that was run.
+        shape: Shape of the inputs that were run, which are a part of that batch.
+        seconds: Wall time, in seconds.
+    """
+
+    modules: tuple[ModuleDrift, ...]
+    tolerance: float
+    batch: str
+    shape: tuple[int, ...]
+    seconds: float
+
+    def leaves(self, drift: ModuleDrift) -> bool:
+        """Return whether a module's output is beyond the tolerance."""
+        return drift.relative_l2 is not None and drift.relative_l2 > self.tolerance
+
+    @property
+    def compared(self) -> tuple[ModuleDrift, ...]:
+        """The modules whose outputs were compared."""
+        return tuple(drift for drift in self.modules if drift.relative_l2 is not None)
+
+    @property
+    def not_compared(self) -> tuple[ModuleDrift, ...]:
+        """The modules whose outputs were not compared."""
+        return tuple(drift for drift in self.modules if drift.relative_l2 is None)
+
+    @property
+    def first(self) -> ModuleDrift | None:
+        """The first module beyond the tolerance; None if all are within it."""
+        return next((drift for drift in self.modules if self.leaves(drift)), None)
+
+    @property
+    def worst(self) -> ModuleDrift | None:
+        """The module that differs most; None if none was compared."""
+        return max(self.compared, key=lambda drift: drift.relative_l2 or 0.0, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        first, worst = self.first, self.worst
+        return {
+            "first": None if first is None else first.label,
+            "worst": None if worst is None else worst.label,
+            "compared": len(self.compared),
+            **fields_as_json(self),
+        }
+
+
+def _difference(
     reference: Array, candidate: Array, mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]]:
-    """Compare two tensors of equal size, without padding.
+    """Return the relative L2 difference, the largest difference, and the shape.
 
-    In a causal model, padding on the left attends to nothing. A softmax over nothing has no defined
-    value, so the sides may differ there.
+    Both differences are infinite if only one side is NaN. Tokens that are padding are left out:
+    padding on the left of a causal model attends to nothing. A softmax over nothing has no defined
+    value, so both sides may differ there.
     """
-    candidate = candidate.reshape(reference.shape)
+    left = reference.astype(np.float64)
+    right = candidate.reshape(reference.shape).astype(np.float64)
     if mask is not None and reference.shape[: mask.ndim] == mask.shape:
-        real = mask != 0
-        return (*_difference(reference[real], candidate[real]), reference.shape)
-    return (*_difference(reference, candidate), reference.shape)
+        left, right = left[mask != 0], right[mask != 0]
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        apart = np.where(same, 0.0, np.abs(right - left))
+    apart = np.where(np.isnan(apart), np.inf, apart)
+    norm = float(np.sqrt(np.square(left[np.isfinite(left)]).sum()))
+    total = float(np.sqrt(np.square(apart).sum()))
+    relative = 0.0 if total == 0.0 else (total / norm if norm else float("inf"))
+    return relative, float(apart.max(initial=0.0)), reference.shape
 
 
 def _nearest(
     references: Sequence[Array], candidates: Sequence[Array], mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]] | None:
-    """Compare the tensors that a call returned, each with the most similar one of the other side.
+    """Compare the tensors of a call: each tensor of the side with fewer with the nearest one.
 
-    A graph shows which values a module returns, but not in which order. A rotary embedding returns
-    a sine and a cosine, for example. Each tensor of the side with fewer tensors is compared.
+    A graph records which values leave a module, but not which of the returned tensors each one is:
+    the sine or the cosine of a rotary embedding, the states or the pooled output of a body.
 
     Returns:
-        The relative L2 difference, the largest difference and the shape of the tensor that differs
-        most; None if no sizes match.
+        The relative L2 and the absolute difference, and the shape, of the tensor that is furthest
+        apart; None where no shapes fit.
     """
     pairs = [[(left, right) for right in candidates] for left in references]
     if len(candidates) < len(references):
         pairs = [list(column) for column in zip(*pairs, strict=True)]
-    found = [
-        min(
-            _compare_tensors(left, right, mask)
-            for left, right in choices
-            if left.size == right.size
-        )
-        for choices in pairs
-        if any(left.size == right.size for left, right in choices)
-    ]
+    found = []
+    for choices in pairs:
+        fitting = [_difference(*pair, mask) for pair in choices if pair[0].size == pair[1].size]
+        if fitting:
+            found.append(min(fitting))
     return max(found, default=None)
 
 
@@ -113,17 +187,17 @@ def _encloses(outer: ModuleDrift, inner: ModuleDrift) -> bool:
     )
 
 
-def _discard_false(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
-    """Yield the drifts. Discard differences that do not reach the module around.
+def _doubted(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
+    """Yield the drifts. Ignore those that have no effect on the enclosing modules.
 
-    A graph may return a module's values in another form: a router may return other tensors, and
-    experts may see tokens in another order. If the module around differs a thousand times less,
-    the module itself is right.
+    A graph may return the output of a module in another form: a router returns other tensors, and
+    experts see their tokens in another order. If an enclosing module is a thousand times closer,
+    the module itself does not differ.
     """
     for at, drift in enumerate(modules):
         if drift.relative_l2 is not None and tolerance < drift.relative_l2:
             limit = min(tolerance, _DILUTION * drift.relative_l2)
-            agrees = any(  # a module comes after the modules inside it
+            agrees = any(  # modules end after those inside them
                 _encloses(outer, drift)
                 and outer.relative_l2 is not None
                 and outer.relative_l2 <= limit
@@ -139,9 +213,9 @@ def _rows_of(batch: Batch, rows: npt.NDArray[np.int64]) -> Batch:
 
 
 def pick_batch(batches: Sequence[Batch], outputs: Sequence[OutputDifference]) -> Batch:
-    """Return the batch with the largest difference, cut to a few rows.
+    """Return the batch with the largest difference, cut to rows whose outputs can all be kept.
 
-    The row that differs most comes first. Rows of padding only are left out.
+    The row that differs most is the first of them, and none is all padding.
     """
     worst = max(outputs, key=lambda output: output.max_abs, default=None)
     number, first = (0, 0) if worst is None else (worst.worst_number, worst.worst_row)
@@ -160,17 +234,18 @@ def draw_drift(
     tolerance: float = DRIFT_TOLERANCES["fp32"],
     headless: bool = False,
 ) -> DriftMap:
-    """Compare the output of every module on one batch.
+    """Compare every module's output on one batch.
 
     Args:
-        reference: The side with the expected outputs.
-        candidate: The side to check. A graph records its modules if this tool exported it.
-        batch: The inputs to run.
-        tolerance: Largest relative L2 difference that rounding explains.
-        headless: Whether only the bodies are compared, because one side has no head.
+        reference: The side that is right by definition.
+        candidate: The side that is checked. A graph knows its modules if this tool exported it.
+        batch: The batch that both run.
+        tolerance: Largest relative L2 difference that is allowed.
+        headless: Whether only the bodies are compared because one side has no head.
 
     Returns:
-        All calls of modules, in the order in which they finish.
+        The calls of modules in the order in which they end. Calls that are missing from a graph
+        are listed with that reason.
 
     Raises:
         CheckpointError: A side does not run the batch.
@@ -185,7 +260,7 @@ def draw_drift(
     mask = batch.inputs.get("attention_mask")
     modules = [_compare(call, clock, ours, theirs, mask) for call in clock.outputs]
     return DriftMap(
-        modules=tuple(_discard_false(modules, tolerance)),
+        modules=tuple(_doubted(modules, tolerance)),
         tolerance=tolerance,
         batch=batch.name,
         shape=batch.shape,

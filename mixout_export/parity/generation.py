@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.parity.decisions import DecisionLimits
 from mixout_export.parity.decoding import (
@@ -83,18 +84,7 @@ class GenerationParity:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {
-            "prompts": self.prompts,
-            "tokens": self.tokens,
-            "longest": self.longest,
-            "window": self.window,
-            "ties": self.ties,
-            "tie_margins": list(self.tie_margins),
-            "holds": self.holds,
-            "without_cache": None if self.without_cache is None else self.without_cache.to_dict(),
-            "with_cache": None if self.with_cache is None else self.with_cache.to_dict(),
-            "weights": None if self.weights is None else self.weights.to_dict(),
-        }
+        return fields_as_json(self, "ties", "holds")
 
 
 def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None) -> list[float]:

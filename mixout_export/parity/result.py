@@ -1,13 +1,14 @@
 """The result of a comparison, and the reasons why parity does not hold."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference, Tolerance
 from mixout_export.parity.decisions import DecisionLimits
-from mixout_export.parity.drift_map import DriftMap
+from mixout_export.parity.drift import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.self_test.outcome import SelfTest
 from mixout_export.parity.serving import Serving
@@ -169,31 +170,12 @@ class ParityResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values."""
-        return {
-            "reference": self.reference,
-            "candidate": self.candidate,
-            "holds": self.holds,
-            "reasons": list(self.reasons()),
-            "mismatches": list(self.mismatches),
-            "weights": None if self.weights is None else self.weights.to_dict(),
-            "outputs": [output.to_dict() for output in self.outputs],
-            "tolerance": None if self.tolerance is None else asdict(self.tolerance),
-            "bounds": asdict(self.limits),
-            "precision": self.precision,
-            "coverage": None if self.coverage is None else asdict(self.coverage),
-            "headless": self.headless,
-            "generation": None if self.generation is None else self.generation.to_dict(),
-            "metrics": None
-            if self.metrics is None
-            else {
+        values = fields_as_json(self, "holds")
+        values["reasons"] = list(self.reasons())
+        values["bounds"] = values.pop("limits")  # the key in --json, which must not change
+        if self.metrics is not None:
+            values["metrics"] = {
                 name: {"reference": ours, "candidate": theirs}
                 for name, (ours, theirs) in self.metrics.items()
-            },
-            "drift": None if self.drift is None else self.drift.to_dict(),
-            "settings": list(self.settings),
-            "self_test": None if self.self_test is None else self.self_test.to_dict(),
-            "serving": None if self.serving is None else self.serving.to_dict(),
-            "manifests": list(self.manifests),
-            "no_drift": self.no_drift,
-            "seconds": self.seconds,
-        }
+            }
+        return values

@@ -1,7 +1,9 @@
 """The result of checking a server: its version, its answers to several clients, its speed."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+from mixout_export.files.json_files import fields_as_json
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,6 @@ class Serving:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        plain["crowd"] = plain.pop("concurrency")  # the key in --json, which must not change
-        return {**plain, "holds": self.holds}
+        values = fields_as_json(self, "holds")
+        values["crowd"] = values.pop("concurrency")  # the key in --json, which must not change
+        return values

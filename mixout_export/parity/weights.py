@@ -1,4 +1,4 @@
-"""Find every weight of one checkpoint in another, byte by byte, without running a model."""
+"""Account for every weight of one folder in another, byte by byte, without running anything."""
 
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -10,21 +10,22 @@ from torch import Tensor
 
 from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.model import tensor_of
+from mixout_export.files.json_files import fields_as_json
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance
 
-#: dtype → its name in messages.
+#: How messages call them.
 _SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
 class WeightProblem:
-    """A tensor that is missing or differs.
+    """A tensor that is not where it should be.
 
     Attributes:
-        key: Key in the reference, or in the candidate if only that has the tensor.
+        key: Its key in the reference, or in the candidate if only that has it.
         reason: What is wrong, as the end of a sentence.
-        max_abs: Largest difference; None if it was not measured.
+        max_abs: Largest difference, where both sides have the tensor.
     """
 
     key: str
@@ -34,15 +35,15 @@ class WeightProblem:
 
 @dataclass(frozen=True)
 class WeightAudit:
-    """The result of searching every tensor of one side in the other.
+    """What became of every tensor.
 
     Attributes:
-        total: Number of tensors searched.
-        counts: How tensors were found ("identical", "transposed", …) → their number.
-        problems: Tensors that were not found or differ.
-        ignored: Key → reason, for tensors that need not be found.
-        extra: What only the candidate has and may have, for example a graph's constants.
-        notes: Remarks that are not problems, as sentences.
+        total: Tensors looked for.
+        counts: How many were found in which way ("identical", "transposed", ...).
+        problems: Those that were not found, or differ.
+        ignored: Key → reason, of tensors that take no part.
+        extra: What only the candidate has and may have: a fresh head, constants of a graph.
+        notes: What a reader should know, as sentences.
     """
 
     total: int
@@ -59,31 +60,23 @@ class WeightAudit:
 
     @property
     def accounted(self) -> int:
-        """Number of tensors that were found or need not be found."""
+        """Tensors that were found, or take no part."""
         return self.total - len({problem.key for problem in self.problems})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return {
-            "holds": self.holds,
-            "total": self.total,
-            "accounted": self.accounted,
-            "counts": dict(self.counts),
-            "problems": [vars(problem) for problem in self.problems],
-            "ignored": dict(self.ignored),
-            "extra": list(self.extra),
-            "notes": list(self.notes),
-        }
+        return fields_as_json(self, "accounted", "holds")
 
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The tensors of one checkpoint, and the parameters of its architecture.
+    """The tensors of one folder and what its architecture knows of them.
 
     Attributes:
-        tensors: Key → tensor, without anchors.
-        parameters: Keys on disk of the loaded model's parameters.
-        prefix: The `base_model_prefix` of keys in the body; "" for a model without a head.
+        tensors: The tensors, without anchors.
+        parameters: Keys on disk of what the loaded model has.
+        prefix: The `base_model_prefix` that keys inside the body begin with, "" for a
+            headless model.
     """
 
     tensors: Mapping[str, TensorEntry]
@@ -91,12 +84,12 @@ class WeightSet:
     prefix: str = ""
 
     def canonical(self, key: str) -> str:
-        """Return the key that a model without a head would use."""
+        """Return the key as a headless model has it."""
         return key.removeprefix(f"{self.prefix}.") if self.prefix else key
 
 
 def weights_of(checkpoint: PlainCheckpoint) -> WeightSet:
-    """Return the tensors of a checkpoint, with the parameters of its architecture."""
+    """Return the tensors of a checkpoint and what its architecture knows of them."""
     prefix = "" if checkpoint.headless else checkpoint.model.base_model_prefix
     return WeightSet(checkpoint.tensors, checkpoint.parameter_keys, prefix)
 
@@ -113,7 +106,7 @@ def _within(reference: Tensor, candidate: Tensor, tolerance: Tolerance) -> bool:
 
 
 def _equal_after_rounding(reference: Tensor, candidate: Tensor) -> bool:
-    """Return whether both are equal when the wider one is rounded to the other's dtype."""
+    """Tell whether the wider of the two, rounded to the narrower's dtype, is the narrower."""
     wide, narrow = reference, candidate
     if wide.element_size() < narrow.element_size():
         wide, narrow = narrow, wide
@@ -127,7 +120,7 @@ def _narrower(left: str, right: str) -> str:
 def _compare_entry(
     reference: TensorEntry, candidate: TensorEntry, tolerance: Tolerance | None
 ) -> str | WeightProblem:
-    """Return how a tensor was found, or the problem with it."""
+    """Return how a tensor was found, or what is wrong with it."""
     if reference.same_bytes(candidate):
         return "identical"
     if reference.shape != candidate.shape:
@@ -142,11 +135,11 @@ def _compare_entry(
     if tolerance is not None and _within(left, right, tolerance):
         return "within tolerance"
     largest = _max_difference(left, right)
-    return WeightProblem(reference.key, f"differs by up to {largest:.3g}", largest)
+    return WeightProblem(reference.key, f"differs by at most {largest:.3g}", largest)
 
 
 def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
-    """Return whether a checkpoint holds an equal tensor under another key."""
+    """Tell whether a folder holds the same tensor under another key too."""
     return any(
         other.key != entry.key and other.nbytes == entry.nbytes and other.same_bytes(entry)
         for other in tensors.values()
@@ -154,7 +147,7 @@ def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
 
 
 def _explain_one_sided(key: str, owner: WeightSet, other: WeightSet, headless: bool) -> str | None:
-    """Return why only one checkpoint may have `key`; None if both must have it."""
+    """Return why only one folder may hold `key`; None if it may not."""
     if key not in owner.parameters:
         return "no parameter of the architecture"
     if _is_tied(owner.tensors[key], owner.tensors):
@@ -172,16 +165,16 @@ def audit_folders(
     headless: bool = False,
     tolerance: Tolerance | None = None,
 ) -> WeightAudit:
-    """Compare the tensors of two checkpoints key by key.
+    """Compare two folders' tensors key by key.
 
     Args:
-        reference: The checkpoint with the expected weights.
-        candidate: The checkpoint to check.
-        headless: Whether one side has no head, so that only the body is compared.
-        tolerance: How much values may differ; None requires equal values.
+        reference: What the weights should be.
+        candidate: What they are.
+        headless: Whether one side has no head: then only the body is compared.
+        tolerance: How far values may differ; None means not at all.
 
     Returns:
-        The audit. A tensor of another dtype counts as found if rounding explains the difference.
+        The audit; a tensor of another dtype counts as found if rounding explains the difference.
     """
     ours = {reference.canonical(key): entry for key, entry in reference.tensors.items()}
     theirs = {candidate.canonical(key): entry for key, entry in candidate.tensors.items()}
@@ -206,7 +199,7 @@ def audit_folders(
             else:
                 ignored[key] = reason
     notes = tuple(
-        f"{count} tensors differ in dtype and are equal when {how}"
+        f"{count} tensors differ in dtype and are equal once {how}"
         for how, count in sorted(counts.items())
         if how.startswith("rounded")
     )

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from mixout_export.parity.compare import HISTOGRAM_EDGES, OutputDifference, Tolerance
-from mixout_export.parity.drift_map import DriftMap, ModuleDrift
+from mixout_export.parity.drift import DriftMap, ModuleDrift
 from mixout_export.printable import printable
 from mixout_export.report.words import count, difference, power_of_ten, short_count
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mixout_export.errors import TrainingError
+from mixout_export.files.json_files import as_json
 
 
 class Observer:
@@ -118,12 +119,8 @@ class MetricsLog:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a record; NaN becomes null."""
-        clean = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in record.items()
-        }
         with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(clean) + "\n")
+            stream.write(json.dumps(as_json(dict(record))) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """Return the complete records. A line that a killed run left unfinished is skipped."""
