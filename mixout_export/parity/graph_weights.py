@@ -47,14 +47,14 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 
 class GraphConstants:
-    """The constants of an ONNX graph, which can be looked up by their bytes."""
+    """The constants of an ONNX graph, which can be looked up by their bytes.
+
+    Raises:
+        CheckpointError: The file cannot be read, or its external data is missing.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Read the graph's initializers and constant nodes.
-
-        Raises:
-            CheckpointError: The file cannot be read, or its external data is missing.
-        """
+        """Read the graph's initializers and constant nodes."""
         self._path = path
         self._same_length: dict[int, list[tuple[str, ir.TensorProtocol]]] = {}
         self._by_hash: dict[int, dict[bytes, list[tuple[str, ir.TensorProtocol]]]] = {}
@@ -86,11 +86,7 @@ class GraphConstants:
         return nbytes in self._same_length
 
     def find(self, raw: memoryview) -> tuple[str, ...]:
-        """Return the names of the constants with exactly these bytes.
-
-        Raises:
-            CheckpointError: The graph's external data cannot be read.
-        """
+        """Return the names of the constants with exactly these bytes."""
         if not self.may_hold(raw.nbytes):
             return ()
         with self._reading():

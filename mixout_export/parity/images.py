@@ -13,11 +13,7 @@ SHADES = (-2.0, -0.5, 0.0, 0.5, 2.0)
 
 
 def _single_channels(shape: tuple[int, int, int]) -> Images:
-    """Return images with one channel at 1 and the others at 0.
-
-    Returns:
-        float32 `(channels, channels, height, width)`.
-    """
+    """Return images with one channel at 1 and the others at 0."""
     channels, height, width = shape
     lit = np.eye(channels, dtype=np.float32)[:, :, None, None]
     return np.broadcast_to(lit, (channels, channels, height, width)).copy()
@@ -37,14 +33,9 @@ def _halves(shape: tuple[int, int, int], random: np.random.Generator) -> Images:
 def make_images(
     shape: tuple[int, int, int], random: np.random.Generator
 ) -> list[tuple[str, Images]]:
-    """Make batches of images.
+    """Return the name and the images of each batch, float32 `(batch, channels, height, width)`.
 
-    Args:
-        shape: (channels, height, width) of an image.
-        random: Random generator.
-
-    Returns:
-        Name and images of each batch, float32 `(batch, channels, height, width)`.
+    `shape` is (channels, height, width).
     """
     noise = [random.standard_normal((rows, *shape)).astype(np.float32) for rows in BATCHES]
     shades = np.stack([np.full(shape, shade, dtype=np.float32) for shade in SHADES])

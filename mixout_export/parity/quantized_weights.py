@@ -59,15 +59,10 @@ class QuantizedConstant:
                 yield tuple(-1 if i == axis else 1 for i in range(self.values.ndim))
 
     def distance(self, weight: Floats, *, stop: float = np.inf) -> float:
-        """Return the largest distance between a weight and this constant, in steps.
+        """Return the largest |weight − scale · (values − zero_point)| / scale, a distance in steps.
 
-        Args:
-            weight: The weight, float32.
-            stop: Stop when the distance is larger than this.
-
-        Returns:
-            The largest |weight − scale · (values − zero_point)| / scale. It is infinite if the
-            shapes differ or the steps are too coarse.
+        It is infinite if the shapes differ or the steps are too coarse. The comparison ends early
+        once the distance is larger than `stop`.
         """
         if weight.shape != self.values.shape or not weight.ndim:
             return np.inf
@@ -103,11 +98,7 @@ class QuantizedConstant:
         return bool(((reach > 0) & (reach < _LEAST_STEPS * self.scale.reshape(shape))).any())
 
     def holds(self, weight: Floats) -> str | None:
-        """Return "direct" or "transposed" if this constant holds a weight in that form, else None.
-
-        Args:
-            weight: The weight, float32 of any shape.
-        """
+        """Return how a weight is stored here, "direct" or "transposed"; None if it is not."""
         for how, form in (("direct", weight), ("transposed", weight.T)):
             if self.distance(form, stop=_HALF_A_STEP) <= _HALF_A_STEP:
                 return how
@@ -117,14 +108,10 @@ class QuantizedConstant:
 def quantized_constants(
     model: ir.Model, constants: Mapping[str, ir.TensorProtocol]
 ) -> tuple[QuantizedConstant, ...]:
-    """Find a graph's quantized constants.
+    """Return a graph's quantized constants, given all of its constants by name.
 
     A constant is quantized if it has a name as onnxruntime's quantizer gives it, or if a
     DequantizeLinear node reads it.
-
-    Args:
-        model: The graph.
-        constants: Name → constant of the graph.
     """
     found: dict[str, QuantizedConstant] = {}
     for name, scale, zero_point in (*_named(constants), *_dequantized(model)):

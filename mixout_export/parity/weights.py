@@ -1,4 +1,4 @@
-"""Account for every weight of one folder in another, byte by byte, without running anything."""
+"""Compare the weights of two folders byte by byte, without running a model."""
 
 from collections import Counter
 from collections.abc import Mapping, Set
@@ -14,18 +14,18 @@ from mixout_export.files.json_files import fields_as_json
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance
 
-#: How messages call them.
+#: Dtype → its name in messages.
 _SHORT = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 
 
 @dataclass(frozen=True)
 class WeightProblem:
-    """A tensor that is not where it should be.
+    """A tensor that is missing or differs.
 
     Attributes:
         key: Its key in the reference, or in the candidate if only that has it.
         reason: What is wrong, as the end of a sentence.
-        max_abs: Largest difference, where both sides have the tensor.
+        max_abs: Largest difference; None if only one side has the tensor.
     """
 
     key: str
@@ -35,15 +35,15 @@ class WeightProblem:
 
 @dataclass(frozen=True)
 class WeightAudit:
-    """What became of every tensor.
+    """How every tensor was found.
 
     Attributes:
-        total: Tensors looked for.
-        counts: How many were found in which way ("identical", "transposed", ...).
-        problems: Those that were not found, or differ.
-        ignored: Key → reason, of tensors that take no part.
+        total: Number of tensors to find.
+        counts: Way of finding a tensor ("identical", "transposed", ...) → number of tensors.
+        problems: The tensors that are missing or differ.
+        ignored: Key → reason, for tensors that have no effect.
         extra: What only the candidate has and may have: a fresh head, constants of a graph.
-        notes: What a reader should know, as sentences.
+        notes: Remarks for the reader, as sentences.
     """
 
     total: int
@@ -60,7 +60,7 @@ class WeightAudit:
 
     @property
     def accounted(self) -> int:
-        """Tensors that were found, or take no part."""
+        """Number of tensors that were found or have no effect."""
         return self.total - len({problem.key for problem in self.problems})
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,13 +70,12 @@ class WeightAudit:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The tensors of one folder and what its architecture knows of them.
+    """The tensors of a folder and the parameters of its architecture.
 
     Attributes:
         tensors: The tensors, without anchors.
-        parameters: Keys on disk of what the loaded model has.
-        prefix: The `base_model_prefix` that keys inside the body begin with, "" for a
-            headless model.
+        parameters: Keys on disk of the loaded model's parameters.
+        prefix: The `base_model_prefix` with which keys of the body begin; "" for a headless model.
     """
 
     tensors: Mapping[str, TensorEntry]
@@ -84,37 +83,22 @@ class WeightSet:
     prefix: str = ""
 
     def canonical(self, key: str) -> str:
-        """Return the key as a headless model has it."""
+        """Return the key that a headless model has."""
         return key.removeprefix(f"{self.prefix}.") if self.prefix else key
 
 
 def weights_of(checkpoint: PlainCheckpoint) -> WeightSet:
-    """Return the tensors of a checkpoint and what its architecture knows of them."""
+    """Return the tensors of a checkpoint and the parameters of its architecture."""
     prefix = "" if checkpoint.headless else checkpoint.model.base_model_prefix
     return WeightSet(checkpoint.tensors, checkpoint.parameter_keys, prefix)
 
 
-def _max_difference(reference: Tensor, candidate: Tensor) -> float:
-    difference = (candidate.double() - reference.double()).abs()
-    return float("inf") if difference.isnan().any() else float(difference.max())
-
-
-def _within(reference: Tensor, candidate: Tensor, tolerance: Tolerance) -> bool:
-    return torch.allclose(
-        candidate.double(), reference.double(), atol=tolerance.atol, rtol=tolerance.rtol
-    )
-
-
 def _equal_after_rounding(reference: Tensor, candidate: Tensor) -> bool:
-    """Tell whether the wider of the two, rounded to the narrower's dtype, is the narrower."""
+    """Return whether one tensor is the other one rounded to its dtype."""
     wide, narrow = reference, candidate
     if wide.element_size() < narrow.element_size():
         wide, narrow = narrow, wide
     return torch.equal(wide.to(narrow.dtype), narrow)
-
-
-def _narrower(left: str, right: str) -> str:
-    return min(left, right, key=lambda dtype: (DTYPE_SIZES[dtype], dtype))
 
 
 def _compare_entry(
@@ -131,15 +115,20 @@ def _compare_entry(
         return WeightProblem(reference.key, f"differs ({reference.dtype} and {candidate.dtype})")
     left, right = tensor_of(reference), tensor_of(candidate)
     if reference.dtype != candidate.dtype and _equal_after_rounding(left, right):
-        return f"rounded to {_SHORT[_narrower(reference.dtype, candidate.dtype)]}"
-    if tolerance is not None and _within(left, right, tolerance):
+        dtypes = (reference.dtype, candidate.dtype)
+        return f"rounded to {_SHORT[min(dtypes, key=lambda name: (DTYPE_SIZES[name], name))]}"
+    left, right = left.double(), right.double()
+    if tolerance is not None and torch.allclose(
+        right, left, atol=tolerance.atol, rtol=tolerance.rtol
+    ):
         return "within tolerance"
-    largest = _max_difference(left, right)
+    difference = (right - left).abs()
+    largest = float("inf") if difference.isnan().any() else float(difference.max())
     return WeightProblem(reference.key, f"differs by at most {largest:.3g}", largest)
 
 
 def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
-    """Tell whether a folder holds the same tensor under another key too."""
+    """Return whether a folder holds the same tensor also under another key."""
     return any(
         other.key != entry.key and other.nbytes == entry.nbytes and other.same_bytes(entry)
         for other in tensors.values()
@@ -147,7 +136,7 @@ def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
 
 
 def _explain_one_sided(key: str, owner: WeightSet, other: WeightSet, headless: bool) -> str | None:
-    """Return why only one folder may hold `key`; None if it may not."""
+    """Return why only one folder has `key`; None if that is a fault."""
     if key not in owner.parameters:
         return "no parameter of the architecture"
     if _is_tied(owner.tensors[key], owner.tensors):
@@ -168,13 +157,13 @@ def audit_folders(
     """Compare two folders' tensors key by key.
 
     Args:
-        reference: What the weights should be.
-        candidate: What they are.
-        headless: Whether one side has no head: then only the body is compared.
+        reference: The side with the right weights.
+        candidate: The side to check.
+        headless: Whether one side has no head, so that only the bodies are compared.
         tolerance: How far values may differ; None means not at all.
 
     Returns:
-        The audit; a tensor of another dtype counts as found if rounding explains the difference.
+        The audit. A tensor of another dtype counts as found if rounding explains the difference.
     """
     ours = {reference.canonical(key): entry for key, entry in reference.tensors.items()}
     theirs = {candidate.canonical(key): entry for key, entry in candidate.tensors.items()}

@@ -20,13 +20,8 @@ def training_batches(
 ) -> list[list[int]]:
     """Return an epoch's batches: every example once, examples of similar length together.
 
-    The order depends on nothing but the arguments, so a resumed run sees the same batches.
-
-    Args:
-        lengths: Number of tokens of each example, shape (examples,).
-        batch_size: Examples per batch; the last one may be smaller.
-        seed: Seed of the run.
-        epoch: Number of the epoch, from 0.
+    The order depends on nothing but the arguments, so a resumed run sees the same batches. The last
+    batch may be smaller. `lengths` is the number of tokens of each example, `(examples,)`.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))

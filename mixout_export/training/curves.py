@@ -49,10 +49,10 @@ def write_curves(
     Args:
         records: The lines of `metrics.jsonl`.
         path: The file to write.
-        metric: Name of the metric that selects the checkpoint. If that is the loss, which has a
-            panel of its own, the second panel shows another metric.
+        metric: The metric that selects the checkpoint. The loss has a panel of its own; if it
+            selects the checkpoint, the second panel shows another metric.
         chosen_step: The step whose checkpoint was selected.
-        title: Which run this is.
+        title: Title of the picture.
     """
     names = [key.removeprefix("eval_") for r in records for key in r if key.startswith("eval_")]
     evaluated = "loss" in names

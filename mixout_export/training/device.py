@@ -41,10 +41,6 @@ def accelerated(options: TrainOptions, *, out: Path) -> Iterator[Accelerator]:
     caller starts the tracker with `init_trackers` once `OUT.partial` exists, because some trackers
     write there.
 
-    Args:
-        options: Device, precision and tracker.
-        out: The run's OUT.
-
     Raises:
         ArgumentError: The device, the precision or the tracker is not available here.
     """

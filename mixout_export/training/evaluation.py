@@ -16,16 +16,10 @@ from mixout_export.training.device import to_device
 def evaluate(
     accelerator: Accelerator, model: PreTrainedModel, examples: Examples, *, batch_size: int
 ) -> dict[str, float]:
-    """Evaluate a model, shared between all processes, and leave it in training mode.
+    """Return the loss and the task's metrics, and leave the model in training mode.
 
-    Args:
-        accelerator: The device and the other processes.
-        model: The model on its device, not wrapped.
-        examples: The evaluation examples.
-        batch_size: Examples per training batch. An evaluation batch may hold more.
-
-    Returns:
-        "loss" and the task's metrics.
+    All processes share the examples. The model is not wrapped. An evaluation batch may hold more
+    examples than `batch_size`, that of training, because it needs less memory.
     """
     batches = share_of(
         evaluation_batches(examples.lengths, batch_size=examples.evaluation_scale * batch_size),

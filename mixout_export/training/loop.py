@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ from mixout_export.training.snapshots import Snapshots, TrainerState
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Finetuning:
     """The training steps of one run, with evaluations and checkpoints in between.
 
-    Args:
+    Attributes:
         accelerator: The device, its precision, and the other processes.
         model: A model with mixout, its weights in float32.
         train: Training examples.
@@ -52,51 +53,43 @@ class Finetuning:
         write_model: Writes the current model as a mixout checkpoint into a folder.
         observer: Is told how the run goes.
         must_stop: Called after each step; True saves a checkpoint and stops the run.
-
-    Attributes:
         progress: How far the run is.
-        steps: Number of training steps of the whole run.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        model: PreTrainedModel,
-        train: Examples,
-        evaluation: Examples | None,
-        options: TrainOptions,
-        *,
-        metric: str,
-        fresh: frozenset[str],
-        pretrained: Mapping[str, Tensor],
-        snapshots: Snapshots,
-        log: MetricsLog,
-        write_model: Callable[[Path], object],
-        observer: Observer,
-        must_stop: Callable[[], bool],
-    ) -> None:
-        self.accelerator, self.options, self.metric = accelerator, options, metric
-        self.train, self.evaluation = train, evaluation
-        self.snapshots, self.log, self.write_model = snapshots, log, write_model
-        self.observer, self.must_stop = observer, must_stop
+    accelerator: Accelerator
+    model: PreTrainedModel
+    train: Examples
+    evaluation: Examples | None
+    options: TrainOptions
+    metric: str
+    fresh: frozenset[str]
+    pretrained: Mapping[str, Tensor]
+    snapshots: Snapshots
+    log: MetricsLog
+    write_model: Callable[[Path], object]
+    observer: Observer
+    must_stop: Callable[[], bool]
+    progress: Progress = field(default_factory=Progress, init=False)
+
+    def __post_init__(self) -> None:
+        accelerator, options, fresh = self.accelerator, self.options, self.fresh
         self.plan = StepPlan(
-            train.lengths,
-            train.targets,
+            self.train.lengths,
+            self.train.targets,
             options,
             accelerator.process_index,
             accelerator.num_processes,
         )
         self.steps = options.max_steps or ceil_of(options.epochs * self.plan.steps_per_epoch)
-        self.model = model.to(accelerator.device)
+        self.model = self.model.to(accelerator.device)
         optimizer = build_optimizer(self.model, options, fresh=fresh)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.scheduler = build_scheduler(optimizer, options, steps=self.steps)
         self.decay = build_pretrained_decay(
-            self.model, pretrained, rate=options.weight_decay, fresh=fresh
+            self.model, self.pretrained, rate=options.weight_decay, fresh=fresh
         )
         self.state = TrainerState(accelerator, self.optimizer, self.scheduler)
-        self.progress = Progress()
 
     def run(self) -> bool:
         """Train to the end, from the newest checkpoint if there is one.

@@ -44,12 +44,7 @@ def build_optimizer(model: nn.Module, options: TrainOptions, *, fresh: frozenset
     """Build AdamW over the trainable parameters.
 
     With decay toward the pretrained weights, the parameters that came from the base do not decay
-    here but by `PretrainedDecay`.
-
-    Args:
-        model: The model. Its anchors are buffers, not parameters.
-        options: Learning rate and decay.
-        fresh: Names of the parameters that did not come from the base.
+    here but by `PretrainedDecay`. `fresh` names the parameters that did not come from the base.
     """
     toward_pretrained = options.decay_toward == "pretrained"
     head_decay = options.head_weight_decay
@@ -89,11 +84,8 @@ def build_pretrained_decay(
 ) -> PretrainedDecay:
     """Pair every trainable parameter that came from the base with its pretrained value.
 
-    Args:
-        model: The model, on its device.
-        pretrained: Parameter name → pretrained value. Parameters without one do not decay.
-        rate: λ.
-        fresh: Names of the parameters that did not come from the base.
+    Parameters without a pretrained value do not decay. `rate` is λ, and `fresh` names the
+    parameters that did not come from the base.
     """
     weights, targets = [], []
     for name, parameter in model.named_parameters():

@@ -53,11 +53,8 @@ class LossWindow:
     def check(self, advice: str) -> None:
         """Convert the entries to numbers and stop the run if one is not finite.
 
-        Args:
-            advice: What the user can do. It ends the error message.
-
         Raises:
-            TrainingError: A loss or gradient norm is NaN or infinite.
+            TrainingError: A loss or gradient norm is NaN or infinite. `advice` ends the message.
         """
         self.losses = [float(loss) for loss in self.losses]
         self.norms = [float(norm) for norm in self.norms]
@@ -107,12 +104,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class MetricsLog:
-    """`metrics.jsonl`: one JSON object per line.
+    """The file `metrics.jsonl`: one JSON object per line.
 
     It holds no times, so that equal runs write equal files.
-
-    Attributes:
-        path: The file.
     """
 
     path: Path

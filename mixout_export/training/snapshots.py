@@ -20,11 +20,7 @@ _PREFIX = "step-"
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Return the states of the random generators that masks and dropout use.
-
-    Args:
-        device: The model's device. Its generator is saved in addition to the CPU's.
-    """
+    """Return the states of the CPU's and the device's random generators."""
     state: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -44,13 +40,7 @@ def restore_rng(state: dict[str, Any], device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What determines the next steps, apart from the weights and the progress.
-
-    Attributes:
-        accelerator: The device, the loss scaler of fp16, and the other processes.
-        optimizer: The optimizer.
-        scheduler: The learning-rate schedule.
-    """
+    """The state that determines the next steps, apart from the weights and the progress."""
 
     accelerator: Accelerator
     optimizer: Optimizer
@@ -120,10 +110,7 @@ class Snapshots:
     ) -> Path:
         """Write a checkpoint that appears complete or not at all, then remove the oldest.
 
-        Args:
-            step: Number of training steps done.
-            write_model: Writes the mixout checkpoint into a folder.
-            state: Everything else that a resumed run needs.
+        `write_model` writes the mixout checkpoint. `state` is all else that a resumed run needs.
         """
         path = self.folder / f"{_PREFIX}{step:08d}"
 

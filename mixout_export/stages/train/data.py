@@ -117,14 +117,7 @@ def load_training_data(
     data: DataOptions,
     options: TrainOptions,
 ) -> TrainingData:
-    """Read, check and encode the data of a run.
-
-    Args:
-        folder: The prepared checkpoint.
-        reader: Reads tables for its task.
-        model: Its model, which gets a padding id if it has none.
-        data: Where the data are.
-        options: Options of the run.
+    """Read, check and encode the data of a run. A model without a padding id gets one.
 
     Raises:
         ArgumentError: `max_length` is above the model's limit, or leaves no room for text.

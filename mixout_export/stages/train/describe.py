@@ -23,17 +23,7 @@ def write_trained_card(
     data: TrainingData,
     result: TrainResult,
 ) -> None:
-    """Write the card of a trained checkpoint.
-
-    Args:
-        folder: The trained checkpoint.
-        prepared: The checkpoint that the run started from, whose card is continued.
-        metadata: The trained checkpoint's mixout metadata.
-        options: The run's options.
-        sources: Where its data are.
-        data: The data.
-        result: What came of the run.
-    """
+    """Write the card of a trained checkpoint, which continues the card of the prepared one."""
     strategy = strategy_name(
         metadata, decay_toward=options.decay_toward, weight_decay=options.weight_decay
     )
@@ -72,7 +62,7 @@ def write_trained_card(
 
 
 def _hub_dataset(sources: DataOptions) -> tuple[str | None, str | None]:
-    """Return the data set's name on the hub and its configuration, None without."""
+    """Return the name and configuration of the data set on the hub; None without one."""
     name = sources.dataset
     if name is None or Path(name).exists():
         return None, None

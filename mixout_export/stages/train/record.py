@@ -49,14 +49,7 @@ class TrainResult:
 def run_settings(
     source: PlainCheckpoint, options: TrainOptions, data: TrainingData, *, processes: int
 ) -> dict[str, Any]:
-    """Return what a resumed run must have in common with the one that it continues.
-
-    Args:
-        source: The prepared checkpoint.
-        options: The run's options.
-        data: Its data.
-        processes: Number of processes that share it.
-    """
+    """Return the values that must stay the same when a run is resumed."""
     return {
         "options": {**asdict(options), "processes": processes},
         "prepared_sha256": source.weights_sha256(),
@@ -67,11 +60,7 @@ def run_settings(
 
 
 class RunRecord:
-    """The record of a run.
-
-    Args:
-        folder: The run's folder, OUT or `OUT.partial`.
-    """
+    """The record of the run in a folder, OUT or `OUT.partial`."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / LAYOUT.training
@@ -85,10 +74,7 @@ class RunRecord:
     def start(self, settings: dict[str, Any], data: DataOptions, files: Sequence[DataFile]) -> None:
         """Write the settings, after comparing them with those of the run to resume.
 
-        Args:
-            settings: From `run_settings`.
-            data: Where the data are. Their paths are recorded until the run is complete.
-            files: The data files' hashes.
+        The paths of the data files are recorded until the run is complete.
 
         Raises:
             ArgumentError: The settings differ from those of the run to resume.

@@ -184,11 +184,7 @@ def train_checkpoint(
 
 
 def _load_model(source: PlainCheckpoint, options: TrainOptions) -> PreTrainedModel:
-    """Load the model in float32 and apply the options that concern it.
-
-    Raises:
-        ArgumentError: The model does not support gradient checkpointing.
-    """
+    """Load the model in float32 and apply the options that concern it."""
     model = load_mixout_from(source)
     model.float()  # type: ignore[no-untyped-call]
     for layer in mixout_layers(model).values():
@@ -211,11 +207,7 @@ def _load_model(source: PlainCheckpoint, options: TrainOptions) -> PreTrainedMod
 def _pretrained_values(
     source: PlainCheckpoint, model: PreTrainedModel, options: TrainOptions
 ) -> dict[str, Tensor]:
-    """Return parameter name → pretrained value; empty unless weights decay toward them.
-
-    Raises:
-        CheckpointError: A pretrained value is missing, or belongs to no parameter.
-    """
+    """Return parameter name → pretrained value; empty unless weights decay toward them."""
     if options.decay_toward != "pretrained":
         return {}
     names = {name for name, _ in model.named_parameters()}

@@ -23,7 +23,7 @@ def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple
     """Check that the options fit the task.
 
     Returns:
-        What reads the task's data, and the name of the metric that ranks checkpoints.
+        The reader of the task's data, and the name of the metric that ranks checkpoints.
 
     Raises:
         ArgumentError: The metric is not one of the task's, an option has no effect for the task, or
@@ -52,11 +52,7 @@ def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple
 
 
 def check_evaluation(options: TrainOptions, data: TrainingData) -> None:
-    """Refuse options that need evaluation data if there are none.
-
-    Raises:
-        ArgumentError: An option needs evaluation data.
-    """
+    """Refuse options that need evaluation data if there are none."""
     for name, given in (
         ("early-stopping", options.early_stopping),
         ("select", options.select == "best"),
@@ -67,14 +63,7 @@ def check_evaluation(options: TrainOptions, data: TrainingData) -> None:
 
 
 def check_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse to share a run between processes whose inputs differ.
-
-    Args:
-        settings: The settings of each process, from `run_settings`.
-
-    Raises:
-        ArgumentError: Weights, anchors, data or options differ.
-    """
+    """Refuse to share a run between processes whose settings, from `run_settings`, differ."""
     for rank, other in enumerate(settings):
         for key, value in settings[0].items():
             if other[key] != value:
@@ -90,16 +79,7 @@ def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse to resume a run with other settings.
-
-    Args:
-        folder: The unfinished run's folder.
-        earlier: The settings that the run was started with.
-        settings: The settings now, from `run_settings`.
-
-    Raises:
-        ArgumentError: An option, the data or the prepared weights differ.
-    """
+    """Refuse to resume the run in `folder` with other settings than its earlier ones."""
     anew = "or give --overwrite to start a new run"
     defaults = asdict(TrainOptions())  # of options that an earlier version did not have
     options = {**defaults, **current_names(earlier["options"])}
