@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch, Ids, InputMaker, check_inputs
-from mixout_export.parity.images import make_images
 from mixout_export.tasks import known_task
 
 Array = npt.NDArray[Any]
@@ -32,6 +31,12 @@ VOCABULARY_BUDGET = 65_536
 
 #: (batch, sequence) of batches that vary the shape. Lengths above the limit are reduced to it.
 SWEEP_SHAPES = ((1, 1), (1, 2), (2, 1), (1, 7), (3, 5), (2, 16), (5, 33), (8, 64), (4, 128))
+
+#: Number of images in each batch of noise.
+NOISE_BATCHES = (1, 2, 3, 5)
+
+#: Values of images of one shade. The values of normalized images are within about ±2.6.
+SHADES = (-2.0, -0.5, 0.0, 0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,27 @@ def _mask_rows(maker: InputMaker) -> list[Batch]:
     return [maker.batch("masked", maker.random_ids(3, length), mask=mask)]
 
 
+def _make_images(shape: tuple[int, int, int], seed: int) -> list[Batch]:
+    """Make batches of images, each of `shape` (channels, height, width)."""
+    random = np.random.default_rng(seed)
+    channels, height, width = shape
+    noise = [random.standard_normal((rows, *shape)) for rows in NOISE_BATCHES]
+    extremes = np.where(random.random((2, *shape)) < 0.5, -3.0, 3.0)
+    halves = random.standard_normal((4, *shape))  # noise in one half only, to test positions
+    halves[0, :, height // 2 :] = 0.0
+    halves[1, :, : height // 2] = 0.0
+    halves[2, :, :, width // 2 :] = 0.0
+    halves[3, :, :, : width // 2] = 0.0
+    images = [
+        *(("images", batch) for batch in noise),
+        ("halves", halves),
+        ("shades", np.stack([np.full(shape, shade) for shade in SHADES])),
+        ("channels", np.eye(channels)[:, :, None, None] * np.ones(shape)),
+        ("extremes", extremes),
+    ]
+    return [Batch(name, {IMAGE_INPUT: values.astype(np.float32)}) for name, values in images]
+
+
 def _touched(batches: Sequence[Batch], name: str) -> int:
     """Count the different values of an input outside the padding."""
     found: set[int] = set()
@@ -187,8 +213,7 @@ def build_battery(
     """
     check_inputs(interface)
     if interface.image is not None:
-        made = make_images(interface.image, np.random.default_rng(seed))
-        images = (*(Batch(name, {IMAGE_INPUT: values}) for name, values in made), *examples)
+        images = (*_make_images(interface.image, seed), *examples)
         return Battery(images, measure_coverage(images, interface))
     maker = InputMaker(interface, seed)
     known = known_task(task)

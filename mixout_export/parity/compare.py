@@ -182,8 +182,7 @@ class OutputComparison:
         self._max_relative = 0.0
         self._batches = self._elements = self._exceeding = self._not_a_number = 0
         self._histogram = np.zeros(len(HISTOGRAM_EDGES) + 2, dtype=np.int64)
-        self._worst: tuple[str, tuple[int, ...]] = ("", ())
-        self._worst_place = (-1, -1)
+        self._worst: tuple[str, tuple[int, ...], int, int] = ("", (), -1, -1)
         self._problem = ""
         self._undefined: float | None = None
 
@@ -243,8 +242,9 @@ class OutputComparison:
         self._add_relative(reference, finite)
         worst = float(finite.max(initial=0.0))
         if worst > self._max_abs:
-            self._max_abs, self._worst = worst, (rows.batch.name, rows.batch.shape)
-            self._worst_place = (rows.number, rows.first + _worst_row(finite, rows.real))
+            row = rows.first + _worst_row(finite, rows.real)
+            self._max_abs = worst
+            self._worst = (rows.batch.name, rows.batch.shape, rows.number, row)
 
     def _beyond(self, reference: Array, difference: Array) -> Mask:
         """Return which differences are beyond the tolerance. Infinite ones always are."""
@@ -296,8 +296,8 @@ class OutputComparison:
             not_a_number=self._not_a_number,
             worst_batch=self._worst[0],
             worst_shape=self._worst[1],
-            worst_number=self._worst_place[0],
-            worst_row=self._worst_place[1],
+            worst_number=self._worst[2],
+            worst_row=self._worst[3],
             problem=self._problem,
             relative_l2=self._relative_l2(),
             by_batch=self._decisions.by_batch,

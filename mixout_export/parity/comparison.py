@@ -25,7 +25,7 @@ from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.weights import WeightAudit, audit_folders, weights_of
-from mixout_export.runners.runner import Array, Runner
+from mixout_export.runners.runner import Array
 
 #: One side's outputs of a batch, by name.
 Outputs = Mapping[str, Array]
@@ -50,16 +50,9 @@ def audit_weights(
     headless: bool = False,
     tolerance: Tolerance | None = None,
 ) -> WeightAudit | None:
-    """Search every weight of one side in the other.
+    """Search every weight of one side in the other; None for a server, which does not show weights.
 
-    Args:
-        reference: What the candidate should be.
-        candidate: The side to judge.
-        headless: Whether one side has no head, so that only the body is compared.
-        tolerance: How far the values of two folders may differ; None means not at all.
-
-    Returns:
-        The audit; None for a server, which does not show its weights.
+    `tolerance` says how far the values of two folders may differ; None means not at all.
 
     Raises:
         CheckpointError: A graph's weights cannot be read.
@@ -95,14 +88,7 @@ def _precision(audit: WeightAudit | None, *sides: Artifact) -> str:
 def comparisons_of(
     outputs: Sequence[str], *, tolerance: Tolerance | None, limits: DecisionLimits, task: str | None
 ) -> dict[str, OutputComparison]:
-    """Return a new comparison for each output, by name.
-
-    Args:
-        outputs: Names of the outputs.
-        tolerance: Tolerance for each value.
-        limits: Limits for each output as a whole.
-        task: The task that decides from the outputs; None if only bodies are compared.
-    """
+    """Return a new comparison for each output, by name; no task means that only bodies are run."""
     return {
         name: OutputComparison(
             name,
@@ -113,26 +99,6 @@ def comparisons_of(
         )
         for name in outputs
     }
-
-
-def _run(
-    reference: Runner,
-    candidate: Runner,
-    battery: Battery,
-    *,
-    tolerance: Tolerance | None,
-    limits: DecisionLimits,
-    task: str | None,
-    watch: Watch | None,
-) -> tuple[OutputDifference, ...]:
-    comparisons = comparisons_of(reference.outputs, tolerance=tolerance, limits=limits, task=task)
-    for number, batch in enumerate(battery.batches):
-        ours, theirs = reference.run(batch.inputs), candidate.run(batch.inputs)
-        for name, comparison in comparisons.items():
-            comparison.add(batch, ours[name], theirs[name])
-        if watch is not None:
-            watch(number, ours, theirs)
-    return tuple(comparison.result() for comparison in comparisons.values())
 
 
 def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolerance | None:
@@ -256,15 +222,17 @@ def compare_artifacts(
             examples=[batch for batch in battery.batches if batch.name == DATA_BATCH],
             seed=seed,
         )
-        outputs = _run(
-            reference.runner(ours.inputs, headless=headless),
-            candidate.runner(theirs.inputs, headless=headless),
-            battery,
-            tolerance=tolerance,
-            limits=limits,
-            task=None if headless else reference.task_name,
-            watch=watch,
-        )
+        left = reference.runner(ours.inputs, headless=headless)
+        right = candidate.runner(theirs.inputs, headless=headless)
+        task = None if headless else reference.task_name
+        comparisons = comparisons_of(left.outputs, tolerance=tolerance, limits=limits, task=task)
+        for number, batch in enumerate(battery.batches):
+            expected, found = left.run(batch.inputs), right.run(batch.inputs)
+            for name, comparison in comparisons.items():
+                comparison.add(batch, expected[name], found[name])
+            if watch is not None:
+                watch(number, expected, found)
+        outputs = tuple(comparison.result() for comparison in comparisons.values())
     return ParityResult(
         reference=reference.where,
         candidate=candidate.where,

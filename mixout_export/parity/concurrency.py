@@ -206,12 +206,8 @@ def ask_at_once(
 ) -> ConcurrencyOutcome:
     """Let several clients send requests at the same time, each with its own inputs.
 
-    Args:
-        served: The served model. Its options give the number of clients.
-        interface: Inputs and outputs of the model.
-        tolerance: How much an answer may differ from the one that the same inputs get alone. With
-            None, it only has to be nearest to that one.
-        seed: Random seed of the inputs.
+    An answer may differ by `tolerance` from the one that the same inputs get alone. With None, it
+    only has to be nearest to that one.
 
     Raises:
         ServerError: The server does not answer a single client.

@@ -164,16 +164,6 @@ class _Sums:
         )
 
 
-def _softmax(logits: Array) -> Array:
-    exponentials: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
-
-
-def _sigmoid(logits: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(1.0 / (1.0 + np.exp(-logits)))
-
-
 def _decide(logits: Array, decision: Rule) -> Array:
     """Return the decisions, int64, from float64 logits `(..., labels)`."""
     chosen = logits.argmax(axis=-1) if decision == "argmax" else logits > 0
@@ -182,8 +172,11 @@ def _decide(logits: Array, decision: Rule) -> Array:
 
 def _probabilities(logits: Array, decision: Rule) -> Array:
     """Return the probability of each label, in the shape of `logits`."""
-    with np.errstate(invalid="ignore"):
-        return _sigmoid(logits) if decision == "sign" else _softmax(logits)
+    with np.errstate(invalid="ignore", over="ignore"):
+        if decision == "sign":
+            return np.asarray(1.0 / (1.0 + np.exp(-logits)))
+        exponentials: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
 def _shift(reference: Array, candidate: Array, decision: Rule) -> Array:

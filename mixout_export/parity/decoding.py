@@ -110,11 +110,7 @@ def make_prompts(
 ) -> Iterator[Prompts]:
     """Yield batches of prompts: random ids, a long prompt, and the beginnings of the user's texts.
 
-    Args:
-        interface: The model's inputs.
-        window: Number of tokens that its attention sees; None for all.
-        examples: Batches of the user's texts.
-        seed: Random seed.
+    `window` is the length of the model's sliding attention window; None if it has none.
     """
     random = np.random.default_rng(seed)
     size, pad = interface.vocabulary_size, interface.pad_token_id

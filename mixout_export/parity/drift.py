@@ -236,16 +236,8 @@ def draw_drift(
 ) -> DriftMap:
     """Compare every module's output on one batch.
 
-    Args:
-        reference: The side that is right by definition.
-        candidate: The side that is checked. A graph knows its modules if this tool exported it.
-        batch: The batch that both run.
-        tolerance: Largest relative L2 difference that is allowed.
-        headless: Whether only the bodies are compared because one side has no head.
-
-    Returns:
-        The calls of modules in the order in which they end. Calls that are missing from a graph
-        are listed with that reason.
+    The modules of a graph are known if this tool exported it. Modules that are not in a graph are
+    listed as such.
 
     Raises:
         CheckpointError: A side does not run the batch.

@@ -90,10 +90,7 @@ class GenerationParity:
 def tie_margins(reference: Array, candidate: Array, tolerance: Tolerance | None) -> list[float]:
     """Return the margin of each flip that differences within the tolerance can cause.
 
-    Args:
-        reference: Logits, float `(..., vocabulary)`.
-        candidate: Logits of the other side, of the same shape.
-        tolerance: Their tolerance; None explains only a margin of zero.
+    Logits are float `(..., vocabulary)`. Without a tolerance, only a margin of zero counts.
     """
     ours, theirs = reference.argmax(axis=-1), candidate.argmax(axis=-1)
     flipped = ours != theirs
@@ -137,20 +134,19 @@ def compare_generation(
     examples: Sequence[Batch] = (),
     seed: int = 0,
 ) -> GenerationParity:
-    """Compare graphs with a PyTorch causal language model while they generate.
+    """Compare the graphs of a causal language model with the model, in float32, as they generate.
 
     Args:
-        model: The reference in float32.
-        interface: The reference's inputs.
+        model: The reference.
+        interface: Its inputs.
         plain: The graph without a cache; None if there is none.
         cached: The graph with a cache; None if there is none.
         tolerance: Tolerance for each logit; None if only the logits as a whole are judged.
         limits: Limits for the logits as a whole.
         examples: Batches of the user's texts, whose beginnings are continued too.
-        seed: Random seed of the prompts.
+        seed: Seed of the prompts.
 
     Raises:
-        ArgumentError: A graph takes an unknown input.
         CheckpointError: The model cannot generate, or a graph does not run.
     """
     window = sliding_window(model)

@@ -248,18 +248,17 @@ def audit_graph(
     parameters: Set[str],
     unused: Callable[[], Set[str]],
 ) -> WeightAudit:
-    """Search every tensor of a checkpoint among a graph's constants.
+    """Search every tensor of a checkpoint, without anchors, among a graph's constants.
+
+    Tensors are found "direct" or "transposed", either of them also "rounded to …". "zero" counts
+    tensors that are all zero, which an exporter may drop.
 
     Args:
-        tensors: The checkpoint's tensors, without anchors.
+        tensors: The checkpoint's tensors.
         graph: The `.onnx` file.
         parameters: Keys on disk of the loaded model's parameters.
         unused: Returns the parameters that no output depends on. It is called only if a tensor is
             missing.
-
-    Returns:
-        The audit. Tensors were found "direct" or "transposed", either of them also "rounded to …".
-        "zero" counts tensors that are all zero, which an exporter may drop.
     """
     constants = GraphConstants(graph)
     counts: Counter[str] = Counter()

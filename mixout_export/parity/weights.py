@@ -156,14 +156,8 @@ def audit_folders(
 ) -> WeightAudit:
     """Compare two folders' tensors key by key.
 
-    Args:
-        reference: The side with the right weights.
-        candidate: The side to check.
-        headless: Whether one side has no head, so that only the bodies are compared.
-        tolerance: How far values may differ; None means not at all.
-
-    Returns:
-        The audit. A tensor of another dtype counts as found if rounding explains the difference.
+    A tensor of another dtype counts as found if rounding explains the difference. If one side is
+    headless, only the bodies are compared. Without a tolerance, values must be equal.
     """
     ours = {reference.canonical(key): entry for key, entry in reference.tensors.items()}
     theirs = {candidate.canonical(key): entry for key, entry in candidate.tensors.items()}

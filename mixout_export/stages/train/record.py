@@ -12,11 +12,13 @@ from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import partial_path
 from mixout_export.provenance.links import DataFile
 from mixout_export.stages.train.data import DataOptions, TrainingData
-from mixout_export.stages.train.settings import check_resumed, current_names
 from mixout_export.training.options import TrainOptions
 from mixout_export.version import __version__
 
 _SOURCES = ("train_file", "eval_file", "dataset")
+
+#: Former name → name of options in the records of earlier versions.
+_RENAMED = {"blocks": "pack_sequences"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,35 @@ def run_settings(
     }
 
 
+def _current_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded options by the names that they have in this version."""
+    return {_RENAMED.get(name, name): value for name, value in options.items()}
+
+
+def _check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse to resume the run in `folder` with other settings than its earlier ones."""
+    anew = "or give --overwrite to start a new run"
+    defaults = asdict(TrainOptions())  # of options that an earlier version did not have
+    options = {**defaults, **_current_names(earlier["options"])}
+    for before, now in ((options, settings["options"]), (earlier["data"], settings["data"])):
+        for key in sorted({*before, *now}):
+            was, name = before.get(key), key.replace("_", "-")
+            if was == now.get(key):
+                continue
+            remedy = "use the same"
+            if key in defaults:
+                name, remedy = f"--{name}", "leave it out to resume with the same value"
+            started = f"without {name}" if was is None else f"with {name} {was}"
+            raise ArgumentError(
+                f"{folder}: the run was started {started}, got {now.get(key)}; {remedy}, {anew}"
+            )
+    for key in ("prepared_sha256", "pretrained_sha256"):
+        if earlier[key] != settings[key]:
+            raise ArgumentError(
+                f"{folder}: the run was started from other weights; give the same PREPARED, {anew}"
+            )
+
+
 class RunRecord:
     """The record of the run in a folder, OUT or `OUT.partial`."""
 
@@ -80,7 +111,7 @@ class RunRecord:
             ArgumentError: The settings differ from those of the run to resume.
         """
         if self.content:
-            check_resumed(self._path.parent, self.content["settings"], settings)
+            _check_resumed(self._path.parent, self.content["settings"], settings)
         given = {
             name: str(value.absolute()) if isinstance(value, Path) else value
             for name, value in vars(data).items()
@@ -119,7 +150,7 @@ def recorded_options(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     if not record:
         return {}
     where = partial_path(out) / LAYOUT.training
-    options = current_names(record["settings"]["options"])
+    options = _current_names(record["settings"]["options"])
     options.pop("processes", None)
     unknown = sorted(set(options) - {field.name for field in fields(TrainOptions)})
     if unknown:

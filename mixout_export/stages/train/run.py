@@ -33,8 +33,6 @@ from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import MetricsLog, Observer
 from mixout_export.training.snapshots import Snapshots
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 
 def train_checkpoint(
     prepared: Path,
@@ -191,7 +189,7 @@ def _load_model(source: PlainCheckpoint, options: TrainOptions) -> PreTrainedMod
         if options.p is not None:
             layer.p = options.p
         if options.anchor_dtype is not None:
-            dtype = _DTYPES[options.anchor_dtype]
+            dtype = getattr(torch, options.anchor_dtype)
             layer.pretrained_weight = layer.pretrained_weight.to(dtype)
     if options.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:

@@ -1,11 +1,9 @@
-"""Checks of a run's options against its task, its data, its other processes and an earlier start.
+"""Checks of a run's options against its task, its data and its other processes.
 
 `TrainOptions` checks each value on its own.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from mixout_export.data.metrics import default_metric
@@ -14,9 +12,6 @@ from mixout_export.errors import ArgumentError
 from mixout_export.stages.train.data import DataOptions, TrainingData
 from mixout_export.tasks import Task
 from mixout_export.training.options import TrainOptions
-
-#: Former name → name of options in the records of earlier versions.
-_RENAMED = {"blocks": "pack_sequences"}
 
 
 def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple[Reader, str]:
@@ -71,32 +66,3 @@ def check_agreement(settings: Sequence[Mapping[str, Any]]) -> None:
                     f"process {rank}: its {key.replace('_', ' ')} differ from those of process 0; "
                     "give every process the same files and options"
                 )
-
-
-def current_names(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return recorded options by the names that they have in this version."""
-    return {_RENAMED.get(name, name): value for name, value in options.items()}
-
-
-def check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Refuse to resume the run in `folder` with other settings than its earlier ones."""
-    anew = "or give --overwrite to start a new run"
-    defaults = asdict(TrainOptions())  # of options that an earlier version did not have
-    options = {**defaults, **current_names(earlier["options"])}
-    for before, now in ((options, settings["options"]), (earlier["data"], settings["data"])):
-        for key in sorted({*before, *now}):
-            was, name = before.get(key), key.replace("_", "-")
-            if was == now.get(key):
-                continue
-            remedy = "use the same"
-            if key in defaults:
-                name, remedy = f"--{name}", "leave it out to resume with the same value"
-            started = f"without {name}" if was is None else f"with {name} {was}"
-            raise ArgumentError(
-                f"{folder}: the run was started {started}, got {now.get(key)}; {remedy}, {anew}"
-            )
-    for key in ("prepared_sha256", "pretrained_sha256"):
-        if earlier[key] != settings[key]:
-            raise ArgumentError(
-                f"{folder}: the run was started from other weights; give the same PREPARED, {anew}"
-            )
