@@ -24,14 +24,16 @@ DRIFT_TOLERANCES = {"fp32": 3e-5, "fp16": 1e-2, "bf16": 8e-2, "int8": 3e-1}
 #: Most tokens, or pixels, of a batch that are run, because every module's output is kept.
 _VALUES = 1024
 
-_SAME = "passes its input on"
+#: Reasons why a module's output is not compared.
+_SAME = "returns its input"
 _ABSENT = "not in the graph"
-_OTHERS = "put another way, as what is around it agrees"
+_OTHERS = "returns another form of the same values, because the module around it agrees"
 
-#: If a difference is smaller by this factor in the enclosing module, it has no effect.
+#: If the difference in the module around is smaller by this factor, the module itself is right.
 _DILUTION = 1e-3
 
-#: Classes that return one tensor in a fixed order, so that every difference in them counts.
+#: Classes that return one tensor in one order, to which `_DILUTION` does not apply. A changed bias
+#: of attention keys changes no output around it, for example, but it is a fault.
 _STRICT = ("Linear", "Conv1D", "Embedding")
 
 
@@ -144,14 +146,14 @@ def _difference(
 def _nearest(
     references: Sequence[Array], candidates: Sequence[Array], mask: Array | None
 ) -> tuple[float, float, tuple[int, ...]] | None:
-    """Compare the tensors of a call: each tensor of the side with fewer with the nearest one.
+    """Compare the tensors that a call returned, each with the most similar one of the other side.
 
-    A graph records which values leave a module, but not which of the returned tensors each one is:
-    the sine or the cosine of a rotary embedding, the states or the pooled output of a body.
+    A graph shows which values a module returns, but not in which order. A rotary embedding returns
+    a sine and a cosine, for example. Each tensor of the side with fewer tensors is compared.
 
     Returns:
-        The relative L2 and the absolute difference, and the shape, of the tensor that is furthest
-        apart; None where no shapes fit.
+        The relative L2 difference, the largest difference and the shape of the tensor that differs
+        most; None if no sizes match.
     """
     pairs = [[(left, right) for right in candidates] for left in references]
     if len(candidates) < len(references):
@@ -187,12 +189,12 @@ def _encloses(outer: ModuleDrift, inner: ModuleDrift) -> bool:
     )
 
 
-def _doubted(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
-    """Yield the drifts. Ignore those that have no effect on the enclosing modules.
+def _discard_false(modules: Sequence[ModuleDrift], tolerance: float) -> Iterator[ModuleDrift]:
+    """Yield the drifts. Discard differences that do not reach the module around.
 
-    A graph may return the output of a module in another form: a router returns other tensors, and
-    experts see their tokens in another order. If an enclosing module is a thousand times closer,
-    the module itself does not differ.
+    A graph may return a module's values in another form: a router may return other tensors, and
+    experts may see tokens in another order. If the module around differs a thousand times less,
+    the module itself is right.
     """
     for at, drift in enumerate(modules):
         if drift.relative_l2 is not None and tolerance < drift.relative_l2:
@@ -213,9 +215,9 @@ def _rows_of(batch: Batch, rows: npt.NDArray[np.int64]) -> Batch:
 
 
 def pick_batch(batches: Sequence[Batch], outputs: Sequence[OutputDifference]) -> Batch:
-    """Return the batch with the largest difference, cut to rows whose outputs can all be kept.
+    """Return the batch with the largest difference, cut to a few rows.
 
-    The row that differs most is the first of them, and none is all padding.
+    The row that differs most comes first. Rows of padding only are left out.
     """
     worst = max(outputs, key=lambda output: output.max_abs, default=None)
     number, first = (0, 0) if worst is None else (worst.worst_number, worst.worst_row)
@@ -252,7 +254,7 @@ def draw_drift(
     mask = batch.inputs.get("attention_mask")
     modules = [_compare(call, clock, ours, theirs, mask) for call in clock.outputs]
     return DriftMap(
-        modules=tuple(_doubted(modules, tolerance)),
+        modules=tuple(_discard_false(modules, tolerance)),
         tolerance=tolerance,
         batch=batch.name,
         shape=batch.shape,

@@ -124,7 +124,7 @@ def _compare_entry(
         return "within tolerance"
     difference = (right - left).abs()
     largest = float("inf") if difference.isnan().any() else float(difference.max())
-    return WeightProblem(reference.key, f"differs by at most {largest:.3g}", largest)
+    return WeightProblem(reference.key, f"differs by up to {largest:.3g}", largest)
 
 
 def _is_tied(entry: TensorEntry, tensors: Mapping[str, TensorEntry]) -> bool:
@@ -182,7 +182,7 @@ def audit_folders(
             else:
                 ignored[key] = reason
     notes = tuple(
-        f"{count} tensors differ in dtype and are equal once {how}"
+        f"{count} tensors differ in dtype and are equal when {how}"
         for how, count in sorted(counts.items())
         if how.startswith("rounded")
     )
