@@ -123,12 +123,6 @@ class Transport:
 
         The request is sent again if the connection fails, but not if the server answers.
 
-        Args:
-            method: "GET" or "POST".
-            path: Path of the address.
-            body: Body of the request.
-            headers: Additional headers.
-
         Raises:
             ServerError: No answer came in time, or the answer is a redirect or too large.
         """
@@ -216,10 +210,7 @@ def _reason(error: httpx2.TransportError) -> str:
 def refused(response: Response, where: str, request: str = "") -> ServerError:
     """Return the error for a response whose status is not 200.
 
-    Args:
-        response: The response.
-        where: Beginning of the error message.
-        request: Description of the request, for example " to inputs of shape [1, 8]".
+    The request is described as, for example, " to inputs of shape [1, 8]".
     """
     message = f" ({response.message})" if response.message else ""
     return ServerError(f"{where}: answered HTTP {response.status}{request}{message}")

@@ -12,12 +12,11 @@ from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.tasks.causal_lm import CAUSAL_LM
 from mixout_export.tasks.image_classification import IMAGE_CLASSIFICATION
 from mixout_export.tasks.masked_lm import MASKED_LM
-from mixout_export.tasks.metric import Metric
 from mixout_export.tasks.multi_label import MULTI_LABEL
 from mixout_export.tasks.multiple_choice import MULTIPLE_CHOICE
 from mixout_export.tasks.question_answering import QUESTION_ANSWERING
 from mixout_export.tasks.regression import REGRESSION
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import Metric, Task, Usage
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
 from mixout_export.tasks.token_classification import TOKEN_CLASSIFICATION
 

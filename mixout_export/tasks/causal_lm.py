@@ -1,8 +1,7 @@
 """Causal language modeling: the next token of a text."""
 
 from mixout_export.tasks.decision import TOKEN
-from mixout_export.tasks.metric import LANGUAGE_MODEL_METRICS
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import LANGUAGE_MODEL_METRICS, Task, Usage
 
 CAUSAL_LM = Task(
     name="causal-lm",

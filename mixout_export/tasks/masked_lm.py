@@ -1,8 +1,7 @@
 """Masked language modeling: the tokens that are hidden in a text."""
 
 from mixout_export.tasks.decision import TOKEN
-from mixout_export.tasks.metric import LANGUAGE_MODEL_METRICS
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import LANGUAGE_MODEL_METRICS, Task, Usage
 
 MASKED_LM = Task(
     name="masked-lm",

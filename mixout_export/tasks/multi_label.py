@@ -1,8 +1,7 @@
 """Multi-label classification: any number of labels for a text or a pair of texts."""
 
 from mixout_export.tasks.decision import YES_OR_NO
-from mixout_export.tasks.metric import ACCURACY, Metric
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import ACCURACY, Metric, Task, Usage
 
 MULTI_LABEL = Task(
     name="multi-label",

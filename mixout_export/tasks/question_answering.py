@@ -1,8 +1,7 @@
 """Extractive question answering: the span of a context that answers a question."""
 
 from mixout_export.tasks.decision import POSITION
-from mixout_export.tasks.metric import Metric
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import Metric, Task, Usage
 
 QUESTION_ANSWERING = Task(
     name="question-answering",

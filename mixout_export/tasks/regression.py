@@ -1,7 +1,6 @@
 """Regression: one number for a text or a pair of texts."""
 
-from mixout_export.tasks.metric import Metric
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import Metric, Task, Usage
 
 REGRESSION = Task(
     name="regression",

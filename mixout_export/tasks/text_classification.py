@@ -1,7 +1,6 @@
 """Text classification: one label for a text or a pair of texts."""
 
-from mixout_export.tasks.metric import ACCURACY, Metric
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import ACCURACY, Metric, Task, Usage
 
 TEXT_CLASSIFICATION = Task(
     name="text-classification",

@@ -1,7 +1,6 @@
 """Token classification: one label for every word of a text."""
 
-from mixout_export.tasks.metric import ACCURACY, Metric
-from mixout_export.tasks.task import Task, Usage
+from mixout_export.tasks.task import ACCURACY, Metric, Task, Usage
 
 TOKEN_CLASSIFICATION = Task(
     name="token-classification",

@@ -1,6 +1,7 @@
 """The faults of the self-test. Each changes a copy of a model, in any file format."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -55,14 +56,9 @@ class Copier(Protocol):
         """Write a copy without the bias of a linear layer. Return its path and the bias's name."""
 
     def write_with_epsilon(self, out: Path, choose: Callable[[float], float]) -> tuple[Path, str]:
-        """Write a copy with another epsilon in its normalizations.
+        """Write a copy whose normalizations have the epsilon that `choose` makes of theirs.
 
-        Args:
-            out: Folder of the copy.
-            choose: Returns the new epsilon for the present one.
-
-        Returns:
-            The path of the copy, and a description of the change.
+        Return its path and a description of the change.
         """
 
     def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
@@ -131,10 +127,8 @@ def _zero_vocabulary(copier: Copier, out: Path, labels: Sequence[str] | None) ->
 def _classifier(copier: Copier) -> list[Part]:
     """Return the classifier's weight `(labels, in_features)` and its bias, if it has one."""
     parts = [copier.part("classifier")]
-    try:
+    with suppress(NotApplicableError):
         parts.append(copier.part("classifier bias"))
-    except NotApplicableError:
-        return parts
     return parts
 
 
