@@ -70,9 +70,9 @@ def test_everything_is_on_the_page(sound: Facts) -> None:
     assert all(how in page.all("th") for how in sound.result.weights.counts)
     assert all(name in page.all("bdi") for name in output.by_batch)
     for side in (sound.reference, sound.candidate):
-        assert side.path in text
+        assert side.artifact.where in text
         for file in side.files:
-            whole = Path(side.path) / file.name
+            whole = Path(side.artifact.where) / file.name
             assert file.sha256 == sha256(whole.read_bytes()).hexdigest()
             assert file.sha256 in text
     assert {file.name for file in sound.reference.files} == {"config.json", "model.safetensors"}
@@ -104,7 +104,7 @@ def test_hostile_names_are_shown_as_they_are(hostile: Facts) -> None:
     for label in labels:
         assert label in page.all("bdi")
     assert BRACES in page.text
-    assert hostile.reference.path in page.text
+    assert hostile.reference.artifact.where in page.text
     assert page.all("code") == ["mixout-export verify '<b>' \"$x\""]
     quotes = [text for tag, text in page.texts if tag == "bdi" and "<script>" in text]
     assert len(quotes) > len(LABELS), "flips show their texts"
@@ -189,7 +189,7 @@ def test_nothing_run_is_said(sound: Facts) -> None:
 
 def test_pages_differ_in_nothing_but_date_and_duration(sound: Facts, tmp_path: Path) -> None:
     made = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-    again = compare(Path(sound.reference.path), Path(sound.candidate.path), made=made)
+    again = compare(sound.reference.artifact.path, sound.candidate.artifact.path, made=made)
     first = replace(sound, made=made, result=replace(sound.result, seconds=1.0))
     second = replace(again, result=replace(again.result, seconds=1.0))
     assert render_page(first) == render_page(second)

@@ -26,29 +26,30 @@ def graph(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check_hashes(side: Side, *names: str) -> None:
     assert [file.name for file in side.files] == list(names)
     for file in side.files:
-        content = (Path(side.path) / file.name).read_bytes()
+        content = (Path(side.artifact.where) / file.name).read_bytes()
         assert (file.bytes, file.sha256) == (len(content), sha256(content).hexdigest())
 
 
 def test_a_folder_is_described(plain: Path) -> None:
     side = describe_side(open_artifact(plain))
-    assert (side.kind, side.architecture) == ("Hugging Face folder", "GPT2LMHeadModel")
-    assert (side.task, side.labels) == ("causal-lm", ())
-    assert side.runs_in.startswith("PyTorch")
+    assert side.artifact.title == "Hugging Face folder"
+    assert side.artifact.architecture == "GPT2LMHeadModel"
+    assert (side.artifact.task_name, side.artifact.labels) == ("causal-lm", None)
+    assert side.artifact.runs_in.startswith("PyTorch")
     check_hashes(side, LAYOUT.config, LAYOUT.weights)
 
 
 def test_a_mixout_checkpoint_has_its_pretrained_weights_too(plain: Path, tmp_path: Path) -> None:
     prepare_checkpoint(str(plain), tmp_path / "mixout")
     side = describe_side(open_artifact(tmp_path / "mixout"))
-    assert side.kind == "mixout checkpoint"
+    assert side.artifact.title == "mixout checkpoint"
     check_hashes(side, LAYOUT.config, LAYOUT.weights, LAYOUT.pretrained)
 
 
 def test_a_graph_is_described_with_the_one_that_has_a_cache(graph: Path) -> None:
     side = describe_side(open_artifact(graph))
-    assert (side.kind, side.task) == ("ONNX graph", "causal-lm")
-    assert side.runs_in == "onnxruntime, CPUExecutionProvider"
+    assert (side.artifact.title, side.artifact.task_name) == ("ONNX graph", "causal-lm")
+    assert side.artifact.runs_in == "onnxruntime, CPUExecutionProvider"
     check_hashes(side, LAYOUT.onnx, LAYOUT.onnx_cached)
 
 

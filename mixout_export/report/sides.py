@@ -20,24 +20,12 @@ class Side:
     """One side of a comparison.
 
     Attributes:
-        path: The path as the user gave it.
-        kind: What lies there, in words.
-        architecture: Class of the model; None if unknown.
-        task: Name of the task; None without a head.
-        labels: Names of the labels; empty where there are none.
-        runs_in: What computed its outputs.
-        files: The files that decide what it computes; none of a server's are known.
-        served: Whether it is on a server.
+        artifact: The side itself.
+        files: The files that decide what it computes; a server shows none.
     """
 
-    path: str
-    kind: str
-    architecture: str | None
-    task: str | None
-    labels: tuple[str, ...]
-    runs_in: str
+    artifact: Artifact
     files: tuple[HashedFile, ...]
-    served: bool = False
 
 
 def describe_side(side: Artifact) -> Side:
@@ -52,13 +40,4 @@ def describe_side(side: Artifact) -> Side:
         )
     except OSError as error:
         raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    return Side(
-        path=side.where,
-        kind=side.title,
-        architecture=side.architecture,
-        task=side.task_name,
-        labels=side.labels or (),
-        runs_in=side.runs_in,
-        files=files,
-        served=side.session is not None,
-    )
+    return Side(side, files)
