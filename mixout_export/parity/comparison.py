@@ -104,10 +104,9 @@ def comparisons_of(
 def _tolerance(precision: str, atol: float | None, rtol: float | None) -> Tolerance | None:
     """Return the tolerance for each value; None if the precision has none."""
     default = TOLERANCES.get(precision)
-    if default is None:
-        if atol is None and rtol is None:
-            return None
-        default = Tolerance(atol=0.0, rtol=0.0)
+    if default is None and atol is None and rtol is None:
+        return None
+    default = default or Tolerance(atol=0.0, rtol=0.0)
     return Tolerance(default.atol if atol is None else atol, default.rtol if rtol is None else rtol)
 
 

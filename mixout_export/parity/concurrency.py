@@ -38,10 +38,6 @@ _LENGTHS = (16, 16, 16, 27)
 _PATIENCE = 3
 
 
-def _shapes(arrays: Outputs) -> tuple[tuple[int, ...], ...]:
-    return tuple(array.shape for array in arrays.values())
-
-
 def _joined(parts: Sequence[Outputs]) -> dict[str, Array]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
@@ -110,7 +106,8 @@ class _Clients:
             return 0.0
         groups: dict[object, list[int]] = {}
         for number, inputs in enumerate(self._inputs):
-            groups.setdefault(_shapes(inputs), []).append(number)
+            shapes = tuple(array.shape for array in inputs.values())
+            groups.setdefault(shapes, []).append(number)
         change = 0.0
         for numbers in groups.values():
             alone = _joined([self._expected[number] for number in numbers])

@@ -209,19 +209,6 @@ def _unexplained_integers(
     return set(left)
 
 
-def _explain_absence(
-    absent: Mapping[str, TensorEntry], parameters: Set[str], unused: Callable[[], Set[str]]
-) -> dict[str, str]:
-    """Return tensor → reason, for tensors that a graph does not need."""
-    reasons = {key: "no parameter of the architecture" for key in absent if key not in parameters}
-    if absent.keys() - reasons:
-        idle = unused()
-        reasons |= {
-            key: "no output depends on it" for key in absent if key in idle and key not in reasons
-        }
-    return reasons
-
-
 def _missing(entry: TensorEntry, constants: GraphConstants, unexplained: Set[str]) -> WeightProblem:
     """Describe the problem with a tensor that was not found."""
     reason = "is not among the graph's constants"
@@ -282,7 +269,10 @@ def audit_graph(
     }
     absent = {key: entry for key, entry in absent.items() if key not in zero}
     counts["zero"] = len(zero)
-    ignored = _explain_absence(absent, parameters, unused)
+    ignored = {key: "no parameter of the architecture" for key in absent if key not in parameters}
+    if absent.keys() - ignored:
+        idle = absent.keys() & unused() - ignored.keys()
+        ignored |= dict.fromkeys(idle, "no output depends on it")
     return WeightAudit(
         total=len(tensors),
         counts=dict(sorted((+counts).items())),

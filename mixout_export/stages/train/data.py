@@ -88,12 +88,8 @@ def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
         return train, evaluation, data.dataset
     files = data.files()
     tables = [read_table(file) for file in files]
-    return tables[0], tables[1] if len(tables) > 1 else None, _data_name(files[0])
-
-
-def _data_name(file: Path) -> str:
-    """Return the file's name without its folder, whose name may be private."""
-    return file.name.split(".")[0] or file.name
+    name = files[0].name  # without the folder, whose name may be private
+    return tables[0], tables[1] if len(tables) > 1 else None, name.split(".")[0] or name
 
 
 def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:
