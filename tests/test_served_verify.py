@@ -717,7 +717,7 @@ def test_a_failure_is_reported_with_exit_code_3(
     ("arguments", "parts"),
     [
         (("--self-test",), ("--self-test: puts faults into copies",)),
-        (("--drift",), ("--drift: looks at every module",)),
+        (("--drift",), ("--drift: compares every module",)),
         (("--timeout", "0"), ("--timeout: got 0.0",)),
         (("--concurrency", "0"), ("--concurrency: got 0",)),
         (("--requests", "-1"), ("--requests: got -1",)),
