@@ -58,7 +58,7 @@ class Conversion:
         return self.precision == "fp32" and not self.optimize
 
 
-def _optimize(model: onnx.ModelProto, level: Literal["basic", "extended"]) -> onnx.ModelProto:
+def optimize(model: onnx.ModelProto, level: Literal["basic", "extended"]) -> onnx.ModelProto:
     """Return a graph that onnxruntime has optimized, so that it need not do so at each load.
 
     The result runs on any CPU. "basic" uses only standard ONNX operators. "extended" also fuses
@@ -120,7 +120,7 @@ def _convert(
     record: dict[str, Any] = {"onnxruntime": onnxruntime.__version__}
     if conversion.precision == "fp16":
         if conversion.optimize:  # in fp32, because onnxruntime has few fp16 operators on a CPU
-            model = _optimize(model, "basic")
+            model = optimize(model, "basic")
             model = onnx.shape_inference.infer_shapes(model)
             record["optimized"] = "basic"
         model, kept = to_half(model, [_add_cache_inputs(model, batch) for batch in samples])
@@ -130,7 +130,7 @@ def _convert(
         record |= made
     if conversion.optimize:
         # after quantization, because fused operators are not quantized
-        model = _optimize(model, "extended")
+        model = optimize(model, "extended")
         record["optimized"] = "extended"
     return model, record
 
