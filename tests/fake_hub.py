@@ -119,9 +119,9 @@ class FakeHub:
 
 
 @contextmanager
-def running_hub(**behaviour: Any) -> Iterator[FakeHub]:
+def running_hub(**behavior: Any) -> Iterator[FakeHub]:
     """Run a hub on this machine for as long as the context lasts."""
-    hub = FakeHub(**behaviour)
+    hub = FakeHub(**behavior)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

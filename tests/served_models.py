@@ -27,7 +27,7 @@ Arrays = dict[str, Any]
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """What a server says and does; each field may be changed while it runs.
 
     Attributes:
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers)))
-        it = self.server.behaviour
+        it = self.server.behavior
         if it.respond(self):
             return
         model = f"/v2/models/{it.name}"
@@ -101,7 +101,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.body = body
         self.server.requests.append((self.path, dict(self.headers)))
-        if self.server.behaviour.respond(self):
+        if self.server.behavior.respond(self):
             return
         length = int(self.headers.get(HEADER, len(body)))
         request, rest = json.loads(body[:length]), body[length:]
@@ -111,9 +111,9 @@ class Handler(BaseHTTPRequestHandler):
         answered = {name: value for name, value in outputs.items() if name in wanted or not wanted}
         head, pieces = _written(answered, binary)
         head |= {"model_name": "tiny", "id": request.get("id", "")}
-        head |= {"model_version": self.server.behaviour.version}
+        head |= {"model_version": self.server.behavior.version}
         said = json.dumps(head).encode()
-        shown, whole = self.server.behaviour.body(
+        shown, whole = self.server.behavior.body(
             str(len(said)) if binary else None, said + b"".join(pieces)
         )
         self.send(200, whole, length=shown)
@@ -186,26 +186,26 @@ class OipServer(ThreadingHTTPServer):
     """Serves one graph on a free port of this machine.
 
     Attributes:
-        behaviour: What it says and does.
+        behavior: What it says and does.
         requests: Path and headers of each request.
     """
 
     daemon_threads = True
 
     def __init__(
-        self, graph: Path, behaviour: Behaviour, secured: ssl.SSLContext | None = None
+        self, graph: Path, behavior: Behavior, secured: ssl.SSLContext | None = None
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.scheme = "http"
         if secured is not None:
             self.scheme = "https"
             self.socket = secured.wrap_socket(self.socket, server_side=True)
-        self.behaviour = behaviour
+        self.behavior = behavior
         self.requests: list[tuple[str, dict[str, str]]] = []
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(graph, options)
-        self._run = _Joiner(self._run_graph) if behaviour.joins else self._run_graph
+        self._run = _Joiner(self._run_graph) if behavior.joins else self._run_graph
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Pass over clients that have gone, as those that ran out of time."""
@@ -218,16 +218,16 @@ class OipServer(ThreadingHTTPServer):
 
     @property
     def address(self) -> str:
-        return f"{self.host}/v2/models/{self.behaviour.name}"
+        return f"{self.host}/v2/models/{self.behavior.name}"
 
     @property
     def description(self) -> dict[str, Any]:
-        extensions = ["binary_tensor_data"] if self.behaviour.binary else []
+        extensions = ["binary_tensor_data"] if self.behavior.binary else []
         return {"name": "small", "version": "0.1", "extensions": extensions}
 
     @property
     def metadata(self) -> dict[str, Any]:
-        it = self.behaviour
+        it = self.behavior
         return {
             "name": it.name,
             "versions": [it.version],
@@ -240,10 +240,10 @@ class OipServer(ThreadingHTTPServer):
         }
 
     def compute(self, inputs: Arrays) -> Arrays:
-        fed = self.behaviour.feed(inputs)
+        fed = self.behavior.feed(inputs)
         kinds = {tensor.name: TYPES[NAMES[tensor.type]] for tensor in self._session.get_inputs()}
         given = {name: value.astype(kinds[name]) for name, value in fed.items()}
-        return self.behaviour.answer(self._run(given))
+        return self.behavior.answer(self._run(given))
 
     def _run_graph(self, inputs: Arrays) -> Arrays:
         names = [output.name for output in self._session.get_outputs()]
@@ -267,10 +267,10 @@ def _described(tensors: Any) -> list[dict[str, Any]]:
 
 @contextmanager
 def served(
-    graph: Path, *, secured: ssl.SSLContext | None = None, **behaviour: Any
+    graph: Path, *, secured: ssl.SSLContext | None = None, **behavior: Any
 ) -> Iterator[OipServer]:
     """Serve a graph while the block runs, over TLS where there is a context for it."""
-    server = OipServer(graph, Behaviour(**behaviour), secured)
+    server = OipServer(graph, Behavior(**behavior), secured)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -69,7 +69,7 @@ def choice(rng: random.Random) -> Row:
     return made
 
 
-def labelled(rng: random.Random) -> Row:
+def labeled(rng: random.Random) -> Row:
     """Which kinds of noun are in it."""
     kinds = {"person": PERSONS, "animal": ANIMALS, "place": PLACES}
     there = [name for name in kinds if rng.random() < 0.5]
@@ -112,7 +112,7 @@ class Kind:
 KINDS = {
     kind.task: kind
     for kind in (
-        Kind("multi-label", labelled, ("person", "animal", "place")),
+        Kind("multi-label", labeled, ("person", "animal", "place")),
         Kind("token-classification", tagged, TAGS),
         Kind("question-answering", question, options={"filler": 4}),
         Kind("multiple-choice", choice),

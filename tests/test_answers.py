@@ -47,7 +47,7 @@ def test_no_answer_is_only_like_no_answer() -> None:
 
 def test_the_nearest_of_several_answers_counts() -> None:
     scores = answer_scores(["dog", "", "cat"], [["a cat", "old dog"], [], ["the"]])
-    # 2/3 and 0; no answer is right; "the" is none once normalised, so "cat" is wrong.
+    # 2/3 and 0; no answer is right; "the" is none once normalized, so "cat" is wrong.
     assert scores == pytest.approx({"f1": (2 / 3 + 1 + 0) / 3, "exact_match": 1 / 3})
 
 

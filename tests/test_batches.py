@@ -61,7 +61,7 @@ def test_batches_depend_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert training_batches(LENGTHS, batch_size=16, seed=6, epoch=2) != first
     assert training_batches(LENGTHS, batch_size=16, seed=5, epoch=3) != first
-    # Not the sum of the two, or runs of neighbouring seeds would share epochs.
+    # Not the sum of the two, or runs of neighboring seeds would share epochs.
     assert training_batches(LENGTHS, batch_size=16, seed=4, epoch=3) != first
 
 

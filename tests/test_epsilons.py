@@ -21,7 +21,7 @@ def graph(plain: Path, tmp_path_factory) -> Path:
 
 
 def with_epsilon(graph: Path, out: Path, module: int, epsilon: float) -> Path:
-    """Copy a graph whose n-th normalisation has another epsilon."""
+    """Copy a graph whose n-th normalization has another epsilon."""
     shutil.copytree(graph, out)
     model = onnx.load(out / "model.onnx")
     nodes = [node for node in model.graph.node if node.op_type == "LayerNormalization"]

@@ -159,7 +159,7 @@ def test_static_int8_is_calibrated_on_texts(bert: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "int8"])
-def test_optimised_graph_is_smaller_and_holds(
+def test_optimized_graph_is_smaller_and_holds(
     name: str, bert: Path, graphs: dict[str, Path], tmp_path: Path
 ) -> None:
     done = export_onnx(bert, tmp_path / "out", conversion=Conversion(name, optimize=True))
@@ -169,7 +169,7 @@ def test_optimised_graph_is_smaller_and_holds(
     assert verify_checkpoints(graphs[name], done.path).holds
 
 
-def test_optimisation_that_breaks_parity_is_left_out(
+def test_optimization_that_breaks_parity_is_left_out(
     bert: Path, graphs: dict[str, Path], tmp_path: Path, monkeypatch, caplog
 ) -> None:
     def broken(model, level):

@@ -55,7 +55,7 @@ def adam_step(w: Tensor, gradient: Tensor, m: Tensor, v: Tensor, t: int, lr: flo
     return w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
 
 
-def test_decay_toward_zero_leaves_out_biases_and_normalisation() -> None:
+def test_decay_toward_zero_leaves_out_biases_and_normalization() -> None:
     options = TrainOptions(weight_decay=RATE)
     assert decays(Small(), options) == {
         "body.weight": RATE,

@@ -163,7 +163,7 @@ def test_a_row_that_is_all_padding_is_reported_and_not_judged() -> None:
     assert compare([[1.0], [2.0]], [[1.0], [2.0]]).undefined_max_abs is None
 
 
-def test_what_a_row_that_is_all_padding_does_to_its_neighbours_is_judged() -> None:
+def test_what_a_row_that_is_all_padding_does_to_its_neighbors_is_judged() -> None:
     where = batch(3, 2, [[1, 1], [0, 0], [1, 1]])
     assert not compare([[1.0], [2.0], [3.0]], [[1.0], [2.0], [math.nan]], where).holds
 

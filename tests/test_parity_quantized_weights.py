@@ -33,7 +33,7 @@ def quantized(
 
 
 def constants(**changes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return constants as onnxruntime's quantiser leaves them."""
+    """Return constants as onnxruntime's quantizer leaves them."""
     return {
         **quantized("table", TABLE),
         **quantized("val_1", MATRIX.T, axis=1),
@@ -128,7 +128,7 @@ def test_an_asymmetric_range_has_a_zero_point(tmp_path: Path) -> None:
     assert not audit(tmp_path, constants(**changed, table_zero_point=np.array(zero + 1))).holds
 
 
-def test_names_do_not_matter_where_a_node_dequantises(tmp_path: Path) -> None:
+def test_names_do_not_matter_where_a_node_dequantizes(tmp_path: Path) -> None:
     renamed = {"a": "table_quantized", "b": "table_scale", "c": "table_zero_point"}
     arrays = constants()
     arrays |= {name: arrays.pop(known) for name, known in renamed.items()}
@@ -150,7 +150,7 @@ def test_a_bias_in_32_bits_is_found(tmp_path: Path) -> None:
     assert [problem.key for problem in audit(tmp_path, arrays).problems] == ["bias"]
 
 
-def test_quantised_constants_from_nowhere_are_listed(tmp_path: Path) -> None:
+def test_quantized_constants_from_nowhere_are_listed(tmp_path: Path) -> None:
     stale = quantized("stale", RANDOM.normal(size=(16, 16)).astype(np.float32))
     assert audit(tmp_path, constants(**stale)).extra == ("stale_quantized",)
 

@@ -576,10 +576,10 @@ def test_a_server_that_changes_its_version_meanwhile_is_named(graph: Path, model
     with served(model) as server:
 
         def answer(outputs: dict[str, Any]) -> dict[str, Any]:
-            server.behaviour.version = "1" if server.asked() < 5 else "2"
+            server.behavior.version = "1" if server.asked() < 5 else "2"
             return outputs
 
-        server.behaviour.answer = answer
+        server.behavior.answer = answer
         result = verify(graph, server)
     reasons(result, "answers came from several versions of the model: 1, 2")
 
@@ -608,7 +608,7 @@ def mistyped(outputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code", "parts"),
+    ("behavior", "code", "parts"),
     [
         ({"respond": broken(status=500, body={"error": "no memory"})}, 1, ("500", "no memory")),
         ({"respond": broken(body=b"<html>")}, 1, ("is not JSON",)),
@@ -624,11 +624,11 @@ def test_what_the_protocol_does_not_allow_ends_in_one_sentence(
     graph: Path,
     model: Path,
     program: Program,
-    behaviour: dict[str, Any],
+    behavior: dict[str, Any],
     code: int,
     parts: tuple[str, ...],
 ) -> None:
-    with served(model, **behaviour) as server:
+    with served(model, **behavior) as server:
         program("verify", graph, server.address).failed(code, "/v2/models/tiny", *parts)
 
 
@@ -704,8 +704,8 @@ def test_a_failure_is_reported_with_exit_code_3(
     graph: Path, model: Path, program: Program, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    behaviour = {"parameters": {"model_sha256": "0" * 64}}
-    with served(older(model, tmp_path / "old.onnx", 0.1), **behaviour) as server:
+    behavior = {"parameters": {"model_sha256": "0" * 64}}
+    with served(older(model, tmp_path / "old.onnx", 0.1), **behavior) as server:
         run = program("verify", graph, server.address, "--report", page)
     assert (run.code, run.err) == (3, "")
     assert "parity does NOT hold" in run.out

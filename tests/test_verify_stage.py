@@ -424,14 +424,14 @@ def classifier(tmp_path_factory) -> tuple[Path, Path]:
     return source, export_onnx(source, path / "graph", verify=False).path
 
 
-def labelled(path: Path, labels: list[int]) -> Path:
+def labeled(path: Path, labels: list[int]) -> Path:
     rows = "".join(f"the dog number {i} runs\t{label}\n" for i, label in enumerate(labels))
     path.write_text("sentence\tlabel\n" + rows)
     return path
 
 
 def predictions(source: Path, count: int) -> list[int]:
-    """Return what a classifier says of the first texts of `labelled`."""
+    """Return what a classifier says of the first texts of `labeled`."""
     checkpoint = open_checkpoint(source)
     assert checkpoint.tokenizer is not None
     texts = [f"the dog number {i} runs" for i in range(count)]
@@ -444,7 +444,7 @@ def test_the_tasks_metrics_of_both_sides(classifier: tuple[Path, Path], tmp_path
     source, graph = classifier
     said = predictions(source, 40)
     labels = [label if i % 4 else (label + 1) % 3 for i, label in enumerate(said)]
-    result = verify_checkpoints(source, graph, data=labelled(tmp_path / "a.tsv", labels))
+    result = verify_checkpoints(source, graph, data=labeled(tmp_path / "a.tsv", labels))
     assert result.metrics is not None
     assert result.metrics["accuracy"] == (0.75, 0.75)
     assert result.to_dict()["metrics"]["accuracy"] == {"reference": 0.75, "candidate": 0.75}
@@ -459,7 +459,7 @@ def test_a_worse_candidate_has_a_worse_metric(
 
     source, _ = classifier
     other = changed(source, tmp_path / "other", turn)
-    data = labelled(tmp_path / "a.tsv", predictions(source, 15))
+    data = labeled(tmp_path / "a.tsv", predictions(source, 15))
     result = verify_checkpoints(source, other, data=data)
     assert not result.holds
     assert result.metrics is not None

@@ -127,7 +127,7 @@ def assert_close(
     """Compare weights, but for the biases of keys.
 
     Attention does not depend on them: their gradient is nothing but rounding, which Adam's
-    normalisation makes into whole steps.
+    normalization makes into whole steps.
     """
     assert ours.keys() == theirs.keys()
     for key, value in ours.items():

@@ -335,7 +335,7 @@ _OPPOSITE = {"sg": "pl", "pl": "sg"}
 
 @dataclass(frozen=True)
 class Row:
-    """A labelled sentence and the template that it comes from."""
+    """A labeled sentence and the template that it comes from."""
 
     sentence: str
     label: int

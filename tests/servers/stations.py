@@ -116,7 +116,7 @@ class Stations:
         return out
 
     def tokens(self, sentence: str) -> dict[str, Any]:
-        """Tokenise as Python does."""
+        """Tokenize as Python does."""
         tokenizer = AutoTokenizer.from_pretrained(self.collapsed)
         return dict(tokenizer(sentence, truncation=True, max_length=512, return_tensors="np"))
 

@@ -1,4 +1,4 @@
-"""transformers.js under Node tokenises, computes and labels as Python does."""
+"""transformers.js under Node tokenizes, computes and labels as Python does."""
 
 import json
 import shutil
