@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mixout_export.stages.inspection import Inspection
 
 #: Port of each server's HTTP interface, as the README.md of its bundle starts it.
-_PORTS = {"triton": 8000, "mlserver": 8080, "openvino": 8000}
+PORTS = {"triton": 8000, "mlserver": 8080, "openvino": 8000}
 
 
 def beside(path: Path, name: str) -> Path:
@@ -43,14 +43,15 @@ def after_model(path: Path) -> str:
 def after_graph(path: Path) -> str:
     """Return the command that bundles an ONNX folder, or the folder of an ONNX file."""
     folder = path if path.is_dir() else path.parent
-    return next_command("bundle", folder, beside(folder, "bundle"), "--server", "triton")
+    out = beside(folder, f"{folder.name}-bundle")
+    return next_command("bundle", folder, out, "--server", "triton")
 
 
 def after_bundle(graph: Path, out: Path, *, server: str, name: str) -> str:
     """Return the command that checks a running server, or the folder if it is for a library."""
-    if server not in _PORTS:
+    if server not in PORTS:
         return next_command("inspect", out)
-    address = f"http://127.0.0.1:{_PORTS[server]}/v2/models/{name}"
+    address = f"http://127.0.0.1:{PORTS[server]}/v2/models/{name}"
     return next_command("verify", graph, address)
 
 

@@ -81,7 +81,7 @@ class TrainingDisplay(Observer):
         if loss is not None:
             self._loss = loss if self._loss is None else self._loss + _NEWEST * (loss - self._loss)
         elapsed = max(time.monotonic() - self._since, 1e-9)
-        shown = "" if self._loss is None else f"loss {self._loss:.3f}"
+        shown = "" if self._loss is None else f"training loss {self._loss:.3f}"
         if self._live and self._task is not None:
             unit = "examples/s" if self._bar.console.width >= _NARROW else "ex/s"
             parts = (shown, self._latest, f"{self._examples / elapsed:.0f} {unit}")
@@ -89,7 +89,7 @@ class TrainingDisplay(Observer):
             self._bar.update(self._task, completed=step)
         elif self._is_time():
             left = elapsed / (step - self._done) * (self._steps - step)
-            saved = "" if self._checkpoint is None else f"checkpoint of step {self._checkpoint}"
+            saved = "" if self._checkpoint is None else f"saved step {self._checkpoint}"
             said = (shown, self._latest, saved, f"{timedelta(seconds=round(left))} left")
             self._say(step, ", ".join(part for part in said if part))
 
@@ -98,7 +98,7 @@ class TrainingDisplay(Observer):
         name = self._metric
         if name is None or name not in metrics:
             name = next(key for key in metrics if key != "loss")
-        self._latest = f"{name} {metrics[name]:.3f}"
+        self._latest = f"last {name} {metrics[name]:.3f}"
         self._say(step, f"evaluation loss {metrics['loss']:.4f}, {name} {metrics[name]:.4f}")
 
     def saved(self, *, step: int, path: Path) -> None:

@@ -35,15 +35,11 @@ def describe_server(serving: "Serving | None") -> list[str]:
     """Return lines about the server and its model; none without a server."""
     if serving is None:
         return []
-    version = f", version {', '.join(serving.versions)}" if serving.versions else ""
+    version = f", model version {', '.join(serving.versions)}" if serving.versions else ""
     platform = f", {serving.platform}" if serving.platform else ""
-    model = {
-        "not shown": "the server shows no hash, so only the outputs are compared",
-        "not comparable": "the reference has no hash to compare with that of the server",
-    }.get(serving.graph, f"{serving.graph}, according to the hash that the server shows")
     return [
         labeled("server", f"{serving.server}{platform}{version}, over {serving.protocol}"),
-        labeled("model", model),
+        labeled("model", serving.graph_in_words),
         *(labeled("note", note) for note in serving.notes),
     ]
 
@@ -54,10 +50,11 @@ def describe_crowd(serving: "Serving | None") -> list[str]:
     if concurrency is None:
         return []
     each = concurrency.requests // concurrency.clients
+    wrong = concurrency.mixed_up + concurrency.changed
     clients = (
         f"{concurrency.clients} at once, {count_of(each, 'request')} each: {concurrency.own} of "
-        f"{concurrency.requests} got their own answer, {concurrency.mixed_up} mixed up, "
-        f"{concurrency.lost} lost"
+        f"{concurrency.requests} got their own answer, {wrong} got a wrong answer, "
+        f"{concurrency.lost} got no answer"
     )
     lines = ["", labeled("clients", clients)]
     if concurrency.latency is not None:

@@ -164,7 +164,7 @@ def test_the_text_holds_what_happened(tmp_path: Path) -> None:
     text = by_the_hub(exported_card(export(), exact(trained())), tmp_path).text
     for part in (
         "# base for text-classification",
-        "some/base finetuned for text-classification with mixout(0.7)",
+        "some/base, finetuned for text-classification with mixout(0.7)",
         "| accuracy | 0.5000 | 0.8125 |",
         "| matthews | 0.0000 | nan |",
         "| batch size | 32 |",
@@ -267,7 +267,7 @@ def test_a_plain_models_graph_names_it_and_keeps_its_licence(tmp_path: Path) -> 
     card = by_the_hub(exported_card(export(), theirs), tmp_path)
     assert (card.data.license, card.data.datasets) == ("mit", ["wiki"])
     assert card.data.pipeline_tag == "text-classification"
-    assert "# My *model*\n\nMy *model* in ONNX (fp32, opset 20)" in card.text
+    assert "# My *model*\n\nThis model is My *model* in ONNX (fp32, opset 20)" in card.text
     assert "encode" not in card.text
     assert "SentenceTransformer" not in card.text
     assert "Mixout" not in card.text  # nothing says that it has to do with it

@@ -318,7 +318,7 @@ def test_prepares_options_out_of_their_domain(
 
 
 def test_a_base_without_a_head_needs_a_task(way: Way, program: Program, out: Path) -> None:
-    program("prepare", way.base, out).failed(2, f"{way.base}: has no head", "--task")
+    program("prepare", way.base, out).failed(2, f"{way.base}: has no task head", "--task")
 
 
 def test_a_head_that_came_with_the_base_is_not_fresh(way: Way, program: Program, out: Path) -> None:
@@ -371,9 +371,13 @@ def test_wrong_usage(arguments: tuple[str, ...], parts: tuple[str, ...], program
         (
             "a.tsv",
             b"sentence\tlabel\nthe\tno\ncat\tmaybe\n",
-            ("'maybe'", "row 2", "(no, yes, or 0 to 1)"),
+            ("'maybe'", "row 2", "(no, yes, or their numbers 0 to 1)"),
         ),
-        ("a.tsv", b"sentence\tlabel\nthe\t2\n", ("'2'", "row 1", "2 labels (no, yes, or 0 to 1)")),
+        (
+            "a.tsv",
+            b"sentence\tlabel\nthe\t2\n",
+            ("'2'", "row 1", "2 labels (no, yes, or their numbers 0 to 1)"),
+        ),
         ("a.tsv", b"sentence\tlabel\nthe\t1\tmore\n", ("row 1 (line 2)", "3 fields", "2")),
         ("a.csv", b'sentence,label\n"the,1\n', ("line 2", "not valid csv")),
         ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', ("line 2", "not valid JSON")),

@@ -83,8 +83,8 @@ def test_a_signal_saves_a_checkpoint_leaves_out_as_it_was_and_resume_completes(
     last = steps_of(checkpoints)[-1]
     resume = ("train", way.prepared, out, "--overwrite", "--resume")
     assert stderr.splitlines()[-1] == (
-        f"mixout-export: stopped after step {last} of {MANY_STEPS} and saved a checkpoint; {out} "
-        f"is unchanged; to continue: {next_command(*resume)}"
+        f"mixout-export: stopped after step {last} of {MANY_STEPS}; the checkpoint is in "
+        f"{out}.partial, and {out} was not changed; to continue: {next_command(*resume)}"
     )
     assert content(out) == {"mine": b"precious"}
     first = json.loads((tmp_path / "out.partial" / "metrics.jsonl").read_text().splitlines()[0])

@@ -74,7 +74,7 @@ def test_unknown_labels_are_refused(value: Any) -> None:
     shown = repr(value)[:50]
     message = _refusal(["0", "1", value], DEFAULT)
     assert message.startswith(f"data.tsv: column 'label' holds the label {shown}")
-    known = "2 labels (LABEL_0, LABEL_1, or 0 to 1)"
+    known = "2 labels (LABEL_0, LABEL_1, or their numbers 0 to 1)"
     assert f"in row 3 (line 4), but the checkpoint has {known}" in message
     assert message.endswith("run prepare again with --labels")
     assert len(message) < 300
@@ -98,7 +98,7 @@ def test_long_lists_of_names_are_cut() -> None:
     names = tuple(f"name{i}" for i in range(30))
     message = _refusal(["x"], names)
     assert "30 labels (name0, " in message
-    assert "name9, …, or 0 to 29)" in message
+    assert "name9, …, or their numbers 0 to 29)" in message
     assert "name10" not in message
 
 

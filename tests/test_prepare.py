@@ -391,7 +391,7 @@ def test_another_task_gets_a_head_of_its_own(tiny: TinyCheckpoints, tmp_path: Pa
         ({"task": "regression", "labels": 2}, "regression has one output"),
         ({"task": "masked-lm", "labels": 2}, "the task masked-lm has none"),
         ({"task": "translation"}, "task: got 'translation', expected one of"),
-        ({}, "has no head that tells the task; name it with --task"),
+        ({}, "has no task head, so its task is unknown; give --task"),
         ({"task": "regression", "dropout": 1.0}, r"dropout: got 1\.0, expected a probability"),
         ({"task": "regression", "head_dropout": -0.1}, r"head-dropout: got -0\.1"),
         ({"task": "regression", "dropout": float("nan")}, "dropout: got nan"),

@@ -45,13 +45,13 @@ def test_lines_come_every_half_minute_and_with_each_evaluation(
     assert out == ""
     assert err.splitlines() == [
         "step 0/100: training on 3,000 examples",
-        "step 15/100: loss 0.500, 0:02:50 left",
-        "step 30/100: loss 0.500, 0:02:20 left",
-        "step 45/100: loss 0.500, 0:01:50 left",
+        "step 15/100: training loss 0.500, 0:02:50 left",
+        "step 30/100: training loss 0.500, 0:02:20 left",
+        "step 45/100: training loss 0.500, 0:01:50 left",
         "step 50/100: evaluation loss 0.4000, accuracy 0.7500",
-        "step 65/100: loss 0.500, accuracy 0.750, checkpoint of step 50, 0:01:10 left",
-        "step 80/100: loss 0.500, accuracy 0.750, checkpoint of step 50, 0:00:40 left",
-        "step 95/100: loss 0.500, accuracy 0.750, checkpoint of step 50, 0:00:10 left",
+        "step 65/100: training loss 0.500, last accuracy 0.750, saved step 50, 0:01:10 left",
+        "step 80/100: training loss 0.500, last accuracy 0.750, saved step 50, 0:00:40 left",
+        "step 95/100: training loss 0.500, last accuracy 0.750, saved step 50, 0:00:10 left",
         "step 100/100: evaluation loss 0.4000, accuracy 0.7500",
     ]
 

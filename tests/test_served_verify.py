@@ -685,9 +685,9 @@ def test_the_program_reports_in_text_json_and_a_page(
         text = program("verify", graph, server.address, *few, "--report", page).done().out
         said = program("verify", graph, server.address, *few, "--json").done().json
     assert "not compared, because a server does not show them" in text
-    assert "small 0.1, onnxruntime_onnx, version 1, over binary" in text
-    assert "this graph, according to the hash that the server shows" in text
-    assert "3 at once, 2 requests each: 6 of 6 got their own answer, 0 mixed up, 0 lost" in text
+    assert "small 0.1, onnxruntime_onnx, model version 1, over binary" in text
+    assert "the server reports the SHA-256 of the reference's graph" in text
+    assert "6 of 6 got their own answer, 0 got a wrong answer, 0 got no answer" in text
     assert "p50" in text
     assert "answers per second" in text
     assert (said["holds"], said["weights"], said["candidate"]) == (True, None, server.address)

@@ -263,7 +263,8 @@ def test_what_cannot_be_read_is_refused(
 
 
 def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
-    assert "no such file" in _refusal(tmp_path / "absent.csv")
+    for name in ("absent.csv", "absent.xlsx", "absent"):
+        assert "no such file" in _refusal(tmp_path / name)
     (tmp_path / "folder.csv").mkdir()
     assert "cannot be read (Is a directory)" in _refusal(tmp_path / "folder.csv")
 

@@ -111,9 +111,12 @@ def test_resume_needs_no_other_option(
     out = tmp_path / "out"
     run = interrupt(program, way, out)
     resume = next_command("train", way.prepared, out, "--resume")
+    best, collapsed = tmp_path / "out.partial" / "best", tmp_path / "out-collapsed"
+    collapse = next_command("collapse", best, collapsed)
+    program("collapse", best, collapsed).done()
     assert run.err.endswith(
-        f"mixout-export: stopped after step 5 of 8 and saved a checkpoint; {out} is unchanged; to "
-        f"continue: {resume}\n"
+        f"mixout-export: stopped after step 5 of 8; the checkpoint is in {out}.partial, and {out} "
+        f"was not written; to use the best model so far: {collapse}; to continue: {resume}\n"
     )
     monkeypatch.chdir(tmp_path)  # the relative paths of the first command lead nowhere here
     run = program("train", way.prepared, out, "--resume").done()

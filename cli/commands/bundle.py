@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from mixout_export_cli.command import Command
-from mixout_export_cli.following import after_bundle
+from mixout_export_cli.following import PORTS, after_bundle
 from mixout_export_cli.options import (
     PATH,
     RenamedOption,
@@ -17,7 +17,7 @@ from mixout_export_cli.options import (
     overwrite_option,
     take,
 )
-from mixout_export_cli.output import Output, human_size
+from mixout_export_cli.output import Output, count_of, human_size
 
 _SERVERS = ("triton", "mlserver", "openvino", "transformers-js", "optimum")
 
@@ -90,9 +90,11 @@ def bundle(onnx: Path, out: Path, *, output: Output, **given: Any) -> None:
     lines = [f"{out}: for {result.server}, {human_size(result.bytes)}"]
     lines += [f"  {m['name']:<20} {m['precision']}, {m['path']}" for m in result.models]
     if result.tokenizer_texts:
-        lines.append(
-            f"  {'tokenizer':<20} same tokens as the original on {result.tokenizer_texts} texts"
-        )
-    lines.append(f"  {'how to use it':<20} see {out / 'README.md'}, then run the next command")
+        texts = count_of(result.tokenizer_texts, "text")
+        lines.append(f"  {'tokenizer':<20} gives the same tokens as the ONNX folder's on {texts}")
     following = after_bundle(onnx, out, server=result.server, name=result.models[0]["name"])
+    page = out / "README.md"
+    is_network = result.server in PORTS
+    how = f"start the server as {page} says, then run:" if is_network else f"see {page}"
+    lines.append(f"  {'how to use it':<20} {how}")
     output.result(result, "\n".join(lines), following=following)

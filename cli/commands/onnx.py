@@ -36,12 +36,12 @@ def _describe(result: "OnnxResult") -> str:
             judged, which = output.judged, "" if output.on_data else "clear "
             if not judged.decisions:
                 text += (
-                    f"\n{output.name}: none of {output.decisions} decisions is clear enough to be "
-                    f"judged; the output differs by {output.relative_l2:.2g} of its norm"
+                    f"\n{output.name}: none of {output.decisions} predictions is clear enough to "
+                    f"be judged; the output differs by {output.relative_l2:.2g} of its norm"
                 )
                 continue
             text += (
-                f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} {which}decisions "
+                f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} {which}predictions "
                 f"equal PyTorch's, and probabilities differ by {judged.mean_shift:.2g} on average"
             )
     for output in () if parity.generation is None else parity.generation.outputs:
@@ -87,8 +87,8 @@ def _describe(result: "OnnxResult") -> str:
     "--data",
     type=PATH,
     metavar="FILE",
-    help="Also compare on the texts of this file, and judge decisions by them: csv, tsv, jsonl or "
-    "parquet, optionally with .gz.  [optional]",
+    help="Also compare on the texts of this file, and count equal predicted labels on them: csv, "
+    "tsv, jsonl or parquet, optionally with .gz.  [optional]",
 )
 @option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
 @column_option("--text-column", "the text in these files")
@@ -96,8 +96,8 @@ def _describe(result: "OnnxResult") -> str:
 @option(
     "--min-agreement",
     type=float,
-    help="Minimum share of decisions that must equal PyTorch's, in [0, 1].  [default: 0.97 for "
-    "int8; fp32 and fp16 are judged by tolerance]",
+    help="Minimum share of predicted labels that must equal PyTorch's, in [0, 1].  [default: 0.97 "
+    "for int8; fp32 and fp16 must be within tolerance instead]",
 )
 @flag("--no-verify", help="Skip the comparison with PyTorch.")
 @overwrite_option
@@ -106,7 +106,7 @@ def onnx(source: Path, out: Path, *, output: Output, **given: Any) -> None:
     """Export SOURCE, a collapsed or a mixout checkpoint, to OUT, an ONNX folder.
 
     The graph is compared with PyTorch before OUT appears. If they differ by more than the
-    tolerance, or decide differently too often, the exit code is 3 and OUT is not written.
+    tolerance, or too few predicted labels are equal, the exit code is 3 and OUT is not written.
     """
     with quick_imports():
         from mixout_export.data.columns import ColumnNames

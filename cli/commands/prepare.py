@@ -53,7 +53,7 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     metavar="N|NAMES",
     help="Number of labels, or their names separated by commas.  [default: those of BASE, or 2]",
 )
-@option("--p", default=0.7, help="Mix probability in [0, 1).")
+@option("--p", default=0.7, help="Probability of using the pretrained weight, in [0, 1).")
 @option(
     "--granularity",
     type=click.Choice(["neuron", "element"]),

@@ -158,7 +158,11 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
     type=click.Choice(["tensorboard", "wandb", "trackio"]),
     help="Also log to this experiment tracker.  [optional]",
 )
-@option("--p", type=float, help="Mix probability in [0, 1).  [default: the one given to prepare]")
+@option(
+    "--p",
+    type=float,
+    help="Probability of using the pretrained weight, in [0, 1).  [default: that of prepare]",
+)
 @flag(
     "--resume",
     help="Continue an unfinished run with its options, which need not be repeated. Starts a new "
@@ -190,6 +194,9 @@ def train(
     settings = TrainOptions(**options)
     replacing = ["--overwrite"] if overwrite else []
     to_resume = next_command("train", prepared, out, *replacing, "--resume")
+    snapshots = Snapshots(partial_path(out), settings.keep)
+    collapsed = beside(out, f"{out.name}-collapsed")
+    kept = f"{out} was not {'changed' if out.exists() else 'written'}"
     try:
         with (
             StopRequest(notice=output.shows_progress) as must_stop,
@@ -200,17 +207,16 @@ def train(
                 observer=display, must_stop=must_stop,
             )  # fmt: skip
     except TrainingStoppedError as error:
-        raise InterruptionError(
-            f"{error} and saved a checkpoint; {out} is unchanged; to continue: {to_resume}",
-            must_stop.number,
-        ) from error
+        said = f"{error}; the checkpoint is in {snapshots.root}, and {kept}; "
+        if snapshots.best.exists():
+            to_collapse = next_command("collapse", snapshots.best, collapsed)
+            said += f"to use the best model so far: {to_collapse}; "
+        raise InterruptionError(f"{said}to continue: {to_resume}", must_stop.number) from error
     except KeyboardInterrupt as error:
         after = "there is no checkpoint yet"
-        if Snapshots(partial_path(out), settings.keep).paths():
+        if snapshots.paths():
             after = f"to continue from the last checkpoint: {to_resume}"
-        raise InterruptionError(
-            f"interrupted; {out} is unchanged; {after}", must_stop.number
-        ) from error
+        raise InterruptionError(f"interrupted; {kept}; {after}", must_stop.number) from error
     state = "already complete" if result.already_complete else f"in {result.seconds:.1f} s"
     stopped = ", stopped early" if result.stopped_early else ""
     steps = count_of(result.steps, "step")
@@ -221,7 +227,6 @@ def train(
             for name, value in result.metrics.items()
         ]
         text += "\n" + table(["metric", "before", "after"], rows)
-    collapsed = beside(out, f"{out.name}-collapsed")
     output.result(result, text, following=next_command("collapse", out, collapsed))
 
 

@@ -193,8 +193,8 @@ def _describe(result: "ParityResult") -> str:
 @option(
     "--min-agreement",
     type=float,
-    help="Minimum share of equal decisions, in [0, 1].  [default: 0.97 for int8; other precisions "
-    "are judged by tolerance]",
+    help="Minimum share of equal predicted labels, in [0, 1].  [default: 0.97 for int8; other "
+    "precisions must be within tolerance instead]",
 )
 @flag(
     "--drift",

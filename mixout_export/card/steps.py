@@ -37,6 +37,10 @@ def _base_name(metadata: MixoutMetadata) -> str:
     return metadata.base.name or "a pretrained checkpoint"
 
 
+def _this_model(metadata: MixoutMetadata) -> str:
+    return f"This model is {inline(_base_name(metadata))}"
+
+
 def model_title(metadata: MixoutMetadata) -> str:
     """Name a model by its base and its task, because a folder's name means nothing elsewhere."""
     task = f" for {metadata.task}" if metadata.task else ""
@@ -72,7 +76,7 @@ def _header(metadata: MixoutMetadata, before: Card) -> dict[str, Any]:
 def prepared_card(metadata: MixoutMetadata, base: Card) -> Card:
     """Return the card of a prepared checkpoint, which keeps the license of the base's card."""
     lead = (
-        f"{inline(_base_name(metadata))}, prepared by mixout-export {__version__} to be finetuned "
+        f"{_this_model(metadata)}, prepared by mixout-export {__version__} to be finetuned "
         f"for {metadata.task} with mixout({metadata.config.p:g}). It is not finetuned yet."
     )
     return Card(_header(metadata, base), opening(inline(model_title(metadata)), lead)).ending_with(
@@ -94,7 +98,7 @@ def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card)
     task = known_task(metadata.task)
     title, evaluation = model_title(metadata), facts.evaluation
     lead = (
-        f"{inline(_base_name(metadata))} finetuned for {metadata.task} with {facts.strategy} by "
+        f"{_this_model(metadata)}, finetuned for {metadata.task} with {facts.strategy} by "
         f"mixout-export {__version__}."
     )
     header = _header(metadata, prepared)
@@ -143,7 +147,7 @@ def collapsed_card(metadata: MixoutMetadata, facts: CollapseFacts, trained: Card
     task = known_task(metadata.task)
     card = trained.without(CURVES) if trained.is_ours else trained
     if not card.opening:
-        lead = f"{inline(_base_name(metadata))} with mixout({metadata.config.p:g})."
+        lead = f"{_this_model(metadata)}, finetuned with mixout({metadata.config.p:g})."
         card = replace(card, opening=opening(inline(model_title(metadata)), lead))
     if not facts.is_exact:
         card = _measured_before(card, "before the weights were changed as described below")
@@ -174,7 +178,7 @@ def exported_card(facts: ExportFacts, source: Card) -> Card:
     if source.is_ours:
         card = source.without(CURVES)
     else:
-        lead = f"{said}, exported by mixout-export {__version__}."
+        lead = f"This model is {said}, exported by mixout-export {__version__}."
         card = Card(source.header, opening(title, lead))
     if facts.precision != "fp32" or facts.parity is None:
         card = _measured_before(card, "with PyTorch, before the export")

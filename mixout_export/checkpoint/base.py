@@ -197,14 +197,14 @@ def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedCon
     return config
 
 
-def _choose_task(folder: PlainCheckpoint, options: BaseOptions) -> Task:
+def _choose_task(base: str, folder: PlainCheckpoint, options: BaseOptions) -> Task:
     if options.task is not None:
         return get_task(options.task)
     task = folder.task
     if task is None:
         raise ArgumentError(
-            f"{folder.path}: has no head that tells the task; name it with --task, for example "
-            "--task text-classification"
+            f"{base}: has no task head, so its task is unknown; give --task, for example --task "
+            "text-classification"
         )
     return task
 
@@ -282,7 +282,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     files, safe = _weight_paths(folder, allow_pickle=options.allow_pickle)
     if digest is None or list(digest.files) != files:
         digest = BaseDigest(files)
-    task = _choose_task(folder, options)
+    task = _choose_task(base, folder, options)
     config = _load_config(folder, options)
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)

@@ -139,7 +139,7 @@ class LabelMap:
         more = ", …" if len(self.names) > _NAMES_SHOWN else ""
         count = len(self.names)
         plural = "label" if count == 1 else "labels"
-        integers = f", or 0 to {count - 1}" if count and self.takes_integers else ""
+        integers = f", or their numbers 0 to {count - 1}" if count and self.takes_integers else ""
         return f"{count} {plural} ({shown}{more}{integers})"
 
 

@@ -239,11 +239,12 @@ def read_table(path: Path) -> Table:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     zipped = bool(suffixes) and suffixes[-1] == ".gz"
     kind = (suffixes[:-1] if zipped else suffixes)[-1:]
-    if not kind or kind[0] not in _READERS:
+    if path.exists() and (not kind or kind[0] not in _READERS):
         raise DataError(
             f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, also with .gz"
         )
-    table = _READERS[kind[0]](path, _read_bytes(path, zipped=zipped))
+    data = _read_bytes(path, zipped=zipped)
+    table = _READERS[kind[0]](path, data)
     if not table.columns:
         raise DataError(f"{path}: is empty, expected a header and at least one row")
     if not table.rows:

@@ -71,6 +71,17 @@ class ConcurrencyOutcome:
         return tuple(text for count, text in counts if count)
 
 
+#: What `Serving.graph` means, for a reader.
+_GRAPH_WORDS = {
+    "this graph": "the server reports the SHA-256 of the reference's graph",
+    "these weights": "the server reports the SHA-256 of the reference's weights",
+    "another graph of these weights": "another graph, made from the reference's weights",
+    "another version": "another version, because the SHA-256 is not the reference's",
+    "not shown": "the server reports no SHA-256, so only the outputs are compared",
+    "not comparable": "the reference has no SHA-256 to compare with the server's",
+}
+
+
 @dataclass(frozen=True)
 class Serving:
     """What was found out about a server, apart from its outputs.
@@ -94,6 +105,11 @@ class Serving:
     graph: str
     concurrency: ConcurrencyOutcome | None
     notes: tuple[str, ...] = ()
+
+    @property
+    def graph_in_words(self) -> str:
+        """What comparing the hashes showed, for a reader."""
+        return _GRAPH_WORDS[self.graph]
 
     @property
     def holds(self) -> bool:

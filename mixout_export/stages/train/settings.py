@@ -38,10 +38,10 @@ def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple
         if given and name not in reader.uses:
             raise ArgumentError(f"{name}: has no effect for {task.name}; leave it out")
     if (data.train_file is None) == (data.dataset is None):
-        raise ArgumentError("data: give either --train-file or --dataset")
+        raise ArgumentError("give either --train-file or --dataset, and not both")
     if data.dataset is not None and data.eval_file is not None:
         raise ArgumentError(
-            "data: --dataset has an evaluation split of its own; leave --eval-file out"
+            "eval-file: --dataset has an evaluation split of its own; leave --eval-file out"
         )
     return reader, default_metric(task, options.metric)
 
