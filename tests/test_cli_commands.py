@@ -484,7 +484,7 @@ def test_verify_says_how_far_apart_and_leaves_with_three(way: Way, program: Prog
     run = program("verify", way.prepared, way.trained)
     assert (run.code, run.err) == (3, "")
     assert "parity does NOT hold" in run.out
-    assert "accounted for ()" not in run.out
+    assert "found ()" not in run.out
     assert "output 'logits' differs by " in run.out
     run = program("verify", way.prepared, way.trained, "--json")
     assert (run.code, run.err, run.json["holds"]) == (3, "", False)
@@ -506,6 +506,8 @@ def test_verify_runs_a_files_texts(way: Way, program: Program) -> None:
     few = program("verify", way.collapsed, way.graph, *data, "--max-examples", 5, "--json")
     counts = [run["coverage"]["examples"] for run in (alone, whole, few.done().json)]
     assert counts == [counts[0], counts[0] + 16, counts[0] + 5]
+    judged = program("verify", way.collapsed, way.graph, *data, "--min-agreement", 0.5).done()
+    assert "logits: 16 of 16 decisions equal on the data; those on the generated" in judged.out
 
 
 def test_verify_takes_a_provider(way: Way, program: Program) -> None:
@@ -519,6 +521,8 @@ def test_inspect_draws(way: Way, program: Program, tmp_path: Path) -> None:
         picture = tmp_path / f"distances.{suffix}"
         run = program("inspect", way.trained, "--plot", picture).done()
         assert picture.read_bytes().startswith(start)
+        assert f"plot: {picture}" in run.out.splitlines()
+    assert "classifier.bias, classifier.weight, with dropout 0.1 before it" in run.out
     assert "over all mixed layers |w-u| = " in " ".join(run.out.split())
     assert len([line for line in run.out.splitlines() if line.startswith("bert.")]) == 13
 

@@ -141,6 +141,9 @@ def test_stated_agreement_decides(bert: Path, tmp_path: Path) -> None:
     (output,) = done.parity.outputs
     assert (output.on_data, output.judged.decisions) == (True, 40)
     assert done.parity.limits.agreement == 0.1
+    equal = f"{40 - output.judged.flips} of 40"
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    assert f"| logits: equal decisions on the data (these count) | {equal} |" in card
     for share in (-0.1, 1.1, float("nan")):
         with pytest.raises(ArgumentError, match="min-agreement"):
             export_onnx(bert, tmp_path / "other", min_agreement=share)

@@ -79,9 +79,33 @@ def _describe_weights(result: "ParityResult") -> str:
     weights = result.weights
     if weights is None:
         return labeled("weights", "not compared, because a server does not show them")
-    how = ", ".join(f"{count} {name}" for name, count in weights.counts.items())
+    how = "; ".join(f"{count} {_way(name)}" for name, count in weights.counts.items())
     how = f" ({how})" if how else ""
-    return labeled("weights", f"{weights.accounted} of {weights.total} accounted for{how}")
+    return labeled("weights", f"{weights.accounted} of {weights.total} found{how}")
+
+
+def _way(name: str) -> str:
+    """Return how a tensor was found, in words, from its name in `WeightAudit.counts`."""
+    return name.removeprefix("direct, ").replace("direct", "unchanged").replace(", ", " and ")
+
+
+def _describe_judged(result: "ParityResult") -> list[str]:
+    """Return which decisions count, for each output, if a share of them has to be equal."""
+    lines = []
+    for output in () if result.limits.agreement is None else result.outputs:
+        judged = output.judged
+        if judged is None or not judged.decisions:
+            continue
+        which, where, rest = "clear ", "generated inputs", "the other ones"
+        if output.on_data:
+            which, where, rest = "", "data", "those on the generated inputs"
+        equal = judged.decisions - judged.flips
+        text = (
+            f"{output.name}: {equal} of {judged.decisions} {which}decisions equal on the {where}; "
+            f"{rest} do not count"
+        )
+        lines.append(labeled("judged", text))
+    return lines
 
 
 def _describe(result: "ParityResult") -> str:
@@ -115,7 +139,7 @@ def _describe(result: "ParityResult") -> str:
             for o in result.outputs
         ]
         header = ["output", "max diff", "mean diff", "same label", "within tolerance"]
-        lines += ["", table(header, rows)]
+        lines += ["", table(header, rows), *_describe_judged(result)]
     if result.metrics is not None:
         rows = [
             [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()

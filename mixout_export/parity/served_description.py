@@ -205,7 +205,10 @@ def notes_on(served: ServedSession, *, generated: bool) -> tuple[str, ...]:
         )
     if served.facts.precision not in ("", "fp32"):
         precision = one_line(served.facts.precision)
-        notes.append(f"the server says that its model is {precision}, so that tolerance applies")
+        notes.append(
+            f"the server says that its model is {precision}, therefore the {precision} criterion "
+            "applies"
+        )
     if any(spec.datatype == "INT32" for spec in served.facts.inputs):
         notes.append("the server takes ids as INT32, so they were sent in that type")
     if served.empty and not generated:

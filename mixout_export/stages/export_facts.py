@@ -36,6 +36,13 @@ def _parity_facts(parity: ParityResult) -> ParityFacts:
     covered = {} if parity.coverage is None else dict(_covered(parity.coverage))
     if parity.generation is not None:
         covered["generated tokens"] = str(parity.generation.tokens)
+    for output in () if parity.limits.agreement is None else parity.outputs:
+        if output.judged is not None and output.judged.decisions:
+            which = "equal decisions on the data" if output.on_data else "equal clear decisions"
+            equal = output.judged.decisions - output.judged.flips
+            covered[f"{output.name}: {which} (these count)"] = (
+                f"{equal} of {output.judged.decisions}"
+            )
     return ParityFacts(
         outputs=[
             *(_output(output) for output in parity.outputs),
