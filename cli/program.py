@@ -14,7 +14,7 @@ _DEBUG = "MIXOUT_EXPORT_DEBUG"
 
 #: All commands in the order of the workflow, with their summaries.
 _COMMANDS = {
-    "prepare": "Inject mixout into a pretrained checkpoint.",
+    "prepare": "Add Mixout to the layers of a pretrained checkpoint.",
     "train": "Finetune a prepared checkpoint.",
     "collapse": "Turn a mixout checkpoint into a plain one.",
     "onnx": "Export a checkpoint to ONNX.",

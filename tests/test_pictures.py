@@ -43,6 +43,7 @@ def test_a_layer_that_moved_ten_times_as_far_leaves_the_others_readable(
     figure = draw(drawn, layers(6, pooler=0.2))
     (axes,) = figure.axes
     assert axes.get_xscale() == "log"
+    assert "logarithmic" in axes.get_xlabel()
     low, high = axes.get_xlim()
     assert low < 0.01 < 0.2 < high
     assert draw(drawn, layers(6, pooler=0.012)).axes[0].get_xscale() == "linear"
@@ -66,6 +67,7 @@ def test_the_picture_says_which_model_it_shows_and_what_a_mark_means(drawn: list
     figure = draw(drawn, layers(2, pooler=0.01))
     assert figure.get_suptitle().startswith("bert-base for text-classification (trained)\n")
     assert "pretrained weight" in figure.axes[0].get_xlabel()
+    assert "logarithmic" not in figure.axes[0].get_xlabel()
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (0.0, 0.3), (0.0, 0.01, 0.5, float("inf"))])

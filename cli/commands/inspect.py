@@ -22,7 +22,7 @@ _KINDS = {
 
 
 #: Entries of the provenance that have lines of their own.
-_SAID = ("format_version", "labels", "task", "config_changes")
+_SAID = ("format_version", "labels", "task", "config_changes", "head")
 
 #: What other entries are called, if not by their name.
 _NAMES = {
@@ -30,8 +30,8 @@ _NAMES = {
     "granularity": "one mask bit per",
     "target_modules": "mixed modules",
     "exclude_modules": "not mixed",
-    "pretrained_sha256": "anchors SHA-256",
-    "pretrained_xxh3": "anchors XXH3",
+    "pretrained_sha256": "pretrained weights SHA-256",
+    "pretrained_xxh3": "pretrained weights XXH3",
     "source_sha256": "source SHA-256",
     "tool_version": "written by version",
 }
@@ -50,6 +50,7 @@ def _facts(inspection: "Inspection") -> list[str]:
     for key, value in inspection.provenance.items():
         if key not in _SAID:
             facts.append((_NAMES.get(key, key.replace("_", " ")), _inline(value)))
+    facts.append(("fresh head", _head(inspection)))
     for change in inspection.provenance.get("config_changes", []):
         before = change["before"] if change["present"] else "not set"
         facts.append(("config changed", f"{change['key']}: {before} -> {change['after']}"))
@@ -59,6 +60,18 @@ def _facts(inspection: "Inspection") -> list[str]:
     lines += [f"  {name:<{width}}  {value}" for name, value in facts if value]
     lines += [f"  {human_size(size):>{width}}  {name}" for name, size in inspection.files.items()]
     return lines
+
+
+def _head(inspection: "Inspection") -> str:
+    """Return the parameters of the fresh head and how it is regularized, "" without one."""
+    head = inspection.provenance.get("head") if inspection.kind == "mixout" else None
+    if not head or not head["keys"]:
+        return ""
+    how = {
+        "dropout": f"with dropout {head['dropout']:g} before it",
+        "mixout": "with mixout toward its initial value",
+    }.get(head["treatment"], "without regularization")
+    return f"{', '.join(head['keys'])}, {how}"
 
 
 def _chain(inspection: "Inspection") -> list[str]:
@@ -131,6 +144,8 @@ def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
             "distance = |w-u|/|u|, how far the weight w is from its pretrained value u; over all "
             f"mixed layers |w-u| = {inspection.distance:.4f}"
         )
+    if plot is not None:
+        lines.append(f"plot: {plot}")
     lines += _chain(inspection)
     following = None if inspection.broken else after_inspection(inspection)
     output.result(inspection, "\n".join(lines), following=following)

@@ -91,7 +91,7 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
 @overwrite_option
 @output_options
 def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: Any) -> None:
-    """Inject mixout into BASE, a Hugging Face folder or hub id, and write OUT.
+    """Add Mixout to the layers of BASE, a Hugging Face folder or hub id, and write OUT.
 
     OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones. The BASE
     demo-base is the small model of the demo.

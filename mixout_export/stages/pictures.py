@@ -96,10 +96,11 @@ def draw_distances(layers: Sequence["LayerDistance"], path: Path, *, title: str 
             )
         axes.set_yticks(range(len(rows)), list(rows))
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("distance ‖w − u‖ / ‖u‖ (w: weight now, u: pretrained weight)")
+        scale = ", logarithmic scale" if axes.get_xscale() == "log" else ""
+        axes.set_xlabel(f"distance ‖w − u‖ / ‖u‖ (w: weight now, u: pretrained weight){scale}")
         head = f"{title}\n" if title else ""
         figure.suptitle(
-            f"{head}How far each layer is from its pretrained weight",
+            f"{head}How far each layer is from its pretrained weights",
             x=0.01,
             horizontalalignment="left",
             fontsize=10,
