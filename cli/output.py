@@ -14,7 +14,6 @@ from typing import Any
 
 import click
 
-from mixout_export.files.json_files import as_json
 from mixout_export.printable import printable
 
 _NAME = "mixout-export"
@@ -183,6 +182,8 @@ class Output:
         if not _is_main_process():
             return
         if self.json:
+            from mixout_export.files.json_files import as_json
+
             click.echo(json.dumps(as_json(result), allow_nan=False))
         else:
             click.echo(_encodable(text))

@@ -61,7 +61,7 @@ def test_a_signed_bundle_holds_for_its_key(
     signed: Path, graph: Path, keys: tuple[Path, Path]
 ) -> None:
     assert check_signature(signed, keys[1]) == ""
-    assert check_manifest(InputFiles(signed)).holds
+    assert not check_manifest(InputFiles(signed)).problems
     assert verify_checkpoints(graph, signed, signature=keys[1]).passed
     signed.rename(signed.with_name("elsewhere"))
     assert check_signature(signed.with_name("elsewhere"), keys[1]) == ""
@@ -133,7 +133,7 @@ def test_the_command_says_what_is_wrong_and_exits_with_3(
     assert "is missing; sign the folder with bundle --sign" in run.out
     run = program("verify", graph, "http://127.0.0.1:1/v2/models/x", "--signature", keys[1])
     assert run.code == 2
-    assert "signature: is for a folder" in run.err
+    assert "--signature: http://127.0.0.1:1/v2/models/x is a server" in run.err
 
 
 def test_what_is_no_key_is_refused(
