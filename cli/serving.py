@@ -66,6 +66,6 @@ def describe_crowd(serving: "Serving | None") -> list[str]:
         lines.append(labeled("latency", latency))
     notes = [
         (concurrency.retried, "requests were repeated, because their connection failed"),
-        (concurrency.too_alike, "answers are too similar to tell apart"),
+        (concurrency.too_alike, "of the answers are too similar to others to tell whose they are"),
     ]
     return lines + [labeled("note", f"{count} {text}") for count, text in notes if count]

@@ -170,7 +170,7 @@ def test_the_text_holds_what_happened(tmp_path: Path) -> None:
         "| batch size | 32 |",
         "| logits | 1.3e-06 | 3e-07 | 100.00% |",
         "| vocabulary ids | 8192 of 30522 |",
-        "| weights accounted for | 105 of 105 |",
+        "| weights found | 105 of 105 |",
         "| criterion | atol 1e-05, rtol 0.0001 |",
         "@inproceedings{lee2020mixout",
     ):

@@ -51,7 +51,7 @@ def test_the_verdict_comes_first_and_says_why(sound: Facts, hostile: Facts) -> N
     page = Page(render_page(sound))
     assert page.all("h1") == ["Parity holds"]
     total = sound.result.weights.total
-    said = f"Parity holds All {total} weights are accounted for. The output differs by at most"
+    said = f"Parity holds All {total} weights were found. The output differs by at most"
     assert page.text.startswith(said)
     page = Page(render_page(hostile))
     assert page.all("h1") == ["Parity does not hold"]

@@ -697,7 +697,7 @@ def test_the_program_reports_in_text_json_and_a_page(
     shown = page.read_text("utf-8")
     assert '<h2 id="serving">Serving</h2>' in shown
     assert "99th percentile" in shown
-    assert "weights accounted for" not in shown
+    assert "weights found" not in shown
 
 
 def test_a_failure_is_reported_with_exit_code_3(

@@ -92,7 +92,7 @@ class ParityFacts:
     Attributes:
         outputs: The graph's outputs.
         criteria: The tolerance, or another criterion, in words.
-        weights: Number of weights that are accounted for, and of all weights; None if no weights
+        weights: Number of weights that were found, and of all weights; None if no weights
             were compared.
         covered: What was run: name → amount.
     """
@@ -114,7 +114,7 @@ class ParityFacts:
             for output in self.outputs
         ]
         header = ("output", "largest difference", "mean difference", "equal decisions")
-        found = [] if self.weights is None else [("weights accounted for", _share(*self.weights))]
+        found = [] if self.weights is None else [("weights found", _share(*self.weights))]
         covered = table(
             ("compared", "amount"),
             [*self.covered.items(), *found, ("criterion", self.criteria)],

@@ -32,7 +32,7 @@ def _why_it_holds(result: ParityResult, inputs: int) -> str:
         measured = f"{outputs} by at most {difference(result.max_abs)} over {count(inputs)} inputs"
     concurrency = None if result.serving is None else result.serving.concurrency
     if result.weights is not None:
-        first = f"All {count(result.weights.total)} weights are accounted for"
+        first = f"All {count(result.weights.total)} weights were found"
     elif concurrency is not None:
         first = (
             f"{count(concurrency.own)} requests of {count(concurrency.clients)} concurrent clients "
