@@ -81,16 +81,18 @@ class TrainingDisplay(Observer):
         if loss is not None:
             self._loss = loss if self._loss is None else self._loss + _NEWEST * (loss - self._loss)
         elapsed = max(time.monotonic() - self._since, 1e-9)
-        shown = "" if self._loss is None else f"training loss {self._loss:.3f}"
+        narrow = self._live and self._bar.console.width < _NARROW
+        training, last, unit = ("", "", "ex/s") if narrow else ("training ", "last ", "examples/s")
+        shown = "" if self._loss is None else f"{training}loss {self._loss:.3f}"
+        latest = self._latest and last + self._latest
         if self._live and self._task is not None:
-            unit = "examples/s" if self._bar.console.width >= _NARROW else "ex/s"
-            parts = (shown, self._latest, f"{self._examples / elapsed:.0f} {unit}")
+            parts = (shown, latest, f"{self._examples / elapsed:.0f} {unit}")
             self._bar.below = "  ".join(part for part in parts if part)
             self._bar.update(self._task, completed=step)
         elif self._is_time():
             left = elapsed / (step - self._done) * (self._steps - step)
             saved = "" if self._checkpoint is None else f"saved step {self._checkpoint}"
-            said = (shown, self._latest, saved, f"{timedelta(seconds=round(left))} left")
+            said = (shown, latest, saved, f"{timedelta(seconds=round(left))} left")
             self._say(step, ", ".join(part for part in said if part))
 
     def evaluated(self, *, step: int, metrics: Mapping[str, float]) -> None:
@@ -98,7 +100,7 @@ class TrainingDisplay(Observer):
         name = self._metric
         if name is None or name not in metrics:
             name = next(key for key in metrics if key != "loss")
-        self._latest = f"last {name} {metrics[name]:.3f}"
+        self._latest = f"{name} {metrics[name]:.3f}"
         self._say(step, f"evaluation loss {metrics['loss']:.4f}, {name} {metrics[name]:.4f}")
 
     def saved(self, *, step: int, path: Path) -> None:

@@ -131,7 +131,10 @@ def test_a_table_without_labels_is_read_but_not_judged() -> None:
         ),
         ({"tokens": ["a"], "tags": "O O"}, ("'tags' holds 2 labels", "expected 1")),
         ({"tokens": ["a"], "tags": 1}, ("'tags' holds 1 in", "expected 1")),
-        ({"tokens": ["a"], "tags": ["B-LOC"]}, ("'B-LOC'", "3 labels (O, B-PER, I-PER, or 0")),
+        (
+            {"tokens": ["a"], "tags": ["B-LOC"]},
+            ("'B-LOC'", "3 labels (O, B-PER, I-PER, or their numbers 0"),
+        ),
         ({"tokens": ["a"], "tags": [3]}, ("label 3", "0 to 2")),
         ({"tokens": ["a"], "tags": None}, ("'tags' has no value",)),
         ({"tokens": [], "tags": []}, ("at least one word",)),
