@@ -44,7 +44,7 @@ class OnnxModel(LocalArtifact):
 
     @property
     def cached_graph(self) -> Path | None:
-        """The graph with a key/value cache in the folder; None if there is none."""
+        """The graph with a key/value cache in the folder; None if it was not exported."""
         path = self.path / LAYOUT.onnx_cached
         return path if path.is_file() else None
 

@@ -143,7 +143,7 @@ class OnnxFolder:
     Attributes:
         model: The opened folder.
         graph: Its graph.
-        cached: The graph with a key/value cache; None if there is none.
+        cached: The graph with a key/value cache; None if it was not exported.
     """
 
     model: LocalArtifact

@@ -22,7 +22,7 @@ class TrainingFacts:
         settings: Option → value, as shown.
         evaluation: The evaluation of the result; None if there was none.
         dataset: The training data's name on the hub; None for a file.
-        curves: File name of the picture; None if there is none.
+        curves: File name of the picture; None if no picture was drawn.
     """
 
     strategy: str

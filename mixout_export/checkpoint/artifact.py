@@ -71,7 +71,7 @@ class Artifact(ABC):
 
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
-        """The tokenizer; None if there is none."""
+        """The tokenizer; None if the artifact has no tokenizer."""
         return None
 
     @property
@@ -81,22 +81,22 @@ class Artifact(ABC):
 
     @property
     def graph(self) -> Path | None:
-        """The ONNX file that is run; None where the model is none."""
+        """The ONNX file that is run; None for a model that is not ONNX."""
         return None
 
     @property
     def cached_graph(self) -> Path | None:
-        """The ONNX file with a key/value cache; None if there is none."""
+        """The ONNX file with a key/value cache; None if it was not exported."""
         return None
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The content of `config.json`; empty where there is none."""
+        """The content of `config.json`; empty if the file is missing."""
         return {}
 
     @property
     def checkpoint(self) -> "PlainCheckpoint | None":
-        """The checkpoint that this is; None if it is none."""
+        """This object as a checkpoint; None if it is another kind of artifact."""
         return None
 
     @property
@@ -198,7 +198,7 @@ class LocalArtifact(Artifact):
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`; empty where there is none."""
+        """The content of `config.json`; empty if the file is missing."""
         return self.files.at(self.folder).config
 
     @property
@@ -221,7 +221,7 @@ class LocalArtifact(Artifact):
 
     @cached_property
     def manifest(self) -> Manifest | None:
-        """The manifest; None if there is none. A damaged one raises `CheckpointError`."""
+        """The manifest; None without one. A damaged one raises `CheckpointError`."""
         return find_manifest(self.files) if self.path.is_dir() else None
 
     @cached_property

@@ -51,7 +51,7 @@ class InputFiles:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The content of `config.json`; empty where there is none."""
+        """The content of `config.json`; empty if the file is missing."""
         return self.read_json(LAYOUT.config) if (self.folder / LAYOUT.config).exists() else {}
 
     @property

@@ -88,7 +88,7 @@ class OnnxResult:
         path: The ONNX folder.
         graph: The graph in it.
         bytes: Size of all graphs, external data included.
-        cached_graph: The graph with a key/value cache; None if there is none.
+        cached_graph: The graph with a key/value cache; None if it was not exported.
         nodes: Number of nodes.
         opset: ONNX operator set version.
         parity: The comparison with PyTorch; None if it was not requested.

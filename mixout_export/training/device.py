@@ -52,7 +52,9 @@ def accelerated(options: TrainOptions, *, out: Path) -> Iterator[Accelerator]:
     cpu = options.device == "cpu"
     on_gpu = not cpu and (torch.cuda.is_available() or torch.backends.mps.is_available())
     if options.precision == "fp16" and not on_gpu:
-        raise ArgumentError("precision: fp16 needs a GPU, there is none; use bf16 or fp32")
+        raise ArgumentError(
+            "precision: fp16 needs a GPU, and this machine has none; use bf16 or fp32"
+        )
     if options.device is not None and not cpu:
         os.environ["ACCELERATE_TORCH_DEVICE"] = options.device
     try:
