@@ -76,16 +76,18 @@ def after_verification(
     reference: Path | str, candidate: Path | str, *, passed: bool, has_report: bool
 ) -> str:
     """Return the command that shows what differs, or that goes on from the candidate."""
+    from mixout_export.files.layout import LAYOUT
+
     if not passed and not has_report:
         report = beside(Path("report.html"), "report.html")
         return next_command("verify", *given_arguments(), "--report", report)
     if isinstance(candidate, str):
         return after_everything(Path(reference))
-    if not passed or (candidate / "mixout_config.json").is_file():
+    if not passed or (candidate / LAYOUT.mixout_config).is_file():
         return next_command("inspect", candidate)
     if any(candidate.glob("*.safetensors")):
         return after_model(candidate)
-    if candidate.is_file() or (candidate / "model.onnx").is_file():
+    if candidate.is_file() or (candidate / LAYOUT.onnx).is_file():
         return after_graph(candidate)
     return after_everything(candidate)
 

@@ -44,7 +44,7 @@ def describe_server(serving: "Serving | None") -> list[str]:
     ]
 
 
-def describe_crowd(serving: "Serving | None") -> list[str]:
+def describe_concurrency(serving: "Serving | None") -> list[str]:
     """Return lines about concurrent clients; none if there were none."""
     concurrency = None if serving is None else serving.concurrency
     if concurrency is None:

@@ -10,7 +10,7 @@ from mixout_export_cli.following import after_verification
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import PATH, column_option, flag, option, output_options, seed_option
 from mixout_export_cli.output import Output, labeled, number, table
-from mixout_export_cli.serving import PathOrAddress, describe_crowd, describe_server
+from mixout_export_cli.serving import PathOrAddress, describe_concurrency, describe_server
 
 if TYPE_CHECKING:
     from mixout_export.parity.result import ParityResult
@@ -145,7 +145,7 @@ def _describe(result: "ParityResult") -> str:
             [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()
         ]
         lines += ["", table(["metric", "reference", "candidate"], rows)]
-    lines += describe_crowd(result.serving)
+    lines += describe_concurrency(result.serving)
     lines += _describe_drift(result)
     lines += _describe_self_test(result)
     verdict = "parity holds" if result.holds else "parity does NOT hold"

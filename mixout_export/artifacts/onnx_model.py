@@ -14,6 +14,7 @@ from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import file_digest
 from mixout_export.provenance.manifest import Manifest, read_manifest
+from mixout_export.runners import CPU_PROVIDER
 from mixout_export.tasks import task_of_config
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from mixout_export.runners.onnx_runner import CachedGraph, OnnxRunner
     from mixout_export.runners.runner import Array
     from mixout_export.runners.trace import Trace
-
-CPU_PROVIDER = "CPUExecutionProvider"
 
 
 class OnnxModel(LocalArtifact):

@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import overload
 
-from mixout_export.artifacts.onnx_model import CPU_PROVIDER, Bundle, OnnxModel
+from mixout_export.artifacts.onnx_model import Bundle, OnnxModel
 from mixout_export.artifacts.served_model import ServedModel
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.folder import checkpoint_in, is_onnx_folder
 from mixout_export.errors import CheckpointError
 from mixout_export.files.input_files import InputFiles
+from mixout_export.runners import CPU_PROVIDER
 from mixout_export.served.address import Address
 from mixout_export.served.options import ServingOptions
 from mixout_export.served.session import open_served

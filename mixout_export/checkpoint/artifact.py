@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from mixout_export.runners.trace import Trace
     from mixout_export.served.session import ServedSession
 
+#: Outputs of a model without a head.
+HEADLESS_OUTPUTS = ("last_hidden_state",)
+
 
 @dataclass(frozen=True)
 class Generators:
@@ -132,7 +135,7 @@ class Artifact(ABC):
     @property
     def headless(self) -> bool:
         """Whether the model has no head."""
-        return self.outputs == ("last_hidden_state",)
+        return self.outputs == HEADLESS_OUTPUTS
 
     @property
     @abstractmethod

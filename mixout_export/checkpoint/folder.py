@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixout_export.checkpoint.artifact import Hashes, LocalArtifact
+from mixout_export.checkpoint.artifact import HEADLESS_OUTPUTS, Hashes, LocalArtifact
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata, parse_metadata
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import CheckpointError, MixoutError
@@ -228,7 +228,6 @@ class PlainCheckpoint(LocalArtifact):
     def _runner(
         self, interface: "ModelInterface", inputs: tuple[str, ...], *, headless: bool = False
     ) -> "TorchRunner":
-        from mixout_export.checkpoint.interface import HEADLESS_OUTPUTS
         from mixout_export.runners.torch_runner import TorchRunner
 
         return TorchRunner(

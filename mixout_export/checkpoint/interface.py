@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from mixout_export.checkpoint.artifact import HEADLESS_OUTPUTS
 from mixout_export.errors import CheckpointError
 from mixout_export.tasks import Task
 
@@ -26,9 +27,6 @@ _IMAGE_SIZE = 224
 
 #: Number of ids of a model without a vocabulary, which reads characters.
 _CODE_POINTS = 0x110000
-
-#: Outputs of a model without a head.
-HEADLESS_OUTPUTS = ("last_hidden_state",)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as onnxruntime_errors
 
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.printable import first_line
+from mixout_export.runners import CPU_PROVIDER
 from mixout_export.runners.cache import CachedRunner, cache_outputs
 from mixout_export.runners.runner import Array, require_inputs
-
-CPU_PROVIDER = "CPUExecutionProvider"
 
 #: onnxruntime's type name → dtype of a cache. Other types count as float32.
 _DTYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}

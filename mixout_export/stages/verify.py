@@ -28,7 +28,8 @@ from mixout_export.provenance.signature import check_signature
 from mixout_export.report.facts import gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.report.rows import DataRows
-from mixout_export.runners.onnx_runner import CPU_PROVIDER, check_provider
+from mixout_export.runners import CPU_PROVIDER
+from mixout_export.runners.onnx_runner import check_provider
 from mixout_export.served.address import is_address, parse_address
 from mixout_export.served.options import ServingOptions
 from mixout_export.stages.verify_data import MetricsOfBoth, data_batches, read_data
