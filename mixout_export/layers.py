@@ -259,7 +259,7 @@ _SAME_AS_LINEAR = frozenset({"transformers.models.falcon.modeling_falcon.FalconL
 
 
 def mixout_class(plain: type[nn.Module]) -> type[MixoutLayer] | None:
-    """Return the mixout layer for a plain class, or None if there is none."""
+    """Return the mixout layer for a plain class, or None if the class cannot be mixed."""
     if f"{plain.__module__}.{plain.__qualname__}" in _SAME_AS_LINEAR:
         return MixoutLinear
     return LAYER_CLASSES.get(plain)

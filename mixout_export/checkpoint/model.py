@@ -328,7 +328,7 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
 
 
 def dtype_code(dtype: torch.dtype) -> str | None:
-    """Return the safetensors name of a PyTorch dtype; None if there is none."""
+    """Return the safetensors name of a PyTorch dtype; None if the format has no such dtype."""
     return next((name for name, known in _DTYPES.items() if known == dtype), None)
 
 

@@ -52,7 +52,7 @@ class Link:
         options: Options of the step as JSON values. A path is reduced to its last name.
         versions: Library → version.
         data: The tables that the step read.
-        manifest_sha256: SHA-256 of the manifest that the step wrote; "" if there is none.
+        manifest_sha256: SHA-256 of the manifest that the step wrote; "" if it wrote none.
         source_changed: Files other than weights that changed between the previous step and this
             one.
     """

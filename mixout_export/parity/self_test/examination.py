@@ -114,7 +114,7 @@ class _Examiner:
         )
 
     def _drift(self, copy: Artifact, failed: OutputDifference) -> str:
-        """Return the first module beyond the tolerance; "" if there is none or it is unknown."""
+        """Return the first module beyond the tolerance; "" if no module is, or if it is unknown."""
         if not (self.reference.knows_modules and copy.knows_modules):
             return ""
         first = draw_drift(
