@@ -25,7 +25,7 @@ ORDER = (
     ("served",),
     ("checkpoint",),
     ("artifacts", "card", "data"),
-    ("training", "export", "parity", "bundling"),
+    ("training", "export", "parity", "bundling", "study"),
     ("report",),
     ("stages",),
 )

@@ -1,0 +1,1 @@
+"""Studies: tasks × arms × seeds, their records, and what they show."""
