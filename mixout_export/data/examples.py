@@ -1,5 +1,6 @@
 """The encoded examples of a task."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,24 @@ class Examples(ABC):
             indices: The examples of a batch that `collate` made without an epoch.
             outputs: The model's outputs, with its "loss" if it computed one.
         """
+
+    def constant_predictions(self) -> Sequence[Any] | None:
+        """Return the predictions of a model that answers the same whatever it reads.
+
+        It always gives the most frequent answer of these examples, or the mean of numbers. None
+        means that the task has no such answer.
+        """
+        return None
+
+    def chance(self) -> dict[str, float]:
+        """Return the task's metrics of a model that answers the same whatever it reads.
+
+        The correlation of a constant is undefined; its value here is 0. Empty if the task has no
+        such answer, or without labels.
+        """
+        predictions = self.constant_predictions() if self.labeled else None
+        values = {} if predictions is None else self.metrics(predictions)
+        return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:

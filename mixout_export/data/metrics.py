@@ -98,6 +98,36 @@ def multi_label_metrics(logits: Array, labels: Array) -> dict[str, float]:
     return {"micro_f1": micro, "macro_f1": macro, "accuracy": accuracy}
 
 
+def most_frequent(ids: Array) -> int:
+    """Return the most frequent of some class ids; the largest id if several are.
+
+    The F1 of two labels is that of label 1, so with as many of each, the better constant wins.
+
+    Args:
+        ids: int64 class ids, at least one.
+    """
+    counts = np.bincount(ids.ravel())
+    return int(len(counts) - 1 - counts[::-1].argmax())
+
+
+def constant_logits(labels: Array, outputs: int) -> Array:
+    """Return logits, shape (outputs,), of the best answer that does not depend on the input.
+
+    Args:
+        labels: int64 class ids, shape (n,): the answer is the most frequent one. Numbers, shape
+            (n,): it is their mean. Zeros and ones, shape (n, labels): it has those labels that
+            more than half of the rows have.
+        outputs: Number of the model's outputs.
+    """
+    if labels.ndim == 2:
+        return np.where(labels.mean(axis=0) > 0.5, 1.0, -1.0)
+    if labels.dtype.kind == "f":
+        return labels.mean(dtype=np.float64, keepdims=True)  # type: ignore[no-any-return]
+    logits = np.zeros(outputs)
+    logits[most_frequent(labels)] = 1.0
+    return logits
+
+
 def _check_shapes(logits: Array, labels: Array) -> None:
     if not len(labels) or labels.ndim != 1 or logits.ndim != 2 or len(logits) != len(labels):
         raise ArgumentError(

@@ -95,6 +95,10 @@ class RunningText(Examples):
         ]
         return [Surprise(float(loss), count) for loss, count in zip(losses, targets, strict=True)]
 
+    def constant_predictions(self) -> None:
+        """Return None: a pretrained model starts far above any model that ignores the text."""
+        return
+
     def metrics(self, predictions: Sequence[Surprise]) -> dict[str, float]:
         """Return the mean loss of a token and its exponential, the perplexity."""
         loss = sum(one.loss for one in predictions) / sum(one.tokens for one in predictions)

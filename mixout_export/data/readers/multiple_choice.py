@@ -22,6 +22,7 @@ from mixout_export.data.columns import (
 from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import as_integer, refuse_missing, require_text, show
+from mixout_export.data.metrics import most_frequent
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.text_classification import read_texts
 from mixout_export.data.tables import Table
@@ -76,6 +77,10 @@ class Choices(Examples):
         logits = outputs["logits"].reshape(len(indices), self.count)
         chosen: list[int] = logits.argmax(-1).masked_fill(logits.isnan().any(-1), -1).tolist()
         return chosen
+
+    def constant_predictions(self) -> list[int]:
+        """Return the place that is correct most often."""
+        return [most_frequent(np.asarray(self.right))] * len(self)
 
     def metrics(self, predictions: Sequence[int]) -> dict[str, float]:
         """Return the share of correct choices."""

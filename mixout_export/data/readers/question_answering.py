@@ -129,6 +129,10 @@ class Questions(Examples):
             )
         ]
 
+    def constant_predictions(self) -> list[Guess]:
+        """Return no answer to every question, the only one that fits all contexts."""
+        return [Guess(0.0, 1.0, 0, 0)] * len(self)
+
     def metrics(self, predictions: Sequence[Guess]) -> dict[str, float]:
         """Return F1 and exact match over the questions, each with the best answer of its windows.
 

@@ -28,6 +28,7 @@ from mixout_export.data.labels import (
 )
 from mixout_export.data.metrics import (
     classification_metrics,
+    constant_logits,
     multi_label_metrics,
     regression_metrics,
 )
@@ -42,9 +43,11 @@ class LabeledTexts(Examples):
 
     Attributes:
         compute: Computes the metrics of the logits, shape (examples, outputs), and the labels.
+        outputs: Number of the model's outputs.
     """
 
     compute: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
+    outputs: int
 
     def predict(
         self, indices: Sequence[int], outputs: Mapping[str, Tensor]
@@ -52,7 +55,11 @@ class LabeledTexts(Examples):
         """Return each example's logits, shape (labels,)."""
         return list(outputs["logits"].float().cpu().numpy())
 
-    def metrics(self, predictions: Sequence[NDArray[np.float32]]) -> dict[str, float]:
+    def constant_predictions(self) -> list[NDArray[Any]]:
+        """Return logits for the most frequent label, or the mean of numbers."""
+        return [constant_logits(np.asarray(self.encoded.labels), self.outputs)] * len(self)
+
+    def metrics(self, predictions: Sequence[NDArray[Any]]) -> dict[str, float]:
         """Return the task's metrics."""
         return self.compute(np.stack(list(predictions)), np.asarray(self.encoded.labels))
 
@@ -74,7 +81,7 @@ class TextClassification(Reader):
         encoded = encoding.texts(*read_texts(table, columns))
         if columns.label is not None:
             encoded = replace(encoded, labels=self.labels(table, columns.label, encoding.labels))
-        return LabeledTexts(encoded, self.compute)
+        return LabeledTexts(encoded, self.compute, max(1, len(encoding.labels)))
 
     def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
         """Return the label of each row: a class id."""

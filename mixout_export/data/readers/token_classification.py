@@ -19,6 +19,7 @@ from mixout_export.data.columns import (
 from mixout_export.data.encoding import IGNORED, Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, require_text, show
+from mixout_export.data.metrics import most_frequent
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.entities import entity_scores, has_scheme
 from mixout_export.data.tables import Table
@@ -67,6 +68,12 @@ class TaggedWords(Examples):
             line[start + self.places[index]]
             for line, start, index in zip(ids, starts, indices, strict=True)
         ]
+
+    def constant_predictions(self) -> list[NDArray[np.int64]]:
+        """Return the most frequent label for each word."""
+        tags = self.tags or ()
+        label = most_frequent(np.concatenate(list(tags)))
+        return [np.full_like(sentence, label) for sentence in tags]
 
     def metrics(self, predictions: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         """Return precision, recall and F1 of entities, and the share of correct words.

@@ -1,7 +1,7 @@
 """`training.json`: a run's settings and, once it is complete, its result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ class TrainResult:
         stopped_early: Whether early stopping ended the run.
         seconds: Wall-clock seconds, without those before the run was resumed.
         already_complete: Whether the run was complete before, so that nothing was done.
+        chance: The metrics of a model that gives the most frequent answer of the evaluation data
+            whatever it reads; see `Examples.chance`. Empty without evaluation data, and for
+            language models.
     """
 
     out: Path
@@ -46,6 +49,7 @@ class TrainResult:
     stopped_early: bool
     seconds: float
     already_complete: bool = False
+    chance: dict[str, float] = field(default_factory=dict)
 
 
 def run_settings(
@@ -152,7 +156,7 @@ def recorded_options(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     where = partial_path(out) / LAYOUT.training
     options = _current_names(record["settings"]["options"])
     options.pop("processes", None)
-    unknown = sorted(set(options) - {field.name for field in fields(TrainOptions)})
+    unknown = sorted(set(options) - {each.name for each in fields(TrainOptions)})
     if unknown:
         raise ArgumentError(
             f"{where}: has the unknown option {unknown[0]!r}; resume the run with mixout-export "

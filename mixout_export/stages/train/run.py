@@ -157,6 +157,7 @@ def train_checkpoint(
                 chosen_step=chosen_step,
                 stopped_early=stopped_early,
                 seconds=time.monotonic() - started,
+                chance={} if encoded.evaluation is None else encoded.evaluation.chance(),
             )
 
             # Write the chosen model with everything that describes it.
