@@ -55,15 +55,17 @@ def output_options(function: Callable[..., R]) -> Callable[..., R]:
     return wrapper
 
 
-def _check_seed(_: click.Context, __: click.Parameter, value: int) -> int:
-    if not 0 <= value < 2**63:
+def _check_seed(_: click.Context, __: click.Parameter, value: int | None) -> int | None:
+    if value is not None and not 0 <= value < 2**63:
         raise click.BadParameter(f"{value} is not in [0, 2**63).")
     return value
 
 
-def seed_option(text: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """Add `--seed` with a help text that says what it seeds."""
-    return option("--seed", default=0, callback=_check_seed, help=text)
+def seed_option(
+    text: str, name: str = "--seed", *, default: int | None = 0
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Add an option for a seed, with a help text that says what it seeds."""
+    return option(name, type=int, default=default, callback=_check_seed, help=text)
 
 
 def column_option(name: str, content: str) -> Callable[[Callable[..., R]], Callable[..., R]]:

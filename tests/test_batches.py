@@ -119,6 +119,15 @@ def test_steps_are_the_same_wherever_they_start() -> None:
         assert list(plan(1).steps(start, 12)) == steps[start:]
 
 
+def test_the_order_has_a_seed_of_its_own() -> None:
+    def order(**options: int) -> list[tuple[list[int], ...]]:
+        made = StepPlan(LENGTHS, LENGTHS, TrainOptions(**options))
+        return [step.batches for step in made.steps(0, 5)]
+
+    assert order(seed=0, data_seed=3) == order(seed=1, data_seed=3) == order(seed=3)
+    assert order(seed=3, data_seed=0) != order(seed=3)
+
+
 def test_processes_know_the_mean_of_their_targets() -> None:
     for first, second in zip(plan(0).steps(0, 6), plan(1).steps(0, 6), strict=True):
         counts = [sum(LENGTHS[i] % 5 for i in b) for b in (*first.batches, *second.batches)]

@@ -30,6 +30,7 @@ from training_runs import (
 from mixout_export import load_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import load_plain, load_tokenizer
+from mixout_export.errors import ArgumentError
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.train import DataOptions
 from mixout_export.surgery.injection import mixout_layers
@@ -216,6 +217,58 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_others(
     for file in ("metrics.jsonl", "curves.png", "config.json", "mixout_config.json"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert not same_weights(tmp_path / "a", tmp_path / "c")
+
+
+def test_order_and_masks_have_seeds_of_their_own(ground: TrainingGround, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"epochs": 1, "data": ground.alone()}
+    for name, prepared, seeds in (
+        ("plain", ground.plain(), {"seed": 2}),
+        ("plain-order", ground.plain(), {"seed": 1, "data_seed": 2}),
+        ("mixed", ground.prepared(), {"seed": 2}),
+        ("mixed-masks", ground.prepared(), {"seed": 1, "data_seed": 2}),
+        ("mixed-order", ground.prepared(), {"seed": 2, "data_seed": 1}),
+    ):
+        ground.run(tmp_path / name, prepared=prepared, **common, **seeds)
+    assert same_weights(tmp_path / "plain", tmp_path / "plain-order")
+    assert not same_weights(tmp_path / "mixed", tmp_path / "mixed-masks")
+    assert not same_weights(tmp_path / "mixed", tmp_path / "mixed-order")
+    card = (tmp_path / "mixed-masks" / "README.md").read_text("utf-8")
+    assert "| seed | 1 for masks and dropout, 2 for the data order |" in card
+
+
+def test_examples_are_a_fixed_part_of_the_file(ground: TrainingGround, tmp_path: Path) -> None:
+    data = ground.data()
+    header, *rows = data.train_file.read_text().splitlines()
+    chosen = sorted(np.random.default_rng(5).permutation(96)[:40])
+    part = tmp_path / "part.tsv"
+    part.write_text("\n".join([header, *(rows[row] for row in chosen)]) + "\n")
+    common: dict[str, Any] = {"epochs": 1, "seed": 3}
+    ground.run(tmp_path / "a", data=data, examples=40, examples_seed=5, **common)
+    ground.run(tmp_path / "b", data=DataOptions(part, data.eval_file), **common)
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    assert (manifest["options"]["examples"], manifest["options"]["examples_seed"]) == (40, 5)
+    assert manifest["data"][0]["rows"] == 40
+    card = (tmp_path / "a" / "README.md").read_text("utf-8")
+    assert "40 of 96 rows, chosen at random with seed 5" in card
+
+
+def test_more_examples_than_rows_are_refused_with_their_number(
+    ground: TrainingGround, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=r"examples: got 97, .*train-96.tsv has only 96 rows"):
+        ground.run(tmp_path / "out", examples=97)
+    with pytest.raises(ArgumentError, match="examples-seed: has no effect without --examples"):
+        ground.run(tmp_path / "out", examples_seed=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_result_knows_chance(ground: TrainingGround, tmp_path: Path) -> None:
+    labels = [label for _, label in sentences(32, seed=1)]
+    result = ground.run(tmp_path / "out", max_steps=1)
+    assert result.chance["accuracy"] == max(np.bincount(labels)) / 32
+    assert ground.run(tmp_path / "out", resume=True).chance == result.chance
+    assert ground.run(tmp_path / "alone", data=ground.alone(), max_steps=1).chance == {}
 
 
 def test_masks_change_what_is_learned(ground: TrainingGround, tmp_path: Path) -> None:

@@ -144,6 +144,8 @@ def test_equal_options_and_moved_files_are_no_contradiction(
         (("--lr", 2e-5), "with --lr 0.008, got 2e-05"),  # though this is its default
         (("--max-length", 9), "with --max-length 12, got 9"),
         (("--p", 0.5), "without --p, got 0.5"),
+        (("--data-seed", 4), "without --data-seed, got 4"),
+        (("--examples", 7), "without --examples, got 7"),
         (("--pack-sequences",), "pack-sequences: has no effect for text-classification"),
         (("--train-file", "dev.tsv"), "training-data-sha256"),
         (("--label-column", "body"), "'body'"),
@@ -170,6 +172,8 @@ def test_a_record_of_an_earlier_version_needs_the_files(
     interrupt(program, way, out)
     settings = record_of(partial)["settings"]
     settings["options"]["blocks"] = settings["options"].pop("pack_sequences")
+    for name in ("data_seed", "examples", "examples_seed"):  # an earlier version had none
+        del settings["options"][name]
     change(partial, settings=settings, sources=None, columns=None, data_files=None)
     said = program("train", way.prepared, out, "--resume").failed(2, "training.json")
     assert "give --train-file, --eval-file and the columns" in said

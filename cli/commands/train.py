@@ -50,6 +50,13 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
     metavar="NAME",
     help="A data set on the hub, instead of files: NAME or NAME:CONFIG.  [optional]",
 )
+@option(
+    "--examples",
+    type=int,
+    metavar="ROWS",
+    help="Train on this many rows of the training data, chosen at random.  [default: all]",
+)
+@seed_option("Seed for the choice of these rows.", "--examples-seed")
 @column_option("--text-column", "the text, words, question or prompt")
 @column_option("--text-pair-column", "the second text or the context")
 @column_option("--label-column", "the label, labels or answers. Several columns: NAME,NAME,…")
@@ -130,7 +137,12 @@ _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomi
     help="Dtype of the pretrained weights in memory. bfloat16 halves their size.  "
     "[default: float32]",
 )
-@seed_option("Seed for data order, masks and dropout.")
+@seed_option("Seed for masks, dropout and data order.")
+@seed_option(
+    "Seed for the order of the training examples.  [default: same as --seed]",
+    "--data-seed",
+    default=None,
+)
 @option(
     "--eval-every",
     type=int,

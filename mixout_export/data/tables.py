@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixout_export.errors import DataError
+from mixout_export.errors import ArgumentError, DataError
 
 _BOM = "\ufeff"
 _LARGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
@@ -42,25 +43,51 @@ class Table:
         columns: Column name → one value per row. In csv and tsv files, values are strings.
         rows: Number of rows.
         lines: Line of the file on which each row starts, from 1; None if the format has no lines.
+        numbers: Number of each row in the file, from 0; None if the table has all rows.
     """
 
     name: str
     columns: dict[str, list[Any]]
     rows: int
     lines: list[int] | None = None
+    numbers: list[int] | None = None
 
     def where(self, row: int) -> str:
-        """Return where a row is, counted from 1: "row 3 (line 4)"."""
+        """Return where a row is in the file, counted from 1: "row 3 (line 4)"."""
         line = "" if self.lines is None else f" (line {self.lines[row]})"
-        return f"row {row + 1}{line}"
+        number = row if self.numbers is None else self.numbers[row]
+        return f"row {number + 1}{line}"
 
     def head(self, count: int | None) -> "Table":
         """Return the first rows; None returns all."""
         if count is None or count >= self.rows:
             return self
-        columns = {name: values[:count] for name, values in self.columns.items()}
-        lines = None if self.lines is None else self.lines[:count]
-        return Table(self.name, columns, count, lines)
+        return self._take(range(count))
+
+    def sample(self, count: int, *, seed: int) -> "Table":
+        """Return rows that are chosen at random, in the order of the file.
+
+        With the same seed, a larger sample contains every smaller one.
+
+        Raises:
+            ArgumentError: There are fewer rows.
+        """
+        if count > self.rows:
+            raise ArgumentError(
+                f"examples: got {count:,}, but {self.name} has only {self.rows:,} "
+                f"row{'s' * (self.rows != 1)}; lower it, or leave it out to use all"
+            )
+        return self._take(sorted(np.random.default_rng(seed).permutation(self.rows)[:count]))
+
+    def _take(self, rows: Sequence[int]) -> "Table":
+        numbers = range(self.rows) if self.numbers is None else self.numbers
+        return Table(
+            self.name,
+            {name: [values[row] for row in rows] for name, values in self.columns.items()},
+            len(rows),
+            None if self.lines is None else [self.lines[row] for row in rows],
+            [int(numbers[row]) for row in rows],
+        )
 
     def digest(self) -> str:
         """Return a SHA-256 of the names and values."""

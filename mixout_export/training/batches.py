@@ -75,7 +75,7 @@ class StepPlan:
     Attributes:
         lengths: Number of tokens of each example, shape (examples,).
         targets: Number of terms that each example adds to a batch's loss, shape (examples,).
-        options: Batch size, batches per step, and seed.
+        options: Batch size, batches per step, and seed of the order.
         rank: Number of this process, from 0.
         ranks: Number of processes.
     """
@@ -88,7 +88,7 @@ class StepPlan:
 
     def _shares(self, epoch: int) -> list[list[list[int]]]:
         """Return the batches of each process in an epoch."""
-        size, seed = self.options.batch_size, self.options.seed
+        size, seed = self.options.batch_size, self.options.order_seed
         batches = training_batches(self.lengths, batch_size=size, seed=seed, epoch=epoch)
         return [share_of(batches, rank=rank, ranks=self.ranks) for rank in range(self.ranks)]
 

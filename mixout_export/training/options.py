@@ -13,8 +13,9 @@ PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 _COUNTS = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length"),
-    *("eval_every", "save_every", "keep", "patience", "log_every"),
+    *("eval_every", "save_every", "keep", "patience", "log_every", "examples"),
 )
+_SEEDS = ("seed", "data_seed", "examples_seed")
 _RATES = ("lr", "weight_decay", "head_weight_decay", "max_grad_norm")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "scheduler": SCHEDULERS,
@@ -32,8 +33,8 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{
         name: (known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()
     },
+    **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**63, "an integer in [0, 2**63)")),
     "doc_stride": (lambda value: value >= 0, "0 or more"),
-    "seed": (lambda value: 0 <= value < 2**63, "an integer in [0, 2**63)"),
     "warmup_ratio": (lambda value: 0 <= value <= 1, "0 to 1"),
 }
 
@@ -68,7 +69,12 @@ class TrainOptions:
         precision: "fp32", or autocast to "bf16" or "fp16". Weights are always fp32.
         device: "cpu", "cuda", "cuda:1" or "mps". None takes a GPU if there is one.
         anchor_dtype: Dtype of the anchors in memory. None keeps the weights' dtype.
-        seed: Seed of data order, masks and dropout, an integer in [0, 2**63).
+        seed: Seed of masks and dropout, and of the data order unless `data_seed` is given. An
+            integer in [0, 2**63), like the other seeds.
+        data_seed: Seed of the order of the training examples. None takes `seed`.
+        examples: Number of rows of the training data to train on, chosen at random. None takes
+            all.
+        examples_seed: Seed of that choice. It depends on no other seed.
         eval_every: Training steps between evaluations. None evaluates after each epoch.
         save_every: Training steps between checkpoints. None saves after each epoch.
         keep: Number of checkpoints to keep while training.
@@ -101,6 +107,9 @@ class TrainOptions:
     device: str | None = None
     anchor_dtype: str | None = None
     seed: int = 0
+    data_seed: int | None = None
+    examples: int | None = None
+    examples_seed: int = 0
     eval_every: int | None = None
     save_every: int | None = None
     keep: int = 2
@@ -119,3 +128,8 @@ class TrainOptions:
                 raise ArgumentError(f"{name.replace('_', '-')}: got {value!r}, expected {expected}")
         if self.p is not None:
             check_probability(self.p)
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the training examples."""
+        return self.seed if self.data_seed is None else self.data_seed

@@ -63,7 +63,8 @@ class TrainingData:
     Attributes:
         train: Training examples.
         evaluation: Evaluation examples; None without evaluation data.
-        rows: Number of rows of the training data. A long row may give several examples.
+        rows: Number of rows that are trained on. A long row may give several examples.
+        available: Number of rows of the training data.
         max_length: Maximum length in tokens.
         name: Name of the data.
         identity: A SHA-256 of each table and the columns that are read, to recognize the data when
@@ -74,6 +75,7 @@ class TrainingData:
     train: Examples
     evaluation: Examples | None
     rows: int
+    available: int
     max_length: int
     name: str
     identity: dict[str, str | None]
@@ -116,12 +118,16 @@ def load_training_data(
     """Read, check and encode the data of a run. A model without a padding id gets one.
 
     Raises:
-        ArgumentError: `max_length` is above the model's limit, or leaves no room for text.
+        ArgumentError: `max_length` is above the model's limit or leaves no room for text, or there
+            are fewer than `examples` rows.
         CheckpointError: The checkpoint has no tokenizer, or its model cannot learn the task.
         DataError: The data cannot be read or do not fit.
     """
     task = folder.require_task()
-    train, evaluation, name = _tables(data)
+    whole, evaluation, name = _tables(data)
+    train = whole
+    if options.examples is not None:
+        train = whole.sample(options.examples, seed=options.examples_seed)
     labels = tuple(folder.labels or ())
     columns = reader.find(train, data.columns, labels)
     tokenizer = _tokenizer_of(folder, model)
@@ -149,10 +155,11 @@ def load_training_data(
         if evaluation is None
         else reader.read(evaluation, reader.find(evaluation, columns, labels), encoding),
         train.rows,
+        whole.rows,
         max_length,
         name,
         {
-            "training_data_sha256": train.digest(),
+            "training_data_sha256": whole.digest(),
             "evaluation_data_sha256": None if evaluation is None else evaluation.digest(),
             **columns.identity(),
         },

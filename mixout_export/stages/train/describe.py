@@ -46,7 +46,7 @@ def write_trained_card(
         "strategy": strategy,
         "head": metadata.head.treatment,
         "training data": sources.dataset if file is None else file.name,
-        "training examples": data.rows,
+        "training examples": _examples(options, data),
         "evaluation data": "none" if evaluation is None else evaluation.data,
         "steps": f"{result.steps}, the model is that of step {result.chosen_step}",
         "batch size": options.batch_size * options.gradient_accumulation,
@@ -54,11 +54,26 @@ def write_trained_card(
         "schedule": f"{options.scheduler}, {options.warmup_ratio:.0%} of the steps are warm-up",
         "maximum length": f"{data.max_length} tokens",
         "precision": options.precision,
-        "seed": options.seed,
+        "seed": _seeds(options),
     }
     facts = TrainingFacts(strategy, settings, evaluation, dataset=hub_id, curves=LAYOUT.curves)
     card = trained_card(metadata, facts, read_card(prepared / LAYOUT.card))
     write_card(card, folder / LAYOUT.card)
+
+
+def _examples(options: TrainOptions, data: TrainingData) -> str:
+    if options.examples is None:
+        return str(data.rows)
+    return (
+        f"{data.rows:,} of {data.available:,} rows, chosen at random with seed "
+        f"{options.examples_seed}"
+    )
+
+
+def _seeds(options: TrainOptions) -> str:
+    if options.data_seed is None:
+        return str(options.seed)
+    return f"{options.seed} for masks and dropout, {options.data_seed} for the data order"
 
 
 def _hub_dataset(sources: DataOptions) -> tuple[str | None, str | None]:

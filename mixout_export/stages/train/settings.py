@@ -37,6 +37,8 @@ def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple
     ):
         if given and name not in reader.uses:
             raise ArgumentError(f"{name}: has no effect for {task.name}; leave it out")
+    if options.examples_seed and options.examples is None:
+        raise ArgumentError("examples-seed: has no effect without --examples; leave it out")
     if (data.train_file is None) == (data.dataset is None):
         raise ArgumentError("give either --train-file or --dataset, and not both")
     if data.dataset is not None and data.eval_file is not None:
