@@ -23,6 +23,13 @@ class Estimate:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether there is an interval, and zero is not in it."""
+        if self.low is None or self.high is None:
+            return False
+        return self.low > 0.0 or self.high < 0.0
+
 
 @dataclass(frozen=True)
 class Failures:
@@ -53,7 +60,7 @@ class ArmSummary:
         worst: The worst score.
         failed: Failed runs.
         distance: Mean ‖w - u‖ of the runs that have one.
-        steps: Mean number of training steps.
+        steps: Training steps of one run that did not diverge.
         training_seconds: Mean wall-clock seconds of the training steps of one run.
         expected_best: Score expected of the best of n runs, for n = 1 to `runs`. The n runs take
             n · training_seconds.
@@ -68,7 +75,7 @@ class ArmSummary:
     worst: float | None = None
     failed: Failures | None = None
     distance: Estimate | None = None
-    steps: float | None = None
+    steps: int | None = None
     training_seconds: float | None = None
     expected_best: tuple[float, ...] = ()
 
