@@ -21,7 +21,7 @@ from mixout_export.study.recommendation import recommend
 from mixout_export.study.records import CRASHED, RunRecord, Seeds
 from mixout_export.study.sentences import listed
 from mixout_export.study.statistics import (
-    LEAST_RUNS_FOR_SPREAD,
+    LEAST_RUNS_FOR_EXTREMES,
     bootstrap,
     expected_best,
     failures,
@@ -113,7 +113,7 @@ def _arm(name: str, runs: Runs) -> ArmSummary:
         len(records),
         mean=bootstrap(np.mean, scores),
         median=bootstrap(np.median, scores),
-        spread=bootstrap(standard_deviation, scores, least=LEAST_RUNS_FOR_SPREAD)
+        spread=bootstrap(standard_deviation, scores, least=LEAST_RUNS_FOR_EXTREMES)
         if len(scores) > 1
         else None,
         best=ordered[0],

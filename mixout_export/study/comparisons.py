@@ -16,6 +16,7 @@ from mixout_export.study.sentences import (
 )
 from mixout_export.study.statistics import (
     ALPHA,
+    LEAST_RUNS_FOR_EXTREMES,
     Floats,
     best_of_weights,
     bootstrap,
@@ -229,7 +230,7 @@ def one_or_several(pairs: Pairs, time_ratio: float | None) -> OneOrSeveral | Non
         SEVERAL,
         one,
         curve[SEVERAL - 1],
-        bootstrap(gain, pairs.ours, pairs.theirs),
+        bootstrap(gain, pairs.ours, pairs.theirs, least=LEAST_RUNS_FOR_EXTREMES),
         next(reach, None),
         None if time_ratio is None else SEVERAL * time_ratio,
         sentence="",
