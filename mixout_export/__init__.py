@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from mixout_export.checkpoint.model import load_mixout, save_mixout
     from mixout_export.config import MixoutConfig
     from mixout_export.errors import MixoutError
-    from mixout_export.functional import mixout
+    from mixout_export.functional import mixconnect, mixout
     from mixout_export.layers import MixoutConv1D, MixoutEmbedding, MixoutLinear
     from mixout_export.surgery.injection import InjectionReport, collapse_mixout, inject_mixout
     from mixout_export.version import __version__
@@ -27,6 +27,7 @@ __all__ = [
     "collapse_mixout",
     "inject_mixout",
     "load_mixout",
+    "mixconnect",
     "mixout",
     "save_mixout",
 ]
@@ -43,6 +44,7 @@ _MODULES = {
     "collapse_mixout": "mixout_export.surgery.injection",
     "inject_mixout": "mixout_export.surgery.injection",
     "load_mixout": "mixout_export.checkpoint.model",
+    "mixconnect": "mixout_export.functional",
     "mixout": "mixout_export.functional",
     "save_mixout": "mixout_export.checkpoint.model",
 }

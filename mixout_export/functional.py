@@ -1,8 +1,10 @@
-"""The mixout formula.
+"""The formulas of mixconnect and of mixout.
 
 Lee, Cho, Kang, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language
 Models", ICLR 2020, arXiv 1909.11299.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -46,12 +48,53 @@ def draw_mask(
     return torch.rand(shape, device=device, dtype=torch.float32) >= p
 
 
-def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Tensor:
-    """Compute Φ = u + (m / (1 - p)) ⊙ (w - u) for a given mask.
+def coefficients(mask: Tensor, dtype: torch.dtype, mean: float) -> Tensor:
+    """Return the factors for `mix_by`: m / μ, or only m in half precision.
+
+    Args:
+        mask: The mask, real numbers or Bool.
+        dtype: The weight's dtype. The result has it too, except that a mask with float32 or float64
+            values keeps them for a weight in half precision.
+        mean: μ, the mean of the mask's distribution, above 0; 1 - p for mixout.
+    """
+    if is_full_precision(dtype):
+        return mask.to(dtype) * (1.0 / mean)
+    return mask if is_full_precision(mask.dtype) else mask.to(dtype)
+
+
+def mix_by(
+    factors: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    mean: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute Φ = u + (m / μ) ⊙ (w - u) from a mask that `coefficients` has converted.
 
     This equals equation 4 of the paper. In this form, Φ is exactly u where w = u, in every dtype;
-    the form printed in the paper is off by up to 3 % in bfloat16. In half precision, 1/(1 - p) is a
+    the form printed in the paper is off by up to 3 % in bfloat16. In half precision, 1/μ is a
     scalar of the operation and is not rounded to the tensor's dtype, which would bias the mean.
+
+    Args:
+        factors: The result of `coefficients`; broadcasts against `weight`.
+        weight: w, floating point.
+        target: u, of the same shape; cast to the weight's dtype if it differs.
+        mean: μ, the mean of the mask's distribution, above 0; 1 - p for mixout.
+        out: Tensor to write Φ into, if no gradient is needed; None allocates one.
+
+    Returns:
+        Φ, of the weight's shape and dtype. The gradient of `weight` is (m / μ) ⊙ ∂L/∂Φ.
+    """
+    target = target.to(weight.dtype)
+    if is_full_precision(weight.dtype):
+        return torch.lerp(target, weight, factors, out=out)
+    mixed = torch.addcmul(target, weight - target, factors, value=1.0 / mean, out=out)
+    return mixed.to(weight.dtype)
+
+
+def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Tensor:
+    """Compute Φ = u + (m / (1 - p)) ⊙ (w - u), the formula of mixout, for a given mask.
 
     Args:
         weight: w, floating point.
@@ -62,45 +105,76 @@ def mix(weight: Tensor, pretrained_weight: Tensor, mask: Tensor, p: float) -> Te
     Returns:
         Φ, of the weight's shape and dtype. The gradient of `weight` is (m / (1 - p)) ⊙ ∂L/∂Φ.
     """
-    return mix_by(coefficients(mask, weight.dtype, p), weight, pretrained_weight, p)
+    mean = 1.0 - p
+    return mix_by(coefficients(mask, weight.dtype, mean), weight, pretrained_weight, mean)
 
 
-def coefficients(mask: Tensor, dtype: torch.dtype, p: float) -> Tensor:
-    """Return the factors for `mix_by`: m / (1 - p), or only m in half precision.
+def _check_pair(weight: Tensor, target: Tensor, *, name: str) -> None:
+    """Refuse a weight that is not floating point, and a target of another shape."""
+    if not weight.is_floating_point():
+        raise ArgumentError(f"weight: got {weight.dtype}, expected floating point")
+    if weight.shape != target.shape:
+        raise ArgumentError(
+            f"{name}: got shape {tuple(target.shape)}, expected the weight's {tuple(weight.shape)}"
+        )
+
+
+def _check_mean(mean: float) -> float:
+    """Return the mean of a mask's distribution as a float, after checking it."""
+    is_number = isinstance(mean, (int, float)) and not isinstance(mean, bool)
+    if not is_number or not 0.0 < mean < math.inf:
+        raise ArgumentError(
+            f"mean: got {mean!r}, expected a finite number above 0, the mean of the distribution "
+            "that the mask was drawn from"
+        )
+    return float(mean)
+
+
+def _broadcasts(shape: torch.Size, to: torch.Size) -> bool:
+    """Tell whether a tensor of one shape broadcasts to another shape without enlarging it."""
+    sizes = zip(reversed(shape), reversed(to), strict=False)
+    return len(shape) <= len(to) and all(size in (1, wanted) for size, wanted in sizes)
+
+
+def mixconnect(weight: Tensor, target: Tensor, mask: Tensor, mean: float) -> Tensor:
+    """Mix a weight with a target by a mask from any distribution (the paper's equation 4).
+
+    Φ = μ⁻¹ ((I - M) u + M w - (1 - μ) u), computed as u + (m / μ) ⊙ (w - u). E[Φ] = w if E[m] = μ.
+
+    Special cases: with a target of zeros this is dropout (one mask value per input neuron, shape
+    (1, in_features) for a linear layer) or dropconnect (one per weight). With a mask of zeros and
+    ones and μ = 1 - p it is mixout.
 
     Args:
-        mask: The mask, Bool or 0 and 1 in any dtype.
-        dtype: The weight's dtype, which the result has too.
-        p: Mix probability in [0, 1).
-    """
-    bits = mask.to(dtype)
-    return bits * (1.0 / (1.0 - p)) if is_full_precision(dtype) else bits
-
-
-def mix_by(
-    factors: Tensor,
-    weight: Tensor,
-    pretrained_weight: Tensor,
-    p: float,
-    *,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Compute Φ as `mix` does, from a mask that `coefficients` has converted.
-
-    Args:
-        factors: The result of `coefficients`; broadcasts against `weight`.
-        weight: w.
-        pretrained_weight: u, of the same shape; cast to the weight's dtype if it differs.
-        p: Mix probability in [0, 1).
-        out: Tensor to write Φ into, if no gradient is needed; None allocates one.
+        weight: w, floating point, any shape.
+        target: u, of the same shape and device. It receives no gradient.
+        mask: m, real numbers or Bool, drawn by the caller; broadcasts to the weight's shape.
+        mean: μ, the mean of the distribution that the mask was drawn from (not of this mask); a
+            finite number above 0.
 
     Returns:
-        Φ, of the weight's shape and dtype.
+        Φ, of the shape, dtype and device of `weight`. The gradient of `weight` is (m / μ) ⊙ ∂L/∂Φ.
+
+    Raises:
+        ArgumentError: The weight is not floating point, the mask is complex, a shape does not fit,
+            or `mean` is not valid.
+
+    Example:
+        >>> u = torch.zeros(3, 4); w = torch.ones(3, 4)
+        >>> mask = 1.0 + 0.5 * torch.randn(1, 4)  # Gaussian, one value per input neuron
+        >>> torch.equal(mixconnect(w, u, mask, 1.0), mask.expand(3, 4))
+        True
     """
-    target = pretrained_weight.to(weight.dtype)
-    if is_full_precision(weight.dtype):
-        return torch.lerp(target, weight, factors, out=out)
-    return torch.addcmul(target, weight - target, factors, value=1.0 / (1.0 - p), out=out)
+    _check_pair(weight, target, name="target")
+    mean = _check_mean(mean)
+    if mask.is_complex():
+        raise ArgumentError(f"mask: got {mask.dtype}, expected real numbers or Bool")
+    if not _broadcasts(mask.shape, to=weight.shape):
+        raise ArgumentError(
+            f"mask: got shape {tuple(mask.shape)}, expected one that broadcasts to the weight's "
+            f"{tuple(weight.shape)}"
+        )
+    return mix_by(coefficients(mask, weight.dtype, mean), weight, target.detach(), mean)
 
 
 def mixout(
@@ -112,7 +186,7 @@ def mixout(
     training: bool = True,
     input_dim: int = -1,
 ) -> Tensor:
-    """Mix a weight with its pretrained value at random (the paper's equation 4).
+    """Mix a weight with its pretrained value at random: mixconnect with Bernoulli masks.
 
     Φ = u + (m / (1 - p)) ⊙ (w - u) with m ~ Bernoulli(1 - p), so that E[Φ] = w.
 
@@ -140,16 +214,9 @@ def mixout(
     """
     p = check_probability(p)
     granularity = check_granularity(granularity)
-    if weight.shape != pretrained_weight.shape:
-        raise ArgumentError(
-            f"pretrained_weight: got shape {tuple(pretrained_weight.shape)}, "
-            f"expected the weight's {tuple(weight.shape)}"
-        )
-    if not weight.is_floating_point() or weight.dim() == 0:
-        raise ArgumentError(
-            f"weight: got {weight.dtype} of shape {tuple(weight.shape)}, "
-            "expected floating point with at least one dimension"
-        )
+    _check_pair(weight, pretrained_weight, name="pretrained_weight")
+    if weight.dim() == 0:
+        raise ArgumentError("weight: got a scalar, expected at least one dimension")
     if not -weight.dim() <= input_dim < weight.dim():
         raise ArgumentError(
             f"input_dim: got {input_dim}, expected a dimension of the {weight.dim()}-dimensional "

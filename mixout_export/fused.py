@@ -66,7 +66,7 @@ def mixed_in(
     if _use is not None and kernel_applies(dtype, weight, pretrained_weight):
         _use.calls += 1
         return run_kernel(dtype, factors, weight, pretrained_weight, p)
-    return mix_by(factors, weight, pretrained_weight, p).to(dtype)
+    return mix_by(factors, weight, pretrained_weight, 1.0 - p).to(dtype)
 
 
 def kernel_applies(dtype: torch.dtype, weight: Tensor, pretrained_weight: Tensor) -> bool:

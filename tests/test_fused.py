@@ -27,7 +27,7 @@ found = []
 for shape, dim, (of_weight, of_anchor, of_mixed) in itertools.product(shapes, [0, 1], dtypes):
     weight, anchor = torch.randn(shape).to(of_weight), torch.randn(shape).to(of_anchor)
     mask = draw_mask(weight, 0.7, granularity="neuron", input_dim=dim)
-    factors = coefficients(mask, of_weight, 0.7)
+    factors = coefficients(mask, of_weight, 1.0 - 0.7)
     got = run_kernel(of_mixed, factors, weight, anchor, 0.7).double()
     away = (weight.double() - anchor.double()) / 0.3
     wanted = anchor.double() + mask * away
@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
 
     def instead(dtype, factors, weight, pretrained_weight, p):
         seen.append(dtype)
-        return mix_by(factors, weight, pretrained_weight, p).to(dtype)
+        return mix_by(factors, weight, pretrained_weight, 1.0 - p).to(dtype)
 
     monkeypatch.setattr(fused, "kernel_applies", lambda *_: not torch.is_grad_enabled())
     monkeypatch.setattr(fused, "run_kernel", instead)

@@ -131,7 +131,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
     def install(factor: float) -> None:
         def instead(dtype, factors, weight, pretrained_weight, p):
-            mixed = fused.mix_by(factors, weight, pretrained_weight, p)
+            mixed = fused.mix_by(factors, weight, pretrained_weight, 1.0 - p)
             return (mixed * factor).to(dtype)
 
         monkeypatch.setattr(fused, "kernel_applies", lambda *_: not torch.is_grad_enabled())

@@ -79,6 +79,7 @@ def test_public_names() -> None:
         "collapse_mixout",
         "inject_mixout",
         "load_mixout",
+        "mixconnect",
         "mixout",
         "save_mixout",
     ]

@@ -72,18 +72,19 @@ def _mixed(mask: PackedMask, weight: Tensor, pretrained_weight: Tensor) -> Tenso
         return mix(weight, pretrained_weight, mask.bits(weight), mask.p)
     mixed = torch.empty_like(weight, memory_format=torch.contiguous_format)
     flat, w, u = mixed.view(-1), weight.reshape(-1), pretrained_weight.reshape(-1)
+    mean = 1.0 - mask.p
     for part, bits in mask.pieces(weight):
-        factors = coefficients(bits, weight.dtype, mask.p)
-        mix_by(factors, w[part], u[part], mask.p, out=flat[part])
+        factors = coefficients(bits, weight.dtype, mean)
+        mix_by(factors, w[part], u[part], mean, out=flat[part])
     return mixed
 
 
 def _masked(mask: PackedMask, gradient: Tensor) -> Tensor:
     """Multiply a gradient of Φ by m / (1 - p), in place."""
     if torch.is_grad_enabled():
-        factors = coefficients(mask.bits(gradient), gradient.dtype, mask.p)
+        factors = coefficients(mask.bits(gradient), gradient.dtype, 1.0 - mask.p)
         return mask_gradient(gradient, factors, mask.p)
     flat = gradient.view(-1)
     for part, bits in mask.pieces(gradient):
-        mask_gradient(flat[part], coefficients(bits, gradient.dtype, mask.p), mask.p)
+        mask_gradient(flat[part], coefficients(bits, gradient.dtype, 1.0 - mask.p), mask.p)
     return gradient

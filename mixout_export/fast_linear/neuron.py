@@ -34,7 +34,7 @@ def neuron_product(
     active = None
     if torch.is_grad_enabled():
         active = ActiveNeurons.of(mask, weight, input.shape[0])
-    factors = coefficients(from_host(mask, weight.device), weight.dtype, p)
+    factors = coefficients(from_host(mask, weight.device), weight.dtype, 1.0 - p)
     output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
         input, weight, pretrained_weight, bias, factors, active, p, input_dim
     )
