@@ -104,7 +104,7 @@ def sign_flip_test(differences: Sequence[float] | Floats) -> float:
     mean, which is what we report. Zeros and ties need no special case.
     """
     values = np.asarray(differences, np.float64)
-    if not np.any(values):
+    if len(values) < 2 or not np.any(values):
         return 1.0
     values = values / np.max(np.abs(values))
     found = stats.permutation_test(
@@ -130,16 +130,20 @@ def mcnemar_test(first_only: int, second_only: int) -> float:
 
 
 def brown_forsythe_test(first: Floats, second: Floats) -> float | None:
-    """Return the p-value for equal spread; None for fewer than 3 runs or scores without spread.
+    """Return the p-value for equal spread.
 
     It takes the two samples as independent. On paired runs, whose scores may rise and fall
     together, it is an approximation.
+
+    Returns:
+        The p-value; None for fewer than 3 runs, or if each sample's distances from its median are
+        all equal, because the test compares them with their own variance.
     """
-    if min(len(first), len(second)) < 3 or (np.ptp(first) == 0.0 and np.ptp(second) == 0.0):
+    if min(len(first), len(second)) < 3:
         return None
-    with np.errstate(all="ignore"):
-        p_value = float(stats.levene(first, second, center="median").pvalue)
-    return p_value if math.isfinite(p_value) else None
+    if all(np.ptp(np.abs(sample - np.median(sample))) < 1e-12 for sample in (first, second)):
+        return None
+    return float(stats.levene(first, second, center="median").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
