@@ -20,9 +20,11 @@ class Reader(ABC):
     Attributes:
         uses: Options of `train` that only some tasks have and this one supports: "doc-stride",
             "pack-sequences" or "choices-column".
+        draws: Whether the examples draw something anew in each epoch, from the seed of the run.
     """
 
     uses: ClassVar[frozenset[str]] = frozenset()
+    draws: ClassVar[bool] = False
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model that cannot learn the task although it has the right head."""

@@ -237,6 +237,7 @@ class MaskedLM(TextReader):
     """Reads texts, whose tokens are then hidden."""
 
     task = MASKED_LM
+    draws: ClassVar[bool] = True
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MaskedText:
         """Read rows or blocks of text."""

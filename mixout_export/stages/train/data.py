@@ -6,13 +6,18 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.folder import PlainCheckpoint
-from mixout_export.checkpoint.interface import describe_interface, settle_pad_token
+from mixout_export.checkpoint.interface import (
+    ModelInterface,
+    describe_interface,
+    settle_pad_token,
+)
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
 from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import CheckpointError
+from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.training.options import TrainOptions
 
 _DEFAULT_MAX_LENGTH = 128
@@ -114,8 +119,11 @@ def load_training_data(
     model: PreTrainedModel,
     data: DataOptions,
     options: TrainOptions,
+    shared: SharedData | None = None,
 ) -> TrainingData:
     """Read, check and encode the data of a run. A model without a padding id gets one.
+
+    With `shared`, files are not read again if an earlier run has read them in the same way.
 
     Raises:
         ArgumentError: `max_length` is above the model's limit or leaves no room for text, or there
@@ -123,16 +131,36 @@ def load_training_data(
         CheckpointError: The checkpoint has no tokenizer, or its model cannot learn the task.
         DataError: The data cannot be read or do not fit.
     """
-    task = folder.require_task()
+    tokenizer = _tokenizer_of(folder, model)
+    reader.check(model)
+    interface = describe_interface(model, folder.require_task(), tokenizer)
+
+    def read() -> TrainingData:
+        return _read(folder, reader, tokenizer, interface, data, options)
+
+    if shared is None or data.dataset is not None:
+        return read()
+    try:
+        key = data_key(folder, reader, tokenizer, interface, data, options)
+    except OSError:
+        return read()  # a file is missing, which is reported there
+    return shared.get(key, read)
+
+
+def _read(
+    folder: PlainCheckpoint,
+    reader: Reader,
+    tokenizer: PreTrainedTokenizerBase,
+    interface: ModelInterface,
+    data: DataOptions,
+    options: TrainOptions,
+) -> TrainingData:
     whole, evaluation, name = _tables(data)
     train = whole
     if options.examples is not None:
         train = whole.sample(options.examples, seed=options.examples_seed)
     labels = tuple(folder.labels or ())
     columns = reader.find(train, data.columns, labels)
-    tokenizer = _tokenizer_of(folder, model)
-    reader.check(model)
-    interface = describe_interface(model, task, tokenizer)
     paired = columns.text_pair is not None or columns.choices is not None
     max_length = choose_max_length(
         options.max_length,

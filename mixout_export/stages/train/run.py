@@ -23,6 +23,7 @@ from mixout_export.stages.train.data import DataOptions, TrainingData, load_trai
 from mixout_export.stages.train.describe import write_trained_card
 from mixout_export.stages.train.record import RunRecord, TrainResult, run_settings
 from mixout_export.stages.train.settings import check_agreement, check_evaluation, check_options
+from mixout_export.stages.train.shared_data import SharedData
 from mixout_export.surgery.injection import mixout_layers
 from mixout_export.surgery.key_names import disk_keys
 from mixout_export.training.curves import write_curves
@@ -44,6 +45,7 @@ def train_checkpoint(
     resume: bool = False,
     observer: Observer | None = None,
     must_stop: Callable[[], bool] = lambda: False,
+    shared: SharedData | None = None,
 ) -> TrainResult:
     """Finetune a mixout checkpoint.
 
@@ -60,6 +62,7 @@ def train_checkpoint(
             complete, do nothing.
         observer: Is told how the run goes.
         must_stop: Called after each step; True saves a checkpoint and stops the run.
+        shared: Encoded data of earlier runs in this process. The result is the same without.
 
     Raises:
         ArgumentError: Options are invalid or differ from those of the run to resume.
@@ -111,7 +114,7 @@ def train_checkpoint(
         pretrained = _pretrained_values(source, model, options)
 
         # Read and encode the data. Hash the files now, because they may change during training.
-        encoded = load_training_data(source, reader, model, data, options)
+        encoded = load_training_data(source, reader, model, data, options, shared)
         check_evaluation(options, encoded)
         files = _data_files(data, encoded)
         settings = run_settings(source, options, encoded, processes=accelerator.num_processes)
