@@ -136,13 +136,19 @@ def _check_shapes(logits: Array, labels: Array) -> None:
         )
 
 
-def is_better(name: str, new: float, best: float | None) -> bool:
-    """Return whether a value of a metric is better than the best so far; NaN never is."""
+def is_lower_better(name: str) -> bool:
+    """Return whether a smaller value of a metric is better."""
     known = {metric.name: metric for task in TASKS.values() for metric in task.reports}
     if name not in known:
         raise ArgumentError(f"metric: got {name!r}, expected one of {', '.join(known)}")
+    return known[name].lower_is_better
+
+
+def is_better(name: str, new: float, best: float | None) -> bool:
+    """Return whether a value of a metric is better than the best so far; NaN never is."""
+    lower = is_lower_better(name)
     if math.isnan(new):
         return False
     if best is None or math.isnan(best):
         return True
-    return new < best if known[name].lower_is_better else new > best
+    return new < best if lower else new > best

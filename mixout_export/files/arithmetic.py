@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.files.tensors import DTYPE_SIZES, TensorEntry
+from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 
 _NUMPY = {
     "F64": np.dtype(np.float64),
@@ -25,6 +25,18 @@ DTYPE_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64"
 def as_array(entry: TensorEntry) -> NDArray[np.generic]:
     """Read a floating-point tensor."""
     return np.frombuffer(entry.read(), _NUMPY[entry.dtype]).reshape(entry.shape)
+
+
+def squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]:
+    """Return ‖w - u‖² and ‖u‖², summed in float64."""
+    if entry.dtype not in FLOATING or entry.shape != pretrained.shape:
+        raise CheckpointError(
+            f"{pretrained.file}: {pretrained.key!r} is {pretrained.dtype} of shape "
+            f"{pretrained.shape}, expected one like the weight's {entry.dtype} {entry.shape}"
+        )
+    u = as_array(pretrained).astype(np.float64).ravel()
+    difference = as_array(entry).astype(np.float64).ravel() - u
+    return float(difference @ difference), float(u @ u)
 
 
 @dataclass(frozen=True)

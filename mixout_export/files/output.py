@@ -32,6 +32,22 @@ def partial_path(out: Path) -> Path:
     return _with_suffix(out, LAYOUT.partial_suffix)
 
 
+def acquire_lock(folder: Path) -> BaseFileLock:
+    """Lock a folder for this process. The system ends the lock if the process is killed.
+
+    Raises:
+        OutputError: Another process holds the lock.
+    """
+    lock = FileLock(folder / LOCK, blocking=False, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise OutputError(
+            f"{folder}: another process is writing it; wait for it or choose another OUT"
+        ) from error
+    return lock
+
+
 @dataclass
 class OutputFolder:
     """A folder being written at `OUT.partial`, to be renamed to `OUT` once it is whole."""
@@ -65,15 +81,8 @@ class OutputFolder:
         shutil.rmtree(self.partial, ignore_errors=True)
 
     def lock(self) -> None:
-        """Lock `partial` for this process. The system ends the lock if the process is killed."""
-        lock = FileLock(self.partial / LOCK, blocking=False, thread_local=False)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise OutputError(
-                f"{self.partial}: another process is writing it; wait for it or choose another OUT"
-            ) from error
-        self._lock = lock
+        """Lock `partial` for this process."""
+        self._lock = acquire_lock(self.partial)
 
     def unlock(self) -> None:
         """Release the lock. An unfinished folder keeps the lock's file, which says it is ours."""

@@ -7,17 +7,14 @@ from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mixout_export.artifacts.onnx_model import Bundle, OnnxModel
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
-from mixout_export.files.arithmetic import as_array
+from mixout_export.files.arithmetic import squares
 from mixout_export.files.graph_metadata import SOURCE_SHA256, TOOL_VERSION, GraphMetadata
 from mixout_export.files.input_files import InputFiles
-from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import damage_explained
 
@@ -82,18 +79,6 @@ class Inspection:
     unlisted: tuple[str, ...] = ()
 
 
-def _squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]:
-    """Return ‖w - u‖² and ‖u‖², summed in float64."""
-    if entry.dtype not in FLOATING or entry.shape != pretrained.shape:
-        raise CheckpointError(
-            f"{pretrained.file}: {pretrained.key!r} is {pretrained.dtype} of shape "
-            f"{pretrained.shape}, expected one like the weight's {entry.dtype} {entry.shape}"
-        )
-    u = as_array(pretrained).astype(np.float64).ravel()
-    difference = as_array(entry).astype(np.float64).ravel() - u
-    return float(difference @ difference), float(u @ u)
-
-
 def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], float | None]:
     if folder.metadata is None:
         return (), None
@@ -108,7 +93,7 @@ def _distances(folder: PlainCheckpoint) -> tuple[tuple[LayerDistance, ...], floa
         if entry is None or anchor is None:
             missing = module.weight_key if entry is None else module.pretrained_key
             raise CheckpointError(f"{folder.path}: the tensor {missing!r} is missing; restore it")
-        moved, norm = _squares(entry, anchor)
+        moved, norm = squares(entry, anchor)
         distance, size = math.sqrt(moved), math.sqrt(norm)
         relative = distance / size if size else math.inf if distance else 0.0
         layers.append(LayerDistance(module.name, entry.shape, distance, relative))
