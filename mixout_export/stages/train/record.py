@@ -106,10 +106,17 @@ class RunRecord:
         result = self.content.get("result")
         return None if result is None else TrainResult(out, already_complete=True, **result)
 
-    def start(self, settings: dict[str, Any], data: DataOptions, files: Sequence[DataFile]) -> None:
+    def start(
+        self,
+        settings: dict[str, Any],
+        data: DataOptions,
+        files: Sequence[DataFile],
+        chance: Mapping[str, float],
+    ) -> None:
         """Write the settings, after comparing them with those of the run to resume.
 
-        The paths of the data files are recorded until the run is complete.
+        The paths of the data files are recorded until the run is complete, and so is `chance`, so
+        that a run that diverges can be judged.
 
         Raises:
             ArgumentError: The settings differ from those of the run to resume.
@@ -126,12 +133,13 @@ class RunRecord:
             "sources": {name: given.pop(name) for name in _SOURCES},
             "columns": given,
             "data_files": [asdict(file) for file in files],
+            "chance": dict(chance),
         }
         write_json(self._path, self.content)
 
     def complete(self, result: TrainResult) -> None:
         """Add the result. Remove the data files' paths, which are nobody else's business."""
-        del self.content["sources"]
+        del self.content["sources"], self.content["chance"]
         values = {k: v for k, v in vars(result).items() if k not in ("out", "already_complete")}
         self.content["result"] = values
         write_json(self._path, self.content)

@@ -117,13 +117,14 @@ def train_checkpoint(
         encoded = load_training_data(source, reader, model, data, options, shared)
         check_evaluation(options, encoded)
         files = _data_files(data, encoded)
+        chance = {} if encoded.evaluation is None else encoded.evaluation.chance()
         settings = run_settings(source, options, encoded, processes=accelerator.num_processes)
         check_agreement(gather_object([settings]))
 
         with work:
             record = RunRecord(partial)
             if is_main:
-                record.start(settings, data, files)
+                record.start(settings, data, files, chance)
             accelerator.wait_for_everyone()  # until an old run's files are removed
             if options.tracker is not None:
                 accelerator.init_trackers(out.name)
@@ -160,7 +161,7 @@ def train_checkpoint(
                 chosen_step=chosen_step,
                 stopped_early=stopped_early,
                 seconds=time.monotonic() - started,
-                chance={} if encoded.evaluation is None else encoded.evaluation.chance(),
+                chance=chance,
             )
 
             # Write the chosen model with everything that describes it.
