@@ -6,6 +6,7 @@ MixoutError                   exit code 1: error
 ├── OutputError               OUT cannot be written (it exists, no space, no permission)
 ├── CheckpointError           a checkpoint cannot be read, or its contents are wrong
 ├── DataError                 a data file cannot be read, or does not fit the task
+├── PlanError                 the plan of a study cannot be read, or is wrong
 ├── TrainingError             training cannot continue
 │   └── TrainingStoppedError  training was asked to stop, and has saved a checkpoint
 ├── ExportError               a graph cannot be exported
@@ -45,6 +46,10 @@ class CheckpointError(MixoutError):
 
 class DataError(MixoutError):
     """A data file cannot be read, or does not fit the task."""
+
+
+class PlanError(MixoutError):
+    """The plan of a study cannot be read, or something in it is wrong."""
 
 
 class TrainingError(MixoutError):

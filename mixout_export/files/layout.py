@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 @dataclass(frozen=True)
 class Layout:
-    """File names of Hugging Face, mixout and ONNX folders."""
+    """File names of Hugging Face, mixout and ONNX folders, and of studies."""
 
     config: str = "config.json"
     weights: str = "model.safetensors"
@@ -27,6 +27,13 @@ class Layout:
     manifest: str = "manifest.json"
     signature: str = "model.sig"
     bom: str = "bom.cdx.json"
+    plan: str = "plan.toml"
+    runs: str = "runs.jsonl"
+    summary: str = "summary.json"
+    report: str = "report.html"
+    pictures: str = "pictures"
+    work: str = "work"
+    checkpoints: str = "checkpoints"
     partial_suffix: str = ".partial"
     previous_suffix: str = ".previous"
     pretrained_prefix: str = "pretrained_"

@@ -48,7 +48,9 @@ class RunRecord:
         curve: The records of the run's `metrics.jsonl`.
         weights_sha256: SHA-256 of the trained checkpoint's weights.
         seconds: Wall-clock seconds of the whole run in the study.
-        training_seconds: Wall-clock seconds of the training steps alone.
+        training_seconds: Wall-clock seconds of the training steps alone. In a resumed run, those
+            before the interruption are estimated.
+        evaluation_seconds: The same of the evaluations.
         threads: Number of CPU threads.
         device: "cpu" or the name of the GPU.
         versions: Package → version.
@@ -76,6 +78,7 @@ class RunRecord:
     weights_sha256: str = ""
     seconds: float = 0.0
     training_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
     threads: int = 1
     device: str = "cpu"
     versions: dict[str, str] = field(default_factory=dict)
