@@ -21,6 +21,7 @@ _COMMANDS = {
     "bundle": "Arrange an ONNX folder for an inference server.",
     "verify": "Check that two models compute the same thing.",
     "inspect": "Describe a checkpoint: type, history, and how far each layer moved.",
+    "study": "Compare arms on tasks and seeds, such as Mixout and plain finetuning.",
     "push": "Upload a folder to the Hugging Face hub.",
     "demo": "Run the complete workflow on a small real model.",
 }

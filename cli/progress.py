@@ -1,4 +1,4 @@
-"""How a training run is shown while it goes on."""
+"""How training runs and studies are shown while they go on."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -9,6 +9,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from mixout_export.printable import printable
+from mixout_export.stages.study.observer import StudyObserver
+from mixout_export.study.records import RunRecord
 from mixout_export.training.records import Observer
 from mixout_export_cli.output import Output, count_of
 
@@ -126,3 +129,70 @@ class TrainingDisplay(Observer):
     def __exit__(self, *_: object) -> None:
         if self._live:  # rich before 14 ends a bar that it never showed with an empty line
             self._bar.stop()
+
+
+class StudyDisplay(StudyObserver):
+    """Shows how a study goes on stderr: a live bar, and a line for each run that has ended.
+
+    Args:
+        output: Where the command writes.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._live = output.shows_progress
+        self._runs = 0
+        self._bar = Progress(
+            TextColumn("run {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[left]}"),
+            console=Console(stderr=True),
+            disable=not self._live,
+            expand=True,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def started(self, *, runs: int, done: int, seconds_left: float | None) -> None:
+        """Start the bar."""
+        self._runs = runs
+        left = _left(seconds_left)
+        if done:
+            self._say(f"run {done}/{runs}: resumed{left and ', ' + left}")
+        self._task = self._bar.add_task("study", total=runs, completed=done, left=left)
+        self._bar.start()
+
+    def finished(self, record: RunRecord, *, done: int, seconds_left: float | None) -> None:
+        """Write what came out of a run."""
+        left = _left(seconds_left)
+        if record.status == "done":
+            score = "nan" if record.score is None else f"{record.score:.4f}"
+            said = f"{record.metric} {score}"
+        elif record.status == "diverged":
+            said = "diverged, which counts as failed"
+        else:
+            said = f"crashed: {(record.error or '').strip().splitlines()[-1]}"
+        took = f" in {record.seconds:.0f} s" if record.seconds else ""
+        name = f"{record.task}, {record.arm}, seed {record.seeds.masks}"
+        beside = "" if self._live or not left else f", {left}"
+        self._say(f"run {done}/{self._runs}: {name}: {said}{took}{beside}")
+        if self._task is not None:
+            self._bar.update(self._task, completed=done, left=left)
+
+    def _say(self, line: str) -> None:
+        if self._live:
+            self._bar.console.print(printable(line), highlight=False, markup=False)
+        else:
+            self._output.note(line)
+
+    def __enter__(self) -> "StudyDisplay":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._bar.stop()
+
+
+def _left(seconds: float | None) -> str:
+    """Return the time left in words; "" if it is unknown."""
+    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"

@@ -13,7 +13,10 @@ from mixout_export.training.options import SCHEDULERS, TrainOptions
 from mixout_export.version import __version__
 from mixout_export_cli.main import cli, main
 
-COMMANDS = ("prepare", "train", "collapse", "onnx", "bundle", "verify", "inspect", "push", "demo")
+COMMANDS = (
+    *("prepare", "train", "collapse", "onnx", "bundle"),
+    *("verify", "inspect", "study", "push", "demo"),
+)
 
 #: The contract's options with their defaults; None where the default is not a value.
 EVERYWHERE = {"json": False, "quiet": False}
@@ -129,6 +132,13 @@ OPTIONS = {
         "protocol": None,
     },
     "inspect": {**EVERYWHERE, "plot": None},
+    "study": {
+        **WRITES,
+        "engine": "local",
+        "address": None,
+        "workers": None,
+        "device": None,
+    },
     "push": {
         **EVERYWHERE,
         "private": False,
@@ -147,6 +157,7 @@ ARGUMENTS = {
     "bundle": ["ONNX", "OUT"],
     "verify": ["REFERENCE", "CANDIDATE"],
     "inspect": ["PATH"],
+    "study": ["PLAN", "OUT"],
     "push": ["FOLDER", "REPO"],
     "demo": ["[OUT]"],
 }

@@ -43,6 +43,10 @@ class TrainingGround:
         self.root, self._tiny = root, tiny
         self._prepared: dict[str, Path] = {}
 
+    def base(self, kind: str = "bert") -> Path:
+        """Return a tiny base."""
+        return self._tiny.base(kind)
+
     def prepared(
         self,
         kind: str = "bert",
@@ -60,7 +64,7 @@ class TrainingGround:
             out = self.root / f"prepared-{len(self._prepared)}"
             count = labels or (2 if task == "text-classification" else None)
             prepare_checkpoint(
-                str(base or self._tiny.base(kind)),
+                str(base or self.base(kind)),
                 out,
                 PrepareOptions(
                     base=BaseOptions(task=task, labels=count),

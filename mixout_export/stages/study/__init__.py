@@ -1,0 +1,1 @@
+"""`study`: compare arms on tasks and seeds."""

@@ -1,0 +1,259 @@
+"""Run a study: every arm on every task with every seed."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixout_export.checkpoint.base import locate_base
+from mixout_export.checkpoint.folder import checkpoint_in
+from mixout_export.errors import CheckpointError, TrainingStoppedError
+from mixout_export.files.input_files import InputFiles
+from mixout_export.files.json_files import write_json
+from mixout_export.files.layout import LAYOUT
+from mixout_export.files.streams import file_digest
+from mixout_export.files.tensors import digest_files
+from mixout_export.files.weight_files import weight_files
+from mixout_export.stages.study.engine import Engine, Job, Outcome
+from mixout_export.stages.study.folder import StudyFolder, study_folder
+from mixout_export.stages.study.observer import StudyObserver
+from mixout_export.stages.study.settings import SCHEMA, check_settings
+from mixout_export.study.analysis import summarize
+from mixout_export.study.estimate import seconds_left
+from mixout_export.study.plan import Plan, read_plan
+from mixout_export.study.records import CRASHED, RunRecord
+from mixout_export.study.runs import Run, data_files, expand, records_of, settings_of_runs
+from mixout_export.study.summary import StudySummary
+
+#: Attempts at a run that crashes, in one start of the study.
+ATTEMPTS = 3
+
+#: Seconds between two looks at whether to stop.
+_PATIENCE = 0.2
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study did.
+
+    Attributes:
+        out: Its folder.
+        runs: Number of runs of the plan.
+        done: Number of those that have ended or diverged.
+        new: Number of those that ended in this call.
+        crashed: The last records of runs that did not end.
+        other: Number of recorded runs that the plan no longer has.
+        stopped_by_budget: Whether runs are left because the budget is used up.
+        records: The records of the plan's runs, in its order.
+    """
+
+    out: Path
+    runs: int
+    done: int
+    new: int
+    crashed: tuple[RunRecord, ...]
+    other: int
+    stopped_by_budget: bool
+    records: tuple[RunRecord, ...]
+
+
+def load_plan(file: Path) -> tuple[Plan, list[Run]]:
+    """Read a plan and return it with its runs, in the order in which they are to be done.
+
+    Raises:
+        PlanError: Something in the plan is wrong.
+        CheckpointError: The base cannot be found or read.
+    """
+    plan = read_plan(file, SCHEMA)
+    settings = settings_of_runs(plan)
+    check_settings(plan, settings)
+    digests = {path: file_digest(path) for path in data_files(settings.values())}
+    return plan, expand(plan, base_sha256=_base_digest(plan), digests=digests)
+
+
+def _base_digest(plan: Plan) -> str:
+    revision = plan.settings["prepare"].get("revision")
+    path, _ = locate_base(plan.base, revision=revision)
+    files = checkpoint_in(InputFiles(path)).weight_paths or weight_files(
+        path, LAYOUT.pickle_weights, LAYOUT.pickle_index
+    )
+    if not files:
+        raise CheckpointError(f"{path}: holds no {LAYOUT.weights}, expected the weights there")
+    return digest_files(files)
+
+
+def run_study(
+    file: Path,
+    out: Path,
+    *,
+    engine: Callable[[Plan], Engine],
+    device: str | None = None,
+    overwrite: bool = False,
+    observer: StudyObserver | None = None,
+    must_stop: Callable[[], bool] = lambda: False,
+) -> StudyResult:
+    """Do the runs of a plan that have not been done.
+
+    Args:
+        file: The plan.
+        out: The folder of the study: a new one, or that of the study to go on with.
+        engine: Makes what does the runs.
+        device: Device of the runs; None takes a GPU if there is one.
+        overwrite: Whether to remove the records in `out` and start anew.
+        observer: Is told how the study goes.
+        must_stop: Asked a few times per second; True saves the runs in progress and stops.
+
+    Raises:
+        PlanError: Something in the plan is wrong.
+        CheckpointError: The base cannot be found or read.
+        OutputError: `out` holds something else, or another process writes it.
+        TrainingStoppedError: `must_stop` returned True.
+    """
+    plan, runs = load_plan(file)
+    with study_folder(out, overwrite=overwrite) as folder:
+        (out / LAYOUT.plan).write_text(plan.text, encoding="utf-8")
+        study = _Study(plan, runs, folder, device, observer or StudyObserver())
+        working = engine(plan)
+        try:
+            study.run(working, must_stop)
+        finally:
+            working.close()
+            study.summarize()
+        return study.result()
+
+
+class _Study:
+    """The bookkeeping of a study while its runs are done."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        runs: list[Run],
+        folder: StudyFolder,
+        device: str | None,
+        observer: StudyObserver,
+    ) -> None:
+        self._plan, self._runs, self._folder = plan, runs, folder
+        self._device, self._observer = device, observer
+        self._records = folder.log.latest()
+        self._unique: dict[str, Run] = {}
+        for run in runs:
+            self._unique.setdefault(run.key, run)
+        self._new = 0
+        self._tries: dict[str, int] = {}
+        self._flying: dict[str, Job] = {}
+        self._waiting = deque(r for r in self._unique.values() if not self._is_done(r.key))
+
+    def run(self, engine: Engine, must_stop: Callable[[], bool]) -> None:
+        """Do the runs that are left.
+
+        Raises:
+            TrainingStoppedError: `must_stop` returned True.
+        """
+        self._folder.begin()
+        self._tidy()
+        self._observer.started(
+            runs=len(self._unique), done=self._done(), seconds_left=self._left(engine)
+        )
+        stopping = False
+        while self._flying or (self._waiting and not stopping and not self._over_budget()):
+            if not stopping and must_stop():
+                stopping = True
+                self._folder.ask_to_stop()
+            while (
+                self._waiting
+                and len(self._flying) < engine.workers
+                and not stopping
+                and not self._over_budget()
+            ):
+                self._submit(engine, self._waiting.popleft())
+            for outcome in engine.wait(_PATIENCE):
+                self._receive(outcome, engine, stopping=stopping)
+        if stopping:
+            raise TrainingStoppedError(
+                f"stopped; {self._done()} of {len(self._unique)} runs are done"
+            )
+        if not self._waiting:
+            self._folder.end()
+
+    def summarize(self) -> StudySummary:
+        """Write what the records show so far, and return it."""
+        plan = self._plan
+        summary = summarize(
+            records_of(self._runs, self._records),
+            tasks=[task.name for task in plan.tasks],
+            arms=[arm.name for arm in plan.arms],
+            baseline=plan.baseline,
+        )
+        write_json(self._folder.path / LAYOUT.summary, summary.to_dict())
+        return summary
+
+    def result(self) -> StudyResult:
+        """Return what the study did."""
+        found = [self._records[key] for key in self._unique if key in self._records]
+        return StudyResult(
+            out=self._folder.path,
+            runs=len(self._unique),
+            done=self._done(),
+            new=self._new,
+            crashed=tuple(record for record in found if record.status == CRASHED),
+            other=len(self._records.keys() - self._unique.keys()),
+            stopped_by_budget=bool(self._waiting),
+            records=tuple(records_of(self._runs, self._records)),
+        )
+
+    def _is_done(self, key: str) -> bool:
+        return key in self._records and self._records[key].status != CRASHED
+
+    def _done(self) -> int:
+        return sum(self._is_done(key) for key in self._unique)
+
+    def _left(self, engine: Engine) -> float | None:
+        runs = [*(job.run for job in self._flying.values()), *self._waiting]
+        return seconds_left(runs, records_of(self._runs, self._records), workers=engine.workers)
+
+    def _over_budget(self) -> bool:
+        """Return whether the runs have used up the plan's budget of training time."""
+        if self._plan.budget is None:
+            return False
+        done = (self._records[key] for key in self._unique if self._is_done(key))
+        return sum(record.training_seconds for record in done) >= self._plan.budget
+
+    def _submit(self, engine: Engine, run: Run) -> None:
+        self._tries[run.key] = self._tries.get(run.key, 0) + 1
+        self._flying[run.key] = self._job(run)
+        engine.submit(self._flying[run.key])
+
+    def _job(self, run: Run) -> Job:
+        earlier = self._records.get(run.key)
+        attempt = 1 if earlier is None else earlier.attempt + 1
+        return Job(run, attempt, self._folder.work, self._plan.threads, self._device)
+
+    def _receive(self, outcome: Outcome, engine: Engine, *, stopping: bool) -> None:
+        """Record how a job ended, and remove what is no longer needed."""
+        run = self._flying.pop(outcome.job.run.key).run
+        record = outcome.record
+        if record is None and outcome.error is None:  # asked to stop, it has saved a checkpoint
+            self._waiting.appendleft(run)
+            self._tries[run.key] -= 1
+            return
+        if record is None:
+            record = outcome.job.crashed(outcome.error or "")
+        self._folder.log.append(record)
+        self._records[run.key] = record
+        if record.status != CRASHED:
+            self._new += 1
+            if self._plan.keep:
+                self._folder.keep(run.key)
+            self._folder.clean(run.key)
+        elif self._tries[run.key] < ATTEMPTS and not stopping:
+            self._waiting.appendleft(run)
+        self._tidy()
+        self._observer.finished(record, done=self._done(), seconds_left=self._left(engine))
+
+    def _tidy(self) -> None:
+        """Remove the prepared checkpoints that neither a job in flight nor the next one needs."""
+        needed = [job.prepared for job in self._flying.values()]
+        if self._waiting:
+            needed.append(self._job(self._waiting[0]).prepared)
+        self._folder.remove_prepared(needed)

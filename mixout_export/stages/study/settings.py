@@ -1,0 +1,86 @@
+"""The options of a study's runs, as `prepare` and `train` take them."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.config import MixoutConfig
+from mixout_export.data.metrics import default_metric
+from mixout_export.errors import MixoutError, PlanError
+from mixout_export.stages.prepare import PrepareOptions
+from mixout_export.stages.train import DataOptions
+from mixout_export.study.options import options_of
+from mixout_export.study.plan import Plan, Schema, Settings
+from mixout_export.study.runs import Run
+from mixout_export.tasks import get_task
+from mixout_export.training.options import TrainOptions
+
+_SEEDS = ("seed", "data_seed")
+
+#: The options that a plan may state.
+SCHEMA: Schema = {
+    "prepare": options_of(
+        BaseOptions, MixoutConfig, PrepareOptions, without=("base", "mixout", "seed")
+    ),
+    "train": options_of(DataOptions, TrainOptions, without=(*_SEEDS, "device")),
+}
+
+
+def prepare_options(run: Run) -> PrepareOptions:
+    """Return the options of a run's `prepare`."""
+    return _prepare_options(run.prepare, seed=run.seeds.head)
+
+
+def train_options(run: Run, *, device: str | None) -> tuple[DataOptions, TrainOptions]:
+    """Return the data and the options of a run's `train`."""
+    seeds = {"seed": run.seeds.masks, "data_seed": run.seeds.data}
+    return _train_options({**run.train, **run.data, **seeds, "device": device})
+
+
+def _prepare_options(values: dict[str, Any], **more: Any) -> PrepareOptions:
+    values = {**values, **more}
+    base = BaseOptions(**_take(values, BaseOptions))
+    mixout = MixoutConfig(**_take(values, MixoutConfig))
+    return PrepareOptions(base=base, mixout=mixout, **values)
+
+
+def _train_options(values: dict[str, Any]) -> tuple[DataOptions, TrainOptions]:
+    values = dict(values)
+    data = DataOptions(**_take(values, DataOptions))
+    return data, TrainOptions(**values)
+
+
+def _take(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Remove the fields of a dataclass from values, and return them."""
+    names = [field.name for field in fields(kind) if field.name in values]
+    return {name: values.pop(name) for name in names}
+
+
+def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> None:
+    """Check the options of every task with every arm, before anything is run.
+
+    Raises:
+        PlanError: An option has an invalid value, or the data are not complete.
+    """
+    for (task, arm), own in settings.items():
+        place = f"{plan.file}: task {task!r} with arm {arm!r}"
+        try:
+            prepared = _prepare_options(own["prepare"])
+            train = {n: getattr(v, "path", v) for n, v in own["train"].items()}
+            data, options = _train_options(train)
+            if prepared.base.task is not None:
+                default_metric(get_task(prepared.base.task), options.metric)
+        except MixoutError as error:
+            raise PlanError(f"{place}: {error}") from error
+        if (data.train_file is None) == (data.dataset is None):
+            raise PlanError(f"{place}: give either train-file or dataset, and not both")
+        if data.eval_file is None and data.dataset is None:
+            raise PlanError(f"{place}: eval-file is missing; a study compares scores on it")
+        _check_exist(place, data.files())
+
+
+def _check_exist(place: str, files: list[Path]) -> None:
+    for file in files:
+        if not file.is_file():
+            raise PlanError(f"{place}: {file}: no such file; check the path in the plan")

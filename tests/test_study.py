@@ -1,0 +1,290 @@
+"""A study as a whole: its runs, its records, resuming."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import TinyCheckpoints
+from cli_runs import Program
+from study_plans import ARMS, InProcess, study, workers, write_plan
+from training_runs import TrainingGround
+
+from mixout_export.errors import OutputError, TrainingStoppedError
+from mixout_export.files.output import acquire_lock
+from mixout_export.stages.study.engine import Job, Outcome
+from mixout_export.study.run_log import RunLog
+
+THIRD = """
+[[arm]]
+name = "dropout"
+inherit = "plain"
+prepare = { dropout = 0.1 }
+"""
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> TrainingGround:
+    return TrainingGround(tmp_path_factory.mktemp("study"), tiny)
+
+
+@pytest.fixture(scope="module")
+def finished(ground: TrainingGround) -> Path:
+    """The folder of a finished study, with its plan beside it."""
+    out = ground.root / "finished"
+    study(write_plan(ground.root, ground), out)
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "out"))
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+
+
+def without_times(value: Any) -> Any:
+    """Return a summary without what depends on how long runs took."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if "seconds" not in k and "time" not in k}
+        return {k: without_times(v) for k, v in kept.items()}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def summary(out: Path) -> Any:
+    return without_times(json.loads((out / "summary.json").read_text()))
+
+
+def test_a_study_records_every_run_and_leaves_nothing_else(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {".mixout-export.lock", "plan.toml", "runs.jsonl", "summary.json"}
+    records = lines(finished)
+    assert [(r["arm"], r["seeds"]["head"]) for r in records] == [
+        *[("plain", 0), ("mixout 0.7", 0)],
+        *[("plain", 1), ("mixout 0.7", 1)],
+    ]
+    assert len({record["key"] for record in records}) == 4
+    for record in records:
+        assert record["status"] == "done"
+        assert record["score"] == record["metrics"]["accuracy"]
+        assert record["chance"] >= 0.5
+        assert record["distance"] > 0
+        assert record["steps"] == 4
+        assert [each["step"] for each in record["curve"]] == [0, 4, 4]
+        assert 0 < record["training_seconds"] < record["seconds"]
+        assert 0 < record["evaluation_seconds"] < record["seconds"]
+
+
+def test_a_run_has_the_weights_of_the_same_commands_on_their_own(
+    finished: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = lines(finished)[-1]
+    monkeypatch.chdir(tmp_path)
+    for command in record["commands"]:
+        threads, name, *words = shlex.split(command)
+        assert (threads, name) == ("OMP_NUM_THREADS=1", "mixout-export")  # as in all tests
+        Program(capfd)(*words, "--quiet").done()
+    found = hashlib.sha256((tmp_path / "trained" / "model.safetensors").read_bytes()).hexdigest()
+    assert found == record["weights_sha256"]
+
+
+def test_a_finished_study_runs_nothing_again(copied: Path, ground: TrainingGround) -> None:
+    engine = InProcess()
+    before = (copied / "runs.jsonl").read_bytes(), (copied / "summary.json").read_bytes()
+    result = study(write_plan(copied.parent, ground), copied, engine=engine)
+    assert (result.runs, result.done, result.new) == (4, 4, 0)
+    assert engine.jobs == []
+    assert ((copied / "runs.jsonl").read_bytes(), (copied / "summary.json").read_bytes()) == before
+
+
+def test_added_seeds_and_arms_run_only_what_is_new(copied: Path, ground: TrainingGround) -> None:
+    engine = InProcess()
+    plan = write_plan(copied.parent, ground, seeds=3, arms=ARMS + THIRD)
+    result = study(plan, copied, engine=engine)
+    assert [(job.run.arm, job.run.seeds.head) for job in engine.jobs] == [
+        ("dropout", 0),
+        ("dropout", 1),
+        *[("plain", 2), ("mixout 0.7", 2), ("dropout", 2)],
+    ]
+    assert (result.runs, result.done, result.new, result.other) == (9, 9, 5, 0)
+
+
+def test_runs_that_the_plan_has_no_longer_stay_in_the_file(
+    copied: Path, ground: TrainingGround
+) -> None:
+    result = study(write_plan(copied.parent, ground, seeds=1), copied)
+    assert (result.runs, result.new, result.other) == (2, 0, 2)
+    assert len(lines(copied)) == 4
+
+
+def test_arms_with_equal_options_share_their_runs(copied: Path, ground: TrainingGround) -> None:
+    same = '\n[[arm]]\nname = "the same"\nprepare = { p = 0.0, granularity = "neuron" }\n'
+    result = study(write_plan(copied.parent, ground, arms=ARMS + same), copied)
+    assert (result.runs, result.new) == (4, 0)
+    assert [record.arm for record in result.records].count("the same") == 2
+
+
+class Failing(InProcess):
+    """An engine whose first attempts at a run fail."""
+
+    def __init__(self, *failures: str | None) -> None:
+        super().__init__()
+        self._failures = list(failures)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if self._failures and (failure := self._failures.pop(0)) is not None:
+            return [Outcome(self._waiting.pop(), None, failure)]
+        return super().wait(timeout)
+
+
+def test_a_crashed_run_is_recorded_and_retried(finished: Path, ground, tmp_path: Path) -> None:
+    engine = Failing(None, "lost", "lost again")
+    result = study(write_plan(tmp_path, ground), tmp_path / "out", engine=engine)
+    records = lines(tmp_path / "out")
+    assert [(r["arm"], r["status"], r["attempt"], r["error"]) for r in records[:4]] == [
+        ("plain", "done", 1, None),
+        ("mixout 0.7", "crashed", 1, "lost"),
+        ("mixout 0.7", "crashed", 2, "lost again"),
+        ("mixout 0.7", "done", 3, None),
+    ]
+    assert (result.done, result.crashed) == (4, ())
+    assert summary(tmp_path / "out") == summary(finished)
+
+
+def test_a_run_that_always_crashes_is_given_up_until_the_next_start(
+    ground: TrainingGround, tmp_path: Path
+) -> None:
+    plan = write_plan(tmp_path, ground, seeds=1)
+    result = study(plan, tmp_path / "out", engine=Failing("a", "b", "c"))
+    assert (result.done, [record.error for record in result.crashed]) == (1, ["c"])
+    assert study(plan, tmp_path / "out").done == 2
+
+
+def test_an_error_in_a_run_is_a_crash_and_the_study_goes_on(ground, tmp_path: Path) -> None:
+    wrong = '\n[[arm]]\nname = "wrong"\nprepare = { target-modules = "nonesuch" }\n'
+    result = study(write_plan(tmp_path, ground, seeds=1, arms=ARMS + wrong), tmp_path / "out")
+    assert result.done == 2
+    assert len(result.crashed) == 1
+    assert "nonesuch" in str(result.crashed[0].error)
+
+
+def test_a_diverged_run_is_a_failed_run(ground: TrainingGround, tmp_path: Path) -> None:
+    wild = '\n[[arm]]\nname = "wild"\ntrain = { lr = 1e30, max-grad-norm = 0, warmup-ratio = 0 }\n'
+    result = study(write_plan(tmp_path, ground, seeds=1, arms=wild), tmp_path / "out")
+    record = result.records[0]
+    assert (record.status, record.score, record.failed) == ("diverged", None, True)
+    assert record.metric == "accuracy"
+    assert record.chance >= 0.5
+    assert record.compared_score == record.chance
+    assert record.metrics_before
+    assert (result.done, result.crashed) == (1, ())
+
+
+def test_kept_checkpoints_are_those_of_the_records(ground: TrainingGround, tmp_path: Path) -> None:
+    study(write_plan(tmp_path, ground, seeds=1, more="keep = true"), tmp_path / "out")
+    for record in lines(tmp_path / "out"):
+        weights = tmp_path / "out" / "checkpoints" / record["key"] / "model.safetensors"
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["weights_sha256"]
+
+
+def test_a_budget_starts_no_new_run(ground: TrainingGround, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, ground, more='budget = "1s"')
+    out = tmp_path / "out"
+    study(plan, out)
+    path = out / "runs.jsonl"
+    kept = [json.loads(line) for line in path.read_text().splitlines()][:2]
+    path.write_text("".join(json.dumps({**r, "training_seconds": 0.6}) + "\n" for r in kept))
+    result = study(plan, out)
+    assert (result.done, result.new, result.stopped_by_budget) == (2, 0, True)
+
+
+def test_a_second_study_on_one_folder_is_refused(copied: Path, ground: TrainingGround) -> None:
+    with (
+        acquire_lock(copied),
+        pytest.raises(OutputError, match="another process is writing it"),
+    ):
+        study(write_plan(copied.parent, ground), copied)
+
+
+def test_a_folder_that_holds_something_else_is_refused(ground, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="holds no study"):
+            study(write_plan(tmp_path, ground), tmp_path / "out", overwrite=overwrite)
+
+
+def test_overwrite_starts_anew(copied: Path, ground: TrainingGround) -> None:
+    result = study(write_plan(copied.parent, ground, seeds=1), copied, overwrite=True)
+    assert (result.new, len(lines(copied))) == (2, 2)
+
+
+def test_an_unfinished_line_is_removed_and_its_run_done_again(
+    copied: Path, finished: Path, ground: TrainingGround
+) -> None:
+    path = copied / "runs.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    result = study(write_plan(copied.parent, ground), copied)
+    assert (result.done, result.new) == (4, 1)
+    assert [r["weights_sha256"] for r in lines(copied)] == [
+        r["weights_sha256"] for r in lines(finished)
+    ]
+    assert summary(copied) == summary(finished)
+
+
+def test_stopping_saves_the_run_in_progress_which_goes_on_exactly(
+    finished: Path, ground: TrainingGround, tmp_path: Path
+) -> None:
+    class Stopping(InProcess):
+        """Asks to stop while the second job runs, after its first step."""
+
+        def submit(self, job: Job) -> None:
+            if len(self.jobs) == 1:
+                job.stop_file.touch()
+            super().submit(job)
+
+    plan, out, engine = write_plan(tmp_path, ground), tmp_path / "out", Stopping()
+    asked = lambda: len(engine.jobs) > 1  # noqa: E731
+    with pytest.raises(TrainingStoppedError, match="1 of 4 runs"):
+        study(plan, out, engine=engine, must_stop=asked)
+    assert len(lines(out)) == 1
+    partial = next((out / "work").glob("*.partial"))
+    assert list(partial.rglob("model.safetensors")), "no checkpoint was saved"
+    assert study(plan, out).new == 3
+    assert [r["weights_sha256"] for r in lines(out)] == [
+        r["weights_sha256"] for r in lines(finished)
+    ]
+    assert summary(out) == summary(finished)
+
+
+def test_worker_processes_give_the_same_records_and_one_may_be_killed(
+    finished: Path, ground: TrainingGround, tmp_path: Path
+) -> None:
+    engine = workers(2)
+    submitted: list[Job] = []
+    submit = engine.submit
+
+    def submit_and_kill(job: Job) -> None:
+        submit(job)
+        submitted.append(job)
+        if len(submitted) == 1:
+            worker = next(each for each in engine._running if each.job is job)
+            os.kill(worker.process.pid, signal.SIGKILL)
+
+    engine.submit = submit_and_kill  # type: ignore[method-assign]
+    study(write_plan(tmp_path, ground), tmp_path / "out", engine=engine)
+    records = RunLog(tmp_path / "out" / "runs.jsonl").latest()
+    assert lines(tmp_path / "out")[0]["error"] == "the worker process ended by SIGKILL"
+    assert {key: r.weights_sha256 for key, r in records.items()} == {
+        r["key"]: r["weights_sha256"] for r in lines(finished)
+    }
+    assert summary(tmp_path / "out") == summary(finished)
+    assert dataclasses.asdict(records[submitted[0].run.key])["attempt"] == 2
