@@ -72,7 +72,7 @@ def gain_sentence(found: Comparison, needed_pairs: int, *, lower_is_better: bool
     arm, baseline = found.arm, found.baseline
     if found.gain is None or found.p_corrected is None:
         return f"There is no seed with a run of both {arm} and {baseline} yet."
-    amount = directed(found.gain.value, lower_is_better)
+    amount = directed(found.gain.value, lower_is_better) if found.gain.value else "the same"
     if found.finding == TOO_FEW:
         verb = "is" if found.pairs == 1 else "are"
         return (

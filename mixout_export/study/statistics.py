@@ -166,7 +166,8 @@ def best_of_weights(runs: int) -> Floats:
     rank = np.arange(1, runs + 1)
     rows = [np.full(runs, 1.0 / runs)]
     for n in range(1, runs):
-        rows.append(rows[-1] * (rank - n).clip(0) * ((n + 1) / (n * (runs - n))))
+        row = rows[-1] * (rank - n).clip(0)  # C(i - 1, n) is C(i - 1, n - 1) · (i - n) / n
+        rows.append(row / row.sum())
     return np.array(rows)
 
 
