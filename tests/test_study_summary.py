@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import ROOT
 from scipy import stats
 
 from mixout_export.errors import ArgumentError
@@ -296,6 +298,20 @@ def test_as_many_seeds_as_needed_can_tell(arms: int) -> None:
         scores = {"plain": [0.4] * count}
         scores |= {f"arm {n}": [0.4 + 0.1 * n] * count for n in range(1, arms + 1)}
         assert {c.finding for c in study(scores).tasks[0].comparisons} == {finding}
+
+
+def test_the_page_states_the_needed_pairs() -> None:
+    page = (ROOT / "docs" / "statistics.md").read_text("utf-8")
+    arms, pairs = (
+        re.findall(rf"^\| {name} \| (.+) \|$", page, re.MULTILINE)[0].split(" | ")
+        for name in ("arms besides the baseline", "pairs of seeds")
+    )
+    assert len(arms) == 4
+    for span, needed in zip(arms, pairs, strict=True):
+        first, last = span.split("–")[0], span.split("–")[-1]
+        counts = range(int(first) - 1, int(last) + 2)
+        found = [needed_pairs(count) == int(needed) for count in counts if count]
+        assert found == [count in range(int(first), int(last) + 1) for count in counts if count]
 
 
 def test_one_run_or_several() -> None:
