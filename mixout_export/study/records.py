@@ -40,7 +40,7 @@ class RunRecord:
         lower_is_better: Whether a lower value of the metric is better.
         score: The metric at the end of the run; None if it is NaN or the run did not end.
         chance: The metric of a model that always predicts the majority class of the evaluation
-            data; 0 for correlations.
+            data; 0 for correlations; that before the first step for language models.
         metrics: All metrics at the end; NaN is None.
         metrics_before: All metrics before the first step.
         distance: ‖w - u‖ over all parameters that came from the base (Frobenius norm).

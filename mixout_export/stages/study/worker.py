@@ -128,15 +128,17 @@ def _described(job: Job, folder: Path) -> RunRecord:
     metric = default_metric(open_checkpoint(job.prepared).require_task(), job.run.metric)
     log = MetricsLog(folder / LAYOUT.metrics)
     training = TrainRecord(folder).content
-    chance = training.get("result", training).get("chance", {}).get(metric, 0.0)
+    before = _finite(log.evaluation(0))
+    # language models have no constant answer: their runs have to end better than they began
+    chance = training.get("result", training).get("chance", {}).get(metric, before.get(metric))
     return replace(
         job.crashed(""),
         status=DIVERGED,
         error=None,
         metric=metric,
         lower_is_better=is_lower_better(metric),
-        chance=chance,
-        metrics_before=_finite(log.evaluation(0)),
+        chance=0.0 if chance is None else chance,
+        metrics_before=before,
         curve=tuple(log.records()),
         device=_device_name(job),
         versions=_versions(),
