@@ -15,7 +15,7 @@ EVALUATION = [{"step": s, "eval_loss": 0.7, "eval_accuracy": 0.5 + s / 100} for 
 
 def panels(pixels: Any) -> int:
     """Count axes side by side by the vertical lines that frame each on the left."""
-    dark = (pixels[..., :3].mean(axis=2) < 0.2).mean(axis=0) > 0.5
+    dark = (pixels[..., :3].mean(axis=2) < 0.3).mean(axis=0) > 0.5
     return int((np.diff(dark.astype(int)) == 1).sum())
 
 

@@ -24,7 +24,7 @@ ORDER = (
     ("provenance", "runners"),
     ("served",),
     ("checkpoint",),
-    ("artifacts", "card", "data"),
+    ("artifacts", "card", "data", "plotting"),
     ("training", "export", "parity", "bundling", "study"),
     ("report",),
     ("stages",),

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from mixout_export.errors import ArgumentError
+from mixout_export.plotting import drawing, new_figure, simplify
 
 if TYPE_CHECKING:
     from mixout_export.stages.inspection import LayerDistance
@@ -73,9 +71,8 @@ def draw_distances(layers: Sequence["LayerDistance"], path: Path, *, title: str 
     rows = {block: row for row, block in enumerate(dict.fromkeys(block for block, _ in places))}
     finite = [layer.relative for layer in layers if math.isfinite(layer.relative)]
     kinds = list(dict.fromkeys(kind for _, kind in places))
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(8.0, max(2.6, 1.3 + 0.26 * len(rows))), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing():
+        figure = new_figure(8.0, max(2.6, 1.3 + 0.26 * len(rows)))
         axes = figure.subplots()
         _scale(axes, finite)
         low, high = axes.get_xlim()
@@ -105,7 +102,6 @@ def draw_distances(layers: Sequence["LayerDistance"], path: Path, *, title: str 
             horizontalalignment="left",
             fontsize=10,
         )
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        simplify(axes)
+        figure.legend(loc="outside right upper", fontsize=8)
         figure.savefig(path, dpi=150)

@@ -4,23 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_TRAIN, _EVAL, _CHOSEN = "#4477aa", "#cc6677", "#228833"
+from mixout_export.plotting import COLORS, drawing, new_figure, save_png, simplify
+
+_TRAIN, _EVAL, _CHOSEN = COLORS[0], COLORS[1], COLORS[3]
 
 
-def _series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+def series(records: Sequence[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Return the steps at which a value was recorded, and the values."""
     points = [(r["step"], r[key]) for r in records if r.get(key) is not None]
     return [x for x, _ in points], [y for _, y in points]
 
 
 def _draw_training_loss(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     """Draw each recorded loss, a mean, over the steps that it is the mean of."""
-    steps, losses = _series(records, "loss")
+    steps, losses = series(records, "loss")
     start = [0] if steps else []
     axes.plot(
         [*start, *steps],
@@ -36,9 +36,8 @@ def _style(axes: Axes, name: str) -> None:
     axes.set_ylabel(name)
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    simplify(axes)
+    axes.legend()
 
 
 def write_curves(
@@ -58,19 +57,18 @@ def write_curves(
     evaluated = "loss" in names
     if metric == "loss":
         metric = next((name for name in names if name != "loss"), metric)
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(9.0 if evaluated else 5.0, 3.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing():
+        figure = new_figure(9.0 if evaluated else 5.0, 3.6)
         figure.suptitle(title, x=0.01, horizontalalignment="left", wrap=True, fontsize=11)
         panels = figure.subplots(1, 2 if evaluated else 1, squeeze=False)[0]
         _draw_training_loss(panels[0], records)
         if evaluated:
-            steps, losses = _series(records, "eval_loss")
+            steps, losses = series(records, "eval_loss")
             panels[0].plot(steps, losses, "o-", color=_EVAL, label="evaluation", clip_on=False)
-            steps, values = _series(records, f"eval_{metric}")
+            steps, values = series(records, f"eval_{metric}")
             panels[1].plot(steps, values, "o-", color=_EVAL, label="evaluation", clip_on=False)
             selected = f"selected, step {chosen_step}"
             panels[1].axvline(chosen_step, color=_CHOSEN, linestyle="--", label=selected)
             _style(panels[1], metric)
         _style(panels[0], "loss")
-        figure.savefig(path, dpi=150, metadata={"Software": None})
+        save_png(figure, path)
