@@ -2,6 +2,8 @@
 
 import math
 
+from mixout_export.study.sentences import number
+
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -69,3 +71,27 @@ def sentence(text: str) -> str:
     first = text.split(" ", 1)[0]
     start = text[:1].upper() if first.isalpha() else text[:1]  # not in paths and names
     return start + text[1:] + ("" if text.endswith((".", "?", "!", "…")) else ".")
+
+
+def score(value: float | None) -> str:
+    """Return a score as the sentences of a study write it. None and NaN are "–"."""
+    return "–" if value is None or not math.isfinite(value) else number(value + 0.0)  # not -0
+
+
+def duration(seconds: float) -> str:
+    """Return a time in a unit that is easy to read, as in "42 s", "3.5 min" and "2.1 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def percent(value: float) -> str:
+    """Return a share in whole percent, as in "21 %"."""
+    return f"{value:.0%}".replace("%", " %")
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value, as in "0.031" and "< 0.001". None is "–"."""
+    if value is None:
+        return "–"
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

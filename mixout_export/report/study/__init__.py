@@ -1,0 +1,1 @@
+"""Write the result of a study as an HTML page with pictures."""
