@@ -19,6 +19,7 @@ from mixout_export.data.examples import Examples
 from mixout_export.data.metrics import is_better
 from mixout_export.errors import TrainingError, TrainingStoppedError
 from mixout_export.surgery.forward_watch import ForwardWatch
+from mixout_export.training.attention import step_attention
 from mixout_export.training.batches import StepBatches, StepPlan
 from mixout_export.training.device import to_device
 from mixout_export.training.evaluation import evaluate
@@ -149,7 +150,8 @@ class Finetuning:
                 if position == last
                 else self.accelerator.no_sync(self.wrapped)
             )
-            with synchronizes:
+            half = self.options.precision != "fp32"
+            with synchronizes, step_attention(batch, self.accelerator.device, half=half):
                 loss = self.wrapped(**batch).loss
                 self.accelerator.backward(loss * (count / batches.mean_targets))
             total = total + loss.detach() * (count / sum(batches.targets))
