@@ -35,16 +35,32 @@ _METRICS = "; ".join(f"{', '.join(task.metrics)} for {task.name}" for task in TA
 _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 
 
+def _data_file(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
+    """Return the path of a data file; the name demo-data is that of the demo's."""
+    from mixout_export.checkpoint.demo_base import DEMO_DATA, demo_data
+
+    if value is None or str(value) != DEMO_DATA or value.exists():
+        return value
+    train_file, eval_file = demo_data()
+    return eval_file if option.name == "eval_file" else train_file
+
+
 @click.command(cls=Command)
 @click.argument("prepared", type=PATH)
 @click.argument("out", type=PATH)
 @option(
     "--train-file",
     type=PATH,
+    callback=_data_file,
     help="Training data: csv, tsv, jsonl or parquet, optionally with .gz. Required for a "
-    "new run unless --dataset is given.  [optional]",
+    "new run unless --dataset is given. The name demo-data is the demo's file.  [optional]",
 )
-@option("--eval-file", type=PATH, help="Evaluation data, in the same formats.  [optional]")
+@option(
+    "--eval-file",
+    type=PATH,
+    callback=_data_file,
+    help="Evaluation data, in the same formats.  [optional]",
+)
 @option(
     "--dataset",
     metavar="NAME",

@@ -8,6 +8,9 @@ from mixout_export.errors import CheckpointError
 #: The name by which `prepare` accepts it.
 DEMO_BASE = "demo-base"
 
+#: The name by which `train` and plans accept its data files.
+DEMO_DATA = "demo-data"
+
 #: The labels of the demo's data.
 DEMO_LABELS = ("unacceptable", "acceptable")
 

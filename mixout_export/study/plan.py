@@ -8,13 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mixout_export.checkpoint.demo_base import demo_data
+from mixout_export.checkpoint.demo_base import DEMO_DATA, demo_data
 from mixout_export.errors import PlanError
 from mixout_export.study.options import Option, hyphenated, nearest
 from mixout_export.study.records import Seeds
-
-#: In place of a data file: the file that comes with this package.
-DEMO_DATA = "demo-data"
 
 #: The commands of a run. Each is also the name of a table of its options in a plan.
 COMMANDS = ("prepare", "train")
@@ -306,7 +303,7 @@ class _Parser:
         if text == DEMO_DATA:
             train_file, eval_file = demo_data()
             path = eval_file if name == "eval_file" else train_file
-            return DataPath(path, str(path))
+            return DataPath(path, text)
         return DataPath(self._folder / self._expanded(place, text), text)
 
     def _base(self, place: str, text: str) -> str:
