@@ -108,4 +108,5 @@ def hyphenated(name: str) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the known name that is most like another one."""
-    return difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)[0]
+    by_lower = {each.lower(): each for each in known}
+    return by_lower[difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)[0]]
