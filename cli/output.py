@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def count_of(count: int, noun: str) -> str:
 def number(value: float | None, digits: int = 4) -> str:
     """Return a rounded number. `None` gives "-", and an undefined number gives "nan"."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text: of a traceback, what went wrong."""
+    return text.strip().rpartition("\n")[2]
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds: "1:02:03"."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _program() -> list[str]:

@@ -13,7 +13,7 @@ from mixout_export.printable import printable
 from mixout_export.stages.study.observer import StudyObserver
 from mixout_export.study.records import RunRecord
 from mixout_export.training.records import Observer
-from mixout_export_cli.output import Output, count_of
+from mixout_export_cli.output import Output, count_of, duration, last_line
 
 #: Seconds between two lines where there is no terminal.
 _INTERVAL = 30.0
@@ -157,7 +157,7 @@ class StudyDisplay(StudyObserver):
         """Start the bar."""
         self._runs = runs
         left = _left(seconds_left)
-        if done:
+        if 0 < done < runs:
             self._say(f"run {done}/{runs}: resumed{left and ', ' + left}")
         self._task = self._bar.add_task("study", total=runs, completed=done, left=left)
         self._bar.start()
@@ -171,7 +171,7 @@ class StudyDisplay(StudyObserver):
         elif record.status == "diverged":
             said = "diverged, which counts as failed"
         else:
-            said = f"crashed: {(record.error or '').strip().splitlines()[-1]}"
+            said = f"crashed: {last_line(record.error or '')}"
         took = f" in {record.seconds:.0f} s" if record.seconds else ""
         name = f"{record.task}, {record.arm}, seed {record.seeds.masks}"
         beside = "" if self._live or not left else f", {left}"
@@ -195,4 +195,4 @@ class StudyDisplay(StudyObserver):
 
 def _left(seconds: float | None) -> str:
     """Return the time left in words; "" if it is unknown."""
-    return "" if seconds is None else f"{timedelta(seconds=round(seconds))} left"
+    return "" if seconds is None else f"{duration(seconds)} left"

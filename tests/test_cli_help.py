@@ -138,6 +138,7 @@ OPTIONS = {
         "address": None,
         "workers": None,
         "device": None,
+        "dry-run": False,
     },
     "push": {
         **EVERYWHERE,

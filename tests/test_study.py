@@ -65,7 +65,8 @@ def summary(out: Path) -> Any:
 
 def test_a_study_records_every_run_and_leaves_nothing_else(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    assert names == {".mixout-export.lock", "plan.toml", "runs.jsonl", "summary.json"}
+    written = {"plan.toml", "runs.jsonl", "summary.json", "report.html", "pictures"}
+    assert names == {".mixout-export.lock", *written}
     records = lines(finished)
     assert [(r["arm"], r["seeds"]["head"]) for r in records] == [
         *[("plain", 0), ("mixout 0.7", 0)],
@@ -129,7 +130,9 @@ def test_arms_with_equal_options_share_their_runs(copied: Path, ground: Training
     same = '\n[[arm]]\nname = "the same"\nprepare = { p = 0.0, granularity = "neuron" }\n'
     result = study(write_plan(copied.parent, ground, arms=ARMS + same), copied)
     assert (result.runs, result.new) == (4, 0)
-    assert [record.arm for record in result.records].count("the same") == 2
+    assert [(arm.name, arm.runs) for arm in result.summary.tasks[0].arms] == [
+        *[("plain", 2), ("mixout 0.7", 2), ("the same", 2)]
+    ]
 
 
 class Failing(InProcess):
@@ -173,13 +176,13 @@ def test_an_error_in_a_run_is_a_crash_and_the_study_goes_on(ground, tmp_path: Pa
     result = study(write_plan(tmp_path, ground, seeds=1, arms=ARMS + wrong), tmp_path / "out")
     assert result.done == 2
     assert len(result.crashed) == 1
-    assert "nonesuch" in str(result.crashed[0].error)
+    assert "nonesuch" in result.crashed[0].error
 
 
 def test_a_diverged_run_is_a_failed_run(ground: TrainingGround, tmp_path: Path) -> None:
     wild = '\n[[arm]]\nname = "wild"\ntrain = { lr = 1e30, max-grad-norm = 0, warmup-ratio = 0 }\n'
     result = study(write_plan(tmp_path, ground, seeds=1, arms=wild), tmp_path / "out")
-    record = result.records[0]
+    record = next(iter(RunLog(tmp_path / "out" / "runs.jsonl").latest().values()))
     assert (record.status, record.score, record.failed) == ("diverged", None, True)
     assert record.metric == "accuracy"
     assert record.chance >= 0.5

@@ -1,7 +1,7 @@
 """`mixout-export study`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,45 +12,87 @@ from mixout_export_cli.output import (
     InterruptionError,
     Output,
     count_of,
+    duration,
+    last_line,
     next_command,
     number,
     table,
 )
 
 if TYPE_CHECKING:
+    from mixout_export.stages.study.dry_run import DryRun
     from mixout_export.stages.study.run import StudyResult
-
-
-def _summary(result: "StudyResult") -> dict[str, Any]:
-    """Return what the command prints with `--json`."""
-    return {name: value for name, value in vars(result).items() if name != "records"}
+    from mixout_export.study.summary import Estimate, TaskSummary
 
 
 def _describe(result: "StudyResult") -> str:
-    """Return what the command prints for people."""
-    scores: dict[tuple[str, str, str], list[float]] = {}
-    failed: dict[tuple[str, str, str], int] = {}
-    for record in result.records:
-        if record.status == "crashed":
-            continue
-        group = (record.task, record.arm, record.metric)
-        scores.setdefault(group, []).append(record.compared_score)
-        failed[group] = failed.get(group, 0) + record.failed
-    rows = [
-        [*group, str(len(found)), number(sum(found) / len(found)), str(failed[group])]
-        for group, found in scores.items()
-    ]
-    lines = [f"{result.out}: {result.done} of {count_of(result.runs, 'run')} are done"]
-    if rows:
-        lines.append(table(["task", "arm", "metric", "runs", "mean", "failed"], rows))
+    """Return the recommendation, a table for each task, and what is not done."""
+    lines = [result.summary.recommendation.line]
+    for task in result.summary.tasks:
+        lines += ["", *_describe_task(task, several=len(result.summary.tasks) > 1)]
+    done = f"{result.done} of {count_of(result.runs, 'run')} are done"
+    lines += ["", f"{result.out}: {done}, see {result.report}"]
     if result.stopped_by_budget:
         lines.append("The budget of the plan is used up, so no more runs were started.")
     if result.other:
-        lines.append(f"{count_of(result.other, 'recorded run')} are not in the plan.")
-    for record in result.crashed:
-        error = (record.error or "").strip().splitlines()[-1]
-        lines.append(f"crashed: {record.task}, {record.arm}, seed {record.seeds.masks}: {error}")
+        verb = "is" if result.other == 1 else "are"
+        lines.append(f"{count_of(result.other, 'recorded run')} {verb} not in the plan.")
+    for crash in result.crashed:
+        where = f"{crash.task}, {crash.arm}, seed {crash.seeds.masks}"
+        lines.append(f"crashed: {where}: {last_line(crash.error)}")
     return "\n".join(lines)
+
+
+def _describe_task(task: "TaskSummary", *, several: bool) -> list[str]:
+    """Return a task's table, and a sentence for each comparison."""
+    found = [arm for arm in task.arms if arm.mean is not None]
+    if task.metric is None or not found:
+        return [f"{task.name}: no run has ended yet"]
+    rows = [
+        [
+            arm.name,
+            str(arm.runs),
+            *_estimate(arm.mean),
+            number(arm.best),
+            "-" if arm.failed is None else str(arm.failed.count),
+        ]
+        for arm in found
+    ]
+    lines = [
+        f"{task.name}: {task.metric}, {number(task.chance)} at chance level",
+        table(["arm", "runs", "mean", "95 % interval", "best", "failed"], rows),
+        *(comparison.sentence for comparison in task.comparisons),
+    ]
+    return [*lines, task.recommendation.line] if several else lines
+
+
+def _estimate(found: "Estimate | None") -> tuple[str, str]:
+    """Return a value and its interval."""
+    if found is None:
+        return "-", "-"
+    interval = "-" if found.low is None else f"{number(found.low)} to {number(found.high)}"
+    return number(found.value), interval
+
+
+def _describe_plan(dry: "DryRun") -> str:
+    """Return the runs of a plan and the time that they take."""
+    rows = [
+        [
+            run.task,
+            run.arm,
+            *map(str, (run.head, run.data, run.masks)),
+            "done" if run.seconds is None else f"{run.seconds:.0f} s",
+        ]
+        for run in dry.runs
+    ]
+    left = len(dry.runs) - dry.done
+    return "\n".join(
+        [
+            table(["task", "arm", "head", "data", "masks", "time"], rows),
+            f"{count_of(len(dry.runs), 'run')}, {dry.done:,} done. The other {left:,} take about "
+            f"{duration(dry.seconds)} with {count_of(dry.workers, 'worker')}.",
+        ]
+    )
 
 
 @click.command(cls=Command)
@@ -74,6 +116,7 @@ def _describe(result: "StudyResult") -> str:
     metavar="NAME",
     help="Device: cpu, cuda, cuda:N or mps.  [default: a GPU if there is one]",
 )
+@flag("--dry-run", help="List the runs and estimate the time, without writing anything.")
 @flag("--overwrite", help="Remove the records in OUT and start anew.")
 @output_options
 def study(
@@ -84,6 +127,7 @@ def study(
     address: str | None,
     workers: int | None,
     device: str | None,
+    dry_run: bool,
     overwrite: bool,
     output: Output,
 ) -> int:
@@ -100,6 +144,12 @@ def study(
     from mixout_export_cli.progress import StudyDisplay
     from mixout_export_cli.stopping import StopRequest
 
+    if dry_run:
+        from mixout_export.stages.study.dry_run import dry_run as look_ahead
+
+        planned = look_ahead(plan, out, workers=workers, device=device)
+        output.result(planned, _describe_plan(planned))
+        return 0
     words = [word for word in given_arguments() if word != "--overwrite"]
     to_continue = next_command("study", *words)
     try:
@@ -124,5 +174,5 @@ def study(
     except KeyboardInterrupt as error:
         said = f"interrupted; the runs that are done are in {out}; to continue: {to_continue}"
         raise InterruptionError(said, must_stop.number) from error
-    output.result(_summary(result), _describe(result))
+    output.result(result, _describe(result))
     return 1 if result.crashed else 0

@@ -56,6 +56,7 @@ class RunRecord:
         versions: Package → version.
         attempt: Which attempt this is, from 1.
         error: What went wrong; None if nothing did.
+        warnings: What the library warned of.
     """
 
     key: str
@@ -84,6 +85,7 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     attempt: int = 1
     error: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def failed(self) -> bool:

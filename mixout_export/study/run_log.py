@@ -15,7 +15,7 @@ def parse_record(values: dict[str, Any]) -> RunRecord:
     """Return the record of a JSON object. Fields of a newer version are ignored."""
     known = {field.name for field in fields(RunRecord)}
     kept = {name: value for name, value in values.items() if name in known}
-    for name in ("commands", "curve"):
+    for name in ("commands", "curve", "warnings"):
         if name in kept:
             kept[name] = tuple(kept[name])
     return RunRecord(**{**kept, "seeds": Seeds(**kept["seeds"])})

@@ -37,6 +37,9 @@ class StudyFolder:
         """Make the folder ready for runs."""
         self.work.mkdir(exist_ok=True)
         (self.work / STOP).unlink(missing_ok=True)
+        partial_path(self.path / LAYOUT.report).unlink(
+            missing_ok=True
+        )  # if the last one was killed
 
     def ask_to_stop(self) -> None:
         """Ask all runs in progress to save a checkpoint and stop."""
@@ -56,6 +59,13 @@ class StudyFolder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+    def write_summary(self, text: str) -> None:
+        """Replace the summary. A reader never finds half of it."""
+        path = self.path / LAYOUT.summary
+        temporary = path.with_name(f"{path.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
 
     def clean(self, key: str) -> None:
         """Remove what a run has left in `work`."""

@@ -1,15 +1,18 @@
 """Run a study: every arm on every task with every seed."""
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from mixout_export.checkpoint.base import locate_base
 from mixout_export.checkpoint.folder import checkpoint_in
 from mixout_export.errors import CheckpointError, TrainingStoppedError
 from mixout_export.files.input_files import InputFiles
-from mixout_export.files.json_files import write_json
+from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import file_digest
 from mixout_export.files.tensors import digest_files
@@ -19,17 +22,39 @@ from mixout_export.stages.study.folder import StudyFolder, study_folder
 from mixout_export.stages.study.observer import StudyObserver
 from mixout_export.stages.study.settings import SCHEMA, check_settings
 from mixout_export.study.analysis import summarize
-from mixout_export.study.estimate import seconds_left
+from mixout_export.study.estimate import Estimate
 from mixout_export.study.plan import Plan, read_plan
-from mixout_export.study.records import CRASHED, RunRecord
+from mixout_export.study.records import CRASHED, Seeds
 from mixout_export.study.runs import Run, data_files, expand, records_of, settings_of_runs
 from mixout_export.study.summary import StudySummary
+
+logger = logging.getLogger(__name__)
 
 #: Attempts at a run that crashes, in one start of the study.
 ATTEMPTS = 3
 
+#: Seconds between two summaries of a running study.
+_SUMMARY_INTERVAL = 300.0
+
 #: Seconds between two looks at whether to stop.
 _PATIENCE = 0.2
+
+
+@dataclass(frozen=True)
+class Crash:
+    """A run that did not end.
+
+    Attributes:
+        task: Name of the task.
+        arm: Name of the arm.
+        seeds: The seeds.
+        error: What went wrong.
+    """
+
+    task: str
+    arm: str
+    seeds: Seeds
+    error: str
 
 
 @dataclass(frozen=True)
@@ -38,23 +63,25 @@ class StudyResult:
 
     Attributes:
         out: Its folder.
+        report: The page that shows what came out.
         runs: Number of runs of the plan.
         done: Number of those that have ended or diverged.
         new: Number of those that ended in this call.
-        crashed: The last records of runs that did not end.
+        crashed: The runs that did not end, each with what went wrong.
         other: Number of recorded runs that the plan no longer has.
         stopped_by_budget: Whether runs are left because the budget is used up.
-        records: The records of the plan's runs, in its order.
+        summary: What the records show.
     """
 
     out: Path
+    report: Path
     runs: int
     done: int
     new: int
-    crashed: tuple[RunRecord, ...]
+    crashed: tuple[Crash, ...]
     other: int
     stopped_by_budget: bool
-    records: tuple[RunRecord, ...]
+    summary: StudySummary
 
 
 def load_plan(file: Path) -> tuple[Plan, list[Run]]:
@@ -116,10 +143,12 @@ def run_study(
         working = engine(plan)
         try:
             study.run(working, must_stop)
+        except TrainingStoppedError:
+            study.summarize()
+            raise
         finally:
             working.close()
-            study.summarize()
-        return study.result()
+        return study.result(study.summarize())
 
 
 class _Study:
@@ -140,6 +169,7 @@ class _Study:
         for run in runs:
             self._unique.setdefault(run.key, run)
         self._new = 0
+        self._summarized = time.monotonic()
         self._tries: dict[str, int] = {}
         self._flying: dict[str, Job] = {}
         self._waiting = deque(r for r in self._unique.values() if not self._is_done(r.key))
@@ -177,29 +207,40 @@ class _Study:
             self._folder.end()
 
     def summarize(self) -> StudySummary:
-        """Write what the records show so far, and return it."""
-        plan = self._plan
+        """Write the summary and the report of what is done so far, and return the summary."""
+        from mixout_export.report.study.page import write_study_report  # matplotlib, only here
+
+        plan, out = self._plan, self._folder.path
+        records = records_of(self._runs, self._records)
         summary = summarize(
-            records_of(self._runs, self._records),
+            records,
             tasks=[task.name for task in plan.tasks],
             arms=[arm.name for arm in plan.arms],
             baseline=plan.baseline,
         )
-        write_json(self._folder.path / LAYOUT.summary, summary.to_dict())
+        self._folder.write_summary(json_text(summary.to_dict()))
+        write_study_report(
+            out, plan.text, records, summary,
+            planned=len(self._runs), command=f"mixout-export study {plan.file.name} {out.name}",
+            made=datetime.now(UTC),
+        )  # fmt: skip
+        self._summarized = time.monotonic()
         return summary
 
-    def result(self) -> StudyResult:
+    def result(self, summary: StudySummary) -> StudyResult:
         """Return what the study did."""
         found = [self._records[key] for key in self._unique if key in self._records]
+        crashed = [record for record in found if record.status == CRASHED]
         return StudyResult(
             out=self._folder.path,
+            report=self._folder.path / LAYOUT.report,
             runs=len(self._unique),
             done=self._done(),
             new=self._new,
-            crashed=tuple(record for record in found if record.status == CRASHED),
+            crashed=tuple(Crash(r.task, r.arm, r.seeds, r.error or "") for r in crashed),
             other=len(self._records.keys() - self._unique.keys()),
             stopped_by_budget=bool(self._waiting),
-            records=tuple(records_of(self._runs, self._records)),
+            summary=summary,
         )
 
     def _is_done(self, key: str) -> bool:
@@ -210,7 +251,8 @@ class _Study:
 
     def _left(self, engine: Engine) -> float | None:
         runs = [*(job.run for job in self._flying.values()), *self._waiting]
-        return seconds_left(runs, records_of(self._runs, self._records), workers=engine.workers)
+        known = records_of(self._runs, self._records)
+        return Estimate(known).left(runs, workers=engine.workers)
 
     def _over_budget(self) -> bool:
         """Return whether the runs have used up the plan's budget of training time."""
@@ -241,6 +283,8 @@ class _Study:
             record = outcome.job.crashed(outcome.error or "")
         self._folder.log.append(record)
         self._records[run.key] = record
+        for warning in record.warnings:
+            logger.warning("%s, %s: %s", record.task, record.arm, warning)
         if record.status != CRASHED:
             self._new += 1
             if self._plan.keep:
@@ -249,6 +293,8 @@ class _Study:
         elif self._tries[run.key] < ATTEMPTS and not stopping:
             self._waiting.appendleft(run)
         self._tidy()
+        if time.monotonic() - self._summarized > _SUMMARY_INTERVAL:
+            self.summarize()
         self._observer.finished(record, done=self._done(), seconds_left=self._left(engine))
 
     def _tidy(self) -> None:

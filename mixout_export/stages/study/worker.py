@@ -1,11 +1,14 @@
 """One run of a study: prepare (or reuse), train, measure."""
 
 import importlib.metadata
+import logging
 import math
+import shutil
 import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,69 +16,44 @@ from filelock import FileLock
 
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint, weight_key
 from mixout_export.data.metrics import default_metric, is_lower_better
-from mixout_export.errors import CheckpointError, MixoutError, TrainingError, TrainingStoppedError
+from mixout_export.errors import (
+    ArgumentError,
+    CheckpointError,
+    MixoutError,
+    TrainingError,
+    TrainingStoppedError,
+)
 from mixout_export.files.arithmetic import squares
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import partial_path
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.study.engine import Job
 from mixout_export.stages.study.settings import prepare_options, train_options
-from mixout_export.stages.train import TrainResult, train_checkpoint
+from mixout_export.stages.study.stopwatch import Stopwatch
+from mixout_export.stages.train import SharedData, TrainResult, train_checkpoint
 from mixout_export.stages.train.record import RunRecord as TrainRecord
 from mixout_export.study.records import DIVERGED, DONE, RunRecord
-from mixout_export.training.records import MetricsLog, Observer
+from mixout_export.training.records import MetricsLog
 
 #: Packages whose versions can change a result.
 _PACKAGES = ("mixout-export", "torch", "transformers", "accelerate", "tokenizers", "numpy")
 
 _LONGEST_ERROR = 2000
 
+#: Encoded data of the runs that this process has done.
+_SHARED = SharedData()
 
-class Stopwatch(Observer):
-    """Measures how long a run's steps and evaluations take."""
+
+class _Warnings(logging.Handler):
+    """Keeps what the library warns of."""
 
     def __init__(self) -> None:
-        self._seconds = {"steps": 0.0, "evaluations": 0.0, "checkpoints": 0.0}
-        self._last = time.monotonic()
-        self._first = self._latest = 0
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
 
-    def started(self, *, steps: int, done: int, examples: int) -> None:
-        """Start the watch."""
-        self._first = self._latest = done
-        self._last = time.monotonic()
-
-    def stepped(self, *, step: int, examples: int, loss: float | None) -> None:
-        """Count the time since the last event as that of a step."""
-        self._latest = step
-        self._add("steps")
-
-    def evaluated(self, *, step: int, metrics: Mapping[str, float]) -> None:
-        """Count the time since the last event as that of an evaluation."""
-        self._add("evaluations")
-
-    def saved(self, *, step: int, path: Path) -> None:
-        """Count the time since the last event as that of saving a checkpoint."""
-        self._add("checkpoints")
-
-    def _add(self, kind: str) -> None:
-        now = time.monotonic()
-        self._seconds[kind] += now - self._last
-        self._last = now
-
-    def _of_all_steps(self, kind: str) -> float:
-        """Return the seconds, with an estimate for the steps before the run was resumed."""
-        done = self._latest - self._first
-        return self._seconds[kind] * (self._latest / done if done else 1.0)
-
-    @property
-    def training_seconds(self) -> float:
-        """Seconds of the training steps."""
-        return self._of_all_steps("steps")
-
-    @property
-    def evaluation_seconds(self) -> float:
-        """Seconds of the evaluations."""
-        return self._of_all_steps("evaluations")
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a warning."""
+        self.lines.append(record.getMessage())
 
 
 def execute(job: Job) -> RunRecord | None:
@@ -89,26 +67,28 @@ def execute(job: Job) -> RunRecord | None:
         checkpoint.
     """
     started = time.monotonic()
-    watch = Stopwatch()
+    watch, warnings = Stopwatch(), _Warnings()
+    logger = logging.getLogger("mixout_export")
+    logger.addHandler(warnings)
     try:
         torch.set_num_threads(job.threads)
         _prepare(job)
-        data, options = train_options(job.run, device=job.device)
         try:
-            result = train_checkpoint(
-                job.prepared, job.folder, data, options,
-                resume=True, observer=watch, must_stop=job.stop_file.exists,
-            )  # fmt: skip
+            result = _train(job, watch)
         except TrainingStoppedError:
             return None
         except TrainingError as error:
-            record = replace(_described(job, partial_path(job.folder)), error=str(error))
+            what = str(error).partition(";")[0]  # without advice and paths
+            record = replace(_described(job, partial_path(job.folder)), error=what)
         else:
             record = _done(job, result)
     except Exception as error:  # whatever happens to one run, the study goes on
-        record = job.crashed(_in_words(error))
+        record = job.crashed(_in_words(error).replace(str(job.work), LAYOUT.work))
+    finally:
+        logger.removeHandler(warnings)
     return replace(
         record,
+        warnings=tuple(dict.fromkeys(warnings.lines)),
         seconds=time.monotonic() - started,
         training_seconds=watch.training_seconds or record.training_seconds,
         evaluation_seconds=watch.evaluation_seconds,
@@ -123,10 +103,28 @@ def _prepare(job: Job) -> None:
             prepare_checkpoint(job.run.base, job.prepared, prepare_options(job.run))
 
 
+def _train(job: Job, watch: Stopwatch) -> TrainResult:
+    """Train, from the last checkpoint of an earlier attempt if there is one."""
+    data, options = train_options(job.run, device=job.device)
+    train = partial(
+        train_checkpoint, job.prepared, job.folder, data, options,
+        resume=True, observer=watch, must_stop=job.stop_file.exists, shared=_SHARED,
+    )  # fmt: skip
+    unfinished = partial_path(job.folder)
+    try:
+        return train()
+    except ArgumentError:  # the earlier attempt was made on another device, say
+        if not unfinished.exists():
+            raise
+        shutil.rmtree(unfinished)
+        return train()
+
+
 def _described(job: Job, folder: Path) -> RunRecord:
-    """Return the record of a run that diverged, from what it left in a folder."""
+    """Return the record of a run that diverged, from what is in its folder."""
     metric = default_metric(open_checkpoint(job.prepared).require_task(), job.run.metric)
     log = MetricsLog(folder / LAYOUT.metrics)
+    curve = tuple(log.records())
     training = TrainRecord(folder).content
     before = _finite(log.evaluation(0))
     # language models have no constant answer: their runs have to end better than they began
@@ -139,7 +137,8 @@ def _described(job: Job, folder: Path) -> RunRecord:
         lower_is_better=is_lower_better(metric),
         chance=0.0 if chance is None else chance,
         metrics_before=before,
-        curve=tuple(log.records()),
+        curve=curve,
+        steps=curve[-1]["step"] if curve else 0,
         device=_device_name(job),
         versions=_versions(),
     )
