@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from mixout_export import MixoutConfig, fused, inject_mixout
 from mixout_export.fast_linear.gathering import never_gather
 from mixout_export.surgery.injection import mixout_layers
-from mixout_export.training.optimizer import PretrainedDecay
+from mixout_export.training.optimizer import Attraction, PretrainedDecay
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ def build_step(
     model = build_model(arm, shape, device=device)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01, fused=True)
-    decay = PretrainedDecay([], [], 0.0)
+    decay = PretrainedDecay({}, 0.0)
     if arm == "wdecay(pre)":
         optimizer.param_groups[0]["weight_decay"] = 0.0
         weights = [p.data for p in parameters]
-        decay = PretrainedDecay(weights, [w.clone() for w in weights], 0.01)
+        decay = PretrainedDecay({1.0: Attraction(weights, [w.clone() for w in weights])}, 0.01)
     run = torch.compile(model) if compiled else model
 
     def step(batch: dict[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ class TargetPattern:
             if suffixes:
                 return cls(text, suffixes, None)
         if not text.strip(" ,"):
-            raise TargetError(f"{option}: {text!r} is empty; name modules or all-linear")
+            raise TargetError(f"{option}: {text!r} is empty; name at least one module")
         try:
             return cls(text, (), re.compile(text))
         except re.error as error:

@@ -326,7 +326,9 @@ def test_state_without_anchors(prepared: Path) -> None:
 def test_p_to_record(prepared: Path, tmp_path: Path) -> None:
     model = load_mixout(prepared)
     (tmp_path / "out").mkdir()
-    metadata = write_mixout(model, tmp_path / "out", origin=open_artifact(prepared), p=0.1)
+    origin = open_artifact(prepared)
+    given = origin.metadata.with_p(0.1)
+    metadata = write_mixout(model, tmp_path / "out", origin=origin, metadata=given)
     assert metadata.config.p == 0.1
     assert {m.p for m in mixout_layers(load_mixout(tmp_path / "out")).values()} == {0.1}
 

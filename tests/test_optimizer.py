@@ -106,7 +106,7 @@ def test_decay_toward_pretrained_is_decoupled_and_precedes_adam() -> None:
     options = TrainOptions(lr=LR, weight_decay=RATE, decay_toward="pretrained")
     pretrained = {n: torch.full_like(p, 3.0) for n, p in model.named_parameters() if n not in FRESH}
     optimizer = build_optimizer(model, options, fresh=FRESH)
-    decay = build_pretrained_decay(model, pretrained, rate=RATE, fresh=FRESH)
+    decay = build_pretrained_decay(model, pretrained, options, fresh=FRESH)
     expected = {n: p.detach().double().clone() for n, p in model.named_parameters()}
     moments = {n: (torch.zeros_like(w), torch.zeros_like(w)) for n, w in expected.items()}
     for t in (1, 2, 3):
@@ -127,7 +127,7 @@ def test_decay_toward_pretrained_is_decoupled_and_precedes_adam() -> None:
 def test_decay_at_the_pretrained_weights_moves_nothing() -> None:
     model = Small()
     before = copy.deepcopy(model.state_dict())
-    decay = build_pretrained_decay(model, before, rate=RATE, fresh=FRESH)
+    decay = build_pretrained_decay(model, before, TrainOptions(weight_decay=RATE), fresh=FRESH)
     decay.apply(LR)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
@@ -137,7 +137,8 @@ def test_pretrained_values_may_be_of_another_dtype() -> None:
     model = Small()
     pretrained = {"body.weight": torch.zeros(3, 3, dtype=torch.bfloat16)}
     before = model.body.weight.detach().clone()
-    build_pretrained_decay(model, pretrained, rate=RATE, fresh=FRESH).apply(LR)
+    options = TrainOptions(weight_decay=RATE)
+    build_pretrained_decay(model, pretrained, options, fresh=FRESH).apply(LR)
     torch.testing.assert_close(model.body.weight.detach(), before * (1 - LR * RATE))
 
 

@@ -26,6 +26,7 @@ def test_two_processes_are_one_with_twice_the_batch(ground: TrainingGround, tmp_
         *("--train-file", str(data.train_file), "--eval-file", str(data.eval_file)),
         *("--epochs", "2", "--batch-size", "8", "--lr", "3e-3", "--device", "cpu"),
         *("--max-grad-norm", "0", "--decay-toward", "pretrained", "--json"),
+        *("--reinit-layers", "1", "--layer-lr-decay", "0.7", "--freeze", "word_embeddings"),
     ]
     done = subprocess.run(
         command,
@@ -47,6 +48,9 @@ def test_two_processes_are_one_with_twice_the_batch(ground: TrainingGround, tmp_
         gradient_accumulation=2,
         max_grad_norm=0.0,
         decay_toward="pretrained",
+        reinit_layers=1,
+        layer_lr_decay=0.7,
+        freeze="word_embeddings",
     )
     assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-5)
     assert result["chosen_step"] == alone.chosen_step

@@ -22,7 +22,7 @@ _KINDS = {
 
 
 #: Entries of the provenance that have lines of their own.
-_SAID = ("format_version", "labels", "task", "config_changes", "head")
+_SAID = ("format_version", "labels", "task", "config_changes", "head", "reinitialized")
 
 #: What other entries are called, if not by their name.
 _NAMES = {
@@ -51,6 +51,8 @@ def _facts(inspection: "Inspection") -> list[str]:
         if key not in _SAID:
             facts.append((_NAMES.get(key, key.replace("_", " ")), _inline(value)))
     facts.append(("fresh head", _head(inspection)))
+    again = inspection.provenance.get("reinitialized", {})
+    facts.append(("re-initialized", ", ".join(again.get("modules", ()))))
     for change in inspection.provenance.get("config_changes", []):
         before = change["before"] if change["present"] else "not set"
         facts.append(("config changed", f"{change['key']}: {before} -> {change['after']}"))

@@ -87,6 +87,13 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
 @option("--batch-size", default=32, help="Examples per batch and device.")
 @option("--lr", default=2e-5, help="Peak learning rate.")
 @option(
+    "--layer-lr-decay",
+    type=float,
+    metavar="F",
+    help="Train each layer at F times the rate of the layer above it, and the embeddings at the "
+    "lowest rate. The top layer and the head have --lr.  [optional]",
+)
+@option(
     "--warmup-ratio", default=0.1, help="Fraction of the steps in which the learning rate rises."
 )
 @option(
@@ -109,6 +116,19 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     "--head-weight-decay",
     type=float,
     help="Weight decay of a fresh head.  [default: same as --weight-decay]",
+)
+@option(
+    "--reinit-layers",
+    type=int,
+    metavar="N",
+    help="Initialize the top N layers and the pooler at random before training. They are not "
+    "mixed.  [optional]",
+)
+@option(
+    "--freeze",
+    metavar="PATTERN",
+    help="Do not train these modules: name suffixes separated by commas, or a regular expression. "
+    "Their layers are not mixed.  [optional]",
 )
 @option(
     "--max-length",

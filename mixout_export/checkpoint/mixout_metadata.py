@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,19 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Reinitialized:
+    """What `train --reinit-layers` has initialized at random, so that it is no longer pretrained.
+
+    Attributes:
+        modules: Names of the layers, and of the pooler.
+        keys: Keys of their parameters.
+    """
+
+    modules: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class ConfigChange:
     """One entry of `config.json` that `prepare` changed.
 
@@ -97,6 +110,7 @@ class MixoutMetadata:
         dropout: Drop probability in the body, in [0, 1); None if it was never set.
         config_changes: What `prepare` changed in `config.json`.
         seed: Seed of the fresh head.
+        reinitialized: What `train` has initialized at random besides the head.
         tool_version: Version that wrote the file.
         newer: The object as a newer version wrote it; {} if this version knows all entries. The
             others are written back unchanged.
@@ -113,6 +127,7 @@ class MixoutMetadata:
     dropout: float | None = None
     config_changes: tuple[ConfigChange, ...] = ()
     seed: int | None = None
+    reinitialized: Reinitialized = Reinitialized()
     tool_version: str = __version__
     newer: Mapping[str, Any] = field(default_factory=dict)
 
@@ -133,6 +148,8 @@ class MixoutMetadata:
             "seed": self.seed,
             "modules": [vars(module).copy() for module in self.modules],
         }
+        if self.reinitialized.keys:
+            plain["reinitialized"] = {k: list(v) for k, v in vars(self.reinitialized).items()}
         for _, known, read in _objects(plain, self.newer):
             known |= {name: value for name, value in read.items() if name not in known}
         return plain
@@ -140,6 +157,26 @@ class MixoutMetadata:
     def write(self, path: Path) -> None:
         """Write the file."""
         path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def fresh_keys(self) -> frozenset[str]:
+        """Keys of all parameters that did not come from the base, or do so no longer."""
+        return frozenset((*self.head.keys, *self.reinitialized.keys))
+
+    def with_reinitialized(self, modules: Iterable[str], keys: Iterable[str]) -> "MixoutMetadata":
+        """Return the mixout metadata after modules were initialized at random.
+
+        Those of them that were mixed are not mixed any more.
+        """
+        before, fresh = self.reinitialized, set(keys)
+        return replace(
+            self,
+            modules=tuple(m for m in self.modules if m.weight_key not in fresh),
+            reinitialized=Reinitialized(
+                tuple(dict.fromkeys((*before.modules, *modules))),
+                tuple(sorted({*before.keys, *fresh})),
+            ),
+        )
 
     def with_p(self, p: float) -> "MixoutMetadata":
         """Return the mixout metadata with another mix probability."""
@@ -171,6 +208,7 @@ def _record(kind: Any, data: Mapping[str, Any]) -> Any:
 
 def _parse(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
     labels, head = data.get("labels"), data.get("head") or {}
+    again = {name: tuple(found) for name, found in (data.get("reinitialized") or {}).items()}
     metadata = MixoutMetadata(
         config=MixoutConfig(
             p=data["p"],
@@ -188,6 +226,7 @@ def _parse(data: Mapping[str, Any], origin: Path) -> MixoutMetadata:
         dropout=data.get("dropout"),
         config_changes=tuple(_record(ConfigChange, c) for c in data.get("config_changes") or ()),
         seed=data.get("seed"),
+        reinitialized=_record(Reinitialized, again),
         tool_version=data.get("tool_version", __version__),
     )
     unknown = {

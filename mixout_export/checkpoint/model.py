@@ -419,20 +419,21 @@ def write_mixout(
     directory: Path,
     *,
     origin: PlainCheckpoint | None,
-    p: float | None = None,
+    metadata: MixoutMetadata | None = None,
 ) -> MixoutMetadata:
     """Write a mixout checkpoint's files into a directory that exists; return its metadata.
 
     Args:
         model: A transformers model with mixout layers.
         directory: Where to write.
-        origin: The checkpoint that the model was loaded from, whose anchors and metadata are kept.
-        p: Mix probability to record; None records the layers' own.
+        origin: The checkpoint that the model was loaded from, whose anchors are kept.
+        metadata: The metadata to write; None takes the origin's, with the layers' mix probability.
     """
     layers = mixout_layers(model)
     entries = write_weights(model, directory)
     first = next(iter(layers.values()))
-    metadata = None if origin is None else origin.metadata
+    if metadata is None and origin is not None and origin.metadata is not None:
+        metadata = origin.metadata.with_p(first.p)
     if origin is not None and metadata is not None and origin.pretrained_paths:
         index = origin.path / LAYOUT.pretrained_index
         for file in [*origin.pretrained_paths, *([index] if index.exists() else [])]:
@@ -457,7 +458,6 @@ def write_mixout(
         metadata = replace(
             metadata, modules=modules, pretrained_sha256=digest, pretrained_xxh3=None
         )
-    metadata = metadata.with_p(first.p if p is None else p)
     metadata.write(directory / LAYOUT.mixout_config)
     if origin is not None:
         copy_sidecar_files(origin.path, directory)

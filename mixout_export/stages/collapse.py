@@ -64,7 +64,6 @@ def _pretrained_entries(folder: MixoutCheckpoint, alpha: float) -> dict[str, Ten
             f"{folder.path}: holds the pretrained values of its mixed layers only, but "
             "interpolation needs those of all parameters; give a folder that prepare or train wrote"
         )
-    fresh = set(folder.metadata.head.keys)
     by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
     for key, entry in by_key.items():
         if key in folder.tensors and folder.tensors[key].shape != entry.shape:
@@ -72,7 +71,7 @@ def _pretrained_entries(folder: MixoutCheckpoint, alpha: float) -> dict[str, Ten
                 f"{entry.file}: {entry.key!r} has shape {entry.shape}, expected the weight's "
                 f"{folder.tensors[key].shape}"
             )
-    return {key: entry for key, entry in by_key.items() if key not in fresh}
+    return {key: entry for key, entry in by_key.items() if key not in folder.metadata.fresh_keys}
 
 
 def _only_mixed(folder: MixoutCheckpoint) -> bool:
@@ -81,7 +80,7 @@ def _only_mixed(folder: MixoutCheckpoint) -> bool:
     known = {weight_key(key) for key in folder.anchors}
     others = {key for key, entry in folder.tensors.items() if entry.dtype in FLOATING} - known
     mixed = {module.weight_key for module in metadata.modules}
-    return known <= mixed and bool(others - set(metadata.head.keys))
+    return known <= mixed and bool(others - metadata.fresh_keys)
 
 
 def _source_of(

@@ -77,19 +77,31 @@ def _all_names(model: nn.Module) -> dict[str, nn.Module]:
     return dict(model.named_modules(remove_duplicate=False))
 
 
-def _similar_names(model: nn.Module, part: str) -> str:
-    mixable = [n for n, m in model.named_modules() if is_mixable(m) and n]
-    if not mixable:
+def _similar_names(model: nn.Module, part: str, *, mixable_only: bool = True) -> str:
+    names = [n for n, m in model.named_modules() if n and (is_mixable(m) or not mixable_only)]
+    if not names:
         return "the model has no Linear or Conv1D module"
-    tails = sorted({name.rsplit(".", 1)[-1] for name in mixable})
+    tails = sorted({name.rsplit(".", 1)[-1] for name in names})
     close = difflib.get_close_matches(part.rsplit(".", 1)[-1], tails, n=5, cutoff=0.5)
-    close += difflib.get_close_matches(part, mixable, n=3, cutoff=0.6)
+    close += difflib.get_close_matches(part, names, n=3, cutoff=0.6)
     listed = close or tails[:12]
     return f"similar names: {', '.join(dict.fromkeys(listed))}"
 
 
-def _match(model: nn.Module, pattern: TargetPattern, *, option: str) -> dict[str, nn.Module]:
-    """Return the modules that a pattern matches; each part of it must match at least one."""
+def match_modules(
+    model: nn.Module, pattern: TargetPattern, *, option: str, mixable_only: bool = True
+) -> dict[str, nn.Module]:
+    """Return the modules that a pattern matches; each part of it must match at least one.
+
+    Args:
+        model: The model.
+        pattern: The pattern.
+        option: Name of the option that it came from, for error messages.
+        mixable_only: Whether an error suggests only names of modules that can be mixed.
+
+    Raises:
+        TargetError: A part of the pattern matches no module.
+    """
     names = _all_names(model)
     matched: dict[str, nn.Module] = {}
     for part in pattern.parts():
@@ -97,7 +109,7 @@ def _match(model: nn.Module, pattern: TargetPattern, *, option: str) -> dict[str
         if not found:
             raise TargetError(
                 f"{option}: {part!r} matches no module of {type(model).__name__}; "
-                f"{_similar_names(model, part)}"
+                f"{_similar_names(model, part, mixable_only=mixable_only)}"
             )
         matched |= found
     return matched
@@ -113,7 +125,7 @@ def _candidates(
         inside |= {i for i, reason in protected.items() if reason != _HEAD}
         return {n: m for n, m in _all_names(model).items() if id(m) in inside}
     pattern = config.targets()
-    matched = _match(model, pattern, option="target_modules")
+    matched = match_modules(model, pattern, option="target_modules")
     if pattern.regex is None:
         for name, module in matched.items():
             if not is_mixable(module):
@@ -188,7 +200,7 @@ def select_targets(
 
 
 def _excluded(model: nn.Module, exclusions: TargetPattern) -> set[int]:
-    matched = _match(model, exclusions, option="exclude_modules")
+    matched = match_modules(model, exclusions, option="exclude_modules")
     return {id(child) for module in matched.values() for child in module.modules()}
 
 

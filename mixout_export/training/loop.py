@@ -28,6 +28,7 @@ from mixout_export.training.optimizer import (
     build_pretrained_decay,
     build_scheduler,
     ceil_of,
+    peak_rate,
 )
 from mixout_export.training.options import TrainOptions
 from mixout_export.training.records import MetricsLog, Observer, Progress
@@ -87,9 +88,7 @@ class Finetuning:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.scheduler = build_scheduler(optimizer, options, steps=self.steps)
-        self.decay = build_pretrained_decay(
-            self.model, self.pretrained, rate=options.weight_decay, fresh=fresh
-        )
+        self.decay = build_pretrained_decay(self.model, self.pretrained, options, fresh=fresh)
         self.state = TrainerState(accelerator, self.optimizer, self.scheduler)
 
     def run(self) -> bool:
@@ -159,7 +158,7 @@ class Finetuning:
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
         overflow = self.options.precision == "fp16" and not math.isfinite(float(norm))
         if not overflow:  # else the scaler skips this step and lowers its scale
-            self.decay.apply(float(self.scheduler.get_last_lr()[0]))
+            self.decay.apply(peak_rate(self.scheduler, self.options))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
@@ -179,7 +178,7 @@ class Finetuning:
         self.observer.stepped(step=progress.step, examples=examples, loss=loss)
         if due:
             means = window.summary(self.options.max_grad_norm)
-            self._record({**means, "lr": float(self.scheduler.get_last_lr()[0])})
+            self._record({**means, "lr": peak_rate(self.scheduler, self.options)})
 
     def _record(self, values: dict[str, Any]) -> None:
         """Add a record to `metrics.jsonl` and to the tracker."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,21 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 
+from mixout_export.surgery.layer_list import find_layers
 from mixout_export.training.options import TrainOptions
+
+
+@dataclass
+class Attraction:
+    """Parameters that came from the base and are trained at the same rate.
+
+    Attributes:
+        weights: The parameters.
+        pretrained: Their pretrained values, of the same shapes, devices and dtypes.
+    """
+
+    weights: list[Tensor] = field(default_factory=list)
+    pretrained: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -19,20 +33,50 @@ class PretrainedDecay:
     """wdecay(u, λ), decoupled: w ← w - lr·λ·(w - u), applied where AdamW applies its own decay.
 
     Attributes:
-        weights: The parameters that came from the base.
-        pretrained: Their pretrained values, of the same shapes, devices and dtypes.
+        groups: Factor of the learning rate → the parameters that have this factor.
         rate: λ.
     """
 
-    weights: list[Tensor]
-    pretrained: list[Tensor]
+    groups: dict[float, Attraction]
     rate: float
 
     @torch.no_grad()
     def apply(self, lr: float) -> None:
-        """Move every weight toward its pretrained value by lr·λ of the way."""
-        if self.weights and lr * self.rate:
-            torch._foreach_lerp_(self.weights, self.pretrained, lr * self.rate)
+        """Move every weight toward its pretrained value by lr·λ of the way, with its own lr.
+
+        Args:
+            lr: The learning rate of parameters with the factor 1.
+        """
+        for factor, group in self.groups.items():
+            if share := lr * factor * self.rate:
+                torch._foreach_lerp_(group.weights, group.pretrained, share)
+
+
+def lr_factors(model: nn.Module, decay: float | None, *, fresh: frozenset[str]) -> dict[str, float]:
+    """Return parameter name → its factor of the learning rate; empty if all have the factor 1.
+
+    The k-th layer below the top layer has decay^k, and what lies below all layers has decay to the
+    number of layers. The head and all other fresh parameters have 1, and so has whatever lies
+    between the layers and the head.
+
+    Args:
+        model: A transformers model.
+        decay: The factor from one layer to the next one below it, in (0, 1]; None means 1.
+        fresh: Names of the parameters that did not come from the base.
+
+    Raises:
+        ArgumentError: The model has no list of layers.
+    """
+    if decay is None:
+        return {}
+    layers = find_layers(model, option="layer-lr-decay")
+    count = len(layers.names)
+    factors = dict.fromkeys(layers.below, decay**count)
+    for name, _ in model.named_parameters():
+        number = layers.layer_of(name)
+        if number is not None:
+            factors[name] = decay ** (count - 1 - number)
+    return {name: factor for name, factor in factors.items() if name not in fresh}
 
 
 def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -45,20 +89,25 @@ def build_optimizer(model: nn.Module, options: TrainOptions, *, fresh: frozenset
 
     With decay toward the pretrained weights, the parameters that came from the base do not decay
     here but by `PretrainedDecay`. `fresh` names the parameters that did not come from the base.
+
+    Raises:
+        ArgumentError: The learning rate decays by layer, but the model has no list of layers.
     """
+    factors = lr_factors(model, options.layer_lr_decay, fresh=fresh)
     toward_pretrained = options.decay_toward == "pretrained"
     head_decay = options.head_weight_decay
     head_decay = options.weight_decay if head_decay is None else head_decay
-    groups: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decay = head_decay if name in fresh else options.weight_decay
         if (toward_pretrained and name not in fresh) or not _is_decayed(name, parameter):
             decay = 0.0
-        groups.setdefault(decay, []).append(parameter)
+        groups.setdefault((decay, factors.get(name, 1.0)), []).append(parameter)
     parameters: list[dict[str, Any]] = [
-        {"params": members, "weight_decay": decay} for decay, members in groups.items()
+        {"params": members, "weight_decay": decay, "lr": options.lr * factor}
+        for (decay, factor), members in groups.items()
     ]
     return AdamW(parameters, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
@@ -79,17 +128,28 @@ def build_scheduler(optimizer: Optimizer, options: TrainOptions, *, steps: int) 
     return scheduler
 
 
+def peak_rate(scheduler: LambdaLR, options: TrainOptions) -> float:
+    """Return the learning rate of the next step for parameters with the factor 1."""
+    return float(options.lr * scheduler.lr_lambdas[0](scheduler.last_epoch))
+
+
 def build_pretrained_decay(
-    model: nn.Module, pretrained: Mapping[str, Tensor], *, rate: float, fresh: frozenset[str]
+    model: nn.Module,
+    pretrained: Mapping[str, Tensor],
+    options: TrainOptions,
+    *,
+    fresh: frozenset[str],
 ) -> PretrainedDecay:
     """Pair every trainable parameter that came from the base with its pretrained value.
 
-    Parameters without a pretrained value do not decay. `rate` is λ, and `fresh` names the
-    parameters that did not come from the base.
+    Parameters without a pretrained value do not decay. `fresh` names the parameters that did not
+    come from the base.
     """
-    weights, targets = [], []
+    factors = lr_factors(model, options.layer_lr_decay, fresh=fresh)
+    groups: dict[float, Attraction] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in fresh and name in pretrained:
-            weights.append(parameter.data)
-            targets.append(pretrained[name].to(parameter.device, parameter.dtype))
-    return PretrainedDecay(weights, targets, rate)
+            group = groups.setdefault(factors.get(name, 1.0), Attraction())
+            group.weights.append(parameter.data)
+            group.pretrained.append(pretrained[name].to(parameter.device, parameter.dtype))
+    return PretrainedDecay(groups, options.weight_decay)

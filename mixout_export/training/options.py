@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mixout_export.config import check_probability
+from mixout_export.config import TargetPattern, check_probability
 from mixout_export.errors import ArgumentError
 
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
@@ -34,6 +34,8 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
         name: (known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()
     },
     **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**63, "an integer in [0, 2**63)")),
+    "reinit_layers": (lambda value: value >= 1, "1 or more"),
+    "layer_lr_decay": (lambda value: 0 < value <= 1, "more than 0, at most 1"),
     "doc_stride": (lambda value: value >= 0, "0 or more"),
     "warmup_ratio": (lambda value: 0 <= value <= 1, "0 to 1"),
 }
@@ -49,6 +51,9 @@ class TrainOptions:
         max_steps: Training steps after which to stop, whatever `epochs` says. None is no limit.
         batch_size: Examples per device and forward pass.
         lr: Peak learning rate.
+        layer_lr_decay: F in (0, 1]: the k-th layer below the top layer, which has k = 0, is trained
+            at F^k of the learning rate, and the embeddings at F to the number of layers. None
+            trains everything at the same rate.
         warmup_ratio: Fraction of the steps in which the learning rate rises, in [0, 1].
         scheduler: Learning-rate schedule after the warm-up.
         weight_decay: λ of the weight decay, decoupled as in AdamW: each step subtracts
@@ -57,6 +62,12 @@ class TrainOptions:
             from the base. Fresh parameters always decay toward zero.
         head_weight_decay: λ of parameters that did not come from the base. None takes
             `weight_decay`.
+        reinit_layers: Number of layers, counted from the output, that are initialized at random
+            before training, together with the pooler (Zhang et al., 2021). They count as fresh:
+            they are not mixed, and do not decay toward the pretrained weights. They depend on the
+            seed of `prepare`, as a fresh head does.
+        freeze: Modules that are not trained, with all modules inside them: name suffixes separated
+            by commas, or a regular expression. Their layers are not mixed.
         max_length: Maximum length in tokens. Longer texts are truncated, except the contexts of
             questions, which are read in windows. None takes 128, or the model's limit if lower.
         doc_stride: Tokens that two neighboring windows of a context share. None takes a third of
@@ -92,11 +103,14 @@ class TrainOptions:
     max_steps: int | None = None
     batch_size: int = 32
     lr: float = 2e-5
+    layer_lr_decay: float | None = None
     warmup_ratio: float = 0.1
     scheduler: str = "linear"
     weight_decay: float = 0.01
     decay_toward: str = "zero"
     head_weight_decay: float | None = None
+    reinit_layers: int | None = None
+    freeze: str | None = None
     max_length: int | None = None
     doc_stride: int | None = None
     pack_sequences: bool = False
@@ -128,6 +142,8 @@ class TrainOptions:
                 raise ArgumentError(f"{name.replace('_', '-')}: got {value!r}, expected {expected}")
         if self.p is not None:
             check_probability(self.p)
+        if self.freeze is not None:
+            TargetPattern.parse(self.freeze, option="freeze")
 
     @property
     def order_seed(self) -> int:

@@ -52,6 +52,7 @@ def write_trained_card(
         "batch size": options.batch_size * options.gradient_accumulation,
         "peak learning rate": f"{options.lr:g}",
         "schedule": f"{options.scheduler}, {options.warmup_ratio:.0%} of the steps are warm-up",
+        **_special(options, metadata),
         "maximum length": f"{data.max_length} tokens",
         "precision": options.precision,
         "seed": _seeds(options),
@@ -59,6 +60,18 @@ def write_trained_card(
     facts = TrainingFacts(strategy, settings, evaluation, dataset=hub_id, curves=LAYOUT.curves)
     card = trained_card(metadata, facts, read_card(prepared / LAYOUT.card))
     write_card(card, folder / LAYOUT.card)
+
+
+def _special(options: TrainOptions, metadata: MixoutMetadata) -> dict[str, Any]:
+    """Return the rows of options that few runs use."""
+    again = metadata.reinitialized.modules
+    found = {
+        "learning rate of each lower layer": options.layer_lr_decay
+        and f"times {options.layer_lr_decay:g}",
+        "re-initialized": ", ".join(again),
+        "frozen": options.freeze,
+    }
+    return {name: value for name, value in found.items() if value}
 
 
 def _examples(options: TrainOptions, data: TrainingData) -> str:

@@ -5,15 +5,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from mixout_export.card.steps import model_title
-from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint, weight_key
-from mixout_export.checkpoint.model import load_mixout_from, tensor_of, write_mixout
-from mixout_export.errors import ArgumentError, CheckpointError, OutputError
+from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.model import write_mixout
+from mixout_export.errors import OutputError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder, partial_path
 from mixout_export.files.streams import file_digest
@@ -21,11 +18,10 @@ from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.describe import write_trained_card
+from mixout_export.stages.train.model import load_start
 from mixout_export.stages.train.record import RunRecord, TrainResult, run_settings
 from mixout_export.stages.train.settings import check_agreement, check_evaluation, check_options
 from mixout_export.stages.train.shared_data import SharedData
-from mixout_export.surgery.injection import mixout_layers
-from mixout_export.surgery.key_names import disk_keys
 from mixout_export.training.curves import write_curves
 from mixout_export.training.device import accelerated
 from mixout_export.training.loop import Finetuning
@@ -110,11 +106,10 @@ def train_checkpoint(
         # Load the model.
         if accelerator.device.type == "cpu":
             keep_freed_memory()
-        model = _load_model(source, options)
-        pretrained = _pretrained_values(source, model, options)
+        start = load_start(source, options)
 
         # Read and encode the data. Hash the files now, because they may change during training.
-        encoded = load_training_data(source, reader, model, data, options, shared)
+        encoded = load_training_data(source, reader, start.model, data, options, shared)
         check_evaluation(options, encoded)
         files = _data_files(data, encoded)
         chance = {} if encoded.evaluation is None else encoded.evaluation.chance()
@@ -132,16 +127,18 @@ def train_checkpoint(
             # Train, from the newest checkpoint if there is one.
             finetuning = Finetuning(
                 accelerator,
-                model,
+                start.model,
                 encoded.train,
                 encoded.evaluation,
                 options,
                 metric=metric,
-                fresh=frozenset(source.require_metadata().head.keys),
-                pretrained=pretrained,
+                fresh=start.fresh,
+                pretrained=start.pretrained,
                 snapshots=snapshots,
                 log=log,
-                write_model=lambda path: write_mixout(model, path, origin=source, p=options.p),
+                write_model=lambda path: write_mixout(
+                    start.model, path, origin=source, metadata=start.metadata
+                ),
                 observer=observer or Observer(),
                 must_stop=must_stop,
             )
@@ -184,47 +181,6 @@ def train_checkpoint(
             if is_main:
                 _write_manifest(partial, source, record)
         return result
-
-
-def _load_model(source: PlainCheckpoint, options: TrainOptions) -> PreTrainedModel:
-    """Load the model in float32 and apply the options that concern it."""
-    model = load_mixout_from(source)
-    model.float()  # type: ignore[no-untyped-call]
-    for layer in mixout_layers(model).values():
-        if options.p is not None:
-            layer.p = options.p
-        if options.anchor_dtype is not None:
-            dtype = getattr(torch, options.anchor_dtype)
-            layer.pretrained_weight = layer.pretrained_weight.to(dtype)
-    if options.gradient_checkpointing:
-        if not model.supports_gradient_checkpointing:
-            raise ArgumentError(
-                f"gradient-checkpointing: {type(model).__name__} does not support it; leave it out"
-            )
-        # transformers renamed it, and drops the older name in version 6
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)()
-    return model
-
-
-def _pretrained_values(
-    source: PlainCheckpoint, model: PreTrainedModel, options: TrainOptions
-) -> dict[str, Tensor]:
-    """Return parameter name → pretrained value; empty unless weights decay toward them."""
-    if options.decay_toward != "pretrained":
-        return {}
-    names = {name for name, _ in model.named_parameters()}
-    by_key = {key: name for name, key in disk_keys(model).items()}
-    stored = {weight_key(key): entry for key, entry in source.anchors.items()}
-    values = {by_key.get(key, key): entry for key, entry in stored.items()}
-    foreign = sorted(set(values) - names)
-    if foreign or not source.pretrained_paths:
-        what = repr(foreign[0]) if foreign else "those of the unmixed parameters"
-        raise CheckpointError(
-            f"{source.path}: decay toward the pretrained weights needs the pretrained value of "
-            f"every parameter, and {what} cannot be matched; use --decay-toward zero"
-        )
-    return {name: tensor_of(entry) for name, entry in values.items()}
 
 
 def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
