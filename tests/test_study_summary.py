@@ -15,7 +15,7 @@ from scipy import stats
 from mixout_export.errors import ArgumentError
 from mixout_export.study import statistics
 from mixout_export.study.analysis import summarize
-from mixout_export.study.comparisons import Pairs, compare, needed_pairs
+from mixout_export.study.comparisons import Pairs, compare, finding, needed_pairs
 from mixout_export.study.records import CRASHED, DIVERGED, DONE, RunRecord, Seeds
 from mixout_export.study.summary import (
     BETTER,
@@ -23,6 +23,7 @@ from mixout_export.study.summary import (
     TOO_FEW,
     WORSE,
     Comparison,
+    Estimate,
     Recommendation,
     StudySummary,
 )
@@ -232,7 +233,7 @@ def test_failures_and_spread_are_those_of_the_pairs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "finding", "sentence"),
+    ("arm", "expected", "sentence"),
     [
         (
             shifted(0.03, 0.005),
@@ -275,9 +276,27 @@ def test_failures_and_spread_are_those_of_the_pairs() -> None:
     ],
     ids=["better", "worse", "no difference", "the same", "3 seeds", "1 seed", "none"],
 )
-def test_what_a_comparison_says(arm: Sequence[float], finding: str, sentence: str) -> None:
+def test_what_a_comparison_says(arm: Sequence[float], expected: str, sentence: str) -> None:
     found = only({"plain": PLAIN, "mixout": arm})
-    assert (found.finding, found.sentence) == (finding, sentence)
+    assert (found.finding, found.sentence) == (expected, sentence)
+
+
+@pytest.mark.parametrize(
+    ("gain", "corrected", "expected"),
+    [
+        (Estimate(0.1, 0.01, 0.2), 0.05, BETTER),
+        (Estimate(-0.1, -0.2, -0.01), 0.05, WORSE),
+        (Estimate(0.1, 0.01, 0.2), 0.051, NO_DIFFERENCE),
+        (Estimate(0.1, -0.01, 0.2), 0.01, NO_DIFFERENCE),
+        (Estimate(-0.1, -0.2, 0.0), 0.01, NO_DIFFERENCE),
+        (Estimate(0.1), 0.05, BETTER),
+        (Estimate(0.0), 0.01, NO_DIFFERENCE),
+    ],
+)
+def test_the_test_and_the_interval_must_agree(
+    gain: Estimate, corrected: float, expected: str
+) -> None:
+    assert finding(gain, corrected) == expected
 
 
 def test_equal_gains_have_no_interval_but_count() -> None:
@@ -294,10 +313,10 @@ def test_equal_gains_have_no_interval_but_count() -> None:
 def test_as_many_seeds_as_needed_can_tell(arms: int) -> None:
     """With the stated number of pairs a constant gain is found, with one less it cannot be."""
     needed = needed_pairs(arms)
-    for count, finding in ((needed, BETTER), (needed - 1, TOO_FEW)):
+    for count, expected in ((needed, BETTER), (needed - 1, TOO_FEW)):
         scores = {"plain": [0.4] * count}
         scores |= {f"arm {n}": [0.4 + 0.1 * n] * count for n in range(1, arms + 1)}
-        assert {c.finding for c in study(scores).tasks[0].comparisons} == {finding}
+        assert {c.finding for c in study(scores).tasks[0].comparisons} == {expected}
 
 
 def test_the_page_states_the_needed_pairs() -> None:

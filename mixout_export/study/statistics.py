@@ -177,4 +177,5 @@ def expected_best(scores: Sequence[float] | Floats, *, lower_is_better: bool) ->
     ordered = np.sort(sign * np.asarray(scores, np.float64))
     if not len(ordered):
         return ()
-    return tuple(float(sign * value) for value in best_of_weights(len(ordered)) @ ordered)
+    values = np.sum(best_of_weights(len(ordered)) * ordered, axis=1)
+    return tuple(float(sign * value) for value in values)
