@@ -40,8 +40,8 @@ NOTES = (
     "Intervals and p-values say what other seeds would give with the same data. They do not "
     "include the error that comes from a small evaluation file.",
     "A run without a score, for example a diverged one, counts with the score of chance.",
-    "The best of several runs or arms is chosen on the evaluation data, so its score is too high on "
-    "average.",
+    "The best of several runs or arms is chosen on the evaluation data, so its score is too high "
+    "on average.",
     "Decide on the number of seeds before the start. Stopping as soon as a difference appears "
     "finds differences that are not there.",
 )
