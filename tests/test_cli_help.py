@@ -60,6 +60,8 @@ OPTIONS = {
         "head-weight-decay": None,
         "reinit-layers": None,
         "freeze": None,
+        "label-smoothing": 0.0,
+        "class-weights": None,
         "max-length": None,
         "doc-stride": None,
         "pack-sequences": False,

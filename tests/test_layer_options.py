@@ -297,6 +297,8 @@ def test_a_resumed_run_ends_with_the_same_bits(ground: TrainingGround, tmp_path:
         "reinit_layers": 1,
         "layer_lr_decay": 0.7,
         "freeze": "word_embeddings",
+        "class_weights": "balanced",
+        "label_smoothing": 0.1,
         "decay_toward": "pretrained",
         "epochs": 2,
         "save_every": 4,

@@ -27,6 +27,7 @@ def test_two_processes_are_one_with_twice_the_batch(ground: TrainingGround, tmp_
         *("--epochs", "2", "--batch-size", "8", "--lr", "3e-3", "--device", "cpu"),
         *("--max-grad-norm", "0", "--decay-toward", "pretrained", "--json"),
         *("--reinit-layers", "1", "--layer-lr-decay", "0.7", "--freeze", "word_embeddings"),
+        *("--class-weights", "1,5", "--label-smoothing", "0.1"),
     ]
     done = subprocess.run(
         command,
@@ -51,6 +52,8 @@ def test_two_processes_are_one_with_twice_the_batch(ground: TrainingGround, tmp_
         reinit_layers=1,
         layer_lr_decay=0.7,
         freeze="word_embeddings",
+        class_weights="1,5",
+        label_smoothing=0.1,
     )
     assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"), atol=2e-5)
     assert result["chosen_step"] == alone.chosen_step

@@ -131,6 +131,17 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     "Their layers are not mixed.  [optional]",
 )
 @option(
+    "--label-smoothing",
+    default=0.0,
+    help="For classification: spread this share of each label evenly over all labels.",
+)
+@option(
+    "--class-weights",
+    metavar="balanced|W,W,…",
+    help="For classification: weight of each label in the loss, in their order; balanced makes "
+    "all labels count the same.  [optional]",
+)
+@option(
     "--max-length",
     type=int,
     help="Maximum length in tokens.  [default: 128, or the model's limit if lower]",

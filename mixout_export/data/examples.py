@@ -68,6 +68,10 @@ class Examples(ABC):
             outputs: The model's outputs, with its "loss" if it computed one.
         """
 
+    def class_ids(self) -> Sequence[NDArray[np.int64]]:
+        """Return the class ids that the loss of each example counts, if the task is to classify."""
+        raise NotImplementedError
+
     def constant_predictions(self) -> Sequence[Any] | None:
         """Return the predictions of a model that answers the same whatever it reads.
 

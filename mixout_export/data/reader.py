@@ -19,7 +19,7 @@ class Reader(ABC):
 
     Attributes:
         uses: Options of `train` that only some tasks have and this one supports: "doc-stride",
-            "pack-sequences" or "choices-column".
+            "pack-sequences", "choices-column", "label-smoothing" or "class-weights".
         draws: Whether the examples draw something anew in each epoch, from the seed of the run.
     """
 

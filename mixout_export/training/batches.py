@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,14 +57,15 @@ class StepBatches:
     Attributes:
         epoch: Number of the epoch, from 0.
         batches: The indices of each batch's examples.
-        targets: For each batch, the number of terms that its loss is the mean of.
-        mean_targets: The number of terms in the whole step, averaged over the processes.
+        targets: For each batch, the number of terms that its loss is the mean of, or the sum of
+            their weights.
+        mean_targets: The same for the whole step, averaged over the processes.
         ends_epoch: Whether this is the last step of its epoch.
     """
 
     epoch: int
     batches: tuple[list[int], ...]
-    targets: tuple[int, ...]
+    targets: tuple[float, ...]
     mean_targets: float
     ends_epoch: bool
 
@@ -74,14 +76,15 @@ class StepPlan:
 
     Attributes:
         lengths: Number of tokens of each example, shape (examples,).
-        targets: Number of terms that each example adds to a batch's loss, shape (examples,).
+        targets: Number of terms that each example adds to a batch's loss, or the sum of their
+            weights, shape (examples,).
         options: Batch size, batches per step, and seed of the order.
         rank: Number of this process, from 0.
         ranks: Number of processes.
     """
 
     lengths: NDArray[np.int64]
-    targets: NDArray[np.int64]
+    targets: NDArray[Any]
     options: TrainOptions
     rank: int = 0
     ranks: int = 1
@@ -107,7 +110,7 @@ class StepPlan:
                 shares = self._shares(epoch)
             first = index * size
             groups = [share[first : first + size] for share in shares]
-            counts = [tuple(int(self.targets[b].sum()) for b in group) for group in groups]
+            counts = [tuple(self.targets[b].sum().item() for b in group) for group in groups]
             yield StepBatches(
                 epoch,
                 tuple(groups[self.rank]),

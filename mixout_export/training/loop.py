@@ -21,6 +21,7 @@ from mixout_export.errors import TrainingError, TrainingStoppedError
 from mixout_export.surgery.forward_watch import ForwardWatch
 from mixout_export.training.attention import step_attention
 from mixout_export.training.batches import StepBatches, StepPlan
+from mixout_export.training.criterion import Criterion
 from mixout_export.training.device import to_device
 from mixout_export.training.evaluation import evaluate
 from mixout_export.training.optimizer import (
@@ -48,6 +49,7 @@ class Finetuning:
         evaluation: Evaluation examples, None without.
         options: The run's options.
         metric: Name of the metric that ranks checkpoints.
+        criterion: Computes the training loss; None takes the model's own.
         fresh: Names of the parameters that did not come from the base.
         pretrained: Parameter name → pretrained value, empty unless weights decay toward them.
         snapshots: Where checkpoints are saved.
@@ -64,6 +66,7 @@ class Finetuning:
     evaluation: Examples | None
     options: TrainOptions
     metric: str
+    criterion: Criterion | None
     fresh: frozenset[str]
     pretrained: Mapping[str, Tensor]
     snapshots: Snapshots
@@ -77,7 +80,7 @@ class Finetuning:
         accelerator, options, fresh = self.accelerator, self.options, self.fresh
         self.plan = StepPlan(
             self.train.lengths,
-            self.train.targets,
+            self.criterion.targets(self.train) if self.criterion else self.train.targets,
             options,
             accelerator.process_index,
             accelerator.num_processes,
@@ -151,7 +154,7 @@ class Finetuning:
             )
             half = self.options.precision != "fp32"
             with synchronizes, step_attention(batch, self.accelerator.device, half=half):
-                loss = self.wrapped(**batch).loss
+                loss = self._loss(batch)
                 self.accelerator.backward(loss * (count / batches.mean_targets))
             total = total + loss.detach() * (count / sum(batches.targets))
         limit = self.options.max_grad_norm or math.inf
@@ -165,6 +168,13 @@ class Finetuning:
         self.progress.window.add(
             self.progress.step + 1, total, 0.0 if norm is None or overflow else norm
         )
+
+    def _loss(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return the training loss of a batch, a mean over its targets."""
+        if self.criterion is None:
+            return self.wrapped(**batch).loss  # type: ignore[no-any-return]
+        labels = batch.pop("labels")
+        return self.criterion(self.wrapped(**batch).logits, labels)
 
     def _report(self, batches: StepBatches, *, last: bool) -> None:
         """Tell the observer of a step, and record the mean loss every `log_every` steps."""

@@ -11,6 +11,9 @@ from mixout_export.errors import ArgumentError
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
 
+#: The value of `class_weights` that computes them from the training data.
+BALANCED = "balanced"
+
 _COUNTS = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length"),
     *("eval_every", "save_every", "keep", "patience", "log_every", "examples"),
@@ -26,6 +29,17 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "anchor_dtype": ("float32", "bfloat16", "float16"),
 }
 
+
+def _are_weights(text: str) -> bool:
+    """Return whether a text is "balanced", or positive numbers separated by commas."""
+    if text == BALANCED:
+        return True
+    try:
+        return all(0 < float(part) < math.inf for part in text.split(","))
+    except ValueError:
+        return False
+
+
 #: Option → whether a value is valid, and what is expected in words.
 _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(_COUNTS, (lambda value: 0 < value < math.inf, "more than 0")),
@@ -34,6 +48,8 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
         name: (known.__contains__, f"one of {', '.join(known)}") for name, known in _CHOICES.items()
     },
     **dict.fromkeys(_SEEDS, (lambda value: 0 <= value < 2**63, "an integer in [0, 2**63)")),
+    "label_smoothing": (lambda value: 0 <= value < 1, "0 or more, and less than 1"),
+    "class_weights": (_are_weights, "balanced, or numbers above 0 separated by commas"),
     "reinit_layers": (lambda value: value >= 1, "1 or more"),
     "layer_lr_decay": (lambda value: 0 < value <= 1, "more than 0, at most 1"),
     "doc_stride": (lambda value: value >= 0, "0 or more"),
@@ -68,6 +84,11 @@ class TrainOptions:
             seed of `prepare`, as a fresh head does.
         freeze: Modules that are not trained, with all modules inside them: name suffixes separated
             by commas, or a regular expression. Their layers are not mixed.
+        label_smoothing: For classification: the share of each label that is spread evenly over all
+            labels, in [0, 1). The evaluation loss is without it.
+        class_weights: For classification: weights of the labels in the training loss, in the order
+            of the labels and separated by commas, or "balanced": weights with which all labels
+            count the same. The evaluation loss is without them.
         max_length: Maximum length in tokens. Longer texts are truncated, except the contexts of
             questions, which are read in windows. None takes 128, or the model's limit if lower.
         doc_stride: Tokens that two neighboring windows of a context share. None takes a third of
@@ -111,6 +132,8 @@ class TrainOptions:
     head_weight_decay: float | None = None
     reinit_layers: int | None = None
     freeze: str | None = None
+    label_smoothing: float = 0.0
+    class_weights: str | None = None
     max_length: int | None = None
     doc_stride: int | None = None
     pack_sequences: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,10 @@ class LabeledTexts(Examples):
         """Return each example's logits, shape (labels,)."""
         return list(outputs["logits"].float().cpu().numpy())
 
+    def class_ids(self) -> list[NDArray[np.int64]]:
+        """Return the class id of each text, shape (1,)."""
+        return list(np.asarray(self.encoded.labels)[:, None])
+
     def constant_predictions(self) -> list[NDArray[Any]]:
         """Return logits for the most frequent label, or the mean of numbers."""
         return [constant_logits(np.asarray(self.encoded.labels), self.outputs)] * len(self)
@@ -67,6 +71,7 @@ class LabeledTexts(Examples):
 class TextClassification(Reader):
     """Reads a text, optionally a second text, and a label."""
 
+    uses: ClassVar[frozenset[str]] = frozenset({"label-smoothing", "class-weights"})
     compute = staticmethod(classification_metrics)
 
     def find(
@@ -91,6 +96,7 @@ class TextClassification(Reader):
 class Regression(TextClassification):
     """Reads what text classification reads, with a number in place of the label."""
 
+    uses: ClassVar[frozenset[str]] = frozenset()
     compute = staticmethod(regression_metrics)
 
     def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
@@ -106,6 +112,7 @@ class MultiLabel(TextClassification):
     labels, or a 0 or 1 for each label. An empty cell means no labels.
     """
 
+    uses: ClassVar[frozenset[str]] = frozenset()
     compute = staticmethod(multi_label_metrics)
 
     def find(

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,10 @@ class TaggedWords(Examples):
             for line, start, index in zip(ids, starts, indices, strict=True)
         ]
 
+    def class_ids(self) -> Sequence[NDArray[np.int64]]:
+        """Return the labels of each sentence's words, shape (words,)."""
+        return self.tags or ()
+
     def constant_predictions(self) -> list[NDArray[np.int64]]:
         """Return the most frequent label for each word."""
         tags = self.tags or ()
@@ -98,6 +102,8 @@ class TokenClassification(Reader):
     Words are joined with spaces and tokenized as running text. That is what a trained model is
     given later, and it works with every fast tokenizer. A word's first token has its label.
     """
+
+    uses: ClassVar[frozenset[str]] = frozenset({"label-smoothing", "class-weights"})
 
     def find(
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True

@@ -70,6 +70,8 @@ def _special(options: TrainOptions, metadata: MixoutMetadata) -> dict[str, Any]:
         and f"times {options.layer_lr_decay:g}",
         "re-initialized": ", ".join(again),
         "frozen": options.freeze,
+        "label smoothing": f"{options.label_smoothing:g}" if options.label_smoothing else "",
+        "class weights": options.class_weights,
     }
     return {name: value for name, value in found.items() if value}
 

@@ -22,6 +22,7 @@ from mixout_export.stages.train.model import load_start
 from mixout_export.stages.train.record import RunRecord, TrainResult, run_settings
 from mixout_export.stages.train.settings import check_agreement, check_evaluation, check_options
 from mixout_export.stages.train.shared_data import SharedData
+from mixout_export.training.criterion import build_criterion
 from mixout_export.training.curves import write_curves
 from mixout_export.training.device import accelerated
 from mixout_export.training.loop import Finetuning
@@ -111,6 +112,7 @@ def train_checkpoint(
         # Read and encode the data. Hash the files now, because they may change during training.
         encoded = load_training_data(source, reader, start.model, data, options, shared)
         check_evaluation(options, encoded)
+        criterion = build_criterion(options, encoded.train, source.labels or ())
         files = _data_files(data, encoded)
         chance = {} if encoded.evaluation is None else encoded.evaluation.chance()
         settings = run_settings(source, options, encoded, processes=accelerator.num_processes)
@@ -132,6 +134,7 @@ def train_checkpoint(
                 encoded.evaluation,
                 options,
                 metric=metric,
+                criterion=criterion,
                 fresh=start.fresh,
                 pretrained=start.pretrained,
                 snapshots=snapshots,

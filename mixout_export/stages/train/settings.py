@@ -34,6 +34,8 @@ def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple
         ("doc-stride", options.doc_stride is not None),
         ("pack-sequences", options.pack_sequences),
         ("choices-column", data.choices_column is not None),
+        ("label-smoothing", options.label_smoothing > 0),
+        ("class-weights", options.class_weights is not None),
     ):
         if given and name not in reader.uses:
             raise ArgumentError(f"{name}: has no effect for {task.name}; leave it out")
