@@ -15,7 +15,7 @@ from scipy import stats
 from mixout_export.errors import ArgumentError
 from mixout_export.study import statistics
 from mixout_export.study.analysis import summarize
-from mixout_export.study.comparisons import Pairs, compare, finding, needed_pairs
+from mixout_export.study.comparisons import Pairs, compare, finding, needed_pairs, one_or_several
 from mixout_export.study.records import CRASHED, DIVERGED, DONE, RunRecord, Seeds
 from mixout_export.study.summary import (
     BETTER,
@@ -333,6 +333,17 @@ def test_the_page_states_the_needed_pairs() -> None:
         assert found == [count in range(int(first), int(last) + 1) for count in counts if count]
 
 
+def test_arms_without_runs_count_in_the_correction() -> None:
+    """Otherwise a difference could vanish when their runs end."""
+    scores = {"plain": [0.4] * 7, "a": [0.5] * 7} | {name: [] for name in "bcde"}
+    first, *others = study(scores).tasks[0].comparisons
+    assert (first.finding, first.p_corrected) == (TOO_FEW, 5 * smallest(7))
+    assert "at least 8 are needed" in first.sentence
+    assert {(c.finding, c.p_value, c.failures, c.spread) for c in others} == {
+        (TOO_FEW, None, None, None)
+    }
+
+
 def test_one_run_or_several() -> None:
     plain = [0.0, 0.0, 0.0, 0.41, 0.42, 0.40, 0.0, 0.43, 0.41, 0.40]
     found = only({"plain": plain, "mixout": PLAIN}).one_or_several
@@ -365,6 +376,17 @@ def test_how_many_runs_reach_one_run(arm: Sequence[float], ending: str) -> None:
     found = only({"plain": PLAIN, "mixout": arm}).one_or_several
     assert found is not None
     assert found.sentence.endswith(ending)
+
+
+def test_rounding_does_not_add_a_run() -> None:
+    """Equal means are equal, even if they were added up in another order."""
+    draw = np.random.default_rng(0)
+    order = tuple(Seeds(n, n, n) for n in range(7))
+    for scores in draw.uniform(0.3, 0.5, (50, 7)):
+        pairs = Pairs("arm", "plain", order, scores, draw.permutation(scores), 0, False)
+        found = one_or_several(pairs, None)
+        assert found is not None
+        assert found.equal_runs == 1
 
 
 def recommended(scores: Scores, **changes: Any) -> Recommendation:

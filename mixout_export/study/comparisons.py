@@ -112,42 +112,37 @@ def too_few(pairs: Sequence[Pairs]) -> list[bool]:
 
 
 def compare(pairs: Sequence[Pairs]) -> tuple[Comparison, ...]:
-    """Compare the mean scores of arms, with Holm's correction over all of these comparisons."""
-    tested = [number for number, found in enumerate(pairs) if len(found.seeds)]
-    p_values = [sign_flip_test(pairs[number].gains) for number in tested]
-    found = [_without_pairs(one) for one in pairs]
-    few = too_few(pairs)
-    for number, p_value, corrected in zip(tested, p_values, holm(p_values), strict=True):
-        found[number] = _compare(pairs[number], p_value, corrected, few[number])
-    needed = needed_pairs(len(tested))
+    """Compare the mean scores of arms, with Holm's correction over all of these comparisons.
+
+    Those without pairs count too, so that p-values do not rise when their runs end.
+    """
+    p_values = [sign_flip_test(found.gains) for found in pairs]
+    needed = needed_pairs(len(pairs))
     return tuple(
-        replace(
-            one,
-            sentence=gain_sentence(one, needed, lower_is_better=its.lower_is_better),
+        _compare(found, p_value, corrected, few=few, needed=needed)
+        for found, p_value, corrected, few in zip(
+            pairs, p_values, holm(p_values), too_few(pairs), strict=True
         )
-        for one, its in zip(found, pairs, strict=True)
     )
 
 
-def _without_pairs(pairs: Pairs) -> Comparison:
-    return Comparison(
-        pairs.arm, pairs.baseline, 0, pairs.unpaired, TOO_FEW, None, None, None, sentence=""
-    )
-
-
-def _compare(pairs: Pairs, p_value: float, corrected: float, few: bool) -> Comparison:
-    gain = bootstrap(np.mean, pairs.gains)
-    return Comparison(
+def _compare(
+    pairs: Pairs, p_value: float, corrected: float, *, few: bool, needed: int
+) -> Comparison:
+    gain = bootstrap(np.mean, pairs.gains) if pairs.seeds else None
+    found = Comparison(
         pairs.arm,
         pairs.baseline,
         len(pairs.seeds),
         pairs.unpaired,
-        TOO_FEW if few else finding(gain, corrected),
+        TOO_FEW if few or gain is None else finding(gain, corrected),
         gain,
-        p_value,
-        corrected,
+        p_value if pairs.seeds else None,
+        corrected if pairs.seeds else None,
         sentence="",
     )
+    text = gain_sentence(found, needed, lower_is_better=pairs.lower_is_better)
+    return replace(found, sentence=text)
 
 
 def finding(gain: Estimate, corrected: float) -> str:
@@ -163,42 +158,39 @@ def finding(gain: Estimate, corrected: float) -> str:
 
 def failure_tests(pairs: Sequence[Pairs], runs: Mapping[str, Runs]) -> list[FailureTest | None]:
     """Compare how often arms fail, with Holm's correction; None without pairs."""
-    counts = []
-    for found in pairs:
-        ours = [runs[found.arm][seed].failed for seed in found.seeds]
-        theirs = [runs[found.baseline][seed].failed for seed in found.seeds]
-        failed = list(zip(ours, theirs, strict=True))
-        counts.append([failed.count(kind) for kind in ((True, False), (False, True), (True, True))])
-    tested = [number for number, found in enumerate(pairs) if len(found.seeds)]
-    p_values = [mcnemar_test(*counts[number][:2]) for number in tested]
-    tests: list[FailureTest | None] = [None] * len(pairs)
-    few = too_few(pairs)
-    for number, p_value, corrected in zip(tested, p_values, holm(p_values), strict=True):
-        found, (ours_only, theirs_only, both) = pairs[number], counts[number]
-        test = FailureTest(ours_only, theirs_only, p_value, corrected, sentence="")
-        text = failure_sentence(
-            test, found.arm, found.baseline, both, len(found.seeds), few=few[number]
-        )
-        tests[number] = replace(test, sentence=text)
+    counts = [_failed_pairs(found, runs) for found in pairs]
+    p_values = [mcnemar_test(ours, theirs) for ours, theirs, _ in counts]
+    tests: list[FailureTest | None] = []
+    for found, (ours, theirs, both), p_value, corrected, few in zip(
+        pairs, counts, p_values, holm(p_values), too_few(pairs), strict=True
+    ):
+        test = FailureTest(ours, theirs, p_value, corrected, sentence="")
+        count = len(found.seeds)
+        text = failure_sentence(test, found.arm, found.baseline, both, count, few=few)
+        tests.append(replace(test, sentence=text) if count else None)
     return tests
+
+
+def _failed_pairs(pairs: Pairs, runs: Mapping[str, Runs]) -> tuple[int, int, int]:
+    """Count the pairs in which only the arm failed, only the baseline, and both."""
+    ours, theirs = runs[pairs.arm], runs[pairs.baseline]
+    failed = [(ours[seed].failed, theirs[seed].failed) for seed in pairs.seeds]
+    return failed.count((True, False)), failed.count((False, True)), failed.count((True, True))
 
 
 def spread_tests(pairs: Sequence[Pairs]) -> list[SpreadTest | None]:
     """Compare how far arms' scores spread, with Holm's correction; None where there is no test."""
     p_values = [brown_forsythe_test(found.ours, found.theirs) for found in pairs]
-    tested = [number for number, p_value in enumerate(p_values) if p_value is not None]
-    known = [p_value for p_value in p_values if p_value is not None]
-    tests: list[SpreadTest | None] = [None] * len(pairs)
-    few = too_few(pairs)
-    for number, p_value, corrected in zip(tested, known, holm(known), strict=True):
-        found = pairs[number]
-        deviations = (
-            float(standard_deviation(found.ours)),
-            float(standard_deviation(found.theirs)),
-        )
-        test = SpreadTest(*deviations, p_value, corrected, sentence="")
-        text = spread_sentence(test, found.arm, found.baseline, few=few[number])
-        tests[number] = replace(test, sentence=text)
+    every = holm([1.0 if p_value is None else p_value for p_value in p_values])
+    tests: list[SpreadTest | None] = []
+    for found, p_value, corrected, few in zip(pairs, p_values, every, too_few(pairs), strict=True):
+        if p_value is None:
+            tests.append(None)
+            continue
+        ours, theirs = (float(standard_deviation(its)) for its in (found.ours, found.theirs))
+        test = SpreadTest(ours, theirs, p_value, corrected, sentence="")
+        text = spread_sentence(test, found.arm, found.baseline, few=few)
+        tests.append(replace(test, sentence=text))
     return tests
 
 
