@@ -9,6 +9,9 @@ from test_cli_help import COMMANDS, options_of
 from test_imports import ORDER
 
 import mixout_export
+from mixout_export.stages.study.settings import SCHEMA
+from mixout_export.study.options import hyphenated
+from mixout_export.study.plan import _ARM, _STUDY, _TASK, read_plan
 from mixout_export_cli.main import cli
 
 #: Options that every command has, or every command that writes.
@@ -84,6 +87,19 @@ def test_the_map_of_the_design_page_is_the_order_of_imports() -> None:
     folders = {name for row in rows for name in re.findall(r"`(\w+)/`", row)}
     beside = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert beside - {"mixout_export", "build"} == folders - {"build"}
+
+
+def test_the_plan_on_the_page_of_studies_is_one_and_all_keys_are_there(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "study.md"
+    (plan,) = [block.text for block in blocks(page) if block.language == "toml"]
+    (tmp_path / "study.toml").write_text(plan, "utf-8")
+    assert len(read_plan(tmp_path / "study.toml", SCHEMA).arms) == 2
+    keys = page.read_text("utf-8").split("## All keys of a plan")[1].split("\n## ")[0]
+    _, *tables = re.split(r"^\*\*`\[+(\w+)\]+`\*\*", keys, flags=re.MULTILINE)
+    described = dict(zip(tables[::2], tables[1::2], strict=True))
+    for name, known in (("study", _STUDY), ("task", _TASK), ("arm", _ARM)):
+        for key in known:
+            assert f"`{hyphenated(key)}`" in described[name], (name, key)
 
 
 def test_the_errors_on_the_troubleshooting_page_exist() -> None:
