@@ -406,6 +406,9 @@ def test_recommend_an_arm_with_its_gain_and_cost() -> None:
         "0.035, 10 pairs of seeds, p = 0.002 after Holm's correction). It takes 1.5 times the "
         "training time of plain."
     )
+    several = found.tasks[0].comparisons[0].one_or_several
+    assert several is not None
+    assert several.time_ratio == pytest.approx(3 * 60 / 90)
 
 
 @pytest.mark.parametrize(
@@ -477,11 +480,12 @@ def several_tasks(scores: Mapping[str, Scores], **metrics: str) -> StudySummary:
 def test_over_all_tasks_a_seeds_scores_are_averaged() -> None:
     found = several_tasks(
         {
-            "RTE": {"plain": PLAIN, "mixout": shifted(0.06, 0.01)},
-            "CoLA": {"plain": PLAIN, "mixout": shifted(-0.02, -0.002)[:9]},
+            "RTE": {"plain": PLAIN, "mixout": shifted(0.06, 0.01), "bad": shifted(-0.1)},
+            "CoLA": {"plain": PLAIN, "mixout": shifted(-0.02, -0.002)[:9], "bad": PLAIN},
         }
     )
-    (comparison,) = found.comparisons
+    comparison, bad = found.comparisons
+    assert bad.finding == WORSE
     assert (comparison.pairs, comparison.unpaired) == (9, 1)
     assert comparison.gain is not None
     waves = [0.004 * ((7 * i) % 5 - 2) for i in range(9)]
