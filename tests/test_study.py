@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 from checkpoints import TinyCheckpoints
-from cli_runs import Program
+from cli_runs import Program, content
 from study_plans import ARMS, InProcess, study, workers, write_plan
 from training_runs import TrainingGround
 
 from mixout_export.errors import OutputError, TrainingStoppedError
 from mixout_export.files.output import acquire_lock
+from mixout_export.stages.study.dry_run import dry_run
 from mixout_export.stages.study.engine import Job, Outcome
 from mixout_export.study.run_log import RunLog
 
@@ -291,3 +292,35 @@ def test_worker_processes_give_the_same_records_and_one_may_be_killed(
     }
     assert summary(tmp_path / "out") == summary(finished)
     assert dataclasses.asdict(records[submitted[0].run.key])["attempt"] == 2
+
+
+def test_a_dry_run_lists_the_runs_and_writes_nothing(
+    copied: Path, ground: TrainingGround, tmp_path: Path
+) -> None:
+    plan = write_plan(tmp_path, ground, seeds=3)
+    before = content(copied)
+    planned = dry_run(plan, copied, workers=2, device="cpu")
+    assert content(copied) == before
+    assert [(run.arm, run.head, run.done) for run in planned.runs] == [
+        *[("plain", 0, True), ("mixout 0.7", 0, True)],
+        *[("plain", 1, True), ("mixout 0.7", 1, True)],
+        *[("plain", 2, False), ("mixout 0.7", 2, False)],
+    ]
+    times = [run.seconds for run in planned.runs[4:]]
+    assert planned.done == 4
+    assert planned.seconds == pytest.approx(sum(filter(None, times)) / 2)
+    known = [record["seconds"] for record in lines(copied) if record["arm"] == "plain"]
+    assert times[0] == pytest.approx(sum(known) / 2)
+
+
+def test_a_dry_run_without_records_tries_the_first_arm(ground, tmp_path: Path) -> None:
+    longer = '\n[[arm]]\nname = "longer"\ntrain = { epochs = 1000 }\n'
+    plan = write_plan(tmp_path, ground, seeds=1, arms=ARMS + longer)
+    planned = dry_run(plan, tmp_path / "out", workers=1, device="cpu")
+    assert not (tmp_path / "out").exists()
+    plain, mixed, long = (run.seconds for run in planned.runs)
+    assert plain is not None
+    assert mixed == plain
+    assert long is not None
+    assert long > 2 * plain
+    assert planned.seconds == pytest.approx(plain + plain + long)

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_cli_help import options_of
 
 from mixout_export.errors import PlanError
 from mixout_export.stages.study.settings import SCHEMA, check_settings, train_options
+from mixout_export.study.options import hyphenated
 from mixout_export.study.plan import Plan, read_plan
 from mixout_export.study.records import Seeds
 from mixout_export.study.runs import Run, data_files, expand, settings_of_runs
@@ -232,6 +234,14 @@ def test_an_error_names_the_place_and_what_to_do(
     assert str(error.value).startswith(str(tmp_path / "plan.toml"))
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_plan_knows_the_options_of_the_command_line() -> None:
+    """All but those that the study sets, so that the commands of a record can be typed."""
+    shared = {"json", "quiet", "overwrite", "seed"}
+    train = {*options_of("train")} - shared - {"data-seed", "device", "resume"}
+    assert {hyphenated(name) for name in SCHEMA["prepare"]} == {*options_of("prepare")} - shared
+    assert {hyphenated(name) for name in SCHEMA["train"]} == train
 
 
 def test_a_plan_that_is_not_there(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ SCHEMA: Schema = {
     "prepare": options_of(
         BaseOptions, MixoutConfig, PrepareOptions, without=("base", "mixout", "seed")
     ),
-    "train": options_of(DataOptions, TrainOptions, without=(*_SEEDS, "device")),
+    "train": options_of(DataOptions, TrainOptions, without=(*_SEEDS, "device", "log_every")),
 }
 
 

@@ -1,0 +1,116 @@
+"""Studies in processes of their own that are interrupted or killed at any moment."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import TinyCheckpoints
+from cli_runs import environment
+from study_plans import study, write_plan
+from test_study import lines, summary
+from training_runs import TrainingGround
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> TrainingGround:
+    return TrainingGround(tmp_path_factory.mktemp("interrupted"), tiny)
+
+
+def start(plan: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mixout_export_cli", "study", str(plan), str(out)]
+    return subprocess.Popen(
+        [*command, "--workers", "1", "--device", "cpu"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+
+
+def wait_for_records(out: Path, count: int) -> None:
+    """Wait until so many runs are recorded."""
+    path, until = out / "runs.jsonl", time.monotonic() + 300
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert time.monotonic() < until, "no record was written"
+        time.sleep(0.01)
+
+
+def is_alive(worker: int) -> bool:
+    """Return whether a process runs; one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children(process: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def equal(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what two records of a run have in common, whenever it ran and was interrupted."""
+    return {k: v for k, v in record.items() if "seconds" not in k and k != "attempt"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
+    ground: TrainingGround, tmp_path: Path
+) -> None:
+    plan, out = write_plan(tmp_path, ground, seeds=4), tmp_path / "out"
+    undisturbed = tmp_path / "undisturbed"
+    study(plan, undisturbed)
+
+    # Ctrl-C saves the run in progress
+    process = start(plan, out)
+    wait_for_records(out, 1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert f"study {plan} {out} --workers 1 --device cpu" in err.partition("to continue: ")[2]
+    done = len(lines(out))
+    assert f"stopped; {done} of 8 runs are done, and those in progress are saved" in err
+
+    # SIGKILL leaves no time to do anything
+    process = start(plan, out)
+    wait_for_records(out, done + 1)
+    time.sleep(random.uniform(0.0, 0.5))
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    until = time.monotonic() + 60
+    while any(is_alive(worker) for worker in workers):
+        assert time.monotonic() < until, "a worker outlives the study"
+        time.sleep(0.05)
+
+    result = study(plan, out)
+    assert (result.done, result.crashed) == (8, ())
+    found = sorted(lines(out), key=lambda record: record["key"])
+    expected = sorted(lines(undisturbed), key=lambda record: record["key"])
+    assert list(map(equal, found)) == list(map(equal, expected))
+    assert json.dumps(summary(out)) == json.dumps(summary(undisturbed))
+    assert not (out / "work").exists()
+
+
+def test_the_command_line(ground: TrainingGround, tmp_path: Path) -> None:
+    plan, out = write_plan(tmp_path, ground, seeds=1), tmp_path / "out"
+    study(plan, out)
+    process = start(write_plan(tmp_path, ground, seeds=2), out)
+    printed, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    progress = err.splitlines()
+    assert progress[0].startswith("run 2/4: resumed")
+    assert [line.split(":")[0] for line in progress] == ["run 2/4", "run 3/4", "run 4/4"]
+    assert "moods, plain, seed 1: accuracy" in progress[1]
+    assert progress[2].endswith("0:00:00 left")
+    assert printed.startswith("Too few runs to tell (2 seeds so far).")
+    assert f"{out}: 4 of 4 runs are done, see {out}/report.html" in printed
