@@ -11,8 +11,7 @@ The script writes into the folder OUT: `runs.csv` with one row per finetuned net
 
 Restart r has its own pretrained network, its own subset of USPS and its own order of batches. All
 methods and all p share them. Each worker process runs whole restarts on one thread, so the result
-does not depend on the number of workers. A run
-needs about five minutes of CPU time.
+does not depend on the number of workers. All restarts together need five minutes of CPU time.
 """
 
 import argparse
@@ -294,6 +293,11 @@ def main() -> None:
     parser.add_argument("--pretrain-epochs", type=int, default=2, help="passes over MNIST")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     options = parser.parse_args()
+    for part in ("mnist", "usps/usps.npz"):
+        if not (options.data / part).exists():
+            parser.error(f"{options.data} has no {part}; see the first lines of this script")
+    if options.restarts < 3:
+        parser.error(f"--restarts: got {options.restarts}, expected at least 3, for the intervals")
     options.out.mkdir(parents=True, exist_ok=True)
     started = perf_counter()
     spawn = multiprocessing.get_context("spawn")

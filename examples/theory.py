@@ -187,9 +187,9 @@ def draw_nonconvex(draws: int) -> Figure:
     line = torch.linspace(-1.6, 1.6, 200)
     left.plot(line, DOUBLE_WELL(line), "k", label="L(θ) = (θ² − 1)²/4")
     for name, value, color in (
-        ("u, the anchor, and Φ if m = 0", u, "tab:green"),
+        ("u, and Φ if the mask is 0", u, "tab:green"),
         ("w", w, "tab:red"),
-        (f"Φ if m = 1, p = {p}", u + (w - u) / (1 - p), "tab:blue"),
+        (f"Φ if the mask is 1, p = {p}", u + (w - u) / (1 - p), "tab:blue"),
     ):
         left.plot(value, DOUBLE_WELL(torch.tensor(value)), "o", color=color, label=name)
     left.set(xlabel="θ", ylabel="L(θ)")

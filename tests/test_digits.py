@@ -159,6 +159,25 @@ def test_the_whole_script(
         assert f"{part['answer']:<9}  {part['claim']}" in printed
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [(["missing", "out"], "has no mnist"), (["DATA", "out", "--restarts", "2"], "at least 3")],
+)
+def test_what_cannot_run_is_refused_with_a_sentence(
+    digits: ModuleType,
+    data: Path,
+    given: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(data) if value == "DATA" else value for value in given]
+    monkeypatch.setattr(sys, "argv", ["digits.py", *given])
+    with pytest.raises(SystemExit, match="2"):
+        digits.main()
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not REAL.is_dir(), reason="needs MNIST and USPS")
 def test_a_network_that_has_learned_mnist_reads_usps(digits: ModuleType) -> None:
     """Zero-shot accuracy falls to about 0.4 if the images are not enlarged."""

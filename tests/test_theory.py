@@ -111,6 +111,24 @@ def test_independent_weights_go_a_share_of_the_way(theory: ModuleType) -> None:
     assert best.grad.abs().max() < 1e-12
 
 
+def test_moves_that_help_only_together_are_shortened_most(theory: ModuleType) -> None:
+    """Two weights at p = 0.5 whose moves (1, -1) help together, while each alone hurts."""
+    hessian = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64).reshape(1, 2, 1, 2)
+    u = torch.zeros(1, 2, dtype=torch.float64)
+    masks, chances = all_masks({0.0: 0.5, 1.0: 0.5}, (1, 2))
+    shares = {}
+    for move in ((1.0, -1.0), (1.0, 1.0)):
+        a = torch.tensor([move], dtype=torch.float64)
+        loss = theory.Quadratic(hessian, a)
+        alone = [float(loss(a * torch.tensor(kept))) < float(loss(u)) for kept in ((1, 0), (0, 1))]
+        curvature = 1.0 + 0.8 * move[1]
+        shares[all(alone)] = curvature / (curvature + 1.0)  # of the way, with σ²/μ² = 1
+        best = (shares[all(alone)] * a).requires_grad_()
+        (chances @ loss(mixconnect(best.expand(4, 1, 2), u.expand(4, 1, 2), masks, 0.5))).backward()
+        assert best.grad.abs().max() < 1e-12
+    assert shares[False] < 0.5 < shares[True]
+
+
 @pytest.mark.parametrize("distribution", ["Bernoulli", "Gaussian", "uniform"])
 def test_masks_have_the_mean_and_variance_that_they_claim(
     theory: ModuleType, distribution: str
