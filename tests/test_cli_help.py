@@ -48,6 +48,7 @@ OPTIONS = {
         "label-column": None,
         "choices-column": None,
         "metric": None,
+        "recipe": None,
         "epochs": 3.0,
         "max-steps": None,
         "batch-size": 32,

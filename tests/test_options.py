@@ -45,6 +45,7 @@ from mixout_export.training.options import TrainOptions
         ("class_weights", "1,0"),
         ("class_weights", "1,"),
         ("class_weights", "inf,1"),
+        ("recipe", "large"),
         ("eval_every", 0),
         ("save_every", 0),
         ("keep", 0),

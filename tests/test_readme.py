@@ -82,6 +82,7 @@ def test_the_readme_runs_as_written(tmp_path: Path, tiny_base: str) -> None:
     folder.mkdir()
     for block in RUN:
         printed = run_block(block, folder, PYTHONPATH=tiny_base)
+        printed = re.sub(r"(?m)^note: .*\n", "", printed)  # the tiny model learns nothing
         if block.language == "sh" and block.output is not None:
             assert says(block.output, printed), printed
     assert sum(block.text.count("mixout-export") for block in RUN) == 6

@@ -187,9 +187,9 @@ def test_a_record_of_a_later_version_names_that_version(
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     interrupt(program, way, out)
     settings = record_of(partial)["settings"]
-    settings["options"]["recipe"] = "small"
+    settings["options"]["momentum"] = 0.9
     change(partial, settings=settings, tool_version="9.1")
-    program("train", way.prepared, out, "--resume").failed(2, "'recipe'", "mixout-export 9.1")
+    program("train", way.prepared, out, "--resume").failed(2, "'momentum'", "mixout-export 9.1")
 
 
 def test_a_run_that_was_killed_after_its_end_needs_no_data(

@@ -7,6 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from mixout_export.recipes import RECIPES, recipe_values, with_recipe
 from mixout_export.tasks import TASKS
 from mixout_export_cli.command import Command
 from mixout_export_cli.following import beside
@@ -81,6 +82,12 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     "--metric",
     metavar="NAME",
     help=f"Metric that decides which checkpoint is best: {_METRICS}.  [default: the task's first]",
+)
+@option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    help="Start from values for few or many rows: small up to about 2,000 rows, standard above. "
+    "Options that you give take precedence.  [optional]",
 )
 @option("--epochs", default=3.0, help="Passes over the training data. Fractions are allowed.")
 @option("--max-steps", type=int, help="Stop after this many training steps.  [optional]")
@@ -240,15 +247,20 @@ def train(
     with quick_imports():
         from mixout_export.errors import TrainingStoppedError
         from mixout_export.files.output import partial_path
-        from mixout_export.stages.train import DataOptions, recorded_options, train_checkpoint
+        from mixout_export.stages.train import (
+            DataOptions,
+            advice_for,
+            recorded_options,
+            train_checkpoint,
+        )
         from mixout_export.training.options import TrainOptions
         from mixout_export.training.snapshots import Snapshots
     from mixout_export_cli.progress import TrainingDisplay
     from mixout_export_cli.stopping import StopRequest
 
-    if resume:
-        given = _given(options)
-        options = {**options, **recorded_options(out, given), **given}
+    given = _given(options)
+    recorded = recorded_options(out, given) if resume else {}
+    options = {**options, **with_recipe(given), **recorded, **given}
     data = take(DataOptions, options)
     settings = TrainOptions(**options)
     replacing = ["--overwrite"] if overwrite else []
@@ -280,12 +292,17 @@ def train(
     stopped = ", stopped early" if result.stopped_early else ""
     steps = count_of(result.steps, "step")
     text = f"{out}: {steps} {state}{stopped}, result of step {result.chosen_step}"
+    if settings.recipe is not None:
+        text += f"\nrecipe {settings.recipe}: {recipe_values(settings.recipe, vars(settings))}"
     if result.metrics:
         rows = [
             [name, number(result.metrics_before.get(name)), number(value)]
             for name, value in result.metrics.items()
         ]
         text += "\n" + table(["metric", "before", "after"], rows)
+    advice = None if result.already_complete else advice_for(result, settings)
+    if advice is not None:
+        text += f"\nnote: {advice}"
     output.result(result, text, following=next_command("collapse", out, collapsed))
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mixout_export.recipes import RECIPES, with_recipe
 from mixout_export.study.options import given, hyphenated
 from mixout_export.study.plan import DataPath, Plan, Settings, merged
 from mixout_export.study.records import RunRecord, Seeds
@@ -50,12 +51,20 @@ class Run:
 
 
 def settings_of_runs(plan: Plan) -> dict[tuple[str, str], Settings]:
-    """Return the options of each pair of a task and an arm, in the plan's order."""
-    return {
-        (task.name, arm.name): merged(DEFAULTS, plan.settings, task.settings, arm.settings)
-        for task in plan.tasks
-        for arm in plan.arms
-    }
+    """Return the options of each pair of a task and an arm, in the plan's order.
+
+    A recipe is replaced by its values, so that a run's key and commands do not depend on what the
+    recipe will be in another version.
+    """
+    found = {}
+    for task in plan.tasks:
+        for arm in plan.arms:
+            own = merged(DEFAULTS, plan.settings, task.settings, arm.settings)
+            train = with_recipe(own["train"])
+            if train.get("recipe") in RECIPES:
+                del train["recipe"]
+            found[task.name, arm.name] = {**own, "train": train}
+    return found
 
 
 def data_files(settings: Iterable[Settings]) -> list[Path]:

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from mixout_export.config import TargetPattern, check_probability
 from mixout_export.errors import ArgumentError
+from mixout_export.recipes import RECIPES, with_recipe
 
 SCHEDULERS = ("linear", "cosine", "constant", "constant_with_warmup", "polynomial")
 PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}
@@ -26,6 +27,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "decay_toward": ("zero", "pretrained"),
     "select": ("best", "last"),
     "tracker": ("tensorboard", "wandb", "trackio"),
+    "recipe": tuple(RECIPES),
     "anchor_dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -63,6 +65,7 @@ class TrainOptions:
 
     Attributes:
         metric: Metric that ranks checkpoints. None takes the task's first.
+        recipe: Name of the recipe that the values came from which were not given; see `given`.
         epochs: Passes over the training data. Fractions are allowed.
         max_steps: Training steps after which to stop, whatever `epochs` says. None is no limit.
         batch_size: Examples per device and forward pass.
@@ -120,6 +123,7 @@ class TrainOptions:
     """
 
     metric: str | None = None
+    recipe: str | None = None
     epochs: float = 3.0
     max_steps: int | None = None
     batch_size: int = 32
@@ -167,6 +171,14 @@ class TrainOptions:
             check_probability(self.p)
         if self.freeze is not None:
             TargetPattern.parse(self.freeze, option="freeze")
+
+    @classmethod
+    def given(cls, **values: Any) -> Self:
+        """Build the options from those that are given, and from the recipe among them.
+
+        `TrainOptions.given(recipe="small", epochs=3)` has the recipe's learning rate, but 3 epochs.
+        """
+        return cls(**with_recipe(values))
 
     @property
     def order_seed(self) -> int:

@@ -9,6 +9,7 @@ from mixout_export.card.results import Evaluation
 from mixout_export.card.steps import strategy_name, trained_card
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.files.layout import LAYOUT
+from mixout_export.recipes import recipe_values
 from mixout_export.stages.train.data import DataOptions, TrainingData
 from mixout_export.stages.train.record import TrainResult
 from mixout_export.training.options import TrainOptions
@@ -42,6 +43,7 @@ def write_trained_card(
         )
     base, file = metadata.base, sources.train_file
     settings: dict[str, Any] = {
+        **({"recipe": _recipe(options)} if options.recipe else {}),
         "base": f"{base.name} (SHA-256 {base.sha256})",
         "strategy": strategy,
         "head": metadata.head.treatment,
@@ -60,6 +62,10 @@ def write_trained_card(
     facts = TrainingFacts(strategy, settings, evaluation, dataset=hub_id, curves=LAYOUT.curves)
     card = trained_card(metadata, facts, read_card(prepared / LAYOUT.card))
     write_card(card, folder / LAYOUT.card)
+
+
+def _recipe(options: TrainOptions) -> str:
+    return f"{options.recipe} ({recipe_values(options.recipe or '', vars(options))})"
 
 
 def _special(options: TrainOptions, metadata: MixoutMetadata) -> dict[str, Any]:
