@@ -6,6 +6,8 @@ from checkpoints import TinyCheckpoints
 from study_plans import study
 from task_data import task_data
 
+from mixout_export.study.run_log import RunLog
+
 PLAN = """
 [study]
 base = "{base}"
@@ -34,7 +36,8 @@ def test_a_language_model_has_to_end_better_than_it_began(
     plan = tmp_path / "plan.toml"
     text = PLAN.format(base=tiny.base(), train=data.train_file, dev=data.eval_file)
     plan.write_text(text, encoding="utf-8")
-    done, diverged = study(plan, tmp_path / "out").records
+    study(plan, tmp_path / "out")
+    done, diverged = RunLog(tmp_path / "out" / "runs.jsonl").latest().values()
     for record in (done, diverged):
         assert (record.metric, record.lower_is_better) == ("loss", True)
         assert record.chance == record.metrics_before["loss"]

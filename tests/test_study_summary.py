@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from pages import ROOT
 from scipy import stats
+from study_records import record
 
 from mixout_export.errors import ArgumentError
 from mixout_export.study import statistics
 from mixout_export.study.analysis import summarize
 from mixout_export.study.comparisons import Pairs, compare, finding, needed_pairs, one_or_several
-from mixout_export.study.records import CRASHED, DIVERGED, DONE, RunRecord, Seeds
+from mixout_export.study.records import CRASHED, DIVERGED, RunRecord, Seeds
 from mixout_export.study.summary import (
     BETTER,
     NO_DIFFERENCE,
@@ -35,25 +36,9 @@ PLAIN = (0.40, 0.41, 0.39, 0.42, 0.38, 0.40, 0.43, 0.37, 0.41, 0.40)
 
 
 def run(arm: str, seed: int, score: float | None, **changes: Any) -> RunRecord:
-    """Return a run that ended with a score."""
-    values: dict[str, Any] = {
-        "key": f"{arm}-{seed}",
-        "task": "CoLA",
-        "arm": arm,
-        "seeds": Seeds(seed, seed, seed),
-        "status": DONE,
-        "prepare": {},
-        "train": {},
-        "commands": (),
-        "metric": "matthews",
-        "lower_is_better": False,
-        "score": score,
-        "chance": 0.0,
-        "distance": 2.0,
-        "steps": 100,
-        "training_seconds": 60.0,
-    }
-    return RunRecord(**(values | changes))
+    """Return a run that ended with a score, after 100 steps and 60 seconds."""
+    values = {"curve": (), "distance": 2.0, "steps": 100, "training_seconds": 60.0} | changes
+    return record(values.pop("task", "CoLA"), arm, seed, score, **values)
 
 
 def runs(scores: Scores, **changes: Any) -> list[RunRecord]:
@@ -133,8 +118,8 @@ def test_a_score_that_is_not_finite_counts_as_chance() -> None:
 
 def test_the_order_of_records_does_not_matter() -> None:
     records = runs({"plain": PLAIN, "a": shifted(0.02, 0.01), "b": shifted(-0.1, 0.03)})
-    for index, record in enumerate(records):
-        records[index] = dataclasses.replace(record, training_seconds=60 + 0.1 * index)
+    for index, one in enumerate(records):
+        records[index] = dataclasses.replace(one, training_seconds=60 + 0.1 * index)
 
     def text(order: list[RunRecord]) -> str:
         found = summarize(order, tasks=["CoLA"], arms=["plain", "a", "b"], baseline="plain")
