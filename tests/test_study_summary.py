@@ -387,7 +387,7 @@ def test_recommend_an_arm_with_its_gain_and_cost() -> None:
     assert found.recommendation.supported
     assert found.recommendation.gain == found.tasks[0].comparisons[0].gain
     assert found.recommendation.line == (
-        "Use mixout. mixout scored 0.030 higher than plain on average (95 % interval 0.025 to "
+        "Use mixout: it scored 0.030 higher than plain on average (95 % interval 0.025 to "
         "0.035, 10 pairs of seeds, p = 0.002 after Holm's correction). It takes 1.5 times the "
         "training time of plain."
     )
@@ -478,7 +478,7 @@ def test_over_all_tasks_a_seeds_scores_are_averaged() -> None:
     assert [task.recommendation.arm for task in found.tasks] == ["mixout", "plain"]
     assert found.recommendation.arm == "mixout"
     assert found.recommendation.sentence.startswith(
-        "Over all 2 tasks: use mixout. mixout scored 0.020 higher than plain on average"
+        "Over all 2 tasks: use mixout: it scored 0.020 higher than plain on average"
     )
     assert found.recommendation.sentence.endswith(" But it scored worse on CoLA.")
 

@@ -56,7 +56,7 @@ def recommend(
     evidence = next(c.sentence for c in comparisons if c.arm == chosen)
     ratio = seconds[chosen] / seconds[baseline] if seconds[baseline] else None
     return Recommendation(
-        f"Use {chosen}. {evidence}{_alike(chosen, best, alike)}",
+        f"Use {chosen}: it{evidence.removeprefix(chosen)}{_alike(chosen, best, alike)}",
         time_sentence(ratio, "It takes", baseline),
         chosen,
         supported=True,
