@@ -167,15 +167,14 @@ class StudyDisplay(StudyObserver):
         left = _left(seconds_left)
         if record.status == "done":
             score = "nan" if record.score is None else f"{record.score:.4f}"
-            said = f"{record.metric} {score}"
+            said = f"{record.metric} {score} in {record.seconds:.0f} s"
         elif record.status == "diverged":
             said = "diverged, which counts as failed"
         else:
             said = f"crashed: {last_line(record.error or '')}"
-        took = f" in {record.seconds:.0f} s" if record.seconds else ""
         name = f"{record.task}, {record.arm}, seed {record.seeds.masks}"
         beside = "" if self._live or not left else f", {left}"
-        self._say(f"run {done}/{self._runs}: {name}: {said}{took}{beside}")
+        self._say(f"run {done}/{self._runs}: {name}: {said}{beside}")
         if self._task is not None:
             self._bar.update(self._task, completed=done, left=left)
 

@@ -324,3 +324,31 @@ def test_a_dry_run_without_records_tries_the_first_arm(ground, tmp_path: Path) -
     assert long is not None
     assert long > 2 * plain
     assert planned.seconds == pytest.approx(plain + plain + long)
+
+
+def test_the_program_prints_the_recommendation_first(
+    copied: Path, ground: TrainingGround, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = Program(capfd)
+    command = ("study", write_plan(copied.parent, ground), copied, "--device", "cpu")
+    printed = program(*command).done().out.splitlines()
+    assert printed[0].startswith("Too few runs to tell")
+    assert printed[2].startswith("moods: accuracy, 0.")
+    assert printed[3].split() == ["arm", "runs", "mean", "95", "%", "interval", "best", "failed"]
+    assert printed[-1] == f"{copied}: 4 of 4 runs are done, see {copied}/report.html"
+    values = program(*command, "--json").done().json
+    assert (values["runs"], values["done"], values["new"], values["crashed"]) == (4, 4, 0, [])
+    assert values["summary"]["recommendation"]["arm"] == "plain"
+    planned = program(*command, "--dry-run", "--workers", 3).done().out.splitlines()
+    assert len(planned) == 2 + 4 + 1
+    assert planned[-1] == "4 runs, 4 done."
+
+
+def test_the_program_names_what_is_wrong(
+    copied: Path, ground: TrainingGround, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program = Program(capfd)
+    plan = write_plan(copied.parent, ground)
+    program("study", tmp_path / "nonesuch.toml", copied).failed(1, "cannot be read")
+    program("study", plan, copied, "--workers", 0).failed(2, "--workers: got 0")
+    program("study", plan, plan).failed(1, "is a file")

@@ -86,13 +86,13 @@ def _describe_plan(dry: "DryRun") -> str:
         for run in dry.runs
     ]
     left = len(dry.runs) - dry.done
-    return "\n".join(
-        [
-            table(["task", "arm", "head", "data", "masks", "time"], rows),
-            f"{count_of(len(dry.runs), 'run')}, {dry.done:,} done. The other {left:,} take about "
-            f"{duration(dry.seconds)} with {count_of(dry.workers, 'worker')}.",
-        ]
-    )
+    said = f"{count_of(len(dry.runs), 'run')}, {dry.done:,} done."
+    if left:
+        said += (
+            f" The other {left:,} take about {duration(dry.seconds)} with "
+            f"{count_of(dry.workers, 'worker')}."
+        )
+    return "\n".join([table(["task", "arm", "head", "data", "masks", "time"], rows), said])
 
 
 @click.command(cls=Command)
