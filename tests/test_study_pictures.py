@@ -47,7 +47,7 @@ def _house_style() -> Any:
 
 def test_each_run_is_a_point_and_failed_ones_are_crosses() -> None:
     task = series([*sweep(seeds=10), crashed("plain", 11), diverged("plain", 12)])
-    (axes,) = draw_scores(task).axes
+    (axes,) = draw_scores([task]).axes
     failed = sum(run.failed for arm in task.arms for run in arm.ended)
     assert failed > 1
     assert number(axes, "run") == 31 - failed
@@ -63,7 +63,7 @@ def test_each_run_is_a_point_and_failed_ones_are_crosses() -> None:
 
 def test_means_have_their_intervals_and_the_chance_level_is_a_line() -> None:
     task = series(sweep("RTE", seeds=10, chance=0.2))
-    (axes,) = draw_scores(task).axes
+    (axes,) = draw_scores([task]).axes
     means = [line.get_xdata()[0] for line in marked(axes, "mean")]
     assert means == [arm.summary.mean.value for arm in task.arms if arm.summary.mean]
     first = task.arms[0].summary.mean
@@ -75,7 +75,7 @@ def test_means_have_their_intervals_and_the_chance_level_is_a_line() -> None:
 @pytest.mark.parametrize(("seeds", "boxes"), [(1, 0), (3, 0), (4, 2)])
 def test_a_box_needs_four_runs(seeds: int, boxes: int) -> None:
     task = series([record(arm=arm, seed=s) for arm in ("plain", "mixout") for s in range(seeds)])
-    (axes,) = draw_scores(task).axes
+    (axes,) = draw_scores([task]).axes
     assert len(axes.patches) == boxes
 
 
@@ -146,7 +146,7 @@ def test_long_curves_are_thinned_to_means() -> None:
 
 
 def files_of(records: Sequence[RunRecord], folder: Path) -> list[str]:
-    (pictures,) = draw_pictures([series(records, records[0].arm)], folder)
+    (pictures,) = draw_pictures([series(records, records[0].arm)], folder).tasks
     found = sorted(path.name for path in folder.iterdir())
     names = [picture.name for picture in pictures]
     assert found == sorted(f"{name}{suffix}" for name in names for suffix in (".png", ".svg"))
@@ -194,10 +194,10 @@ def test_lower_is_better_is_said(tmp_path: Path) -> None:
         for s in range(3)
     ]
     task = series(records)
-    assert draw_scores(task).axes[0].get_xlabel() == "perplexity (lower is better)"
-    (pictures,) = draw_pictures([task], tmp_path)
+    assert draw_scores([task]).axes[0].get_xlabel() == "perplexity (lower is better)"
+    (pictures,) = draw_pictures([task], tmp_path).tasks
     assert "the lower curve" in pictures[1].caption
-    assert number(draw_scores(task).axes[0], "failed") == 0
+    assert number(draw_scores([task]).axes[0], "failed") == 0
 
 
 def test_equal_records_give_equal_files_and_other_pictures_of_ours_go(tmp_path: Path) -> None:
@@ -214,8 +214,25 @@ def test_equal_records_give_equal_files_and_other_pictures_of_ours_go(tmp_path: 
 
 def test_tasks_with_equal_slugs_have_files_of_their_own(tmp_path: Path) -> None:
     tasks = [series([record(name, curve=())]) for name in ("a b", "A-b", "日本")]
-    names = [picture.name for pictures in draw_pictures(tasks, tmp_path) for picture in pictures]
+    drawn = draw_pictures(tasks, tmp_path)
+    names = [picture.name for pictures in drawn.tasks for picture in pictures]
     assert names == ["a-b-scores", "a-b-2-scores", "task-scores"]
+    assert drawn.overview is not None
+    assert drawn.overview.name == "all-tasks-scores"
+    assert (tmp_path / "all-tasks-scores.png").exists()
+
+
+def test_several_tasks_share_the_rows_of_their_arms() -> None:
+    first, second = series(sweep(seeds=5)), series(sweep("RTE", seeds=4))
+    third = series([record("MRPC", arm="mixout 0.5"), crashed()], "mixout 0.5")
+    arms = (replace(third.arms[0], number=1),)
+    panels = draw_scores([first, second, replace(third, arms=arms)]).axes
+    assert [axes.get_title(loc="left") for axes in panels[:3]] == ["CoLA", "RTE", "MRPC"]
+    assert not panels[3].get_visible()
+    counts = [number(axes, "run") + number(axes, "failed") for axes in panels]
+    assert counts == [15, 12, 1, 0]
+    (mean,) = marked(panels[2], "mean")
+    assert round(mean.get_ydata()[0]) == 1, "the row of mixout 0.5"
 
 
 def test_eighteen_arms_look_different() -> None:
@@ -235,6 +252,6 @@ def test_names_fit_into_lines() -> None:
 
 def test_text_in_a_picture_is_text() -> None:
     """Names are neither formulas nor markup."""
-    figure: Figure = draw_scores(series([record(arm="$p_1$ <b>&")], "$p_1$ <b>&"))
+    figure: Figure = draw_scores([series([record(arm="$p_1$ <b>&")], "$p_1$ <b>&")])
     texts = [element.text for element in fromstring(as_svg(figure)).iter() if element.text]
     assert "$p_1$ <b>&" in texts

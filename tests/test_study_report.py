@@ -121,10 +121,11 @@ def test_how_it_was_run_is_told(page: Page) -> None:
 
 def test_each_picture_is_a_figure_with_a_text_alternative(page: Page) -> None:
     described = [a["aria-label"] for tag, a in page.tags if tag == "svg" and "aria-label" in a]
-    assert len(described) == page.html.count("<figure>") == 10
+    assert len(described) == page.html.count("<figure>") == 11
     assert all(described)
-    assert "Scores of all runs, CoLA. plain: mean " in str(described[0])
-    assert "1 failed" in str(described[0])
+    assert "Scores of all runs on all tasks. CoLA: plain: mean " in str(described[0])
+    assert "Scores of all runs. CoLA, plain: mean " in str(described[1])
+    assert "1 failed" in str(described[1])
     roles = [a.get("role") for tag, a in page.tags if tag == "svg" and "aria-label" in a]
     assert set(roles) == {"img"}
 

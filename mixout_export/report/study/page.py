@@ -10,7 +10,7 @@ from pathlib import Path
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import replaced_file
 from mixout_export.report.skeleton import render
-from mixout_export.report.study.pictures import Picture, draw_pictures
+from mixout_export.report.study.pictures import Picture, StudyPictures, draw_pictures
 from mixout_export.report.study.series import task_series
 from mixout_export.study.records import CRASHED, RunRecord
 from mixout_export.study.summary import Comparison, StudySummary, TaskSummary
@@ -121,15 +121,16 @@ class _Section:
         return {comparison.arm: comparison for comparison in self.task.comparisons}
 
 
-def render_study(facts: StudyFacts, plan_text: str, pictures: Sequence[Sequence[Picture]]) -> str:
+def render_study(facts: StudyFacts, plan_text: str, pictures: StudyPictures) -> str:
     """Return the page as HTML."""
-    tasks = zip(facts.summary.tasks, pictures, strict=True)
+    tasks = zip(facts.summary.tasks, pictures.tasks, strict=True)
     return render(
         "study.html.jinja",
         "good" if facts.summary.recommendation.supported else "even",
         facts=facts,
         summary=facts.summary,
         records=facts.records,
+        overview=pictures.overview,
         sections=[
             _Section(f"task-{number}", task, drawn)
             for number, (task, drawn) in enumerate(tasks, start=1)

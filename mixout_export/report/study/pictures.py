@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from markupsafe import Markup
@@ -16,6 +17,9 @@ from mixout_export.report.study.inline import inline
 from mixout_export.report.study.series import TaskSeries
 from mixout_export.report.words import duration, score
 from mixout_export.study.summary import ArmSummary, Estimate
+
+#: Begins the name of the picture of all tasks.
+_ALL = "all-tasks"
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ _KINDS = (
         "scores",
         "Scores of all runs. A point is a run, a cross is a failed run. The box spans the middle "
         "half of the runs, the line in it is the median.",
-        scores.draw_scores,
+        lambda task: scores.draw_scores([task]),
         lambda task: task.shown,
         _describe_scores,
     ),
@@ -124,7 +128,7 @@ def _slug(name: str) -> str:
 
 def _slugs(tasks: Sequence[TaskSeries]) -> list[str]:
     """Return a part of a file name for each task. No two are equal."""
-    found: list[str] = []
+    found = [_ALL]
     for task in tasks:
         name = _slug(task.name)
         number = 2
@@ -132,7 +136,7 @@ def _slugs(tasks: Sequence[TaskSeries]) -> list[str]:
             name = f"{_slug(task.name)}-{number}"
             number += 1
         found.append(name)
-    return found
+    return found[1:]
 
 
 def _caption(kind: _Kind, task: TaskSeries) -> str:
@@ -141,23 +145,49 @@ def _caption(kind: _Kind, task: TaskSeries) -> str:
     return kind.caption
 
 
-def _draw(kind: _Kind, task: TaskSeries, name: str, folder: Path) -> Picture:
+def _picture(
+    draw: Callable[[], Figure], folder: Path, name: str, caption: str, described: Iterator[str]
+) -> Picture:
     """Draw one picture and write its files."""
     with drawing(name):
-        figure = kind.draw(task)
+        figure = draw()
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # the layout is done once for both formats
         svg, png = as_svg(figure), as_png(figure)
     for suffix, content in ((".svg", svg.encode()), (".png", png)):
-        with replaced_file(folder / f"{name}{suffix}") as partial:
-            partial.write_bytes(content)
-    described = "; ".join(kind.describe(task))
-    title = f"{kind.caption.split('. ')[0].rstrip('.')}, {task.name}. {described}."
-    return Picture(name, _caption(kind, task), inline(svg, printable(title)))
+        with replaced_file(folder / f"{name}{suffix}") as new:
+            new.write_bytes(content)
+    title = f"{caption.split('. ')[0].rstrip('.')}. {'; '.join(described)}."
+    return Picture(name, caption, inline(svg, printable(title)))
 
 
-def draw_pictures(tasks: Sequence[TaskSeries], folder: Path) -> list[list[Picture]]:
-    """Draw the pictures of each task, and write them as PNG and SVG.
+def _overview(tasks: Sequence[TaskSeries], folder: Path) -> Picture | None:
+    """Draw the scores on all tasks as one picture; None for a single task."""
+    shown = [task for task in tasks if task.shown]
+    if len(shown) < 2:
+        return None
+    described = (f"{task.name}: {said}" for task in shown for said in _describe_scores(task))
+    caption = _KINDS[0].caption.replace("all runs", "all runs on all tasks")
+    return _picture(
+        lambda: scores.draw_scores(shown), folder, f"{_ALL}-{_KINDS[0].name}", caption, described
+    )
+
+
+@dataclass(frozen=True)
+class StudyPictures:
+    """All pictures of a study.
+
+    Attributes:
+        overview: The scores on all tasks; None for a single task.
+        tasks: The pictures of each task.
+    """
+
+    overview: Picture | None
+    tasks: Sequence[Sequence[Picture]]
+
+
+def draw_pictures(tasks: Sequence[TaskSeries], folder: Path) -> StudyPictures:
+    """Draw the pictures of a study, and write them as PNG and SVG.
 
     A picture that has nothing to show is not drawn. Pictures of tasks that are not in the plan
     anymore are removed.
@@ -167,11 +197,23 @@ def draw_pictures(tasks: Sequence[TaskSeries], folder: Path) -> list[list[Pictur
         folder: The folder of the files. It is created if it does not exist.
     """
     folder.mkdir(exist_ok=True)
-    drawn = [
-        [_draw(kind, task, f"{slug}-{kind.name}", folder) for kind in _KINDS if kind.has(task)]
-        for slug, task in zip(_slugs(tasks), tasks, strict=True)
-    ]
-    names = {picture.name for pictures in drawn for picture in pictures}
+    drawn = StudyPictures(
+        _overview(tasks, folder),
+        [
+            [
+                _picture(
+                    partial(kind.draw, task), folder, f"{slug}-{kind.name}",
+                    _caption(kind, task), (f"{task.name}, {said}" for said in kind.describe(task)),
+                )
+                for kind in _KINDS
+                if kind.has(task)
+            ]
+            for slug, task in zip(_slugs(tasks), tasks, strict=True)
+        ],
+    )  # fmt: skip
+    names = {picture.name for pictures in drawn.tasks for picture in pictures}
+    if drawn.overview is not None:
+        names.add(drawn.overview.name)
     endings = tuple(f"-{kind.name}" for kind in _KINDS)
     for path in folder.iterdir():
         ours = path.suffix in (".png", ".svg") and path.stem.endswith(endings)

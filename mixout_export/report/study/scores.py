@@ -8,10 +8,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mixout_export.plotting import BAD, INK, MUTED, new_figure, simplify
-from mixout_export.report.study.series import ArmSeries, TaskSeries, drawn_score
+from mixout_export.report.study.series import ArmSeries, TaskSeries, drawn_score, wrapped
 
 #: Width of all pictures of a study, in inches.
 WIDTH = 5.6
+
+_DASHED = (0, (4, 3))
 
 #: A box needs this many runs: fewer have no quartiles.
 _BOX = 4
@@ -28,23 +30,39 @@ def _spread(number: int) -> list[float]:
     return [0.4 * ((0.5 + n * _GOLDEN) % 1) - 0.2 for n in range(number)]
 
 
-def draw_scores(task: TaskSeries) -> Figure:
-    """Draw a row for each arm: a box, each run as a point, failed runs as crosses, the mean."""
-    lines = sum(1 + 0.35 * arm.label.count("\n") for arm in task.shown)
-    figure = new_figure(WIDTH, 1.15 + 0.5 * lines)
-    axes = figure.subplots()
-    chance = axes.axvline(task.chance, color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2, zorder=1)
-    for row, arm in enumerate(task.shown):
-        _draw_row(axes, row, arm)
-    axes.set_ylim(len(task.shown) - 0.4, -0.6)
-    axes.set_yticks(range(len(task.shown)), [arm.label for arm in task.shown])
+def draw_scores(tasks: Sequence[TaskSeries]) -> Figure:
+    """Draw a panel for each task: a row for each arm with a box, its runs and its mean.
+
+    A run is a point, and a failed one a cross. Several tasks are in two columns with the same rows.
+    """
+    several = len(tasks) > 1
+    arms = tasks[0].arms if several else tasks[0].shown
+    height = 0.5 * sum(1 + 0.35 * arm.label.count("\n") for arm in arms)
+    columns, rows = (2, -(-len(tasks) // 2)) if several else (1, 1)
+    figure = new_figure(WIDTH, 0.4 + rows * (0.75 + height * (0.75 if several else 1)))
+    panels = [*figure.subplots(rows, columns, squeeze=False, sharey=True).flat]
+    for axes, task in zip(panels, tasks, strict=False):
+        _draw_panel(axes, task, [arm.name for arm in arms])
+        if several:
+            axes.set_title(wrapped(task.name, 40), loc="left", fontsize=9)
+    for axes in panels[len(tasks) :]:
+        axes.set_visible(False)
+    panels[0].set_yticks(range(len(arms)), [arm.label for arm in arms])
+    panels[0].set_ylim(len(arms) - 0.4, -0.6)
+    _add_legend(figure, tasks)
+    return figure
+
+
+def _draw_panel(axes: Axes, task: TaskSeries, names: Sequence[str]) -> None:
+    """Draw the arms of a task, each in the row of its name."""
+    axes.axvline(task.chance, color=MUTED, linestyle=_DASHED, linewidth=1.2, zorder=1)
+    for arm in task.shown:
+        _draw_row(axes, names.index(arm.name), arm)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(task.score_label)
     axes.margins(x=0.04)
     simplify(axes)
     axes.grid(visible=False, axis="y")
-    _add_legend(figure, task, chance)
-    return figure
 
 
 def _draw_row(axes: Axes, row: int, arm: ArmSeries) -> None:
@@ -93,23 +111,22 @@ def _draw_row(axes: Axes, row: int, arm: ArmSeries) -> None:
         axes.plot([mean.value], [y], "D", color=INK, markersize=4.5, label="mean", zorder=4)
 
 
-def _add_legend(figure: Figure, task: TaskSeries, chance: Line2D) -> None:
+def _add_legend(figure: Figure, tasks: Sequence[TaskSeries]) -> None:
     """Explain the marks that are there."""
     marks: list[tuple[Line2D, str]] = []
-    runs = [run for arm in task.shown for run in arm.ended]
+    arms = [arm for task in tasks for arm in task.shown]
+    runs = [run for arm in arms for run in arm.ended]
     if any(not run.failed for run in runs):
         marks.append((Line2D([], [], marker="o", color=MUTED, linestyle="", markersize=4.5), "run"))
     if any(run.failed for run in runs):
         cross = Line2D([], [], marker="x", color=BAD, linestyle="", markeredgewidth=1.6)
         marks.append((cross, "failed run"))
-    means = [arm.summary.mean for arm in task.shown if arm.summary.mean is not None]
-    if means:
-        whole = any(mean.low is not None for mean in means)
-        diamond = Line2D(
-            [], [], marker="D", color=INK, markersize=4.5, linestyle="-" if whole else ""
-        )
-        marks.append((diamond, "mean, 95 % interval" if whole else "mean"))
-    marks.append((chance, f"chance level ({task.chance:.3g})"))
+    whole = any(arm.summary.mean is not None and arm.summary.mean.low is not None for arm in arms)
+    diamond = Line2D([], [], marker="D", color=INK, markersize=4.5, linestyle="-" if whole else "")
+    marks.append((diamond, "mean, 95 % interval" if whole else "mean"))
+    level = f" ({tasks[0].chance:.3g})" if len(tasks) == 1 else ""
+    dashed = Line2D([], [], color=MUTED, linestyle=_DASHED, linewidth=1.2)
+    marks.append((dashed, f"chance level{level}"))
     add_legend(figure, marks, above=True)
 
 
