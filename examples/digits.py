@@ -211,7 +211,9 @@ def interval(
     samples: Sequence[np.ndarray], statistic: Callable[..., np.ndarray] = np.mean
 ) -> dict[str, float]:
     """Return a statistic of the restarts with its 95 % BCa bootstrap interval."""
-    resampled = bootstrap(samples, statistic, paired=True, vectorized=True, rng=0)
+    resampled = bootstrap(
+        samples, statistic, paired=True, vectorized=True, random_state=np.random.default_rng(0)
+    )
     low, high = resampled.confidence_interval
     return {"value": float(statistic(*samples)), "low": float(low), "high": float(high)}
 
