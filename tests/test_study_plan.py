@@ -7,6 +7,7 @@ import pytest
 from test_cli_help import options_of
 
 from mixout_export.errors import PlanError
+from mixout_export.recipes import RECIPES
 from mixout_export.stages.study.settings import SCHEMA, check_settings, train_options
 from mixout_export.study.options import hyphenated
 from mixout_export.study.plan import Plan, read_plan
@@ -50,6 +51,22 @@ def runs_of(plan: Plan, *, base: str = "b", digests: dict[str, str] | None = Non
 
 def arms(*lines: str) -> str:
     return "".join(f'\n[[arm]]\nname = "arm {n}"\n{line}\n' for n, line in enumerate(lines))
+
+
+def test_a_recipe_is_replaced_by_its_values(tmp_path: Path) -> None:
+    values = ", ".join(f"{hyphenated(k)} = {v}" for k, v in RECIPES["small"].items())
+    lines = (
+        'train = { recipe = "small" }',
+        f"train = {{ {values} }}",
+        'train = { recipe = "small", lr = 2e-5 }',  # a given value, though it is the default
+    )
+    recipe, stated, other = runs_of(read(tmp_path, STUDY + TASK + arms(*lines)))[:3]
+    assert recipe.train == stated.train
+    assert recipe.key == stated.key
+    assert recipe.commands == stated.commands
+    assert "lr" not in other.train
+    with pytest.raises(PlanError, match="recipe: got 'large', expected one of small, standard"):
+        runs_of(read(tmp_path, STUDY + TASK + arms('train = { recipe = "large" }')))
 
 
 def test_the_shortest_plan(tmp_path: Path) -> None:

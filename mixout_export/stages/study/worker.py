@@ -162,7 +162,7 @@ def _done(job: Job, result: TrainResult) -> RunRecord:
 
 def _distance(folder: PlainCheckpoint) -> float:
     """Return ‖w - u‖ over all parameters that came from the base."""
-    fresh = set(folder.require_metadata().head.keys)
+    fresh = folder.require_metadata().fresh_keys
     total = 0.0
     for key, anchor in folder.anchors.items():
         name = weight_key(key)
