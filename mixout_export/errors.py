@@ -10,6 +10,7 @@ MixoutError                   exit code 1: error
 ├── TrainingError             training cannot continue
 │   └── TrainingStoppedError  training was asked to stop, and has saved a checkpoint
 ├── ExportError               a graph cannot be exported
+├── EngineError               the engine of a study cannot be started, or is lost
 ├── ServerError               a server cannot be reached, or violates its protocol
 ├── HubError                  the hub cannot be reached, or refuses a request
 └── ParityError               exit code 3: the models differ, or a manifest check failed
@@ -62,6 +63,10 @@ class TrainingStoppedError(TrainingError):
 
 class ExportError(MixoutError):
     """A graph cannot be exported."""
+
+
+class EngineError(MixoutError):
+    """The engine of a study cannot be started, or is lost."""
 
 
 class ServerError(MixoutError):

@@ -27,6 +27,7 @@ def _logger_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
 #: Modules that take long, the longest first: a worker that began one last would work alone.
 LONG = (
     "test_cli_processes.py",
+    "test_study_ray.py",
     "test_self_test.py",
     "test_readme.py",
     "test_served_tasks.py",

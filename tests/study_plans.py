@@ -1,5 +1,6 @@
 """Plans of studies for tests, on tiny models and separable sentences."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,19 @@ def study(plan: Path, out: Path, *, engine: Engine | None = None, **options: Any
 
 def workers(count: int = 1) -> LocalEngine:
     return LocalEngine(workers=count, threads=1)
+
+
+def lines(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+
+
+def without_times(value: Any) -> Any:
+    """Return a summary without what depends on how long runs took."""
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if "seconds" not in k and "time" not in k}
+        return {k: without_times(v) for k, v in kept.items()}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def summary(out: Path) -> Any:
+    return without_times(json.loads((out / "summary.json").read_text()))

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from checkpoints import TinyCheckpoints
 from cli_runs import Program, content
-from study_plans import ARMS, InProcess, study, workers, write_plan
+from study_plans import ARMS, InProcess, lines, study, summary, workers, write_plan
 from training_runs import TrainingGround
 
 from mixout_export.errors import OutputError, TrainingStoppedError
 from mixout_export.files.output import acquire_lock
 from mixout_export.stages.study.dry_run import dry_run
 from mixout_export.stages.study.engine import Job, Outcome
+from mixout_export.stages.study.run import run_study
 from mixout_export.study.run_log import RunLog
 
 THIRD = """
@@ -46,22 +47,6 @@ def finished(ground: TrainingGround) -> Path:
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "out"))
-
-
-def lines(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-
-
-def without_times(value: Any) -> Any:
-    """Return a summary without what depends on how long runs took."""
-    if isinstance(value, dict):
-        kept = {k: v for k, v in value.items() if "seconds" not in k and "time" not in k}
-        return {k: without_times(v) for k, v in kept.items()}
-    return [without_times(each) for each in value] if isinstance(value, list) else value
-
-
-def summary(out: Path) -> Any:
-    return without_times(json.loads((out / "summary.json").read_text()))
 
 
 def test_a_study_records_every_run_and_leaves_nothing_else(finished: Path) -> None:
@@ -105,6 +90,14 @@ def test_a_finished_study_runs_nothing_again(copied: Path, ground: TrainingGroun
     assert (result.runs, result.done, result.new) == (4, 4, 0)
     assert engine.jobs == []
     assert ((copied / "runs.jsonl").read_bytes(), (copied / "summary.json").read_bytes()) == before
+
+
+def test_a_finished_study_needs_no_engine(copied: Path, ground: TrainingGround) -> None:
+    def start(_: object) -> Any:
+        pytest.fail("an engine was made")
+
+    result = run_study(write_plan(copied.parent, ground), copied, engine=start)
+    assert (result.done, result.new) == (4, 0)
 
 
 def test_added_seeds_and_arms_run_only_what_is_new(copied: Path, ground: TrainingGround) -> None:
@@ -351,4 +344,7 @@ def test_the_program_names_what_is_wrong(
     plan = write_plan(copied.parent, ground)
     program("study", tmp_path / "nonesuch.toml", copied).failed(1, "cannot be read")
     program("study", plan, copied, "--workers", 0).failed(2, "--workers: got 0")
+    program("study", plan, copied, "--address", "a:1").failed(2, "--address: has no effect")
+    words = ("--engine", "ray", "--device", "cuda:1")
+    program("study", plan, copied, *words).failed(2, "--device: got 'cuda:1', but Ray chooses")
     program("study", plan, plan).failed(1, "is a file")

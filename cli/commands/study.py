@@ -104,7 +104,12 @@ def _describe_plan(dry: "DryRun") -> str:
     default="local",
     help="Where runs are done: worker processes on this machine, or a Ray cluster.",
 )
-@option("--address", metavar="ADDRESS", help="Address of an existing Ray cluster.  [optional]")
+@option(
+    "--address",
+    metavar="HOST:PORT",
+    help="Address of a Ray cluster, or auto if it runs on this machine; OUT must be visible to all "
+    "its machines. Without it, --engine ray starts a cluster here.  [optional]",
+)
 @option(
     "--workers",
     type=int,
@@ -139,7 +144,8 @@ def study(
     """
     with quick_imports():
         from mixout_export.errors import TrainingStoppedError
-        from mixout_export.stages.study.engines import make_engine
+        from mixout_export.stages.study.engines import EngineOptions
+        from mixout_export.stages.study.folder import StudyFolder
         from mixout_export.stages.study.run import run_study
     from mixout_export_cli.progress import StudyDisplay
     from mixout_export_cli.stopping import StopRequest
@@ -150,6 +156,7 @@ def study(
         planned = look_ahead(plan, out, workers=workers, device=device)
         output.result(planned, _describe_plan(planned))
         return 0
+    chosen = EngineOptions(engine, workers, device, address)
     words = [word for word in given_arguments() if word != "--overwrite"]
     to_continue = next_command("study", *words)
     try:
@@ -160,9 +167,7 @@ def study(
             result = run_study(
                 plan,
                 out,
-                engine=lambda read: make_engine(
-                    engine, workers=workers, threads=read.threads, device=device, address=address
-                ),
+                engine=lambda read: chosen.start(work=StudyFolder(out).work, threads=read.threads),
                 device=device,
                 overwrite=overwrite,
                 observer=display,

@@ -124,7 +124,7 @@ def run_study(
     Args:
         file: The plan.
         out: The folder of the study: a new one, or that of the study to go on with.
-        engine: Makes what does the runs.
+        engine: Makes what does the runs. It is called only if there are some to do.
         device: Device of the runs; None takes a GPU if there is one.
         overwrite: Whether to remove the records in `out` and start anew.
         observer: Is told how the study goes.
@@ -140,7 +140,7 @@ def run_study(
     with study_folder(out, overwrite=overwrite) as folder:
         (out / LAYOUT.plan).write_text(plan.text, encoding="utf-8")
         study = _Study(plan, runs, folder, device, observer or StudyObserver())
-        working = engine(plan)
+        working = engine(plan) if study.has_runs_left else _Idle()
         try:
             study.run(working, must_stop)
         except TrainingStoppedError:
@@ -149,6 +149,21 @@ def run_study(
         finally:
             working.close()
         return study.result(study.summarize())
+
+
+class _Idle:
+    """The engine of a study whose runs are all done."""
+
+    workers = 1
+
+    def submit(self, job: Job) -> None:
+        raise NotImplementedError
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        return []
+
+    def close(self) -> None:
+        pass
 
 
 class _Study:
@@ -173,6 +188,11 @@ class _Study:
         self._tries: dict[str, int] = {}
         self._flying: dict[str, Job] = {}
         self._waiting = deque(r for r in self._unique.values() if not self._is_done(r.key))
+
+    @property
+    def has_runs_left(self) -> bool:
+        """Whether there is something for an engine to do."""
+        return bool(self._waiting) and not self._over_budget()
 
     def run(self, engine: Engine, must_stop: Callable[[], bool]) -> None:
         """Do the runs that are left.

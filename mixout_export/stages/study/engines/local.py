@@ -2,20 +2,20 @@
 
 import logging
 import multiprocessing
-import os
 import signal
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from mixout_export.stages.study.engine import Job, Outcome
-
-#: Variables that set the number of threads of numerical libraries when they are loaded.
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+from mixout_export.stages.study.engines.processes import (
+    available_cores,
+    end_with_parent,
+    environment,
+    no_interrupts,
+)
 
 
 def default_workers(*, threads: int, device: str | None) -> int:
@@ -24,9 +24,7 @@ def default_workers(*, threads: int, device: str | None) -> int:
 
     if device != "cpu" and torch.cuda.is_available():
         return 1
-    has_affinity = hasattr(os, "sched_getaffinity")
-    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(1, cores // threads)
+    return max(1, available_cores() // threads)
 
 
 @dataclass
@@ -99,7 +97,7 @@ class LocalEngine:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _environment(self._threads), _no_interrupts():
+        with environment(self._threads), no_interrupts():
             process.start()
         theirs.close()  # so that reading from it ends when the worker ends
         worker = _Worker(process, ours)
@@ -107,40 +105,9 @@ class LocalEngine:
         return worker
 
 
-@contextmanager
-def _environment(threads: int) -> Iterator[None]:
-    """Set the variables that a new process needs before it imports anything."""
-    earlier = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
-    try:
-        yield
-    finally:
-        for name, value in earlier.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Start a process that Ctrl-C does not reach, because the caller decides what it means.
-
-    A new process inherits which signals are blocked. One that arrives meanwhile is not lost.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
-
-
 def _serve(connection: Connection) -> None:
     """Do the jobs that arrive, until the other side ends."""
-    _end_with_parent()
+    end_with_parent()
     warnings.simplefilter("ignore")
     logging.getLogger().addHandler(logging.NullHandler())  # else what libraries log is printed
     from mixout_export.stages.study.worker import execute  # only here, where it is needed
@@ -151,15 +118,3 @@ def _serve(connection: Connection) -> None:
         except (EOFError, OSError):
             return
         connection.send(execute(job))
-
-
-def _end_with_parent() -> None:
-    """End this process as soon as the one that started it ends, even if that was killed."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,258 @@
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from checkpoints import TinyCheckpoints
+from cli_runs import Program
+from study_plans import lines, study, summary, write_plan
+from training_runs import TrainingGround
+
+from mixout_export.errors import EngineError
+from mixout_export.files.output import partial_path
+from mixout_export.stages.study import engines
+from mixout_export.stages.study.engine import Job, Outcome
+from mixout_export.stages.study.engines.ray import RayEngine
+from mixout_export.stages.study.engines.ray_driver import Settings, Shares, Worker, shares
+from mixout_export.stages.study.run import run_study
+from mixout_export.study.records import CRASHED, DONE
+from mixout_export.study.run_log import RunLog
+from mixout_export.version import __version__
+
+pytest.importorskip("ray")
+
+#: Long enough that a worker can be killed in the middle of a run.
+ARMS = """
+[[arm]]
+name = "plain"
+prepare = { p = 0 }
+train = { epochs = 40 }
+
+[[arm]]
+name = "mixout 0.7"
+train = { epochs = 40 }
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_imports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Spare Ray's eight processes an optional module, which takes a second of each to import."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "rfc3987_syntax.py").write_text("raise ImportError")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
+        yield
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> Path:
+    folder = tmp_path_factory.mktemp("study-ray")
+    return write_plan(folder, TrainingGround(folder, tiny), arms=ARMS)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def workers_of(engine: RayEngine) -> list[psutil.Process]:
+    driver = psutil.Process(engine._process.pid)
+    return [p for p in driver.children(recursive=True) if p.name().startswith("ray::Worker")]
+
+
+class Killing:
+    """A Ray engine that loses a worker while both workers are in the middle of a run."""
+
+    def __init__(self, work: Path) -> None:
+        self._engine = RayEngine(work=work, workers=2, threads=1, device="cpu")
+        self.workers = self._engine.workers
+        self._jobs: list[Job] = []
+        self.processes: list[psutil.Process] = []
+        self.lost: list[str] = []
+
+    def submit(self, job: Job) -> None:
+        self._jobs.append(job)
+        self._engine.submit(job)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        folders = [partial_path(job.folder) / "checkpoints" for job in self._jobs]
+        if not self.processes and len(folders) == 2 and all(f.is_dir() for f in folders):
+            driver = psutil.Process(self._engine._process.pid)
+            self.processes = [driver, *driver.children(recursive=True)]
+            workers_of(self._engine)[0].kill()
+        outcomes = self._engine.wait(timeout)
+        self.lost += [outcome.error for outcome in outcomes if outcome.error is not None]
+        return outcomes
+
+    def close(self) -> None:
+        self._engine.close()
+
+
+def results(out: Path) -> dict[str, Any]:
+    """Return what counts of each run's last record."""
+    kept = ("task", "arm", "seeds", "status", "metrics", "distance", "steps", "weights_sha256")
+    records = RunLog(out / "runs.jsonl").latest()
+    return {key: [getattr(record, name) for name in kept] for key, record in records.items()}
+
+
+def test_a_killed_worker_changes_nothing(
+    plan: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    engines: list[Killing] = []
+
+    def start(_: object) -> Killing:
+        engines.append(Killing(tmp_path / "ray" / "work"))
+        return engines[0]
+
+    capfd.readouterr()
+    run_study(plan, tmp_path / "ray", engine=start, device="cpu")
+    assert capfd.readouterr() == ("", "")
+    (engine,) = engines
+    (lost,) = engine.lost
+    assert "the Ray worker was lost" in lost
+    assert not [each for each in engine.processes if is_alive(each)]
+    study(plan, tmp_path / "here")
+    assert results(tmp_path / "ray") == results(tmp_path / "here")
+    assert summary(tmp_path / "ray") == summary(tmp_path / "here")
+    statuses = [record["status"] for record in lines(tmp_path / "ray")]
+    assert sorted(statuses) == [CRASHED, *[DONE] * 4]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a Ray cluster that a process of its own has started on loopback."""
+    program = (
+        "import ray, sys\n"
+        "context = ray.init(address='local', num_cpus=1, include_dashboard=False,\n"
+        "    object_store_memory=100 * 1024**2, _temp_dir=sys.argv[1])\n"
+        "print(context.address_info['gcs_address'], flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # paths of sockets have to be short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # listen on loopback only
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # a token would be a file in the user's home
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip()
+        finally:
+            process.communicate()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_an_existing_cluster_stays(cluster: str, tmp_path: Path) -> None:
+    engine = RayEngine(work=tmp_path / "work", workers=None, threads=1, address=cluster)
+    assert engine.workers == 1
+    (worker,) = [each for each in psutil.process_iter() if each.name().startswith("ray::Worker")]
+    engine.close()
+    psutil.wait_procs([worker], timeout=10)
+    assert not is_alive(worker)
+    host, port = cluster.split(":")
+    socket.create_connection((host, int(port))).close()
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["ray.log"]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "there is no Ray cluster at 127.0.0.1:1 (Connection refused)"),
+        ("ray://127.0.0.1:1", "'ray://127.0.0.1:1' is not HOST:PORT"),
+        ("somewhere", "'somewhere' is not HOST:PORT"),
+    ],
+)
+def test_a_wrong_address_is_refused(address: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineError) as caught:
+        RayEngine(work=tmp_path, workers=None, threads=1, address=address)
+    assert message in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_no_cluster_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines.ray, "CONNECT_TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(EngineError, match=f"{address} has not answered for 0 seconds"):
+            RayEngine(work=tmp_path, workers=None, threads=1, address=address)
+    assert not multiprocessing.active_children()
+
+
+def test_the_command_names_the_package_that_is_missing(
+    plan: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    run = Program(capfd)("study", plan, tmp_path / "out", "--engine", "ray")
+    assert run.failed(1) == (
+        "the Ray engine needs Ray, which is not installed; install it with "
+        "pip install 'mixout-export[ray]'"
+    )
+
+
+def test_a_worker_has_to_see_the_folder_of_the_study(tmp_path: Path) -> None:
+    seen = tmp_path / "seen.txt"
+    seen.write_text("token")
+    assert Worker().prepare(seen, "token", __version__) is None
+    for path, token in ((seen, "another"), (tmp_path / "unseen.txt", "token")):
+        problem = Worker().prepare(path, token, __version__)
+        assert problem is not None
+        assert problem.startswith(f"does not see {tmp_path}; choose an OUT")
+
+
+def test_a_worker_has_to_have_the_same_version(tmp_path: Path) -> None:
+    assert Worker().prepare(tmp_path, "", "0.0") == (
+        f"has mixout-export {__version__}, expected 0.0"
+    )
+
+
+def settings(**values: Any) -> Settings:
+    defaults = {"workers": None, "threads": 1, "device": None, "address": "host:1"}
+    return Settings(work=Path(), **{**defaults, **values})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "workers", "gpus"),
+    [
+        ([{"CPU": 4.0}, {"CPU": 7.0}], {"threads": 2}, 5, 0.0),
+        ([{"CPU": 4.0}], {"workers": 9}, 9, 0.0),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], {}, 2, 1.0),
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0}], {"device": "cpu"}, 16, 0.0),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"workers": 5, "device": "cuda"}, 5, 1 / 3),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"workers": 1}, 1, 1.0),
+        ([{"CPU": 1.0, "GPU": 4.0}], {}, 1, 1.0),
+        ([{"CPU": 3.0}], {"address": None, "workers": 3, "threads": 8}, 3, 0.0),
+    ],
+)
+def test_shares_of_a_cluster(
+    nodes: list[dict[str, float]], given: dict[str, Any], workers: int, gpus: float
+) -> None:
+    assert shares(nodes, settings(**given)) == Shares(workers, gpus)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"device": "cuda"}, "the Ray cluster has no GPU"),
+        (
+            {"threads": 9},
+            "each run needs 9 CPUs, and no machine .* has more than 8",
+        ),
+    ],
+)
+def test_a_cluster_without_room(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        shares([{"CPU": 8.0}, {"CPU": 2.0}], settings(**given))
