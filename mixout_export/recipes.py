@@ -31,5 +31,9 @@ def recipe_values(name: str, options: Mapping[str, Any]) -> str:
     """
     own = RECIPES.get(name, {})
     kept = {option: value for option, value in own.items() if options.get(option) == value}
-    shown = (f"{option.replace('_', '-')} {value:g}" for option, value in kept.items())
+    shown = (f"{option.replace('_', '-')} {_plain(value)}" for option, value in kept.items())
     return ", ".join(shown) or "no values, because all were given"
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -36,9 +36,11 @@ def test_a_recipe_gives_what_is_not_given(name: str) -> None:
 
 
 def test_the_values_of_a_recipe_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RECIPES, "small", {"lr": 3e-4, "warmup_ratio": 0.2, "epochs": 10.0})
-    options = {"lr": 3e-4, "warmup_ratio": 0.2, "epochs": 2.0}
-    assert recipe_values("small", options) == "lr 0.0003, warmup-ratio 0.2"
+    monkeypatch.setitem(
+        RECIPES, "small", {"lr": 3e-4, "decay_toward": "pretrained", "epochs": 10.0}
+    )
+    options = {"lr": 3e-4, "decay_toward": "pretrained", "epochs": 2.0}
+    assert recipe_values("small", options) == "lr 0.0003, decay-toward pretrained"
     assert recipe_values("standard", {"lr": 1.0}) == "no values, because all were given"
 
 
