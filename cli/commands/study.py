@@ -114,7 +114,8 @@ def _describe_plan(dry: "DryRun") -> str:
     "--workers",
     type=int,
     metavar="N",
-    help="Runs at the same time.  [default: cores divided by the plan's threads]",
+    help="Runs at the same time.  [default: CPU cores divided by the plan's threads; on a GPU, as "
+    "many as its memory allows]",
 )
 @option(
     "--device",

@@ -60,7 +60,6 @@ class EngineOptions:
                 device=self.device,
                 address=self.address,
             )
-        from mixout_export.stages.study.engines.local import LocalEngine, default_workers
+        from mixout_export.stages.study.engines.local import LocalEngine
 
-        count = self.workers or default_workers(threads=threads, device=self.device)
-        return LocalEngine(workers=count, threads=threads)
+        return LocalEngine(workers=self.workers, threads=threads, device=self.device)

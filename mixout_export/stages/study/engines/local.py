@@ -10,6 +10,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
 from mixout_export.stages.study.engine import Job, Outcome
+from mixout_export.stages.study.engines.gpu import (
+    GpuMemory,
+    is_on_gpu,
+    least_used,
+    memory_after_run,
+    visible_gpus,
+    workers_on_gpus,
+)
 from mixout_export.stages.study.engines.processes import (
     available_cores,
     end_with_parent,
@@ -19,12 +27,11 @@ from mixout_export.stages.study.engines.processes import (
 
 
 def default_workers(*, threads: int, device: str | None) -> int:
-    """Return how many runs to do at the same time: one on a GPU, else what the cores allow."""
-    import torch
-
-    if device != "cpu" and torch.cuda.is_available():
-        return 1
-    return max(1, available_cores() // threads)
+    """Return how many runs to do at the same time: one on each GPU, else what the cores allow."""
+    most = max(1, available_cores() // threads)
+    if is_on_gpu(device):
+        return max(1, min(len(visible_gpus(device)), most))
+    return most
 
 
 @dataclass
@@ -33,6 +40,7 @@ class _Worker:
 
     process: SpawnProcess
     connection: Connection
+    gpu: str | None
     job: Job | None = None
 
 
@@ -40,13 +48,19 @@ class LocalEngine:
     """Runs jobs in processes that are started once and do many jobs.
 
     Args:
-        workers: Number of processes.
+        workers: Number of processes; None starts with `default_workers`. After the first run on a
+            GPU there are then as many as its memory and the CPU cores allow.
         threads: CPU threads of each.
+        device: Device of the runs; None takes a GPU if there is one.
     """
 
-    def __init__(self, *, workers: int, threads: int) -> None:
-        self.workers = workers
+    def __init__(
+        self, *, workers: int | None = None, threads: int, device: str | None = None
+    ) -> None:
+        self.workers = workers or default_workers(threads=threads, device=device)
+        self._may_grow = workers is None
         self._threads = threads
+        self._gpus = visible_gpus(device)
         self._running: list[_Worker] = []
 
     def submit(self, job: Job) -> None:
@@ -83,7 +97,9 @@ class LocalEngine:
         worker.job = None
         try:
             if worker.connection.poll():
-                return Outcome(job, worker.connection.recv())
+                record, memory = worker.connection.recv()
+                self._grow(memory)
+                return Outcome(job, record)
         except (EOFError, OSError):
             pass
         worker.process.join()
@@ -93,14 +109,22 @@ class LocalEngine:
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return Outcome(job, None, f"the worker process ended {how}")
 
+    def _grow(self, memory: GpuMemory | None) -> None:
+        """After the first run on a GPU, let as many runs share it as fit."""
+        if self._may_grow and memory is not None:
+            self._may_grow = False
+            most = available_cores() // self._threads
+            self.workers = workers_on_gpus(memory, gpus=max(1, len(self._gpus)), most=most)
+
     def _start(self) -> _Worker:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with environment(self._threads), no_interrupts():
+        gpu = least_used(self._gpus, [each.gpu for each in self._running])
+        with environment(self._threads, gpu), no_interrupts():
             process.start()
         theirs.close()  # so that reading from it ends when the worker ends
-        worker = _Worker(process, ours)
+        worker = _Worker(process, ours, gpu)
         self._running.append(worker)
         return worker
 
@@ -117,4 +141,4 @@ def _serve(connection: Connection) -> None:
             job = connection.recv()
         except (EOFError, OSError):
             return
-        connection.send(execute(job))
+        connection.send((execute(job), memory_after_run(job.device)))

@@ -20,10 +20,18 @@ def available_cores() -> int:
 
 
 @contextmanager
-def environment(threads: int) -> Iterator[None]:
-    """Set the variables that a new process needs before it imports anything."""
-    earlier = {name: os.environ.get(name) for name in THREADS}
-    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+def environment(threads: int, gpu: str | None = None) -> Iterator[None]:
+    """Set the variables that a new process needs before it imports anything.
+
+    Args:
+        threads: CPU threads of the process.
+        gpu: The only GPU that the process sees; None leaves that as it is.
+    """
+    variables = dict.fromkeys(THREADS, str(threads))
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = gpu
+    earlier = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
