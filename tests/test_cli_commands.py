@@ -95,6 +95,7 @@ def test_all_commands_from_a_base_to_a_verified_graph(
         "accuracy",
         "f1",
         "matthews",
+        "note:",  # six steps at this rate teach the tiny model nothing
         "next:",
     }
     assert run.out.endswith(f"next: {next_command('collapse', trained, f'{trained}-collapsed')}\n")
