@@ -221,7 +221,7 @@ def test_a_worker_has_to_have_the_same_version(tmp_path: Path) -> None:
 
 def settings(**values: Any) -> Settings:
     defaults = {"workers": None, "threads": 1, "device": None, "address": "host:1"}
-    return Settings(work=Path(), **{**defaults, **values})
+    return Settings(work=Path(), temporary=Path(), **{**defaults, **values})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ also be ended when Ray waits too long.
 
 import importlib.util
 import multiprocessing
+import shutil
 import socket
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from multiprocessing.connection import wait
@@ -33,6 +35,11 @@ _PORT_TIMEOUT = 10.0
 CONNECT_TIMEOUT = 120.0
 WORKER_TIMEOUT = 180.0
 
+#: Seconds in which a driver that is not connected has to end.
+_PATIENCE = 2.0
+
+#: Characters of the folder of temporary files. Ray adds about 70, and sockets allow 107 in all.
+_LONGEST_FOLDER = 25
 
 Message = Connected | Ready | Failed | Outcome
 
@@ -76,11 +83,15 @@ class RayEngine:
         self._jobs: dict[tuple[str, int], Job] = {}
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        settings = Settings(work.absolute(), workers, threads, device, address)
+        self._temporary = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
+        settings = Settings(
+            work.absolute(), workers, threads, device, address, Path(self._temporary)
+        )
         self._process = context.Process(target=drive, args=(theirs, settings), daemon=True)
         with environment(threads), no_interrupts():
             self._process.start()
         theirs.close()  # so that reading from it ends when the driver ends
+        self._is_connected = False
         try:
             self.workers = self._start()
         except BaseException:
@@ -111,11 +122,12 @@ class RayEngine:
     def close(self) -> None:
         """End the workers, and the cluster if it was started here. Jobs in flight are lost."""
         self._send(None)
-        self._process.join(CLOSE_TIMEOUT)
+        self._process.join(CLOSE_TIMEOUT if self._is_connected else _PATIENCE)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
         self._connection.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _start(self) -> int:
         """Wait until the first worker is ready, and return how many there will be."""
@@ -124,11 +136,11 @@ class RayEngine:
         if isinstance(connected, Failed):
             raise EngineError(connected.reason)
         if not isinstance(connected, Connected):
-            self._process.kill()
             raise EngineError(
                 f"{named} has not answered for {CONNECT_TIMEOUT:.0f} seconds; check the address "
                 "and that the cluster is running (ray status)"
             )
+        self._is_connected = True
         ready = self._receive(WORKER_TIMEOUT)
         if isinstance(ready, Failed):
             raise EngineError(ready.reason)
@@ -154,6 +166,12 @@ class RayEngine:
     def _send(self, message: Job | None) -> None:
         with suppress(OSError):  # the driver has ended, which `wait` reports
             self._connection.send(message)
+
+
+def _short_folder() -> str:
+    """Return a folder for temporary files whose path leaves room for the names of sockets."""
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= _LONGEST_FOLDER else "/tmp"
 
 
 def _check_address(address: str) -> None:

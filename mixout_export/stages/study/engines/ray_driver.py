@@ -4,7 +4,6 @@ import math
 import os
 import secrets
 import shutil
-import tempfile
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +32,6 @@ _TICK = 0.1
 
 _LONGEST_REASON = 600
 
-#: Characters of the folder of temporary files. Ray adds about 70, and sockets allow 107 in all.
-_LONGEST_FOLDER = 25
-
 #: Name of the file to which Ray's output is written.
 LOG = "ray.log"
 
@@ -44,7 +40,8 @@ LOG = "ray.log"
 class Settings:
     """What the driver has to know; see `RayEngine`.
 
-    For a cluster that the engine starts, `workers` is not None.
+    `temporary` is a folder for files of a cluster that the engine starts, and `workers` is then not
+    None.
     """
 
     work: Path
@@ -52,6 +49,7 @@ class Settings:
     threads: int
     device: str | None
     address: str | None
+    temporary: Path
 
     @property
     def cpus(self) -> int:
@@ -174,6 +172,10 @@ class Driver:
         return True
 
     def _assign(self) -> None:
+        if self._waiting and self._waiting[0].stop_file.exists():
+            for job in self._waiting:
+                self._connection.send(Outcome(job, None))
+            self._waiting.clear()
         while self._waiting and self._idle:
             actor, job = self._idle.pop(), self._waiting.popleft()
             self._busy[actor.do.remote(job)] = actor, job
@@ -333,23 +335,16 @@ def _own_cluster(settings: Settings) -> Iterator[dict[str, Any]]:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on all systems: listen on loopback only
     os.environ["RAY_AUTH_MODE"] = "token"  # no other user of this machine can run code in it
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
     try:
         yield {
             "address": "local",
             "num_cpus": settings.workers,
             "object_store_memory": _OBJECT_STORE,
             "include_dashboard": False,
-            "_temp_dir": folder,
+            "_temp_dir": str(settings.temporary),
         }
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _short_folder() -> str:
-    """Return a folder for temporary files whose path leaves room for the names of sockets."""
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= _LONGEST_FOLDER else "/tmp"
+    finally:  # the engine does that, too, unless it was killed
+        shutil.rmtree(settings.temporary, ignore_errors=True)
 
 
 def _write_output_to(path: Path) -> None:
