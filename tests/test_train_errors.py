@@ -324,7 +324,7 @@ def ground_poison(*, at: int) -> Callable[..., None]:
     def apply(self: Any, lr: float) -> None:
         calls.append(lr)
         if len(calls) == at:
-            self.weights[0].fill_(float("nan"))
+            self.groups[1.0].weights[0].fill_(float("nan"))
 
     return apply
 
