@@ -76,7 +76,8 @@ class TargetPattern:
             if suffixes:
                 return cls(text, suffixes, None)
         if not text.strip(" ,"):
-            raise TargetError(f"{option}: {text!r} is empty; name at least one module")
+            default = f" or {ALL_LINEAR}" if option == "target_modules" else ""
+            raise TargetError(f"{option}: {text!r} is empty; name modules{default}")
         try:
             return cls(text, (), re.compile(text))
         except re.error as error:
