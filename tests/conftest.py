@@ -39,6 +39,8 @@ LONG = (
     "test_train_processes.py",
     "test_decoding.py",
     "test_cli_commands.py",
+    "test_study_interrupted.py",
+    "test_study.py",
     "test_drift.py",
     "test_served_verify.py",
     "test_train_resume.py",

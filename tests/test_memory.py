@@ -30,7 +30,28 @@ def page_faults(*, kept: bool) -> int:
     return int(run.stdout)
 
 
+RELEASE = """
+from pathlib import Path
+from mixout_export.training.memory import release_freed_memory
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+turn()
+kept = resident()
+release_freed_memory()
+print(kept, resident())
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU C library's")
 def test_freed_memory_is_used_again() -> None:
     assert page_faults(kept=False) > 1000
     assert page_faults(kept=True) < 100
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the C library of Linux")
+def test_what_was_kept_can_be_given_back() -> None:
+    program = PROGRAM.format(kept=True).partition("turn()\nbefore")[0] + RELEASE
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    kept, released = map(int, run.stdout.split())
+    assert kept - released > 90 << 20

@@ -192,6 +192,16 @@ def test_kept_checkpoints_are_those_of_the_records(ground: TrainingGround, tmp_p
         assert hashlib.sha256(weights.read_bytes()).hexdigest() == record["weights_sha256"]
 
 
+def test_a_checkpoint_is_kept_if_the_study_is_killed_before_it_is_moved(
+    copied: Path, ground: TrainingGround
+) -> None:
+    key = lines(copied)[0]["key"]
+    (copied / "work" / key).mkdir(parents=True)
+    study(write_plan(copied.parent, ground, more="keep = true"), copied)
+    assert [path.name for path in (copied / "checkpoints").iterdir()] == [key]
+    assert not (copied / "work").exists()
+
+
 def test_a_budget_starts_no_new_run(ground: TrainingGround, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, ground, more='budget = "1s"')
     out = tmp_path / "out"
@@ -265,7 +275,7 @@ def test_stopping_saves_the_run_in_progress_which_goes_on_exactly(
 def test_worker_processes_give_the_same_records_and_one_may_be_killed(
     finished: Path, ground: TrainingGround, tmp_path: Path
 ) -> None:
-    engine = workers(2)
+    engine = workers(1)
     submitted: list[Job] = []
     submit = engine.submit
 

@@ -78,6 +78,7 @@ def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
     assert process.returncode == 130, err
     assert f"study {plan} {out} --workers 1 --device cpu" in err.partition("to continue: ")[2]
     done = len(lines(out))
+    assert err.startswith("run 1/8: moods, plain, seed 0: accuracy ")
     assert f"stopped; {done} of 8 runs are done, and those in progress are saved" in err
 
     # SIGKILL leaves no time to do anything
@@ -86,7 +87,8 @@ def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
     time.sleep(random.uniform(0.0, 0.5))
     workers = children(process.pid)
     process.kill()
-    process.communicate()
+    _, err = process.communicate()
+    assert err.startswith(f"run {done}/8: resumed, ")
     until = time.monotonic() + 60
     while any(is_alive(worker) for worker in workers):
         assert time.monotonic() < until, "a worker outlives the study"
@@ -99,18 +101,3 @@ def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
     assert list(map(equal, found)) == list(map(equal, expected))
     assert json.dumps(summary(out)) == json.dumps(summary(undisturbed))
     assert not (out / "work").exists()
-
-
-def test_the_command_line(ground: TrainingGround, tmp_path: Path) -> None:
-    plan, out = write_plan(tmp_path, ground, seeds=1), tmp_path / "out"
-    study(plan, out)
-    process = start(write_plan(tmp_path, ground, seeds=2), out)
-    printed, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    progress = err.splitlines()
-    assert progress[0].startswith("run 2/4: resumed")
-    assert [line.split(":")[0] for line in progress] == ["run 2/4", "run 3/4", "run 4/4"]
-    assert "moods, plain, seed 1: accuracy" in progress[1]
-    assert progress[2].endswith("0:00:00 left")
-    assert printed.startswith("Too few runs to tell (2 seeds so far).")
-    assert f"{out}: 4 of 4 runs are done, see {out}/report.html" in printed

@@ -1,6 +1,7 @@
 """How the C library treats memory that a training step frees."""
 
 import ctypes
+import gc
 import sys
 
 #: `mallopt` parameters of the GNU C library (malloc.h), with what they are set to. Older versions
@@ -27,3 +28,15 @@ def keep_freed_memory() -> bool:
     if not any(mallopt(_MMAP_THRESHOLD, size) for size in _LARGE):
         return False
     return bool(mallopt(_TRIM_THRESHOLD, _NEVER))
+
+
+def release_freed_memory() -> None:
+    """Give memory that this process has freed back to the system, where that is supported.
+
+    A process that does many runs would otherwise keep as much as the largest of them needed.
+    """
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mixout_export.errors import TrainingStoppedError
+from mixout_export.errors import TrainingError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.study.engines.local import default_workers
@@ -131,7 +131,7 @@ def _trial(run: Run, *, threads: int, device: str | None) -> Trial:
         prepared = Path(folder) / "prepared"
         prepare_checkpoint(run.base, prepared, prepare_options(run))
         data, options = train_options(run, device=device)
-        with suppress(TrainingStoppedError):
+        with suppress(TrainingError):  # stopped, or diverged
             train_checkpoint(
                 prepared, Path(folder) / "trained", data, options,
                 observer=watch, must_stop=watch.must_stop,

@@ -201,6 +201,8 @@ class _Study:
             TrainingStoppedError: `must_stop` returned True.
         """
         self._folder.begin()
+        for key in filter(self._is_done, self._unique):  # if it was killed after the record
+            self._finish(key)
         self._tidy()
         self._observer.started(
             runs=len(self._unique), done=self._done(), seconds_left=self._left(engine)
@@ -307,15 +309,19 @@ class _Study:
             logger.warning("%s, %s: %s", record.task, record.arm, warning)
         if record.status != CRASHED:
             self._new += 1
-            if self._plan.keep:
-                self._folder.keep(run.key)
-            self._folder.clean(run.key)
+            self._finish(run.key)
         elif self._tries[run.key] < ATTEMPTS and not stopping:
             self._waiting.appendleft(run)
         self._tidy()
         if time.monotonic() - self._summarized > _SUMMARY_INTERVAL:
             self.summarize()
         self._observer.finished(record, done=self._done(), seconds_left=self._left(engine))
+
+    def _finish(self, key: str) -> None:
+        """Keep or remove the trained checkpoint of a run whose record is on the disk."""
+        if self._plan.keep:
+            self._folder.keep(key)
+        self._folder.clean(key)
 
     def _tidy(self) -> None:
         """Remove the prepared checkpoints that neither a job in flight nor the next one needs."""

@@ -33,6 +33,7 @@ from mixout_export.stages.study.stopwatch import Stopwatch
 from mixout_export.stages.train import SharedData, TrainResult, train_checkpoint
 from mixout_export.stages.train.record import RunRecord as TrainRecord
 from mixout_export.study.records import DIVERGED, DONE, RunRecord
+from mixout_export.training.memory import release_freed_memory
 from mixout_export.training.records import MetricsLog
 
 #: Packages whose versions can change a result.
@@ -86,6 +87,7 @@ def execute(job: Job) -> RunRecord | None:
         record = job.crashed(_in_words(error).replace(str(job.work), LAYOUT.work))
     finally:
         logger.removeHandler(warnings)
+        release_freed_memory()
     return replace(
         record,
         warnings=tuple(dict.fromkeys(warnings.lines)),
