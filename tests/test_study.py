@@ -225,7 +225,7 @@ def test_a_folder_that_holds_something_else_is_refused(ground, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("")
     for overwrite in (False, True):
-        with pytest.raises(OutputError, match="holds no study"):
+        with pytest.raises(OutputError, match="contains no study"):
             study(write_plan(tmp_path, ground), tmp_path / "out", overwrite=overwrite)
 
 
@@ -335,7 +335,7 @@ def test_the_program_prints_the_recommendation_first(
     program = Program(capfd)
     command = ("study", write_plan(copied.parent, ground), copied, "--device", "cpu")
     printed = program(*command).done().out.splitlines()
-    assert printed[0].startswith("Too few runs to tell")
+    assert printed[0].startswith("Too few runs to compare the arms")
     assert printed[2].startswith("moods: accuracy, 0.")
     assert printed[3].split() == ["arm", "runs", "mean", "95", "%", "interval", "best", "failed"]
     assert printed[-1] == f"{copied}: 4 of 4 runs are done, see {copied}/report.html"

@@ -210,7 +210,7 @@ def test_failures_and_spread_are_those_of_the_pairs() -> None:
     assert (found.failures.arm_only, found.failures.baseline_only) == (0, 6)
     assert found.failures.p_value == 2 / 2**6
     assert found.failures.sentence == (
-        "mixout failed less often: in 1 of 10 runs against 7 of 10 of plain "
+        "mixout failed less often than plain: 1 of 10 runs of mixout failed, and 7 of 10 of plain "
         "(p = 0.031 after Holm's correction)."
     )
     assert found.spread is not None
@@ -248,14 +248,14 @@ def test_failures_and_spread_are_those_of_the_pairs() -> None:
         (
             PLAIN[:3],
             TOO_FEW,
-            "3 pairs of seeds are too few to tell mixout from plain; at least 6 are needed. So far "
-            "mixout scored the same on average.",
+            "3 pairs of seeds are too few to compare mixout with plain; at least 6 are needed. So "
+            "far mixout scored the same on average.",
         ),
         (
             PLAIN[:1],
             TOO_FEW,
-            "1 pair of seeds is too few to tell mixout from plain; at least 6 are needed. So far "
-            "mixout scored the same on average.",
+            "1 pair of seeds is too few to compare mixout with plain; at least 6 are needed. So "
+            "far mixout scored the same on average.",
         ),
         ((), TOO_FEW, "There is no seed with a run of both mixout and plain yet."),
     ],
@@ -340,10 +340,12 @@ def test_one_run_or_several() -> None:
     assert found.gain.value == pytest.approx(np.mean(PLAIN) - best_of_3)
     assert (found.equal_runs, found.time_ratio) == (3, 3.0)
     assert found.sentence.startswith(
-        "One run of mixout is expected to score 0.401, the best of 3 runs of plain 0.403. "
-        "Which of them is higher cannot be told (95 % interval "
+        "One run of mixout is expected to score 0.401. The best of 3 runs of plain is expected to "
+        "score 0.403. The data do not show which of them is higher (95 % interval "
     )
-    assert found.sentence.endswith("The best of 3 runs of plain is expected to reach it.")
+    assert found.sentence.endswith(
+        "The best of 3 runs of plain is expected to reach the score of one run of mixout."
+    )
     assert found.time_sentence == (
         "3 runs of plain take 3.0 times the training time of one run of mixout."
     )
@@ -352,8 +354,12 @@ def test_one_run_or_several() -> None:
 @pytest.mark.parametrize(
     ("arm", "ending"),
     [
-        (PLAIN, "One run of plain is already expected to reach it."),
-        (shifted(1.0), "Not even the best of all 10 runs of plain is expected to reach it."),
+        (PLAIN, "One run of plain is already expected to reach the score of one run of mixout."),
+        (
+            shifted(1.0),
+            "Not even the best of all 10 runs of plain is expected to reach the score of one run "
+            "of mixout.",
+        ),
     ],
     ids=["one", "none"],
 )
@@ -402,23 +408,23 @@ def test_recommend_an_arm_with_its_gain_and_cost() -> None:
         ({"plain": PLAIN}, "There is no other arm to compare plain with."),
         (
             {"plain": PLAIN, "mixout": shifted(0.001, 0.01)},
-            "No difference found; use plain, it is simpler.",
+            "No arm was found to be better than plain, the baseline. Use plain.",
         ),
         (
             {"plain": PLAIN, "a": shifted(-0.2, 0.01), "b": shifted(0.001, 0.01), "c": PLAIN[:2]},
-            "No difference found; use plain, it is simpler. a scored worse. Too few runs to tell "
-            "for c.",
+            "No arm was found to be better than plain, the baseline. Use plain. a scored worse. "
+            "Too few runs of c to compare.",
         ),
         ({"plain": PLAIN, "a": shifted(-0.2, 0.01)}, "Use plain: a scored worse."),
         (
             {"plain": PLAIN[:3], "a": PLAIN[:3]},
-            "Too few runs to tell (3 seeds so far). Until there are more, use plain: it is "
-            "simpler.",
+            "Too few runs to compare the arms (3 seeds so far). Until there are more, use plain, "
+            "the baseline.",
         ),
         (
             {"plain": [], "a": []},
-            "Too few runs to tell (0 seeds so far). Until there are more, use plain: it is "
-            "simpler.",
+            "Too few runs to compare the arms (0 seeds so far). Until there are more, use plain, "
+            "the baseline.",
         ),
     ],
     ids=["alone", "no difference", "mixed", "worse", "few", "no runs"],
@@ -450,7 +456,7 @@ def test_of_arms_that_are_alike_the_cheaper_is_recommended(
     other = "b" if arm == "a" else "a"
     assert (found.arm, found.equivalent) == (arm, (other,))
     assert f" {other} could not be distinguished from it" in found.sentence
-    assert ("it takes fewer training steps than b" in found.sentence) == (arm == "a")
+    assert ("a takes fewer training steps than b" in found.sentence) == (arm == "a")
 
 
 def several_tasks(scores: Mapping[str, Scores], **metrics: str) -> StudySummary:
@@ -480,7 +486,7 @@ def test_over_all_tasks_a_seeds_scores_are_averaged() -> None:
     assert found.recommendation.sentence.startswith(
         "Over all 2 tasks: use mixout: it scored 0.020 higher than plain on average"
     )
-    assert found.recommendation.sentence.endswith(" But it scored worse on CoLA.")
+    assert found.recommendation.sentence.endswith(" But mixout scored worse on CoLA.")
 
 
 def test_metrics_of_different_scales_are_not_averaged() -> None:

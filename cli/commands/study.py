@@ -102,28 +102,28 @@ def _describe_plan(dry: "DryRun") -> str:
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    help="Where runs are done: worker processes on this machine, or a Ray cluster.",
+    help="Do the runs in processes on this machine (local), or on a Ray cluster (ray).",
 )
 @option(
     "--address",
     metavar="HOST:PORT",
-    help="Address of a Ray cluster, or auto if it runs on this machine; OUT must be visible to all "
-    "its machines. Without it, --engine ray starts a cluster here.  [optional]",
+    help="Address of a Ray cluster, or auto if the cluster runs on this machine. All its machines "
+    "must see OUT. Without it, --engine ray starts a cluster on this machine.  [optional]",
 )
 @option(
     "--workers",
     type=int,
     metavar="N",
-    help="Runs at the same time.  [default: CPU cores divided by the plan's threads; on a GPU, as "
-    "many as its memory allows]",
+    help="Number of runs at the same time.  [default: CPU cores divided by the plan's threads; on "
+    "a GPU, as many as its memory allows]",
 )
 @option(
     "--device",
     metavar="NAME",
     help="Device: cpu, cuda, cuda:N or mps.  [default: a GPU if there is one]",
 )
-@flag("--dry-run", help="List the runs and estimate the time, without writing anything.")
-@flag("--overwrite", help="Remove the records in OUT and start anew.")
+@flag("--dry-run", help="List the runs and estimate the time. OUT is not changed.")
+@flag("--overwrite", help="Remove what the study in OUT has written, and start again.")
 @output_options
 def study(
     plan: Path,
@@ -137,11 +137,14 @@ def study(
     overwrite: bool,
     output: Output,
 ) -> int:
-    """Compare the arms of PLAN, a TOML file, on its tasks and seeds, and write records to OUT.
+    """Compare finetuning with different options on your data, with several seeds.
 
-    Each run is a `prepare` and a `train`. Runs that OUT has already are not repeated, so the same
-    command continues a study that was interrupted, and does what was added to the plan. Ctrl-C
-    saves the runs in progress.
+    PLAN is a TOML file. It names a base, data files, seeds, and two or more arms: sets of options
+    of `prepare` and `train` to compare. OUT/report.html recommends one arm if the evidence supports
+    it. docs/study.md explains plans, and examples/plans has some to start from.
+
+    Each run is a `prepare` and a `train`. Ctrl-C saves the runs in progress. The same command
+    continues the study. If you change PLAN, it does only the runs that are new.
     """
     with quick_imports():
         from mixout_export.errors import TrainingStoppedError

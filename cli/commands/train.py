@@ -73,7 +73,7 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     metavar="ROWS",
     help="Train on this many rows of the training data, chosen at random.  [default: all]",
 )
-@seed_option("Seed for the choice of these rows.", "--examples-seed")
+@seed_option("Seed for the random choice of --examples.", "--examples-seed")
 @column_option("--text-column", "the text, words, question or prompt")
 @column_option("--text-pair-column", "the second text or the context")
 @column_option("--label-column", "the label, labels or answers. Several columns: NAME,NAME,…")
@@ -86,8 +86,10 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
 @option(
     "--recipe",
     type=click.Choice(list(RECIPES)),
-    help="Start from values for few or many rows: small up to about 2,000 rows, standard above. "
-    "Options that you give take precedence.  [optional]",
+    help="Use other defaults: small for up to about 2,000 rows "
+    f"({recipe_values('small', RECIPES['small'])}), standard for more rows "
+    f"({recipe_values('standard', RECIPES['standard'])}). Options that you give take precedence.  "
+    "[optional]",
 )
 @option("--epochs", default=3.0, help="Passes over the training data. Fractions are allowed.")
 @option("--max-steps", type=int, help="Stop after this many training steps.  [optional]")
@@ -97,8 +99,8 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     "--layer-lr-decay",
     type=float,
     metavar="F",
-    help="Train each layer at F times the rate of the layer above it, and the embeddings at the "
-    "lowest rate. The top layer and the head have --lr.  [optional]",
+    help="Train each layer at F times the learning rate of the layer above it, and the embeddings "
+    "at the lowest rate. The top layer and the head have --lr.  [optional]",
 )
 @option(
     "--warmup-ratio", default=0.1, help="Fraction of the steps in which the learning rate rises."
@@ -128,25 +130,27 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     "--reinit-layers",
     type=int,
     metavar="N",
-    help="Initialize the top N layers and the pooler at random before training. They are not "
-    "mixed.  [optional]",
+    help="Initialize the N layers next to the head, and the pooler, at random before training. "
+    "These layers are not mixed.  [optional]",
 )
 @option(
     "--freeze",
     metavar="PATTERN",
-    help="Do not train these modules: name suffixes separated by commas, or a regular expression. "
-    "Their layers are not mixed.  [optional]",
+    help="Do not train these modules and all modules inside them. PATTERN is name suffixes "
+    "separated by commas, or a regular expression. Their layers are not mixed.  [optional]",
 )
 @option(
     "--label-smoothing",
     default=0.0,
-    help="For classification: spread this share of each label evenly over all labels.",
+    help="For text and token classification: spread this share of each label evenly over all "
+    "labels, for example 0.1.",
 )
 @option(
     "--class-weights",
     metavar="balanced|W,W,…",
-    help="For classification: weight of each label in the loss, in their order; balanced makes "
-    "all labels count the same.  [optional]",
+    help="For text and token classification: weight of each label in the training loss, in the "
+    "order of the labels. balanced gives rare labels larger weights, so that all labels count the "
+    "same.  [optional]",
 )
 @option(
     "--max-length",
@@ -191,9 +195,9 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
     help="Dtype of the pretrained weights in memory. bfloat16 halves their size.  "
     "[default: float32]",
 )
-@seed_option("Seed for masks, dropout and data order.")
+@seed_option("Seed for masks, dropout and the order of the training rows.")
 @seed_option(
-    "Seed for the order of the training examples.  [default: same as --seed]",
+    "Seed for the order of the training rows alone.  [default: same as --seed]",
     "--data-seed",
     default=None,
 )

@@ -39,11 +39,12 @@ from mixout_export.study.summary import (
 NOTES = (
     "Intervals and p-values say what other seeds would give with the same data. They do not "
     "include the error that comes from a small evaluation file.",
-    "A run without a score, for example a diverged one, counts with the score of chance.",
+    "A run without a score, for example because its loss became NaN, counts as if it had scored at "
+    "chance level.",
     "The best of several runs or arms is chosen on the evaluation data, so its score is too high "
     "on average.",
-    "Decide on the number of seeds before the start. Stopping as soon as a difference appears "
-    "finds differences that are not there.",
+    "Decide on the number of seeds before the start. If you stop as soon as a difference appears, "
+    "you will often find a difference that does not exist.",
 )
 
 
@@ -185,7 +186,7 @@ def _over_tasks(
     if len({task.metric for task in tasks}) > 1 and any(task.lower_is_better for task in tasks):
         text = (
             "The metrics of the tasks have no common scale, so there is no recommendation over "
-            "all tasks. See those of each task."
+            "all tasks. See the recommendation for each task."
         )
         return (), Recommendation(text, "", baseline, supported=False)
     lower_is_better = tasks[0].lower_is_better
@@ -212,7 +213,7 @@ def _over_tasks(
         for comparison in task.comparisons
         if comparison.arm == found.arm and comparison.finding == WORSE
     ]
-    warning = f" But it scored worse on {listed(worse)}." if worse else ""
+    warning = f" But {found.arm} scored worse on {listed(worse)}." if worse else ""
     sentence = found.sentence[0].lower() + found.sentence[1:]
     text = f"Over all {len(tasks)} tasks: {sentence}{warning}"
     return comparisons, replace(found, sentence=text)

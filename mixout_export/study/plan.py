@@ -31,9 +31,9 @@ _ARM = ("name", "inherit", *COMMANDS)
 _SET_BY_STUDY = {
     "seed": "give the seeds in [study]",
     "data_seed": "give the seeds in [study]",
-    "device": "give --device to the command",
-    "resume": "a study always resumes",
-    "overwrite": "give --overwrite to the command",
+    "device": "give --device to mixout-export study",
+    "resume": "leave it out, because a study always resumes",
+    "overwrite": "give --overwrite to mixout-export study",
 }
 
 _DURATION = re.compile(r"(?:(\d+)\s*h)?\s*(?:(\d+)\s*m(?:in)?)?\s*(?:(\d+)\s*s)?")
@@ -185,7 +185,7 @@ class _Parser:
         study = content.get("study", {})
         place = f"{self._path}: [study]"
         if not isinstance(study, dict):
-            _fail(place, "write it as one table, with single brackets")
+            _fail(place, "expected one table; write it once, with single brackets: [study]")
         _check_names(place, study, _STUDY, "key")
         study = _underscored(study)
         tasks = tuple(
@@ -237,7 +237,8 @@ class _Parser:
         def resolved(name: str, heirs: tuple[str, ...]) -> Settings:
             place, table = tables[name]
             if name in heirs:
-                _fail(place, f"inherits from itself: {' → '.join([*heirs, name])}")
+                chain = " → ".join([*heirs, name])
+                _fail(place, f"inherits from itself ({chain}); remove one of these inherit keys")
             if "inherit" not in table:
                 return own[name]
             parent = table["inherit"]
@@ -272,7 +273,7 @@ class _Parser:
         twice = beside.keys() & settings["train"].keys()
         if twice:
             name = hyphenated(min(twice))
-            _fail(place, f"{name} is given twice, also in the table train; remove one of them")
+            _fail(place, f"{name} is given twice, here and in the table train; remove one of them")
         settings["train"].update(self._options(place, "train", beside))
         return settings
 
@@ -349,7 +350,7 @@ def _seeds(place: str, value: Any) -> tuple[Seeds, ...]:
     lists = {name: seeds for name, seeds in value.items() if isinstance(seeds, list)}
     if len({len(seeds) for seeds in lists.values()}) > 1:
         lengths = ", ".join(f"{name} has {len(seeds)}" for name, seeds in lists.items())
-        _fail(place, f"expected lists of one length, but {lengths}")
+        _fail(place, f"expected lists of equal length, but {lengths}")
     length = len(next(iter(lists.values()), [0]))
     columns = {n: v if isinstance(v, list) else [v] * length for n, v in value.items()}
     for name, seeds in columns.items():

@@ -69,10 +69,10 @@ def recommend(
 def _alike(chosen: str, best: str, alike: Sequence[str]) -> str:
     if not alike:
         return ""
-    text = f" {listed(alike)} could not be distinguished from it"
+    text = f" {listed(alike)} could not be distinguished from it."
     if chosen != best:
-        return f"{text}; it takes fewer training steps than {best}, which has the highest mean."
-    return f"{text}."
+        text += f" {chosen} takes fewer training steps than {best}, which has the highest mean."
+    return text
 
 
 def _baseline(comparisons: Sequence[Comparison], baseline: str) -> Recommendation:
@@ -84,14 +84,14 @@ def _baseline(comparisons: Sequence[Comparison], baseline: str) -> Recommendatio
     elif len(unknown) == len(comparisons):
         pairs = max(found.pairs for found in unknown)
         text = (
-            f"Too few runs to tell ({counted(pairs, 'seed')} so far). Until there are more, use "
-            f"{baseline}: it is simpler."
+            f"Too few runs to compare the arms ({counted(pairs, 'seed')} so far). Until there are "
+            f"more, use {baseline}, the baseline."
         )
     elif len(worse) == len(comparisons):
         text = f"Use {baseline}: {listed(worse)} scored worse."
     else:
-        text = f"No difference found; use {baseline}, it is simpler."
+        text = f"No arm was found to be better than {baseline}, the baseline. Use {baseline}."
         text += f" {listed(worse)} scored worse." if worse else ""
         if unknown:
-            text += f" Too few runs to tell for {listed([found.arm for found in unknown])}."
+            text += f" Too few runs of {listed([found.arm for found in unknown])} to compare."
     return Recommendation(text, "", baseline, supported=False)

@@ -76,8 +76,8 @@ def gain_sentence(found: Comparison, needed_pairs: int, *, lower_is_better: bool
     if found.finding == TOO_FEW:
         verb = "is" if found.pairs == 1 else "are"
         return (
-            f"{pairs_of_seeds(found.pairs)} {verb} too few to tell {arm} from {baseline}; at least "
-            f"{needed_pairs} are needed. So far {arm} scored {amount} on average."
+            f"{pairs_of_seeds(found.pairs)} {verb} too few to compare {arm} with {baseline}; at "
+            f"least {needed_pairs} are needed. So far {arm} scored {amount} on average."
         )
     evidence = (
         f"({_interval(found.gain, lower_is_better)}, {pairs_of_seeds(found.pairs)}, "
@@ -112,30 +112,30 @@ def failure_sentence(
     ours, theirs = found.arm_only + both, found.baseline_only + both
     if ours == theirs == 0:
         return f"No run of {arm} or {baseline} failed in {pairs_of_seeds(pairs)}."
-    counts = f"{ours} of {counted(pairs, 'run')} against {theirs} of {pairs} of {baseline}"
+    counts = (
+        f"{ours} of {counted(pairs, 'run')} of {arm} failed, and {theirs} of {pairs} of {baseline}"
+    )
     if few:
-        return f"{arm} failed in {counts}: too few runs to tell."
+        return f"Too few runs to compare how often runs fail: {counts}."
     if found.p_corrected > ALPHA:
-        return (
-            f"No difference found in how often runs fail: {arm} failed in {counts} "
-            f"({_p(found.p_corrected)})."
-        )
+        return f"No difference found in how often runs fail: {counts} ({_p(found.p_corrected)})."
     word = "less" if ours < theirs else "more"
-    return f"{arm} failed {word} often: in {counts} ({_p(found.p_corrected)})."
+    return f"{arm} failed {word} often than {baseline}: {counts} ({_p(found.p_corrected)})."
 
 
 def spread_sentence(found: SpreadTest, arm: str, baseline: str, *, few: bool) -> str:
     """Say whether an arm's scores spread more or less than the baseline's."""
     values = (
-        f"standard deviation {number(found.arm)} against {number(found.baseline)} of {baseline}"
+        f"their standard deviation is {number(found.arm)} for {arm} and {number(found.baseline)} "
+        f"for {baseline}"
     )
     if few:
-        return f"Too few runs to tell how far the scores of {arm} spread ({values})."
-    values += f", {_p(found.p_corrected)}"
+        return f"Too few runs to compare the spread of the scores: {values}."
+    values += f" ({_p(found.p_corrected)})"
     if found.p_corrected > ALPHA:
-        return f"No difference found in how far the scores of {arm} spread ({values})."
+        return f"No difference found in the spread of the scores: {values}."
     word = "less" if found.arm < found.baseline else "more"
-    return f"The scores of {arm} spread {word} ({values})."
+    return f"The scores of {arm} spread {word} than those of {baseline}: {values}."
 
 
 def one_or_several_sentence(
@@ -144,20 +144,19 @@ def one_or_several_sentence(
     """Answer whether one run of an arm or the best of several of the baseline scores higher."""
     interval = _interval(found.gain, lower_is_better)
     text = (
-        f"One run of {arm} is expected to score {number(found.one)}, the best of {found.runs} runs "
-        f"of {baseline} {number(found.best_of_several)}. "
+        f"One run of {arm} is expected to score {number(found.one)}. The best of {found.runs} runs "
+        f"of {baseline} is expected to score {number(found.best_of_several)}. "
     )
     if found.gain.excludes_zero:
         text += f"The one run is {directed(found.gain.value, lower_is_better)} ({interval}). "
     else:
-        text += f"Which of them is {_words(lower_is_better)[0]} cannot be told ({interval}). "
+        text += f"The data do not show which of them is {_words(lower_is_better)[0]} ({interval}). "
+    reach = f"expected to reach the score of one run of {arm}."
     if found.equal_runs is None:
-        return (
-            text + f"Not even the best of all {pairs} runs of {baseline} is expected to reach it."
-        )
+        return text + f"Not even the best of all {pairs} runs of {baseline} is {reach}"
     if found.equal_runs == 1:
-        return text + f"One run of {baseline} is already expected to reach it."
-    return text + f"The best of {found.equal_runs} runs of {baseline} is expected to reach it."
+        return text + f"One run of {baseline} is already {reach}"
+    return text + f"The best of {found.equal_runs} runs of {baseline} is {reach}"
 
 
 def time_sentence(ratio: float | None, many: str, one: str) -> str:

@@ -91,7 +91,7 @@ _KINDS = (
     _Kind(
         "expected-best",
         "Expected score if you run several seeds and keep the best, against the training time of "
-        "these runs. At the same time, the higher curve is the better way to spend it.",
+        "these runs. For a given time, the arm with the higher curve is the better choice.",
         scores.draw_expected_best,
         scores.timed_arms,
         _describe_expected_best,

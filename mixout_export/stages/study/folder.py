@@ -100,7 +100,7 @@ def study_folder(out: Path, *, overwrite: bool) -> Iterator[StudyFolder]:
         raise OutputError(f"{out}: is a file, expected a folder or nothing; choose another OUT")
     if not _is_empty(out) and not (out / LAYOUT.runs).is_file():
         raise OutputError(
-            f"{out}: is not empty and holds no study (no {LAYOUT.runs}); choose another OUT"
+            f"{out}: is not empty and contains no study (no {LAYOUT.runs}); choose another OUT"
         )
     try:
         out.mkdir(parents=True, exist_ok=True)

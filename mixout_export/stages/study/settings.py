@@ -76,7 +76,9 @@ def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> Non
         if (data.train_file is None) == (data.dataset is None):
             raise PlanError(f"{place}: give either train-file or dataset, and not both")
         if data.eval_file is None and data.dataset is None:
-            raise PlanError(f"{place}: eval-file is missing; a study compares scores on it")
+            raise PlanError(
+                f"{place}: eval-file is missing; add it, because scores are compared on it"
+            )
         _check_exist(place, data.files())
 
 

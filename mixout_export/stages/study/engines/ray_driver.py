@@ -256,7 +256,7 @@ def shares(nodes: Sequence[Mapping[str, float]], settings: Settings) -> Shares:
     if not fitting:
         most = max((int(node.get("CPU", 0)) for node in nodes), default=0)
         raise EngineError(
-            f"threads: each run needs {settings.threads} CPUs, and no machine of the Ray cluster "
+            f"threads: each run needs {settings.threads} CPUs, but no machine of the Ray cluster "
             f"has more than {most}; lower threads in the plan"
         )
     if settings.device == "cuda" and not gpus:
