@@ -4,6 +4,7 @@ import math
 import os
 import secrets
 import shutil
+import time
 import traceback
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,9 @@ CLOSE_TIMEOUT = 15.0
 
 #: Seconds between two looks at the connection.
 _TICK = 0.1
+
+#: Seconds in which workers have to end.
+_PATIENCE = 5.0
 
 _LONGEST_REASON = 600
 
@@ -87,6 +91,10 @@ class Failed:
 class Worker:
     """Does jobs in a process of the cluster."""
 
+    def pid(self) -> int:
+        """Return the identifier of this process."""
+        return os.getpid()
+
     def prepare(self, test_file: Path, content: str, version: str) -> str | None:
         """Import what jobs need, and return why this worker is of no use, or None."""
         import mixout_export.stages.study.worker  # noqa: F401  # takes seconds
@@ -129,6 +137,7 @@ class Driver:
         self._test_file = settings.work / f"ray-{self._token}.txt"
         self._is_ready = False
         self._failed_starts = 0
+        self._pids: dict[Any, int] = {}
         self._starting: dict[Any, Any] = {}
         self._busy: dict[Any, tuple[Any, Job]] = {}
         self._idle: list[Any] = []
@@ -153,6 +162,7 @@ class Driver:
             busy = [actor for actor, _ in self._busy.values()]
             for actor in [*self._starting.values(), *self._idle, *busy]:
                 self._ray.kill(actor)
+            self._wait_for_ends()
 
     def _start(self) -> None:
         actor = self._class.remote()
@@ -197,6 +207,7 @@ class Driver:
         errors = self._ray.exceptions
         try:
             problem = self._ray.get(reference)
+            self._pids[actor] = self._ray.get(actor.pid.remote())
         except errors.RayTaskError as error:
             problem = f"cannot do runs ({_short(error.cause)})"
         except errors.RayError as error:  # it has died
@@ -222,10 +233,29 @@ class Driver:
             return Outcome(job, None, _short(error.cause))
         except errors.RayError as error:
             self._ray.kill(actor)  # it may be alive and only out of reach
+            self._pids.pop(actor, None)
             self._start()
             return Outcome(job, None, f"the Ray worker was lost: {_short(error)}")
         self._idle.append(actor)
         return outcome
+
+    def _wait_for_ends(self) -> None:
+        """Wait until the workers of our own cluster have ended, so that they write nothing more.
+
+        In an existing cluster they end soon, too, but may be on other machines.
+        """
+        deadline = time.monotonic() + _PATIENCE
+        own = self._settings.address is None
+        while own and any(map(_is_alive, self._pids.values())) and time.monotonic() < deadline:
+            time.sleep(_TICK)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -273,6 +303,8 @@ def drive(connection: Connection, settings: Settings) -> None:
     This is the main function of the driver's process.
     """
     end_with_parent(patience=CLOSE_TIMEOUT)  # in which the cluster is shut down
+    if hasattr(os, "setsid"):  # Windows has none
+        os.setsid()  # Ctrl-C in a terminal reaches neither this process nor a cluster started here
     settings.work.mkdir(parents=True, exist_ok=True)
     _write_output_to(settings.work / LOG)
     try:
