@@ -1,6 +1,7 @@
 """Studies in processes of their own that are interrupted or killed at any moment."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -22,11 +23,11 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> T
     return TrainingGround(tmp_path_factory.mktemp("interrupted"), tiny)
 
 
-def start(plan: Path, out: Path) -> subprocess.Popen[str]:
+def start(plan: Path, out: Path, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mixout_export_cli", "study", str(plan), str(out)]
     return subprocess.Popen(
         [*command, "--workers", "1", "--device", "cpu"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **options,
     )  # fmt: skip
 
 
@@ -101,3 +102,17 @@ def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
     assert list(map(equal, found)) == list(map(equal, expected))
     assert json.dumps(summary(out)) == json.dumps(summary(undisturbed))
     assert not (out / "work").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no process groups")
+def test_sigterm_to_all_processes_saves_the_run_in_progress(
+    ground: TrainingGround, tmp_path: Path
+) -> None:
+    """As `timeout` and service managers send it."""
+    plan, out = write_plan(tmp_path, ground, seeds=20), tmp_path / "out"
+    process = start(plan, out, start_new_session=True)
+    wait_for_records(out, 1)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert {record["status"] for record in lines(out)} == {"done"}

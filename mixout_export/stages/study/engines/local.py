@@ -121,7 +121,8 @@ class LocalEngine:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
         gpu = least_used(self._gpus, [each.gpu for each in self._running])
-        with environment(self._threads, gpu), no_interrupts():
+        # `timeout` and service managers send SIGTERM to all processes of a program
+        with environment(self._threads, gpu), no_interrupts(also=[signal.SIGTERM]):
             process.start()
         theirs.close()  # so that reading from it ends when the worker ends
         worker = _Worker(process, ours, gpu)

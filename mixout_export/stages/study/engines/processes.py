@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 #: Variables that set the number of threads of numerical libraries when they are loaded.
@@ -43,15 +43,19 @@ def environment(threads: int, gpu: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def no_interrupts() -> Iterator[None]:
+def no_interrupts(*, also: Iterable[signal.Signals] = ()) -> Iterator[None]:
     """Start a process that Ctrl-C does not reach, because the caller decides what it means.
 
-    A new process inherits which signals are blocked. One that arrives meanwhile is not lost.
+    A new process, and what that starts, inherits which signals are blocked. One that arrives
+    meanwhile is not lost.
+
+    Args:
+        also: Other signals that are not to reach it.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *also})
     try:
         yield
     finally:
