@@ -212,6 +212,9 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         (STUDY + TASK + "trainfile = 'x'\n" + ARM, ["'CoLA'", "'trainfile'", "'train-file'"]),
         (STUDY + TASK + ARM + ARM, ["two arms have this name", "'plain'"]),
         (STUDY + TASK + ARM.replace('"plain"', "3"), ["[[arm]] number 1", "name is 3"]),
+        (STUDY + TASK + ARM.replace('"plain"', '"a\\nb"'), ["'a\\nb'", "one line of text"]),
+        (STUDY + TASK + ARM.replace('"plain"', '" "'), ["expected one line of text"]),
+        ("task = [3]\n" + STUDY + ARM, ["[[task]] number 1", "got 3", "a table"]),
         (STUDY + TASK + arms("prepare = { P = 0.5 }"), ["'arm 0': prepare", "'P'", "'p'"]),
         (STUDY + TASK + arms("train = { learning-rate = 1 }"), ["option of train", "?"]),
         (STUDY + TASK + arms("train = { lr = 'high' }"), ["train: lr: got 'high'", "a number"]),
@@ -219,6 +222,7 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         (STUDY + TASK + arms("train = { early-stopping = 1 }"), ["true or false"]),
         (STUDY + TASK + arms("train = { lr = -1.0 }"), ["task 'CoLA' with arm", "lr: got -1.0"]),
         (STUDY + TASK + arms("prepare = { p = 1 }"), ["p: got 1"]),
+        (STUDY + TASK + arms("train = { max-steps = 1, max_steps = 2 }"), ["given twice", "- and"]),
         (STUDY + TASK + arms("train = { seed = 1 }"), ["seed cannot be set here", "[study]"]),
         (STUDY + TASK + arms("train = { device = 'cpu' }"), ["--device"]),
         (STUDY + TASK + arms("inherit = 'arm 1'"), ["no arm 'arm 1'", "'arm 0'"]),
@@ -226,8 +230,13 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         (STUDY + "baseline = 'plane'\n" + TASK + ARM, ["no arm 'plane'", "'plain'"]),
         (STUDY + "budget = '4 days'\n" + TASK + ARM, ["budget: got '4 days'", '"4h"']),
         (STUDY + "threads = 0\n" + TASK + ARM, ["threads: got 0"]),
+        (STUDY + "threads = 99999999999\n" + TASK + ARM, ["threads: got 99999999999", "to 4096"]),
         (STUDY + "keep = 1\n" + TASK + ARM, ["keep: got 1", "true or false"]),
         (STUDY + "metric = 'rouge'\n" + TASK + ARM, ["metric: got 'rouge'", "accuracy"]),
+        (
+            STUDY + TASK + arms("", "train = { metric = 'f1' }"),
+            ["task 'CoLA' with arm 'arm 1'", "by f1, but arm 'arm 0' by accuracy", "one metric"],
+        ),
         (STUDY + "metric = 'f1'\ntrain = { metric = 'f1' }\n" + TASK + ARM, ["given twice"]),
         (STUDY + TASK.replace("dev.tsv", "deev.tsv") + ARM, ["deev.tsv: no such file"]),
         (STUDY + TASK.replace("eval-file", "label-column") + ARM, ["eval-file is missing"]),
@@ -251,6 +260,15 @@ def test_an_error_names_the_place_and_what_to_do(
     assert str(error.value).startswith(str(tmp_path / "plan.toml"))
     for part in parts:
         assert part in str(error.value)
+
+
+def test_a_long_line_of_heirs(tmp_path: Path) -> None:
+    lines = ["prepare = { p = 0.5 }", *(f"inherit = 'arm {n}'" for n in range(1500))]
+    assert read(tmp_path, STUDY + TASK + arms(*lines)).arms[-1].settings["prepare"] == {"p": 0.5}
+
+
+def test_a_plan_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff" + STUDY + TASK + ARM).text == STUDY + TASK + ARM
 
 
 def test_a_plan_knows_the_options_of_the_command_line() -> None:

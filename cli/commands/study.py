@@ -154,13 +154,13 @@ def study(
     from mixout_export_cli.progress import StudyDisplay
     from mixout_export_cli.stopping import StopRequest
 
+    chosen = EngineOptions(engine, workers, device, address)
     if dry_run:
         from mixout_export.stages.study.dry_run import dry_run as look_ahead
 
         planned = look_ahead(plan, out, workers=workers, device=device)
         output.result(planned, _describe_plan(planned))
         return 0
-    chosen = EngineOptions(engine, workers, device, address)
     words = [word for word in given_arguments() if word != "--overwrite"]
     to_continue = next_command("study", *words)
     try:

@@ -36,6 +36,9 @@ _SET_BY_STUDY = {
     "overwrite": "give --overwrite to mixout-export study",
 }
 
+#: No machine has more CPU cores, and torch fails on far larger numbers.
+_MOST_THREADS = 4096
+
 _DURATION = re.compile(r"(?:(\d+)\s*h)?\s*(?:(\d+)\s*m(?:in)?)?\s*(?:(\d+)\s*s)?")
 
 #: Command → its options by their names in Python.
@@ -130,7 +133,7 @@ def read_plan(path: Path, schema: Schema) -> Plan:
         PlanError: The file cannot be read, or something in it is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin with a mark
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise PlanError(f"{path}: cannot be read ({reason}); check the path") from error
@@ -147,9 +150,14 @@ def _fail(place: str, what: str) -> NoReturn:
 
 def _check_names(place: str, given: Iterable[str], known: Iterable[str], what: str) -> None:
     known = [hyphenated(name) for name in known]
+    found = set()
     for name in given:
-        if hyphenated(name) not in known:
+        written = hyphenated(name)
+        if written not in known:
             _fail(place, f"unknown {what} {name!r}; did you mean {nearest(name, known)!r}?")
+        if written in found:
+            _fail(place, f"{written} is given twice, with - and with _; remove one of them")
+        found.add(written)
 
 
 def _underscored(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,7 +216,7 @@ class _Parser:
             baseline=baseline,
             settings=self._settings(place, study),
             budget=parse_duration(place, study["budget"]) if "budget" in study else None,
-            threads=_count(place, "threads", study.get("threads", 1)),
+            threads=_threads(place, study.get("threads", 1)),
             keep=_boolean(place, "keep", study.get("keep", False)),
         )
 
@@ -222,7 +230,11 @@ class _Parser:
         found: dict[str, tuple[str, str, dict[str, Any]]] = {}
         for number, table in enumerate(tables, start=1):
             place = f"{self._path}: [[{kind}]] number {number}"
+            if not isinstance(table, dict):
+                _fail(place, f"got {table!r}, expected a table")
             name = self._text(place, table, "name")
+            if not name.strip() or name.splitlines() != [name]:
+                _fail(place, f"name is {name!r}, expected one line of text")
             place = f"{self._path}: [[{kind}]] {name!r}"
             _check_names(place, table, known, "key")
             if name in found:
@@ -234,18 +246,20 @@ class _Parser:
         tables = {name: (where, t) for name, where, t in self._tables(content, "arm", _ARM)}
         own = {name: self._settings(where, table) for name, (where, table) in tables.items()}
 
-        def resolved(name: str, heirs: tuple[str, ...]) -> Settings:
-            place, table = tables[name]
-            if name in heirs:
-                chain = " → ".join([*heirs, name])
-                _fail(place, f"inherits from itself ({chain}); remove one of these inherit keys")
-            if "inherit" not in table:
-                return own[name]
-            parent = table["inherit"]
-            self._check_reference(f"{place}: inherit", parent, tables)
-            return merged(resolved(parent, (*heirs, name)), own[name])
+        def resolved(name: str) -> Settings:
+            line = [name]  # the arm, the one that it inherits, and so on
+            while "inherit" in tables[line[-1]][1]:
+                place, table = tables[line[-1]]
+                parent = table["inherit"]
+                self._check_reference(f"{place}: inherit", parent, tables)
+                if parent in line:
+                    chain = " → ".join([*line, parent])
+                    problem = f"inherits from itself ({chain})"
+                    _fail(place, f"{problem}; remove one of these inherit keys")
+                line.append(parent)
+            return merged(*(own[each] for each in reversed(line)))
 
-        return tuple(Arm(name, resolved(name, ())) for name in tables)
+        return tuple(Arm(name, resolved(name)) for name in tables)
 
     def _check_reference(self, place: str, name: Any, arms: Iterable[str]) -> None:
         arms = list(arms)
@@ -280,10 +294,11 @@ class _Parser:
     def _options(self, place: str, command: str, given: dict[str, Any]) -> dict[str, Any]:
         known = self._schema[command]
         result = {}
-        for name, value in _underscored(given).items():
+        for name in _underscored(given):
             if name in _SET_BY_STUDY and name not in known:
                 _fail(place, f"{hyphenated(name)} cannot be set here; {_SET_BY_STUDY[name]}")
-            _check_names(place, [name], known, f"option of {command}")
+        _check_names(place, given, known, f"option of {command}")
+        for name, value in _underscored(given).items():
             try:
                 converted = known[name].convert(value)
             except ValueError as error:
@@ -314,10 +329,11 @@ class _Parser:
         return str(folder) if folder.is_dir() or expanded[:1] in "./" else expanded
 
 
-def _count(place: str, name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        _fail(place, f"{name}: got {value!r}, expected an integer of at least 1")
-    return value
+def _threads(place: str, value: Any) -> int:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not 1 <= value <= _MOST_THREADS:
+        _fail(place, f"threads: got {value!r}, expected an integer from 1 to {_MOST_THREADS}")
+    return int(value)
 
 
 def _boolean(place: str, name: str, value: Any) -> bool:

@@ -63,16 +63,24 @@ def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> Non
     Raises:
         PlanError: An option has an invalid value, or the data are not complete.
     """
+    metrics: dict[str, tuple[str, str | None]] = {}
     for (task, arm), own in settings.items():
         place = f"{plan.file}: task {task!r} with arm {arm!r}"
         try:
             prepared = _prepare_options(own["prepare"])
             train = {n: getattr(v, "path", v) for n, v in own["train"].items()}
             data, options = _train_options(train)
+            metric = options.metric
             if prepared.base.task is not None:
-                default_metric(get_task(prepared.base.task), options.metric)
+                metric = default_metric(get_task(prepared.base.task), metric)
         except MixoutError as error:
             raise PlanError(f"{place}: {error}") from error
+        other, expected = metrics.setdefault(task, (arm, metric))
+        if metric != expected:
+            raise PlanError(
+                f"{place}: is measured by {metric or 'its default'}, but arm {other!r} by "
+                f"{expected or 'its default'}; give all arms of a task one metric"
+            )
         if (data.train_file is None) == (data.dataset is None):
             raise PlanError(f"{place}: give either train-file or dataset, and not both")
         if data.eval_file is None and data.dataset is None:
