@@ -16,7 +16,7 @@ from cli_runs import Program, content
 from study_plans import ARMS, InProcess, lines, study, summary, workers, write_plan
 from training_runs import TrainingGround
 
-from mixout_export.errors import OutputError, TrainingStoppedError
+from mixout_export.errors import DataError, OutputError, TrainingStoppedError
 from mixout_export.files.output import acquire_lock
 from mixout_export.stages.study.dry_run import dry_run
 from mixout_export.stages.study.engine import Job, Outcome
@@ -202,6 +202,27 @@ def test_a_checkpoint_is_kept_if_the_study_is_killed_before_it_is_moved(
     assert not (copied / "work").exists()
 
 
+def test_a_study_goes_on_though_it_was_killed_while_it_wrote_its_report(
+    copied: Path, ground: TrainingGround
+) -> None:
+    written = [copied / "report.html", *(copied / "pictures").iterdir()]
+    for path in written:
+        path.with_name(f"{path.name}.partial").write_text("half of it")
+    study(write_plan(copied.parent, ground), copied)
+    assert [path for path in written if not path.is_file()] == []
+    assert list(copied.rglob("*.partial")) == []
+
+
+def test_a_folder_inside_the_base_is_refused(ground: TrainingGround, tmp_path: Path) -> None:
+    base = shutil.copytree(ground.base(), tmp_path / "base")
+    plan = write_plan(tmp_path, ground)
+    plan.write_text(plan.read_text().replace(str(ground.base()), "base"))
+    before = content(base)
+    with pytest.raises(OutputError, match="lies inside the base"):
+        study(plan, base / "out")
+    assert content(base) == before
+
+
 def test_a_budget_starts_no_new_run(ground: TrainingGround, tmp_path: Path) -> None:
     plan = write_plan(tmp_path, ground, more='budget = "1s"')
     out = tmp_path / "out"
@@ -245,6 +266,17 @@ def test_an_unfinished_line_is_removed_and_its_run_done_again(
         r["weights_sha256"] for r in lines(finished)
     ]
     assert summary(copied) == summary(finished)
+
+
+@pytest.mark.parametrize("line", [b"{", b"[]", b'{"key": 1}', b"\xff\xfe", b"", b"null"])
+def test_a_line_that_is_no_record_is_named(
+    copied: Path, ground: TrainingGround, line: bytes
+) -> None:
+    path = copied / "runs.jsonl"
+    first, _, rest = path.read_bytes().partition(b"\n")
+    path.write_bytes(first + b"\n" + line + b"\n" + rest)
+    with pytest.raises(DataError, match=r"runs\.jsonl: line 2 is not the record"):
+        study(write_plan(copied.parent, ground), copied)
 
 
 def test_stopping_saves_the_run_in_progress_which_goes_on_exactly(
@@ -354,6 +386,7 @@ def test_the_program_names_what_is_wrong(
     plan = write_plan(copied.parent, ground)
     program("study", tmp_path / "nonesuch.toml", copied).failed(1, "cannot be read")
     program("study", plan, copied, "--workers", 0).failed(2, "--workers: got 0")
+    program("study", plan, copied, "--workers", -1, "--dry-run").failed(2, "--workers: got -1")
     program("study", plan, copied, "--address", "a:1").failed(2, "--address: has no effect")
     words = ("--engine", "ray", "--device", "cuda:1")
     program("study", plan, copied, *words).failed(2, "--device: got 'cuda:1', but Ray chooses")

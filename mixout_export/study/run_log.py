@@ -57,8 +57,8 @@ class RunLog:
         if not self._path.exists():
             return {}
         records = {}
-        text = self._path.read_text(encoding="utf-8")
-        for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
+        content = self._path.read_bytes()
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
                 record = parse_record(json.loads(line))
             except (ValueError, TypeError, KeyError, AttributeError) as error:

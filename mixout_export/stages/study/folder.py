@@ -37,9 +37,10 @@ class StudyFolder:
         """Make the folder ready for runs."""
         self.work.mkdir(exist_ok=True)
         (self.work / STOP).unlink(missing_ok=True)
-        partial_path(self.path / LAYOUT.report).unlink(
-            missing_ok=True
-        )  # if the last one was killed
+        pictures = self.path / LAYOUT.pictures
+        unfinished = pictures.glob(f"*{LAYOUT.partial_suffix}")  # if the last study was killed
+        for path in (partial_path(self.path / LAYOUT.report), *unfinished):
+            path.unlink(missing_ok=True)
 
     def ask_to_stop(self) -> None:
         """Ask all runs in progress to save a checkpoint and stop."""

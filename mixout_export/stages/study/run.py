@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mixout_export.checkpoint.base import locate_base
 from mixout_export.checkpoint.folder import checkpoint_in
-from mixout_export.errors import CheckpointError, TrainingStoppedError
+from mixout_export.errors import CheckpointError, OutputError, TrainingStoppedError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
@@ -109,6 +109,13 @@ def _base_digest(plan: Plan) -> str:
     return digest_files(files)
 
 
+def _check_outside(out: Path, plan: Plan) -> None:
+    """Refuse to write into the base, if that is a folder."""
+    base, folder = Path(plan.base).resolve(), out.resolve()
+    if base.is_dir() and (base == folder or base in folder.parents):
+        raise OutputError(f"{out}: OUT lies inside the base {plan.base}; choose another OUT")
+
+
 def run_study(
     file: Path,
     out: Path,
@@ -137,6 +144,7 @@ def run_study(
         TrainingStoppedError: `must_stop` returned True.
     """
     plan, runs = load_plan(file)
+    _check_outside(out, plan)
     with study_folder(out, overwrite=overwrite) as folder:
         (out / LAYOUT.plan).write_text(plan.text, encoding="utf-8")
         study = _Study(plan, runs, folder, device, observer or StudyObserver())
