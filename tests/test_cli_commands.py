@@ -648,6 +648,7 @@ def test_ctrl_c_is_130_and_one_sentence(
         "bundle.bundle_onnx",
         "push.plan_push",
         "demo.run_demo",
+        "study.run.run_study",
     ):
         monkeypatch.setattr(f"{stages}.{name}", interrupt)
     arguments = ("x",) if command == "inspect" else ("x", "y")
