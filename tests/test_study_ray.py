@@ -35,11 +35,11 @@ ARMS = """
 [[arm]]
 name = "plain"
 prepare = { p = 0 }
-train = { epochs = 40 }
+train = { epochs = 12, save-every = 4 }
 
 [[arm]]
 name = "mixout 0.7"
-train = { epochs = 40 }
+train = { epochs = 12, save-every = 4 }
 """
 
 
@@ -69,37 +69,47 @@ def is_alive(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-def workers_of(engine: RayEngine) -> list[psutil.Process]:
-    driver = psutil.Process(engine._process.pid)
-    return [p for p in driver.children(recursive=True) if p.name().startswith("ray::Worker")]
-
-
 class Killing:
-    """A Ray engine that loses a worker while both workers are in the middle of a run."""
+    """A Ray engine with two workers, one of which is killed in the middle of a run."""
 
     def __init__(self, work: Path) -> None:
         self._engine = RayEngine(work=work, workers=2, threads=1, device="cpu")
         self.workers = self._engine.workers
-        self._jobs: list[Job] = []
-        self.processes: list[psutil.Process] = []
+        self._jobs: dict[str, Job] = {}
+        self.processes: set[psutil.Process] = set()
         self.lost: list[str] = []
 
     def submit(self, job: Job) -> None:
-        self._jobs.append(job)
+        self._jobs[job.run.key] = job
         self._engine.submit(job)
 
     def wait(self, timeout: float) -> list[Outcome]:
-        folders = [partial_path(job.folder) / "checkpoints" for job in self._jobs]
-        if not self.processes and len(folders) == 2 and all(f.is_dir() for f in folders):
-            driver = psutil.Process(self._engine._process.pid)
-            self.processes = [driver, *driver.children(recursive=True)]
-            workers_of(self._engine)[0].kill()
+        if not self.processes and any(self._has_checkpoint(job) for job in self._jobs.values()):
+            self._kill_worker()
         outcomes = self._engine.wait(timeout)
-        self.lost += [outcome.error for outcome in outcomes if outcome.error is not None]
+        for outcome in outcomes:
+            del self._jobs[outcome.job.run.key]
+            self.lost += [outcome.error] if outcome.error is not None else []
         return outcomes
 
     def close(self) -> None:
+        self.processes |= self._find_processes()
         self._engine.close()
+
+    def _has_checkpoint(self, job: Job) -> bool:
+        return (partial_path(job.folder) / "checkpoints").is_dir()
+
+    def _find_processes(self) -> set[psutil.Process]:
+        driver = psutil.Process(self._engine._process.pid)
+        return {driver, *driver.children(recursive=True)}
+
+    def _kill_worker(self) -> None:
+        """Kill a process that is doing a job, as its title says."""
+        found = self._find_processes()
+        busy = [process for process in found if process.name().startswith("ray::Worker.do")]
+        if busy:
+            busy[0].kill()
+            self.processes |= found
 
 
 def results(out: Path) -> dict[str, Any]:

@@ -389,5 +389,6 @@ def _write_output_to(path: Path) -> None:
 
 def _short(error: BaseException) -> str:
     """Return what went wrong on one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    said = "" if str(error) == "None" else error  # Ray sometimes does not know yet
+    text = " ".join(f"{type(error).__name__}: {said}".split()).removesuffix(":")
     return text if len(text) <= _LONGEST_REASON else text[: _LONGEST_REASON - 1] + "…"
