@@ -308,7 +308,7 @@ def test_the_page_states_the_needed_pairs() -> None:
     page = (ROOT / "docs" / "statistics.md").read_text("utf-8")
     arms, pairs = (
         re.findall(rf"^\| {name} \| (.+) \|$", page, re.MULTILINE)[0].split(" | ")
-        for name in ("arms besides the baseline", "pairs of seeds")
+        for name in ("arms besides the baseline", "smallest number of pairs")
     )
     assert len(arms) == 4
     for span, needed in zip(arms, pairs, strict=True):
