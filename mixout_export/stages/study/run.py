@@ -216,16 +216,11 @@ class _Study:
             runs=len(self._unique), done=self._done(), seconds_left=self._left(engine)
         )
         stopping = False
-        while self._flying or (self._waiting and not stopping and not self._over_budget()):
+        while self._flying or (self.has_runs_left and not stopping):
             if not stopping and must_stop():
                 stopping = True
                 self._folder.ask_to_stop()
-            while (
-                self._waiting
-                and len(self._flying) < engine.workers
-                and not stopping
-                and not self._over_budget()
-            ):
+            while self.has_runs_left and len(self._flying) < engine.workers and not stopping:
                 self._submit(engine, self._waiting.popleft())
             for outcome in engine.wait(_PATIENCE):
                 self._receive(outcome, engine, stopping=stopping)
