@@ -23,10 +23,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> T
     return TrainingGround(tmp_path_factory.mktemp("interrupted"), tiny)
 
 
-def start(plan: Path, out: Path, **options: Any) -> subprocess.Popen[str]:
+def start(plan: Path, out: Path, *, workers: int = 1, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "mixout_export_cli", "study", str(plan), str(out)]
     return subprocess.Popen(
-        [*command, "--workers", "1", "--device", "cpu"],
+        [*command, "--workers", str(workers), "--device", "cpu"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), **options,
     )  # fmt: skip
 
@@ -45,6 +45,10 @@ def is_alive(worker: int) -> bool:
         return Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def command_line(process: int) -> str:
+    return Path(f"/proc/{process}/cmdline").read_text()
 
 
 def children(process: int) -> list[int]:
@@ -102,6 +106,25 @@ def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
     assert list(map(equal, found)) == list(map(equal, expected))
     assert json.dumps(summary(out)) == json.dumps(summary(undisturbed))
     assert not (out / "work").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_worker_gets_the_signals_that_the_study_answers(
+    ground: TrainingGround, tmp_path: Path
+) -> None:
+    """Neither the first worker, with which Python starts a helper process, nor a later one."""
+    plan = write_plan(tmp_path, ground, seeds=20)
+    process = start(plan, tmp_path / "out", workers=2)
+    wait_for_records(tmp_path / "out", 2)
+    workers = [each for each in children(process.pid) if "spawn_main" in command_line(each)]
+    assert len(workers) == 2
+    for worker in workers:
+        status = Path(f"/proc/{worker}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        assert blocked & 1 << signal.SIGINT - 1
+        assert blocked & 1 << signal.SIGTERM - 1
+    process.terminate()
+    process.communicate(timeout=300)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no process groups")
