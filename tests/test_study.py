@@ -379,6 +379,40 @@ def test_the_program_prints_the_recommendation_first(
     assert planned[-1] == "4 runs, 4 done."
 
 
+def test_the_program_says_which_runs_crashed_and_how_to_try_again(
+    ground: TrainingGround, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrong = '\n[[arm]]\nname = "wrong"\nprepare = { target-modules = "nonesuch" }\n'
+    plan = write_plan(tmp_path, ground, seeds=1, arms=wrong)
+    command = ("study", plan, tmp_path / "out", "--device", "cpu", "--quiet")
+    run = Program(capfd)(*command)
+    assert run.code == 1
+    assert run.words.startswith("mixout-export: 1 of 1 run crashed, the first with: ")
+    assert "nonesuch" in run.words
+    assert run.words.endswith(f"study {plan} {tmp_path}/out --device cpu --quiet\n")
+    assert f"{tmp_path}/out: 0 of 1 run are done" in run.out
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_end_the_runs(
+    ground: TrainingGround,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls = []
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise ValueError("no ink")
+
+    monkeypatch.setattr("mixout_export.report.study.page.write_study_report", broken)
+    monkeypatch.setattr("mixout_export.stages.study.run._SUMMARY_INTERVAL", 0.0)
+    assert study(write_plan(tmp_path, ground, seeds=1), tmp_path / "out").done == 2
+    assert "the report so far could not be written: no ink" in caplog.text
+    assert len(calls) == 3
+
+
 def test_the_program_names_what_is_wrong(
     copied: Path, ground: TrainingGround, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

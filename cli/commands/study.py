@@ -147,7 +147,7 @@ def study(
     continues the study. If you change PLAN, it does only the runs that are new.
     """
     with quick_imports():
-        from mixout_export.errors import TrainingStoppedError
+        from mixout_export.errors import TrainingError, TrainingStoppedError
         from mixout_export.stages.study.engines import EngineOptions
         from mixout_export.stages.study.folder import StudyFolder
         from mixout_export.stages.study.run import run_study
@@ -184,4 +184,9 @@ def study(
         said = f"interrupted; the runs that are done are in {out}; to continue: {to_continue}"
         raise InterruptionError(said, must_stop.number) from error
     output.result(result, _describe(result))
-    return 1 if result.crashed else 0
+    if result.crashed:
+        raise TrainingError(
+            f"{len(result.crashed)} of {count_of(result.runs, 'run')} crashed, the first with: "
+            f"{last_line(result.crashed[0].error)}; to try again: {to_continue}"
+        )
+    return 0

@@ -317,8 +317,16 @@ class _Study:
             self._waiting.appendleft(run)
         self._tidy()
         if time.monotonic() - self._summarized > _SUMMARY_INTERVAL:
-            self.summarize()
+            self._summarize_meanwhile()
         self._observer.finished(record, done=self._done(), seconds_left=self._left(engine))
+
+    def _summarize_meanwhile(self) -> None:
+        """Summarize what is done so far; runs in progress are worth more than a picture."""
+        try:
+            self.summarize()
+        except Exception as error:
+            self._summarized = time.monotonic()
+            logger.warning("the report so far could not be written: %s", error)
 
     def _finish(self, key: str) -> None:
         """Keep or remove the trained checkpoint of a run whose record is on the disk."""
