@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mixout_export.data.tables import Table, read_table
+from mixout_export.data.tables import Table, read_parts, read_table
 from mixout_export.errors import DataError
 
 GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
@@ -125,6 +125,35 @@ def test_gz_and_upper_case_suffixes(tmp_path: Path, suffix: str) -> None:
     zipped = _write(tmp_path / f"a.b{suffix.upper()}.GZ", gzip.compress(plain.read_bytes()))
     expected = read_table(plain)
     assert read_table(zipped) == Table(str(zipped), expected.columns, expected.rows, expected.lines)
+
+
+@pytest.mark.parametrize("size", [1, 7, 200, 1000])
+@pytest.mark.parametrize("suffix", [*FORMATS, ".parquet.gz", ".csv.gz"])
+def test_parts_are_the_whole(tmp_path: Path, suffix: str, size: int) -> None:
+    write, more = FORMATS[suffix.removesuffix(".gz")]
+    path = tmp_path / f"data{suffix.removesuffix('.gz')}"
+    write(path, [(a, b, c.rstrip("\r")) for a, b, c in _rows(seed=2, more=more)])
+    if suffix.endswith(".gz"):
+        path = _write(tmp_path / f"data{suffix}", zipped(path.read_bytes()))
+    whole, parts = read_table(path), list(read_parts(path, size))
+    assert [part.rows for part in parts[:-1]] == [size] * (len(parts) - 1)
+    for name, values in whole.columns.items():
+        assert [value for part in parts for value in part.columns[name]] == values
+    places = [part.where(row) for part in parts for row in range(part.rows)]
+    assert places == [whole.where(row) for row in range(whole.rows)]
+
+
+def test_a_later_part_of_a_jsonl_file_has_the_columns_of_all_before_it(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.jsonl", '{"a": 1}\n{"b": 2}\n')
+    assert [part.columns for part in read_parts(path, 1)] == [{"a": [1]}, {"a": [None], "b": [2]}]
+
+
+def test_a_damaged_later_part_is_refused_as_the_whole_is(tmp_path: Path) -> None:
+    path = _write(tmp_path / "d.csv", "a,b\n1,2\n3,4\n5\n")
+    parts = read_parts(path, 2)
+    assert next(parts).columns["a"] == ["1", "3"]
+    with pytest.raises(DataError, match=r"row 3 \(line 4\) has 1 fields"):
+        next(parts)
 
 
 @pytest.mark.parametrize("name", sorted(p.relative_to(GLUE) for p in GLUE.rglob("*.tsv*")))

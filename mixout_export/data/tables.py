@@ -1,4 +1,4 @@
-"""Read data files exactly as they are.
+"""Read data files exactly as they are, at once or in parts.
 
 Text is never read as a missing value: "None", "NA" and "nan" are words. Only an empty field, a
 JSON null, a parquet null and an absent JSON key are missing.
@@ -11,10 +11,12 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +24,7 @@ import pyarrow.parquet as pq
 
 from mixout_export.errors import ArgumentError, DataError
 
-_BOM = "\ufeff"
+_UTF8 = "utf-8-sig"  # without the byte order mark, if there is one
 _LARGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
 _JSON_NAMES = {
     list: "an array",
@@ -106,29 +108,65 @@ class Table:
         return self.columns[name]
 
 
-def _decode(path: Path, data: bytes) -> str:
-    try:
-        return data.decode("utf-8").removeprefix(_BOM)
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}: is not UTF-8 text (byte {data[error.start]:#04x} on line {line}); convert "
-            "it, for example with iconv -f LATIN1 -t UTF-8"
-        ) from error
+@dataclass(frozen=True)
+class _File:
+    """A data file that is read from its beginning to its end.
+
+    Attributes:
+        path: The file.
+        zipped: Whether it is compressed with gzip.
+    """
+
+    path: Path
+    zipped: bool
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """Yield its bytes, decompressed, and turn errors of the whole block into ours."""
+        try:
+            with (gzip.open if self.zipped else open)(self.path, "rb") as stream:
+                yield cast(BinaryIO, stream)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.path}: no such file; check the path") from error
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{self.path}: is not a complete gzip file ({error}); copy it again"
+            ) from error
+        except OSError as error:
+            raise DataError(
+                f"{self.path}: cannot be read ({error.strerror}); check its permissions"
+            ) from error
+
+    @contextmanager
+    def text(self, *, newline: str) -> Iterator[Iterator[str]]:
+        """Yield its lines with their ends; `newline` is that of `io.TextIOWrapper`."""
+        try:
+            with self.opened() as stream, io.TextIOWrapper(stream, _UTF8, newline=newline) as lines:
+                yield lines
+        except UnicodeDecodeError as error:
+            raise self._undecodable(error) from error
+
+    def _undecodable(self, found: UnicodeDecodeError) -> DataError:
+        """Return the error for a file that is not UTF-8, and name the line."""
+        where = f"byte {found.object[found.start]:#04x}"
+        with self.opened() as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    line.decode(_UTF8)
+                except UnicodeDecodeError as error:
+                    where = f"byte {line[error.start]:#04x} on line {number}"
+                    break
+        return DataError(
+            f"{self.path}: is not UTF-8 text ({where}); convert it, for example with "
+            "iconv -f LATIN1 -t UTF-8"
+        )
 
 
-def _read_bytes(path: Path, *, zipped: bool) -> bytes:
-    try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if zipped else data
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path}: is not a complete gzip file ({error}); copy it again") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror}); check its permissions"
-        ) from error
+class _Record(NamedTuple):
+    """A record of a text file, and the line on which it starts, from 1."""
+
+    line: int
+    value: Any
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
@@ -137,57 +175,80 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
         raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
 
 
-def _from_records(path: Path, records: Sequence[list[str]], lines: Sequence[int]) -> Table:
-    """Make a table of records, whose first one is the header, and of the lines they start on."""
-    if not records:
-        return Table(str(path), {}, 0, [])
-    names, rows = records[0], records[1:]
-    _check_names(path, names)
+def _from_rows(path: Path, names: Sequence[str], rows: Sequence[_Record], first: int) -> Table:
+    """Make a table of rows with one field for each name; `first` is the number of the first."""
     table = Table(
         str(path),
-        {name: [row[i] if i < len(row) else None for row in rows] for i, name in enumerate(names)},
+        {
+            name: [row.value[i] if i < len(row.value) else None for row in rows]
+            for i, name in enumerate(names)
+        },
         len(rows),
-        list(lines[1:]),
+        [row.line for row in rows],
+        list(range(first, first + len(rows))),
     )
     for index, row in enumerate(rows):
-        if len(row) != len(names):
+        if len(row.value) != len(names):
             raise DataError(
-                f"{path}: {table.where(index)} has {len(row)} fields, expected {len(names)} "
+                f"{path}: {table.where(index)} has {len(row.value)} fields, expected {len(names)} "
                 f"({', '.join(names)}); correct that row"
             )
     return table
 
 
-def _read_tsv(path: Path, data: bytes) -> Table:
-    # Not str.splitlines, which also splits at form feeds and Unicode's line separators.
-    raw = _decode(path, data).split("\n")
-    if raw[-1] == "":
-        raw.pop()
-    records = [line.removesuffix("\r").split("\t") for line in raw]
-    header = next((n for n, record in enumerate(records) if record != [""]), len(records))
-    # In a file with one column, an empty line is an empty field. Otherwise it is no row.
-    keep_blank = header < len(records) and len(records[header]) == 1
-    kept = [n for n in range(header, len(records)) if keep_blank or records[n] != [""]]
-    return _from_records(path, [records[n] for n in kept], [n + 1 for n in kept])
+def _groups(records: Iterable[_Record], size: int | None) -> Iterator[tuple[int, list[_Record]]]:
+    """Yield records in groups of a size, with the number of the first one; one may be empty."""
+    remaining, first = iter(records), 0
+    while (group := list(islice(remaining, size))) or not first:
+        yield first, group
+        first += len(group) or 1
 
 
-def _read_csv(path: Path, data: bytes) -> Table:
+def _in_rows(file: _File, records: Iterator[_Record], size: int | None) -> Iterator[Table]:
+    """Yield tables of records, of which the first one is the header."""
+    header = next(records, None)
+    if header is None:
+        yield Table(str(file.path), {}, 0, [])
+        return
+    _check_names(file.path, header.value)
+    for first, group in _groups(records, size):
+        yield _from_rows(file.path, header.value, group, first)
+
+
+def _tsv_records(lines: Iterable[str]) -> Iterator[_Record]:
+    width = None
+    for number, line in enumerate(lines, start=1):
+        fields = line.removesuffix("\n").removesuffix("\r").split("\t")
+        # In a file with one column, an empty line is an empty field. Otherwise it is no row.
+        if fields != [""] or width == 1:
+            width = width or len(fields)
+            yield _Record(number, fields)
+
+
+def _read_tsv(file: _File, size: int | None) -> Iterator[Table]:
+    # Lines end at line feeds only, not at form feeds and Unicode's line separators.
+    with file.text(newline="\n") as lines:
+        yield from _in_rows(file, _tsv_records(lines), size)
+
+
+def _csv_records(path: Path, lines: Iterable[str]) -> Iterator[_Record]:
     csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.reader(io.StringIO(_decode(path, data), newline=""), strict=True)
-    records: list[list[str]] = []
-    lines: list[int] = []
+    reader = csv.reader(lines, strict=True)
     start = 1
     try:
         for record in reader:
             if record:
-                records.append(record)
-                lines.append(start)
+                yield _Record(start, record)
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{path}: the row on line {start} is not valid csv ({error}); correct its quotes"
         ) from error
-    return _from_records(path, records, lines)
+
+
+def _read_csv(file: _File, size: int | None) -> Iterator[Table]:
+    with file.text(newline="") as lines:
+        yield from _in_rows(file, _csv_records(file.path, lines), size)
 
 
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -219,40 +280,105 @@ def _parse_json(path: Path, line: str, number: int) -> dict[str, Any]:
     return value
 
 
-def _read_jsonl(path: Path, data: bytes) -> Table:
-    filled = enumerate(_decode(path, data).split("\n"), start=1)
-    objects = {number: _parse_json(path, line, number) for number, line in filled if line.strip()}
-    names = list(dict.fromkeys(key for value in objects.values() for key in value))
-    columns = {name: [value.get(name) for value in objects.values()] for name in names}
-    return Table(str(path), columns, len(objects), list(objects))
+def _read_jsonl(file: _File, size: int | None) -> Iterator[Table]:
+    names: dict[str, None] = {}
+    with file.text(newline="\n") as lines:
+        objects = (
+            _Record(number, _parse_json(file.path, line, number))
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        )
+        for first, group in _groups(objects, size):
+            names |= dict.fromkeys(key for record in group for key in record.value)
+            yield Table(
+                str(file.path),
+                {name: [record.value.get(name) for record in group] for name in names},
+                len(group),
+                [record.line for record in group],
+                list(range(first, first + len(group))),
+            )
 
 
-def _read_parquet(path: Path, data: bytes) -> Table:
-    try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(
-            f"{path}: is not a complete parquet file ({reason}); copy it again"
-        ) from error
-    _check_names(path, table.column_names)
-    columns: dict[str, list[Any]] = {}
-    for name in table.column_names:
+def _read_parquet(file: _File, size: int | None) -> Iterator[Table]:
+    with file.opened() as stream:
         try:
-            columns[name] = table.column(name).to_pylist()
+            # A gzip file cannot be searched from its end, where parquet begins.
+            source = io.BytesIO(stream.read()) if file.zipped else stream
+            parquet = pq.ParquetFile(source)
+            _check_names(file.path, parquet.schema_arrow.names)
+            first = 0
+            whole = parquet.metadata.num_rows or 1
+            for batch in parquet.iter_batches(batch_size=size or whole):
+                yield _from_arrow(file.path, batch, first)
+                first += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, IsADirectoryError | FileNotFoundError | PermissionError):
+                raise
+            reason = str(error).split("\n")[0]
+            raise DataError(
+                f"{file.path}: is not a complete parquet file ({reason}); copy it again"
+            ) from error
+        if not first:
+            yield _from_arrow(file.path, parquet.schema_arrow.empty_table(), 0)
+
+
+def _from_arrow(path: Path, data: pa.Table | pa.RecordBatch, first: int) -> Table:
+    columns: dict[str, list[Any]] = {}
+    for name in data.schema.names:
+        try:
+            columns[name] = data.column(name).to_pylist()
         except (pa.ArrowException, ValueError, OverflowError) as error:
             raise DataError(
                 f"{path}: column {name!r} cannot be read ({error}); store it as another type"
             ) from error
-    return Table(str(path), columns, len(table))
+    return Table(str(path), columns, len(data), None, list(range(first, first + len(data))))
 
 
-_READERS: dict[str, Callable[[Path, bytes], Table]] = {
+_READERS: dict[str, Callable[[_File, int | None], Iterator[Table]]] = {
     ".csv": _read_csv,
     ".tsv": _read_tsv,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
 }
+
+
+def data_format(path: Path) -> tuple[str, bool]:
+    """Return the suffix that says a file's format, and whether the file is compressed.
+
+    Raises:
+        DataError: There is such a file, but its format is unknown.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    zipped = bool(suffixes) and suffixes[-1] == ".gz"
+    kind = (suffixes[:-1] if zipped else suffixes)[-1:]
+    if not kind or kind[0] not in _READERS:
+        if not path.exists():
+            raise DataError(f"{path}: no such file; check the path")
+        raise DataError(
+            f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, also with .gz"
+        )
+    return kind[0], zipped
+
+
+def read_parts(path: Path, rows: int | None) -> Iterator[Table]:
+    """Read a data file in parts, so that a large one need not fit into memory.
+
+    The format is as in `read_table`. Each part has at most `rows` rows; None gives one part. A part
+    of a jsonl file has the columns of all parts before it, and its own.
+
+    Raises:
+        DataError: The file is missing, damaged, empty, not UTF-8, or of an unknown format.
+    """
+    kind, zipped = data_format(path)
+    for table in _READERS[kind](_File(path, zipped), rows):
+        if not table.columns:
+            raise DataError(f"{path}: is empty, expected a header and at least one row")
+        if not table.rows:
+            raise DataError(
+                f"{path}: has the columns {', '.join(table.columns)} but no rows, expected at "
+                "least one"
+            )
+        yield table
 
 
 def read_table(path: Path) -> Table:
@@ -263,19 +389,5 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: The file is missing, damaged, empty, not UTF-8, or of an unknown format.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    zipped = bool(suffixes) and suffixes[-1] == ".gz"
-    kind = (suffixes[:-1] if zipped else suffixes)[-1:]
-    if path.exists() and (not kind or kind[0] not in _READERS):
-        raise DataError(
-            f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, also with .gz"
-        )
-    data = _read_bytes(path, zipped=zipped)
-    table = _READERS[kind[0]](path, data)
-    if not table.columns:
-        raise DataError(f"{path}: is empty, expected a header and at least one row")
-    if not table.rows:
-        raise DataError(
-            f"{path}: has the columns {', '.join(table.columns)} but no rows, expected at least one"
-        )
-    return table
+    (table,) = read_parts(path, None)
+    return replace(table, numbers=None)
