@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from mixout_export.data.confusion import confusion_matrix, confusion_metrics
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import TASKS, Task
 from mixout_export.tasks.multi_label import MULTI_LABEL
@@ -41,13 +42,7 @@ def classification_metrics(logits: Array, labels: Array) -> dict[str, float]:
     if np.isnan(logits).any():
         return dict.fromkeys(TEXT_CLASSIFICATION.metrics, math.nan)
     predicted = logits.argmax(axis=1)
-    average = "binary" if logits.shape[1] == 2 else "macro"
-    with warnings.catch_warnings(action="ignore"):  # the values say the same
-        return {
-            "accuracy": float(np.mean(predicted == labels)),
-            "f1": float(sk.f1_score(labels, predicted, average=average, zero_division=0.0)),
-            "matthews": float(sk.matthews_corrcoef(labels, predicted)),
-        }
+    return confusion_metrics(confusion_matrix(labels, predicted, logits.shape[1]))
 
 
 def regression_metrics(logits: Array, labels: Array) -> dict[str, float]:
