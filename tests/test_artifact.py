@@ -11,7 +11,6 @@ from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.folder import anchor_key, is_anchor, weight_key
 from mixout_export.errors import CheckpointError
 from mixout_export.files.json_files import read_json, write_json
-from mixout_export.files.weight_files import weight_files
 from mixout_export.tasks import TASKS, get_task, task_of_config
 
 
@@ -131,7 +130,6 @@ def test_an_index_decides_which_files_count(tmp_path: Path) -> None:
     path = make(
         tmp_path,
         {},
-        model={"stale": torch.zeros(1)},
         shard1={"a": torch.zeros(2)},
         shard2={"b": torch.zeros(3)},
         shard3={"c": torch.zeros(3)},
@@ -333,7 +331,3 @@ def test_json_round_trip_is_sorted_and_keeps_text(tmp_path: Path) -> None:
     assert "größer" in text
     assert read_json(tmp_path / "a.json") == data
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_weight_files_of_an_empty_folder(tmp_path: Path) -> None:
-    assert weight_files(tmp_path, "model.safetensors", "model.safetensors.index.json") == []

@@ -1,5 +1,6 @@
 """The pretrained checkpoint that everything starts from: where it lies, and loading it."""
 
+import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
@@ -21,15 +22,22 @@ from mixout_export.checkpoint.folder import (
     own_task_name,
 )
 from mixout_export.checkpoint.mixout_metadata import Base
-from mixout_export.checkpoint.model import LOADING_ERRORS, needs_remote_code, refuse_mismatched
+from mixout_export.checkpoint.model import (
+    LOADING_ERRORS,
+    forget_weights_name,
+    needs_remote_code,
+    refuse_mismatched,
+)
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT, TOKENIZER_PATTERNS
 from mixout_export.files.tensors import read_tensors
-from mixout_export.files.weight_files import BaseDigest, weight_files
+from mixout_export.files.weight_files import BaseDigest, find_pickles
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 from mixout_export.tasks import Task, get_task
+
+logger = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HEADING = re.compile(r"^# +(\S+) *$", re.MULTILINE)
@@ -158,8 +166,15 @@ def _weight_paths(folder: PlainCheckpoint, *, allow_pickle: bool) -> tuple[list[
     if files:
         for file in files:
             read_tensors(file)  # names what is truncated or malformed before anything is loaded
+        if allow_pickle and find_pickles(path).files:
+            logger.warning(
+                "%s: its pickle was not read, because transformers prefers %s; delete the one "
+                "that is wrong if they differ",
+                path,
+                folder.weights.name,
+            )
         return files, True
-    files = weight_files(path, LAYOUT.pickle_weights, LAYOUT.pickle_index)
+    files = list(find_pickles(path).files)
     if not files:
         raise CheckpointError(
             f"{path}: holds no {LAYOUT.weights}, expected the weights there"
@@ -273,7 +288,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         CheckpointError: The base cannot be loaded.
     """
     path, commit = locate_base(base, revision=options.revision)
-    folder = checkpoint_in(InputFiles(path))
+    folder = checkpoint_in(InputFiles(path) if digest is None else digest.opened(path))
     if folder.metadata is not None:  # a second snapshot would move its anchors
         raise CheckpointError(
             f"{path}: is already a mixout checkpoint; train it, or collapse it and prepare the "
@@ -286,7 +301,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     config = _load_config(folder, options)
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
-    model, info = _instantiate(path, task, config, options, safe=safe)
+    model, info = _instantiate(path, task, config, options, folder.weights.name)
     # a fresh head replaces one of another shape; everything else has to fit
     kept = "" if own and options.labels is None else model.base_model_prefix + "."
     refuse_mismatched(path, (m for m in info["mismatched_keys"] if m[0].startswith(kept)))
@@ -307,9 +322,11 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
 
 
 def _instantiate(
-    path: Path, task: Task, config: PretrainedConfig, options: BaseOptions, *, safe: bool
+    path: Path, task: Task, config: PretrainedConfig, options: BaseOptions, weights: str | None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     auto_class = getattr(transformers, task.auto_class)
+    if weights is not None:
+        config.transformers_weights = weights  # else transformers would choose for itself
     torch.manual_seed(options.seed)
     with quiet_libraries():
         try:
@@ -318,7 +335,7 @@ def _instantiate(
                 config=config,
                 dtype="auto",
                 output_loading_info=True,
-                use_safetensors=safe,
+                use_safetensors=weights is not None,
                 local_files_only=True,
                 trust_remote_code=options.trust_remote_code,
                 ignore_mismatched_sizes=True,  # refused below unless it is a head to be replaced
@@ -333,6 +350,7 @@ def _instantiate(
             raise CheckpointError(
                 f"{path}: cannot be loaded for {task.name} ({first_line(error)})"
             ) from error
+    forget_weights_name(model)
     return model.eval(), info
 
 

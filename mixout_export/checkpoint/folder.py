@@ -3,6 +3,7 @@
 What a folder holds is found out from file headers alone. PyTorch is loaded when the model is.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,13 @@ from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import quick_digest
 from mixout_export.files.tensors import TensorEntry, digest_files, read_tensors
-from mixout_export.files.weight_files import refuse_unlisted, weight_files
+from mixout_export.files.weight_files import (
+    WeightFiles,
+    find_anchors,
+    find_pickles,
+    find_weights,
+    refuse_unlisted,
+)
 from mixout_export.tasks import Task, known_task, task_of_config
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from mixout_export.runners.runner import Array
     from mixout_export.runners.torch_runner import TorchRunner
     from mixout_export.runners.trace import Trace
+
+logger = logging.getLogger(__name__)
 
 
 def is_anchor(key: str) -> bool:
@@ -81,20 +90,38 @@ class PlainCheckpoint(LocalArtifact):
         return self
 
     @cached_property
+    def weights(self) -> WeightFiles:
+        """Which files hold the ordinary tensors. Every reader of the folder is told by this."""
+        found = find_weights(self.files)
+        if found.stale is not None:
+            logger.warning(
+                "%s: is stale, because the shards that it lists are gone; the weights are those "
+                "of %s, which is newer; delete the index",
+                found.stale,
+                found.name,
+            )
+        return found
+
+    @property
     def weight_paths(self) -> list[Path]:
         """The files of the ordinary tensors."""
-        return weight_files(self.path, LAYOUT.weights, LAYOUT.weights_index)
+        return list(self.weights.files)
 
     @cached_property
+    def pretrained(self) -> WeightFiles:
+        """Which files hold the anchors; none if they are among the ordinary tensors."""
+        return find_anchors(self.path)
+
+    @property
     def pretrained_paths(self) -> list[Path]:
         """The files of the anchors; empty if they are stored among the ordinary tensors."""
-        return weight_files(self.path, LAYOUT.pretrained, LAYOUT.pretrained_index)
+        return list(self.pretrained.files)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
         """The ordinary tensors by key, without the anchors of a mixout checkpoint."""
         tensors = _collect(self.weight_paths)
-        refuse_unlisted(self.path / LAYOUT.weights_index, tensors)
+        refuse_unlisted(self.weights.index, tensors)
         return tensors
 
     @property
@@ -154,7 +181,7 @@ class PlainCheckpoint(LocalArtifact):
         """Raise `CheckpointError` if there are no safetensors weights, perhaps only a pickle."""
         if self.weight_paths:
             return
-        if any((self.path / n).exists() for n in (LAYOUT.pickle_weights, LAYOUT.pickle_index)):
+        if find_pickles(self.path).files:
             raise CheckpointError(
                 f"{self.path}: has its weights only as a pickle ({LAYOUT.pickle_weights}), which "
                 "can run code when it is read; convert it, or run prepare with --allow-pickle"
@@ -305,8 +332,8 @@ class MixoutCheckpoint(PlainCheckpoint):
     @cached_property
     def _all(self) -> dict[str, TensorEntry]:
         tensors = _collect([*self.weight_paths, *self.pretrained_paths])
-        for index in (LAYOUT.weights_index, LAYOUT.pretrained_index):
-            refuse_unlisted(self.path / index, tensors)
+        for index in (self.weights.index, self.pretrained.index):
+            refuse_unlisted(index, tensors)
         return tensors
 
     @cached_property

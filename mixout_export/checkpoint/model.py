@@ -28,6 +28,7 @@ from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_inputs import smallest_batch
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.files.output import output_folder
@@ -38,7 +39,7 @@ from mixout_export.files.tensors import (
     read_tensors,
     write_tensors,
 )
-from mixout_export.files.weight_files import weight_files
+from mixout_export.files.weight_files import find_weights
 from mixout_export.files.writing import ANCHOR_SHARD, finish_anchors, shards_of
 from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
 from mixout_export.layers import MixoutLayer
@@ -122,6 +123,11 @@ def refuse_mismatched(path: Path, mismatched: Iterable[tuple[str, Size, Size]]) 
         )
 
 
+def forget_weights_name(model: PreTrainedModel) -> None:
+    """Remove the name of the weights' file with which transformers was told what to read."""
+    vars(model.config).pop("transformers_weights", None)
+
+
 def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a plain checkpoint, or a mixout checkpoint as the plain model it stands for.
 
@@ -144,6 +150,7 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
             config = AutoConfig.from_pretrained(path, trust_remote_code=False)
             if hasattr(config, "mixout"):
                 del config.mixout
+            config.transformers_weights = folder.weights.name
             model, info = model_class.from_pretrained(
                 path,
                 config=config,
@@ -155,6 +162,7 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
             )
         except LOADING_ERRORS as error:
             raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
+    forget_weights_name(model)
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{path}: lacks {len(missing)} tensors that its architecture "
@@ -321,7 +329,7 @@ def write_weights(model: PreTrainedModel, directory: Path) -> dict[str, TensorEn
     Anchors and the record of mixout are left out. Return key on disk → where the tensor lies.
     """
     save_without_record(model, directory, plain_state(model))
-    files = weight_files(directory, LAYOUT.weights, LAYOUT.weights_index)
+    files = find_weights(InputFiles(directory)).files
     for file in files:
         file.chmod((directory / LAYOUT.config).stat().st_mode)  # safetensors writes mode 0600
     return {key: entry for file in files for key, entry in read_tensors(file).items()}
@@ -435,8 +443,8 @@ def write_mixout(
     if metadata is None and origin is not None and origin.metadata is not None:
         metadata = origin.metadata.with_p(first.p)
     if origin is not None and metadata is not None and origin.pretrained_paths:
-        index = origin.path / LAYOUT.pretrained_index
-        for file in [*origin.pretrained_paths, *([index] if index.exists() else [])]:
+        index = origin.pretrained.index
+        for file in [*origin.pretrained_paths, *([index] if index is not None else [])]:
             link_or_copy(file, directory / file.name)
     else:
         kinds = {name: layer.plain_class.__name__ for name, layer in layers.items()}

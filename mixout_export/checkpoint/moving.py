@@ -23,11 +23,12 @@ from mixout_export.checkpoint.model import (
     plain_state,
     save_without_record,
 )
+from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import quick_hash
 from mixout_export.files.tensors import TensorEntry, read_tensors
-from mixout_export.files.weight_files import weight_files
+from mixout_export.files.weight_files import find_weights
 from mixout_export.files.writing import (
     ANCHOR_SHARD,
     SHARD_SIZE,
@@ -222,7 +223,7 @@ def _rehearse(
     with tempfile.TemporaryDirectory(dir=directory) as rehearsal:
         folder = Path(rehearsal)
         save_without_record(model, folder, standins, shard_size=8)
-        files = weight_files(folder, LAYOUT.weights, LAYOUT.weights_index)
+        files = find_weights(InputFiles(folder)).files
         saved = {key: entry for file in files for key, entry in read_tensors(file).items()}
         if any((entry.dtype, entry.shape) != ("I64", (1,)) for entry in saved.values()):
             return None

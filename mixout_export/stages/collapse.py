@@ -146,8 +146,8 @@ def collapse_checkpoint(
             tensors = [_source_of(e, pretrained.get(e.key), interpolate, code) for e in entries]
             digests[file.name] = write_tensors(target.partial / file.name, tensors)
             files.append(TensorFile(target.partial / file.name, tuple(tensors)))
-        if (folder.path / LAYOUT.weights_index).exists():
-            write_index(target.partial / LAYOUT.weights_index, files)
+        if folder.weights.index is not None:
+            write_index(target.partial / folder.weights.index.name, files)
         config = folder.collapsed_config()
         if dtype is not None:
             config.pop("torch_dtype", None)

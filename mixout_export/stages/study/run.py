@@ -16,7 +16,7 @@ from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import file_digest
 from mixout_export.files.tensors import digest_files
-from mixout_export.files.weight_files import weight_files
+from mixout_export.files.weight_files import find_pickles
 from mixout_export.stages.study.engine import Engine, Job, Outcome
 from mixout_export.stages.study.folder import StudyFolder, study_folder
 from mixout_export.stages.study.observer import StudyObserver
@@ -101,9 +101,7 @@ def load_plan(file: Path) -> tuple[Plan, list[Run]]:
 def _base_digest(plan: Plan) -> str:
     revision = plan.settings["prepare"].get("revision")
     path, _ = locate_base(plan.base, revision=revision)
-    files = checkpoint_in(InputFiles(path)).weight_paths or weight_files(
-        path, LAYOUT.pickle_weights, LAYOUT.pickle_index
-    )
+    files = checkpoint_in(InputFiles(path)).weight_paths or find_pickles(path).files
     if not files:
         raise CheckpointError(f"{path}: holds no {LAYOUT.weights}, expected the weights there")
     return digest_files(files)
