@@ -28,6 +28,7 @@ from mixout_export.checkpoint.model import (
     needs_remote_code,
     refuse_mismatched,
 )
+from mixout_export.checkpoint.saved_by_others import anchored_modules
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT, TOKENIZER_PATTERNS
@@ -302,6 +303,12 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
     model, info = _instantiate(path, task, config, options, folder.weights.name)
+    if modules := anchored_modules(info["unexpected_keys"]):
+        raise CheckpointError(
+            f"{path}: holds the pretrained weight {modules[0].pretrained_key!r} of mixout, so its "
+            "trained weights would become new anchors; save the model as safetensors and collapse "
+            "it first"
+        )
     # a fresh head replaces one of another shape; everything else has to fit
     kept = "" if own and options.labels is None else model.base_model_prefix + "."
     refuse_mismatched(path, (m for m in info["mismatched_keys"] if m[0].startswith(kept)))

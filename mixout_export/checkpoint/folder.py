@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mixout_export.checkpoint.artifact import HEADLESS_OUTPUTS, Hashes, LocalArtifact
-from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata, parse_metadata
+from mixout_export.checkpoint.mixout_metadata import MixoutMetadata, parse_metadata
+from mixout_export.checkpoint.saved_by_others import anchored_modules, metadata_of_config
 from mixout_export.config import MixoutConfig
-from mixout_export.errors import CheckpointError, MixoutError
+from mixout_export.errors import CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.streams import quick_digest
@@ -319,15 +320,25 @@ class MixoutCheckpoint(PlainCheckpoint):
         metadata: The content of `mixout_config.json`, or of the entry that replaces it.
         native: Whether the metadata come from `mixout_config.json`. Folders that another trainer
             saved have an entry in `config.json` instead.
+        recorded: Whether p is known. If not, the folder has anchors, but nothing records how they
+            were used, and p is the default.
     """
 
     kind = "mixout"
     title = "mixout checkpoint"
 
-    def __init__(self, files: InputFiles, metadata: MixoutMetadata, *, native: bool) -> None:
+    def __init__(
+        self,
+        files: InputFiles,
+        metadata: MixoutMetadata,
+        *,
+        native: bool,
+        recorded: bool = True,
+    ) -> None:
         super().__init__(files)
         self.metadata: MixoutMetadata = metadata
         self.native = native
+        self.recorded = recorded
 
     @cached_property
     def _all(self) -> dict[str, TensorEntry]:
@@ -351,6 +362,15 @@ class MixoutCheckpoint(PlainCheckpoint):
         """The task of the checkpoint's head, None for a headless one."""
         name = self.metadata.task
         return super().task if name is None else known_task(name)
+
+    def require_task(self) -> Task:
+        """Return the task of the checkpoint's head, or raise `CheckpointError` if it has none."""
+        if self.task is None:
+            raise CheckpointError(
+                f"{self.path}: is a mixout checkpoint without a head, expected one with a head; "
+                "load it with load_mixout, and train it in your own loop"
+            )
+        return self.task
 
     def collapsed_config(self) -> dict[str, Any]:
         """Return `config.json` without mixout and without the changes that `prepare` made."""
@@ -424,36 +444,25 @@ def labels_of(config: Mapping[str, Any], task: Task | None) -> tuple[str, ...] |
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
-def _metadata_of_config(record: Mapping[str, Any], origin: Path) -> MixoutMetadata:
-    """Build the metadata from what `inject_mixout` left in the model's configuration."""
-    if "config_changes" in record or "base" in record:
-        return parse_metadata(record, origin)
-    try:
-        names = list(record["modules"])
-        config = MixoutConfig(
-            record["p"],
-            record["granularity"],
-            record.get("target_modules", "all-linear"),
-            record.get("exclude_modules"),
-        )
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{origin}: the entry 'mixout' is malformed ({error!r})") from error
-    except MixoutError as error:
-        raise CheckpointError(f"{origin}: the entry 'mixout' is malformed: {error}") from error
-    keys = record.get("keys", {})  # for tensors that transformers stores under other names
-    modules = tuple(
-        MixedModule(name, "", keys.get(weight, weight), keys.get(anchor, anchor))
-        for name in names
-        for weight, anchor in [(f"{name}.weight", f"{name}.{LAYOUT.pretrained_prefix}weight")]
-    )
-    return MixoutMetadata(config=config, modules=modules)
-
-
 def other_kind(files: InputFiles) -> str:
     """Say what a folder is that is not a checkpoint, as the end of a sentence; "" if unknown."""
     if (files.folder / LAYOUT.onnx).exists():
         return "; it is an ONNX folder, so give the checkpoint that it was exported from"
     return "; it is a bundle, so give the folder that it was made from" if files.is_bundle else ""
+
+
+def _module_with_mixout(files: InputFiles) -> str:
+    """Say that a folder without a configuration is a saved module with mixout; "" if it is not."""
+    try:
+        modules = anchored_modules(PlainCheckpoint(files).tensors)
+    except CheckpointError:
+        modules = ()
+    if not modules:
+        return ""
+    return (
+        "; it has the state of a module with mixout, so load it into that module and write the "
+        "folder with save_mixout"
+    )
 
 
 def is_onnx_folder(folder: Path) -> bool:
@@ -468,17 +477,24 @@ def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
     if not config_path.exists():
         raise CheckpointError(
             f"{files.folder}: holds no {LAYOUT.config}, expected a Hugging Face checkpoint folder"
-            f"{other_kind(files)}"
+            f"{other_kind(files) or _module_with_mixout(files)}"
         )
     metadata_path = files.folder / LAYOUT.mixout_config
     if metadata_path.exists():
         metadata = parse_metadata(files.read_json(LAYOUT.mixout_config), metadata_path)
         return MixoutCheckpoint(files, metadata, native=True)
-    record = files.config.get("mixout")
+    plain, record = PlainCheckpoint(files), files.config.get("mixout")
+    try:
+        keys: Set[str] = plain.tensors.keys()
+    except CheckpointError:
+        keys = frozenset()  # damaged, which is reported when the weights are used
     if isinstance(record, dict):
-        metadata = _metadata_of_config(record, config_path)
+        metadata = metadata_of_config(record, keys, config_path)
         return MixoutCheckpoint(files, metadata, native=False)
-    return PlainCheckpoint(files)
+    if modules := anchored_modules(keys):
+        metadata = MixoutMetadata(MixoutConfig(), modules)
+        return MixoutCheckpoint(files, metadata, native=False, recorded=False)
+    return plain
 
 
 def open_checkpoint(path: Path) -> PlainCheckpoint:

@@ -1,5 +1,6 @@
 """Load models from folders and save them."""
 
+import logging
 import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
@@ -13,10 +14,11 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Size, Tensor
+from torch import Size, Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.folder import (
+    MixoutCheckpoint,
     PlainCheckpoint,
     anchor_key,
     open_checkpoint,
@@ -48,6 +50,9 @@ from mixout_export.quiet import quiet_libraries
 from mixout_export.surgery.dropout import set_module_dropout
 from mixout_export.surgery.injection import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.key_names import disk_keys
+from mixout_export.surgery.selection import transformers_models
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {
     "F64": torch.float64,
@@ -210,6 +215,27 @@ def _anchors_of(
     return {name: found[name] for name in stored}
 
 
+def _named_as_in(model: PreTrainedModel, metadata: MixoutMetadata) -> MixoutMetadata:
+    """Return the metadata with each module under its name in the model.
+
+    A folder that was saved from another model, for example from the one around this one, names them
+    otherwise: with the prefix of the body, or without it.
+    """
+    names = {name for name, _ in model.named_modules(remove_duplicate=False)}
+    if all(module.name in names for module in metadata.modules):
+        return metadata
+    by_key = {key: name for name, key in disk_keys(model).items()}
+    prefix = f"{model.base_model_prefix}."
+
+    def name_of(module: MixedModule) -> str:
+        stored = by_key.get(module.weight_key, "").removesuffix(".weight")
+        candidates = (module.name, stored, prefix + module.name, module.name.removeprefix(prefix))
+        return next((name for name in candidates if name and name in names), module.name)
+
+    modules = tuple(replace(module, name=name_of(module)) for module in metadata.modules)
+    return replace(metadata, modules=modules)
+
+
 def load_mixout(path: Path | str) -> PreTrainedModel:
     """Load a mixout checkpoint, its mixed layers anchored as they were when it was prepared.
 
@@ -232,7 +258,16 @@ def load_mixout_from(folder: PlainCheckpoint) -> PreTrainedModel:
     folder.require_weights()
     metadata = folder.require_metadata()
     folder.check_anchors()
+    foreign = isinstance(folder, MixoutCheckpoint) and not folder.native
+    if isinstance(folder, MixoutCheckpoint) and not folder.recorded:
+        logger.warning(
+            "%s: does not record p, so p = %g with one mask bit per input neuron is assumed",
+            folder.path,
+            metadata.config.p,
+        )
     model = load_plain(folder)
+    if foreign:
+        metadata = _named_as_in(model, metadata)
     anchors = _anchors_of(model, folder, metadata)
     try:
         attach_mixout(model, [m.name for m in metadata.modules], metadata.config, anchors)
@@ -395,31 +430,61 @@ def mixed_modules(
     return tuple(modules)
 
 
-def save_mixout(model: PreTrainedModel, path: Path | str, *, overwrite: bool = False) -> None:
+def _model_to_save(model: nn.Module) -> tuple[PreTrainedModel, str]:
+    """Return the transformers model with mixout that a module is or holds, and its name in it."""
+    inside = transformers_models(model)
+    if not inside:
+        raise ArgumentError(
+            f"model: got {type(model).__name__}, expected a transformers model or a module around "
+            "one; torch.save(model.state_dict()) keeps the anchors of any module"
+        )
+    found = {n: m for n, m in inside.items() if mixout_layers(m)}
+    if not found:
+        raise ArgumentError("model: holds no mixout layer; inject_mixout(model) first")
+    if len(found) > 1:
+        raise ArgumentError(
+            f"model: {type(model).__name__} holds several transformers models with mixout, "
+            f"{', '.join(found)}; save each of them to a folder of its own"
+        )
+    ((name, inner),) = found.items()
+    return inner, name
+
+
+def _report_unsaved(model: nn.Module, inner: PreTrainedModel, name: str) -> None:
+    """Say which parameters around the saved model are not in the folder."""
+    saved = {id(parameter) for parameter in inner.parameters()}
+    others = [n for n, parameter in model.named_parameters() if id(parameter) not in saved]
+    if others:
+        logger.warning(
+            "save_mixout saves %r, the transformers model in %s; %d parameters outside it are not "
+            "saved, for example %s; save those with torch.save",
+            name,
+            type(model).__name__,
+            len(others),
+            others[0],
+        )
+
+
+def save_mixout(model: nn.Module, path: Path | str, *, overwrite: bool = False) -> None:
     """Save a model with mixout as a mixout checkpoint.
 
     Anchors that came from a checkpoint are linked to its file, which is never rewritten.
 
     Args:
-        model: A transformers model with mixout layers.
+        model: A transformers model with mixout layers, or a module around one, of which the
+            transformers model is saved.
         path: The folder, which appears complete or not at all.
         overwrite: Whether a non-empty folder may be replaced.
 
     Raises:
-        ArgumentError: The model is not a transformers model, or has no mixout layer.
+        ArgumentError: There is no transformers model with mixout layers, or more than one.
         OutputError: The folder cannot be written.
     """
-    if not isinstance(model, PreTrainedModel):
-        raise ArgumentError(
-            f"model: got {type(model).__name__}, expected a transformers model; "
-            "torch.save(model.state_dict()) keeps the anchors of any module"
-        )
-    layers = mixout_layers(model)
-    if not layers:
-        raise ArgumentError("model: holds no mixout layer; inject_mixout(model) first")
-    origin: PlainCheckpoint | None = getattr(model, ORIGIN_ATTRIBUTE, None)
+    inner, name = _model_to_save(model)
+    origin: PlainCheckpoint | None = getattr(inner, ORIGIN_ATTRIBUTE, None)
     with output_folder(Path(path), overwrite=overwrite) as out:
-        write_mixout(model, out.partial, origin=origin)
+        write_mixout(inner, out.partial, origin=origin)
+    _report_unsaved(model, inner, name)
 
 
 def write_mixout(

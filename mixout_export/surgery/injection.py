@@ -10,7 +10,7 @@ from mixout_export.errors import ArgumentError
 from mixout_export.layers import MixoutLayer, to_mixout, to_plain
 from mixout_export.surgery.key_names import disk_keys
 from mixout_export.surgery.ranks import unwatch_anchors, watch_anchors
-from mixout_export.surgery.selection import select_targets
+from mixout_export.surgery.selection import select_targets, transformers_models
 from mixout_export.version import __version__
 
 #: Format version of the record that `inject_mixout` writes to `model.config.mixout`.
@@ -49,14 +49,26 @@ def _refuse_second_injection(model: nn.Module) -> None:
         )
 
 
+def _refuse_new_anchors(model: nn.Module) -> None:
+    """Refuse a model that was saved with mixout and loaded without: its anchors were not loaded."""
+    for name, inner in transformers_models(model).items():
+        if hasattr(inner.config, "mixout"):
+            where = f"model: {name!r}" if name else "model:"
+            raise ArgumentError(
+                f"{where} was saved with mixout and loaded without its anchors, so the trained "
+                "weights would become the anchors; load it with load_mixout(path), or collapse the "
+                "folder first if you want new anchors"
+            )
+
+
 def inject_mixout(
     model: nn.Module, config: MixoutConfig | None = None, *, fresh: Collection[str] = ()
 ) -> InjectionReport:
     """Turn the selected layers of a model into mixout layers, in place.
 
     The current weights become the pretrained weights (the anchors). Every module object, parameter,
-    hook and state-dict key stays the same. A transformers model also gets a record in
-    `model.config.mixout`, which `save_pretrained` stores.
+    hook and state-dict key stays the same. A transformers model, also one inside another module,
+    gets a record in its `config.mixout`, which `save_pretrained` stores.
 
     Args:
         model: Any module.
@@ -68,7 +80,7 @@ def inject_mixout(
         The names of the mixed and of the skipped modules.
 
     Raises:
-        ArgumentError: The model has mixout already.
+        ArgumentError: The model has mixout already, or was saved with mixout and loaded without.
         TargetError: The targets select no module, or one that cannot be mixed.
 
     Example:
@@ -78,6 +90,7 @@ def inject_mixout(
     """
     config = config if config is not None else MixoutConfig()
     _refuse_second_injection(model)
+    _refuse_new_anchors(model)
     selection = select_targets(model, config, fresh=fresh)
     attach_mixout(model, selection.names, config)
     layers = mixout_layers(model)
@@ -119,20 +132,27 @@ def attach_mixout(
 
 
 def _record(model: nn.Module, names: Sequence[str], config: MixoutConfig) -> None:
-    model_config = getattr(model, "config", None)
-    if model_config is not None and hasattr(model_config, "to_dict"):
+    """Record mixout in the configuration of each transformers model that a module is or holds.
+
+    The names are those inside that model, which may be saved without the module around it.
+    """
+    for prefix, inner in transformers_models(model).items():
+        start = f"{prefix}." if prefix else ""
+        own = [name.removeprefix(start) for name in names if name.startswith(start)]
+        if not own:
+            continue
         record = {
             "format_version": RECORD_VERSION,
             "tool_version": __version__,
             **config.to_dict(),
-            "modules": list(names),
+            "modules": own,
         }
-        keys = disk_keys(model)
-        mixed = {f"{name}.{part}" for name in names for part in ("weight", "pretrained_weight")}
+        keys = disk_keys(inner)
+        mixed = {f"{name}.{part}" for name in own for part in ("weight", "pretrained_weight")}
         renamed = {key: keys[key] for key in mixed & keys.keys() if keys[key] != key}
         if renamed:
             record["keys"] = dict(sorted(renamed.items()))
-        model_config.mixout = record
+        inner.config.mixout = record
 
 
 def collapse_mixout(model: nn.Module) -> tuple[str, ...]:
@@ -156,7 +176,8 @@ def collapse_mixout(model: nn.Module) -> tuple[str, ...]:
     for layer in layers.values():
         to_plain(layer)
     unwatch_anchors(model, layers)
-    vars(model).pop(ORIGIN_ATTRIBUTE, None)  # a later injection has other anchors
-    if hasattr(getattr(model, "config", None), "mixout"):
-        del model.config.mixout  # type: ignore[union-attr]
+    for inner in transformers_models(model).values():
+        vars(inner).pop(ORIGIN_ATTRIBUTE, None)  # a later injection has other anchors
+        if hasattr(inner.config, "mixout"):
+            del inner.config.mixout
     return tuple(layers)

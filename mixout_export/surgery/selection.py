@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from mixout_export.config import ALL_LINEAR, MixoutConfig, TargetPattern
 from mixout_export.errors import TargetError
@@ -34,6 +35,19 @@ def body_of(model: nn.Module) -> nn.Module:
     return body if isinstance(body, nn.Module) else model
 
 
+def transformers_models(model: nn.Module) -> dict[str, PreTrainedModel]:
+    """Return the transformers models that a module is or holds, by name, without those inside one.
+
+    A plain module around `AutoModel.from_pretrained(…)` holds one. "" is the module itself.
+    """
+    found: dict[str, PreTrainedModel] = {}
+    for name, module in model.named_modules():
+        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, PreTrainedModel) and not inside:
+            found[name] = module
+    return found
+
+
 def module_ids(module: nn.Module) -> set[int]:
     """Return the `id` of a module and of all modules inside it."""
     return {id(child) for child in module.modules()}
@@ -57,16 +71,15 @@ def tied_weights(model: nn.Module) -> dict[int, list[str]]:
 def _protected(model: nn.Module) -> dict[int, str]:
     """Return `id` → reason, for each module that is mixed only if a target is its full name."""
     reasons: dict[int, str] = {}
-    body = body_of(model)
-    if body is not model:
-        inside = module_ids(body)
-        for module in model.modules():
-            if id(module) not in inside and module is not model:
-                reasons[id(module)] = _HEAD
-    embeddings = getattr(model, "get_output_embeddings", None)
-    output = embeddings() if callable(embeddings) else None
-    if isinstance(output, nn.Module):
-        reasons[id(output)] = "is the output embedding"
+    for whole in (model, *transformers_models(model).values()):
+        body = body_of(whole)
+        if body is not whole:
+            inside = module_ids(body) | {id(whole)}
+            reasons |= {id(m): _HEAD for m in whole.modules() if id(m) not in inside}
+        embeddings = getattr(whole, "get_output_embeddings", None)
+        output = embeddings() if callable(embeddings) else None
+        if isinstance(output, nn.Module):
+            reasons[id(output)] = "is the output embedding"
     for module_id, names in tied_weights(model).items():
         reasons[module_id] = f"has a tied weight, shared by {', '.join(names)}"
     return reasons

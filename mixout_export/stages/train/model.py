@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import PlainCheckpoint, weight_key
+from mixout_export.checkpoint.folder import MixoutCheckpoint, PlainCheckpoint, weight_key
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.checkpoint.model import load_mixout_from, tensor_of
 from mixout_export.errors import ArgumentError, CheckpointError
@@ -41,6 +41,10 @@ def load_start(source: PlainCheckpoint, options: TrainOptions) -> Start:
         ArgumentError: An option does not fit the model.
         CheckpointError: The checkpoint cannot be loaded, or lacks pretrained values.
     """
+    if isinstance(source, MixoutCheckpoint) and not source.recorded and options.p is None:
+        raise ArgumentError(
+            f"p: {source.path} holds pretrained weights but does not record p; give --p"
+        )
     model, metadata = load_mixout_from(source), source.require_metadata()
     model.float()  # type: ignore[no-untyped-call]
     pretrained = _pretrained_values(source, model, options)
