@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from checkpoints import TinyCheckpoints
-from cli_runs import environment
+from cli_runs import children, environment
 from study_plans import study, write_plan
 from test_study import lines, summary
 from training_runs import TrainingGround
@@ -49,17 +49,6 @@ def is_alive(worker: int) -> bool:
 
 def command_line(process: int) -> str:
     return Path(f"/proc/{process}/cmdline").read_text()
-
-
-def children(process: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(path.read_text().rpartition(")")[2].split()[1]) == process:
-                found.append(int(path.parent.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
 
 
 def equal(record: dict[str, Any]) -> dict[str, Any]:
