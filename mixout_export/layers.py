@@ -44,7 +44,7 @@ class MixoutLayer(nn.Module):
         weight = self.weight.detach()
         if pretrained_weight is None:
             pretrained_weight = weight
-        if pretrained_weight.shape != weight.shape:
+        if not self.is_anchor_shape(pretrained_weight.shape):
             raise ArgumentError(
                 f"pretrained_weight: got shape {tuple(pretrained_weight.shape)}, "
                 f"expected the weight's {tuple(weight.shape)}"
@@ -53,6 +53,10 @@ class MixoutLayer(nn.Module):
         copy = pretrained_weight.detach().to(weight.device, weight.dtype).clone()
         self.p, self.granularity = p, granularity
         self.register_buffer("pretrained_weight", copy)
+
+    def is_anchor_shape(self, shape: torch.Size) -> bool:
+        """Tell whether the anchor may have this shape."""
+        return shape == self.weight.shape
 
     def release(self) -> None:
         """Remove everything that the plain layer does not have."""
@@ -188,6 +192,9 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
     batch looks up are mixed. The padding row is mixed like the others and gets no gradient, as in
     the plain layer.
 
+    The anchor may have fewer rows than the table: those that were added to it later have no
+    pretrained value and are never mixed. It may have more: those were removed from the table.
+
     Args:
         num_embeddings: Number of rows.
         embedding_dim: Size of a row.
@@ -225,7 +232,16 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         rows = nn.Embedding.forward(self, input)
         if not self.is_mixing():
             return rows
-        return mix(rows, F.embedding(input, self.pretrained_weight), self._row_mask(input), self.p)
+        known = self.pretrained_weight.shape[0]
+        pretrained = F.embedding(input.clamp(max=known - 1), self.pretrained_weight)
+        mixed = mix(rows, pretrained, self._row_mask(input), self.p)
+        if known >= self.weight.shape[0]:
+            return mixed
+        return torch.where((input < known).unsqueeze(-1), mixed, rows)
+
+    def is_anchor_shape(self, shape: torch.Size) -> bool:
+        """Tell whether the anchor may have this shape: that of the weight, with any rows."""
+        return shape[1:] == self.weight.shape[1:]
 
     def _row_mask(self, input: Tensor) -> Tensor:
         """Draw a mask in which equal row numbers get equal bits.
@@ -281,7 +297,8 @@ def to_mixout(
 
     Args:
         module: An `nn.Linear`, a `Conv1D` or an `nn.Embedding`, not a subclass of one.
-        pretrained_weight: u, of the weight's shape; None means a copy of the current weight.
+        pretrained_weight: u, of the weight's shape; None means a copy of the current weight. That
+            of an `nn.Embedding` may have fewer rows, or more.
         p: Mix probability in [0, 1).
         granularity: "neuron" or "element".
 

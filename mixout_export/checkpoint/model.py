@@ -511,6 +511,8 @@ def write_mixout(
         index = origin.pretrained.index
         for file in [*origin.pretrained_paths, *([index] if index is not None else [])]:
             link_or_copy(file, directory / file.name)
+        still = tuple(module for module in metadata.modules if module.name in layers)
+        metadata = replace(metadata, modules=still)
     else:
         kinds = {name: layer.plain_class.__name__ for name, layer in layers.items()}
         modules = mixed_modules(kinds, disk_keys(model), entries)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
+from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry, same_rows
 
 _NUMPY = {
     "F64": np.dtype(np.float64),
@@ -28,14 +28,15 @@ def as_array(entry: TensorEntry) -> NDArray[np.generic]:
 
 
 def squares(entry: TensorEntry, pretrained: TensorEntry) -> tuple[float, float]:
-    """Return ‖w - u‖² and ‖u‖², summed in float64."""
-    if entry.dtype not in FLOATING or entry.shape != pretrained.shape:
+    """Return ‖w - u‖² and ‖u‖², summed in float64, over the rows that both have."""
+    if entry.dtype not in FLOATING or not same_rows(entry.shape, pretrained.shape):
         raise CheckpointError(
             f"{pretrained.file}: {pretrained.key!r} is {pretrained.dtype} of shape "
             f"{pretrained.shape}, expected one like the weight's {entry.dtype} {entry.shape}"
         )
-    u = as_array(pretrained).astype(np.float64).ravel()
-    difference = as_array(entry).astype(np.float64).ravel() - u
+    common = min(math.prod(entry.shape), math.prod(pretrained.shape))
+    u = as_array(pretrained).astype(np.float64).ravel()[:common]
+    difference = as_array(entry).astype(np.float64).ravel()[:common] - u
     return float(difference @ difference), float(u @ u)
 
 
@@ -79,19 +80,28 @@ class Converted:
 class Interpolated(Converted):
     """(1 - α)·u + α·w, computed in float64 (WiSE-FT, Wortsman et al. 2022).
 
+    Rows of w that u does not have stay as they are.
+
     Attributes:
         entry: Where the trained weight w lies.
         dtype: The format's name of the dtype to write.
-        pretrained: Where its pretrained value u lies, of the same shape.
-        alpha: α, strictly between 0 and 1.
+        pretrained: Where its pretrained value u lies, of the same shape but for the rows.
+        alpha: α in [0, 1). At 0, u is taken as it is, with the signs of its zeros.
     """
 
     pretrained: TensorEntry
     alpha: float
 
     def _values(self) -> Iterator[NDArray[np.generic]]:
-        for w, u in zip(_elements(self.entry), _elements(self.pretrained), strict=True):
-            yield (1.0 - self.alpha) * u.astype(np.float64) + self.alpha * w.astype(np.float64)
+        none: NDArray[np.generic] = np.empty(0)
+        pieces = _elements(self.pretrained)
+        for w in _elements(self.entry):
+            mixed = w.astype(np.float64)
+            u = next(pieces, none)[: mixed.size].astype(np.float64)
+            if self.alpha:
+                u = (1.0 - self.alpha) * u + self.alpha * mixed[: u.size]
+            mixed[: u.size] = u
+            yield mixed
 
 
 def _elements(entry: TensorEntry, count: int = 1 << 20) -> Iterator[NDArray[np.generic]]:

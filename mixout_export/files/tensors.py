@@ -57,6 +57,15 @@ _LENGTH = struct.Struct("<Q")
 _MAX_HEADER = 100_000_000
 
 
+def same_rows(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Tell whether two shapes are equal, or differ in the number of rows only.
+
+    A pretrained value has fewer rows than its weight if the model's embedding was enlarged. The
+    new rows have no pretrained value.
+    """
+    return one == other or (bool(one and other) and one[1:] == other[1:])
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """Where one tensor lies.

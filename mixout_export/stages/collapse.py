@@ -15,7 +15,13 @@ from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
 from mixout_export.files.streams import in_background
-from mixout_export.files.tensors import FLOATING, TensorEntry, TensorSource, write_tensors
+from mixout_export.files.tensors import (
+    FLOATING,
+    TensorEntry,
+    TensorSource,
+    same_rows,
+    write_tensors,
+)
 from mixout_export.files.writing import TensorFile, write_index
 from mixout_export.provenance.manifest import write_manifest
 
@@ -66,7 +72,8 @@ def _pretrained_entries(folder: MixoutCheckpoint, alpha: float) -> dict[str, Ten
         )
     by_key = {weight_key(key): entry for key, entry in folder.anchors.items()}
     for key, entry in by_key.items():
-        if key in folder.tensors and folder.tensors[key].shape != entry.shape:
+        fresh = key in folder.metadata.fresh_keys or key not in folder.tensors
+        if not fresh and not same_rows(folder.tensors[key].shape, entry.shape):
             raise CheckpointError(
                 f"{entry.file}: {entry.key!r} has shape {entry.shape}, expected the weight's "
                 f"{folder.tensors[key].shape}"
@@ -88,7 +95,7 @@ def _source_of(
 ) -> TensorSource:
     floating = entry.dtype in FLOATING
     target = dtype if dtype is not None and floating else entry.dtype
-    if pretrained is not None and alpha == 0.0:
+    if pretrained is not None and alpha == 0.0 and pretrained.shape == entry.shape:
         entry = replace(pretrained, key=entry.key)  # the sum would lose the sign of a zero
         pretrained = None
     if (pretrained is None or not floating) and target == entry.dtype:

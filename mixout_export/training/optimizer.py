@@ -133,6 +133,17 @@ def peak_rate(scheduler: LambdaLR, options: TrainOptions) -> float:
     return float(options.lr * scheduler.lr_lambdas[0](scheduler.last_epoch))
 
 
+def _target(weight: Tensor, pretrained: Tensor) -> Tensor:
+    """Return the pretrained value on the weight's device, with zeros in the rows it lacks."""
+    value = pretrained.to(weight.device, weight.dtype)
+    if value.shape == weight.shape:
+        return value
+    target = torch.zeros_like(weight)
+    common = min(len(value), len(weight))
+    target[:common] = value[:common]
+    return target
+
+
 def build_pretrained_decay(
     model: nn.Module,
     pretrained: Mapping[str, Tensor],
@@ -143,7 +154,7 @@ def build_pretrained_decay(
     """Pair every trainable parameter that came from the base with its pretrained value.
 
     Parameters without a pretrained value do not decay. `fresh` names the parameters that did not
-    come from the base.
+    come from the base. Rows that the base did not have decay toward zero.
     """
     factors = lr_factors(model, options.layer_lr_decay, fresh=fresh)
     groups: dict[float, Attraction] = {}
@@ -151,5 +162,5 @@ def build_pretrained_decay(
         if parameter.requires_grad and name not in fresh and name in pretrained:
             group = groups.setdefault(factors.get(name, 1.0), Attraction())
             group.weights.append(parameter.data)
-            group.pretrained.append(pretrained[name].to(parameter.device, parameter.dtype))
+            group.pretrained.append(_target(parameter.data, pretrained[name]))
     return PretrainedDecay(groups, options.weight_decay)

@@ -10,6 +10,7 @@ from mixout_export.checkpoint.folder import MixoutCheckpoint, PlainCheckpoint, w
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.checkpoint.model import load_mixout_from, tensor_of
 from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.files.tensors import same_rows
 from mixout_export.surgery.freezing import freeze_modules
 from mixout_export.surgery.injection import mixout_layers
 from mixout_export.surgery.key_names import disk_keys, merged_keys
@@ -94,11 +95,15 @@ def _pretrained_values(
     """Return parameter name → pretrained value; empty unless weights decay toward them."""
     if options.decay_toward != "pretrained":
         return {}
-    names = {name for name, _ in model.named_parameters()}
+    names = {name: tuple(value.shape) for name, value in model.named_parameters()}
     by_key = {key: name for name, key in disk_keys(model).items()}
     stored = {weight_key(key): entry for key, entry in source.anchors.items()}
     values = {by_key.get(key, key): entry for key, entry in stored.items()}
-    foreign = sorted(set(values) - names)
+    foreign = sorted(
+        name
+        for name, entry in values.items()
+        if name not in names or not same_rows(names[name], entry.shape)
+    )
     if foreign or not source.pretrained_paths:
         what = repr(foreign[0]) if foreign else "those of the unmixed parameters"
         raise CheckpointError(
