@@ -123,9 +123,5 @@ def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: A
     for key, (before, after) in result.config_changes.items():
         lines.append(f"  config     {key}: {before} -> {after} while training")
     lines += [f"  not mixed  {name}: {reason}" for name, reason in result.skipped.items()]
-    if result.unused:
-        more = ", …" if len(result.unused) > 1 else ""
-        unused = count_of(len(result.unused), "tensor")
-        lines.append(f"  not used   {unused} of the base: {result.unused[0]}{more}")
     lines += [f"  note       {note}" for note in result.notes]
     output.result(result, "\n".join(lines), following=after_prepare(base, result.labels, out))

@@ -14,6 +14,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
+from mixout_export.checkpoint.base_fit import BaseFit
 from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
 from mixout_export.checkpoint.folder import (
     PlainCheckpoint,
@@ -27,6 +28,7 @@ from mixout_export.checkpoint.model import (
     forget_weights_name,
     needs_remote_code,
     refuse_mismatched,
+    settle_tied_flag,
 )
 from mixout_export.checkpoint.saved_by_others import anchored_modules
 from mixout_export.errors import ArgumentError, CheckpointError
@@ -81,6 +83,7 @@ class LoadedBase:
         labels: Label names, None where the task has none.
         fresh_keys: State-dict keys whose value did not come from the base.
         unused_keys: Tensors of the base that the model has no place for.
+        notes: What else a user should know of how the base is used.
         base: Name, revision and SHA-256.
         folder: The checkpoint that was read.
         files: Its safetensors weights; empty if they are a pickle.
@@ -91,6 +94,7 @@ class LoadedBase:
     labels: tuple[str, ...] | None
     fresh_keys: tuple[str, ...]
     unused_keys: tuple[str, ...]
+    notes: tuple[str, ...]
     base: Base
     folder: PlainCheckpoint
     files: tuple[Path, ...]
@@ -312,16 +316,18 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     # a fresh head replaces one of another shape; everything else has to fit
     kept = "" if own and options.labels is None else model.base_model_prefix + "."
     refuse_mismatched(path, (m for m in info["mismatched_keys"] if m[0].startswith(kept)))
-    fresh = tuple(sorted({*info["missing_keys"], *(m[0] for m in info["mismatched_keys"])}))
-    _refuse_foreign(path, model, fresh)
+    fit = BaseFit.of(folder, model, task, info, asked=options.task is not None)
+    notes = fit.check()
+    settle_tied_flag(model, path)
     name = base if commit is not None else base_name(path, folder.config)
     labels = _label_names(model.config) if task.has_labels else None
     return LoadedBase(
         model=model,
         task=task,
         labels=labels,
-        fresh_keys=fresh,
-        unused_keys=tuple(sorted(info["unexpected_keys"])),
+        fresh_keys=fit.fresh,
+        unused_keys=tuple(fit.unexpected),
+        notes=notes,
         base=Base(name=name, revision=commit, sha256=digest.result()),
         folder=folder,
         files=tuple(files) if safe else (),
@@ -359,13 +365,3 @@ def _instantiate(
             ) from error
     forget_weights_name(model)
     return model.eval(), info
-
-
-def _refuse_foreign(path: Path, model: PreTrainedModel, fresh: Sequence[str]) -> None:
-    """Refuse weights of which nothing fits the model: training would start from noise."""
-    names = {name for name, _ in model.named_parameters()}
-    if names <= set(fresh):
-        raise CheckpointError(
-            f"{path}: none of its weights fits {type(model).__name__}; is {LAYOUT.config} the "
-            "right one for these weights?"
-        )

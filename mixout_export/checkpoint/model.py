@@ -21,6 +21,7 @@ from mixout_export.checkpoint.folder import (
     MixoutCheckpoint,
     PlainCheckpoint,
     anchor_key,
+    is_anchor,
     open_checkpoint,
     own_task_name,
     weight_key,
@@ -51,6 +52,8 @@ from mixout_export.surgery.dropout import set_module_dropout
 from mixout_export.surgery.injection import ORIGIN_ATTRIBUTE, attach_mixout, mixout_layers
 from mixout_export.surgery.key_names import disk_keys
 from mixout_export.surgery.selection import transformers_models
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +136,28 @@ def forget_weights_name(model: PreTrainedModel) -> None:
     vars(model.config).pop("transformers_weights", None)
 
 
+def settle_tied_flag(model: PreTrainedModel, path: Path) -> None:
+    """Correct `tie_word_embeddings: true` where a model's tied matrices have different values.
+
+    This version of transformers then keeps both, and others overwrite one with the other.
+    """
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    tied = model.get_expanded_tied_weights_keys(all_submodels=False)
+    values = dict(model.named_parameters(remove_duplicate=False))
+    apart = [pair for pair in tied.items() if values.get(pair[0]) is not values.get(pair[1])]
+    if not apart:
+        return
+    logger.warning(
+        "%s: tie_word_embeddings is true, but %r and %r hold different values; both are kept%s",
+        path / LAYOUT.config,
+        *apart[0],
+        ", and what is written says false" if len(apart) == len(tied) else "",
+    )
+    if len(apart) == len(tied):
+        model.config.tie_word_embeddings = False
+
+
 def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a plain checkpoint, or a mixout checkpoint as the plain model it stands for.
 
@@ -174,6 +199,15 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
             f"{folder.config.get('architectures')} has, {missing[0]!r} first; restore the weights"
         )
     refuse_mismatched(path, info["mismatched_keys"])
+    if unread := sorted(key for key in info["unexpected_keys"] if not is_anchor(key)):
+        logger.warning(
+            "%s: %s has no place for %r%s, so it is not used",
+            path,
+            type(model).__name__,
+            unread[0],
+            "" if len(unread) == 1 else f" and {len(unread) - 1} other tensors",
+        )
+    settle_tied_flag(model, path)
     _own_memory(model)
     return model.eval()  # type: ignore[no-any-return]
 

@@ -168,14 +168,7 @@ def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) ->
     notes = _tied_lookups(loaded, mixed)
     if options.head == "dropout" and not head_has_dropout(loaded.model):
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
-    body = f"{loaded.model.base_model_prefix}."
-    body_fresh = [key for key in loaded.fresh_keys if key.startswith(body)]
-    if body_fresh:
-        notes.append(
-            f"{len(body_fresh)} tensors of the body are missing in the base, so they are new: "
-            f"the first is {body_fresh[0]}"
-        )
-    return tuple(notes)
+    return (*notes, *loaded.notes)
 
 
 def prepare_checkpoint(
