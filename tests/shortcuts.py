@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def _digest(model: PreTrainedModel, interface: ModelInterface, opset: int) -> st
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().contiguous().view(-1).float().numpy().tobytes())
     config = {key: value for key, value in vars(model.config).items() if key != "_name_or_path"}
+    interface = replace(interface, left_padding=False)  # of which no graph knows
     said = (type(model).__qualname__, sorted(config.items()), interface, opset)
     digest.update(repr(said).encode())
     return digest.hexdigest()

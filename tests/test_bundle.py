@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from mixout_export.bundling.plan import SERVERS, BundleOptions
 from mixout_export.bundling.source import open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_texts, check_tokenizer
-from mixout_export.checkpoint.model import load_tokenizer
+from mixout_export.checkpoint.tokenizer import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
 from mixout_export.export.precision import Conversion
 from mixout_export.files.input_files import InputFiles

@@ -25,12 +25,12 @@ from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model import (
     load_plain,
-    load_tokenizer,
     load_weights,
     plain_state,
     write_anchors,
     write_mixout,
 )
+from mixout_export.checkpoint.tokenizer import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.tensors import digest_files, read_tensors
 from mixout_export.quiet import quiet_libraries

@@ -92,6 +92,8 @@ def bundle(onnx: Path, out: Path, *, output: Output, **given: Any) -> None:
     if result.tokenizer_texts:
         texts = count_of(result.tokenizer_texts, "text")
         lines.append(f"  {'tokenizer':<20} gives the same tokens as the ONNX folder's on {texts}")
+    if result.tokenizer_note:
+        lines.append(f"  {'note':<20} {result.tokenizer_note}")
     following = after_bundle(onnx, out, server=result.server, name=result.models[0]["name"])
     page = out / "README.md"
     is_network = result.server in PORTS

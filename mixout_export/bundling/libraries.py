@@ -50,7 +50,9 @@ def plan_transformers_js(folders: Sequence[OnnxFolder], options: BundleOptions) 
             f"{folders[0].path}: transformers.js has no class for the task {task.name}; use "
             "another --server, for example optimum"
         )
-    return _plan(folders, options, PurePosixPath("onnx"))
+    plan = _plan(folders, options, PurePosixPath("onnx"))
+    plan.needs_tokenizer_json = folders[0].takes_text
+    return plan
 
 
 def plan_optimum(folders: Sequence[OnnxFolder], options: BundleOptions) -> Plan:

@@ -109,12 +109,14 @@ class Plan:
         copies: Path → file to copy there.
         texts: Path → text to write there.
         tokenizers: Folder of a tokenizer → ONNX folder that the tokenizer comes from.
+        needs_tokenizer_json: Whether the runtime tokenizes, and reads only `tokenizer.json`.
     """
 
     models: list[Model] = field(default_factory=list)
     copies: dict[PurePosixPath, Path] = field(default_factory=dict)
     texts: dict[PurePosixPath, str] = field(default_factory=dict)
     tokenizers: dict[PurePosixPath, OnnxFolder] = field(default_factory=dict)
+    needs_tokenizer_json: bool = False
 
     def add_graph(self, model: Model) -> None:
         """Add a graph, and its external data under the name that the graph refers to.

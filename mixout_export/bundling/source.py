@@ -181,6 +181,11 @@ class OnnxFolder:
         return self.graph.metadata.labels or ()
 
     @property
+    def takes_text(self) -> bool:
+        """Whether the model takes token ids."""
+        return any(value.name == "input_ids" for value in self.graph.inputs)
+
+    @property
     def limit(self) -> int | None:
         """Longest sequence in tokens; None if unknown."""
         limit = (self.graph.metadata.interface or {}).get("sequence_limit")

@@ -218,7 +218,7 @@ class LocalArtifact(Artifact):
     @cached_property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The tokenizer; None if the folder has no tokenizer files."""
-        from mixout_export.checkpoint.model import load_tokenizer
+        from mixout_export.checkpoint.tokenizer import load_tokenizer
 
         return load_tokenizer(self.folder)
 

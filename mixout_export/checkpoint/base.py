@@ -304,6 +304,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         digest = BaseDigest(files)
     task = _choose_task(base, folder, options)
     config = _load_config(folder, options)
+    _ = folder.tokenizer  # says what is missing before the weights are read
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
     model, info = _instantiate(path, task, config, options, folder.weights.name)

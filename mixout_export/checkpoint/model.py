@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Size, Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel
 
 from mixout_export.checkpoint.folder import (
     MixoutCheckpoint,
@@ -33,7 +33,7 @@ from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import read_json, write_json
-from mixout_export.files.layout import LAYOUT, is_tokenizer_file
+from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy
 from mixout_export.files.tensors import (
@@ -210,21 +210,6 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
     settle_tied_flag(model, path)
     _own_memory(model)
     return model.eval()  # type: ignore[no-any-return]
-
-
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:
-    """Load the tokenizer that lies in a folder, or return None if it has no tokenizer files."""
-    if not any(is_tokenizer_file(file.name) and file.is_file() for file in path.iterdir()):
-        return None
-    with quiet_libraries():
-        try:
-            return AutoTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # tokenizers raises bare Exception for malformed files
-            raise CheckpointError(
-                f"{path}: the tokenizer cannot be loaded ({first_line(error)})"
-            ) from error
 
 
 def _anchors_of(

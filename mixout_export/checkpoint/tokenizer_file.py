@@ -1,8 +1,12 @@
-"""Change tokenizer files so that other libraries read them correctly."""
+"""Write and change tokenizer files so that other libraries read them correctly."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from mixout_export.files.json_files import json_text, read_json
 
@@ -43,13 +47,36 @@ def name_class_for_all(folder: Path) -> bool:
     return True
 
 
-def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:
+def write_tokenizer_json(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Write a missing `tokenizer.json`; return whether the folder has one now.
+
+    Checkpoints that have only `vocab.txt`, `merges.txt` or a SentencePiece model get it from
+    transformers. Its readers find the special tokens in `tokenizer_config.json`, so that is written
+    too. There is no such file for tokenizers that are written in Python.
+    """
+    if (folder / _TOKENIZER).is_file():
+        return True
+    if not tokenizer.is_fast:
+        return False
+    with TemporaryDirectory() as made:
+        tokenizer.save_pretrained(made)
+        shutil.copyfile(Path(made) / _TOKENIZER, folder / _TOKENIZER)
+        config = read_json(Path(made) / _CONFIG)
+    # a class may have a side of its own, which its saved configuration leaves out
+    _rewrite(folder / _CONFIG, {**config, "padding_side": tokenizer.padding_side})
+    return True
+
+
+def normalize_tokenizer(
+    folder: Path, sequence_limit: int | None, *, padding_side: str | None = None
+) -> bool:
     """Remove a fixed padding and truncation from `tokenizer.json`; return whether it was changed.
 
     Some checkpoints have "pad to 128, cut at 128" stored. Python tokenizers override it at each
     call. Others (JavaScript, Rust, servers) obey it: every text costs 128 tokens, and longer texts
-    are cut. Padding becomes "to the longest of the batch". Truncation becomes the model's limit:
-    `sequence_limit` tokens, or none.
+    are cut. Padding becomes "to the longest of the batch", on `padding_side`, the
+    side that Python pads on ("left" or "right"; None keeps the stored one). Truncation becomes the
+    model's limit: `sequence_limit` tokens, or none.
     """
     path = folder / _TOKENIZER
     if not path.exists():
@@ -59,6 +86,10 @@ def normalize_tokenizer(folder: Path, sequence_limit: int | None) -> bool:
     padding, truncation = data.get("padding"), data.get("truncation")
     if isinstance(padding, dict) and padding.get("strategy") != "BatchLongest":
         padding["strategy"] = "BatchLongest"
+        changed = True
+    direction = None if padding_side is None else padding_side.title()
+    if isinstance(padding, dict) and direction not in (None, padding.get("direction")):
+        padding["direction"] = direction
         changed = True
     if isinstance(truncation, dict) and truncation.get("max_length") != sequence_limit:
         if sequence_limit is None:

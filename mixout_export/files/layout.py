@@ -45,14 +45,21 @@ LAYOUT = Layout()
 #: processor.
 TOKENIZER_PATTERNS = (
     "tokenizer*",
-    "vocab*",
+    "*vocab*",
     "merges*",
     "special_tokens_map.json",
     "added_tokens.json",
-    "spiece.model",
-    "sentencepiece*",
-    "spm.model",
+    "*.model",  # SentencePiece: spiece.model, spm.model, tokenizer.model and others
+    "*.spm",
+    "*.tiktoken",
+    "*.tokenizer",
+    "tekken.json",
     "bpe.codes",
+    "dict.txt",
+    "emoji.json",
+    "byte_maps.json",
+    "word_shape.json",
+    "word_pronunciation.json",
     "chat_template*",
 )
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from mixout_export.bundling.example import make_example
 from mixout_export.bundling.guide import write_guide
 from mixout_export.bundling.libraries import plan_optimum, plan_transformers_js
@@ -14,8 +16,12 @@ from mixout_export.bundling.source import OnnxFolder, open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_tokenizer
 from mixout_export.card.document import Card, read_card, write_card
 from mixout_export.card.header import bundled_header
-from mixout_export.checkpoint.tokenizer_file import name_class_for_all, normalize_tokenizer
-from mixout_export.errors import ArgumentError, OutputError, ParityError
+from mixout_export.checkpoint.tokenizer_file import (
+    name_class_for_all,
+    normalize_tokenizer,
+    write_tokenizer_json,
+)
+from mixout_export.errors import ArgumentError, CheckpointError, OutputError, ParityError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import OutputFolder, check_destination, output_folder
 from mixout_export.files.streams import file_digest
@@ -44,6 +50,7 @@ class BundleResult:
         models: Name, precision, path in the bundle and SHA-256 of each graph.
         bytes: Size of all files.
         tokenizer_texts: Number of texts that the tokenizer was tested on; 0 without a tokenizer.
+        tokenizer_note: What the bundle's tokenizer is missing, as a clause; "" if nothing.
         signed: Whether the bundle is signed.
     """
 
@@ -52,6 +59,7 @@ class BundleResult:
     models: tuple[dict[str, str], ...]
     bytes: int
     tokenizer_texts: int
+    tokenizer_note: str
     signed: bool
 
 
@@ -115,14 +123,44 @@ def _check_copies(models: Sequence[Model], folder: Path) -> None:
                 )
 
 
-def _check_tokenizers(plan: Plan, folder: Path) -> int:
-    """Normalize each tokenizer, and check that it still gives the tokens of the original."""
-    texts = 0
+def _settle_tokenizers(plan: Plan, folder: Path) -> tuple[int, str]:
+    """Complete and normalize each tokenizer, and check that it gives the tokens of the original.
+
+    Returns:
+        The number of texts that were compared, and why it is 0 or which clients are left out.
+
+    Raises:
+        CheckpointError: The runtime needs a `tokenizer.json`, and there can be none.
+        ParityError: A tokenizer gives other tokens than the original.
+    """
+    texts, note = 0, ""
     for directory, source in plan.tokenizers.items():
-        normalize_tokenizer(folder / directory, source.limit)
-        name_class_for_all(folder / directory)
-        texts = check_tokenizer(folder / directory, source.model.tokenizer)
-    return texts
+        where, original = folder / directory, source.model.tokenizer
+        note = _missing(source, original)
+        if original is not None:
+            if write_tokenizer_json(where, original):
+                note = ""
+            normalize_tokenizer(where, source.limit, padding_side=original.padding_side)
+            name_class_for_all(where)
+            texts = check_tokenizer(where, original)
+        if note and plan.needs_tokenizer_json:
+            raise CheckpointError(
+                f"{source.path}: {note}; bundle it for another --server, or put a tokenizer.json "
+                "with the same tokens into the checkpoint and run onnx again"
+            )
+    return texts, note
+
+
+def _missing(source: OnnxFolder, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """Return what it means that the folder has no `tokenizer.json`."""
+    if not source.takes_text:
+        return ""
+    if tokenizer is None:
+        return "has no tokenizer, so clients need another source of token ids"
+    return (
+        f"the tokenizer {type(tokenizer).__name__} is written in Python and has no "
+        "tokenizer.json, so only Python clients can use it"
+    )
 
 
 def _input_sha256(folder: OnnxFolder) -> str:
@@ -154,7 +192,8 @@ def bundle_onnx(
 
     Raises:
         ArgumentError: An option or the key is invalid, or the folders are of different models.
-        CheckpointError: A path is not an ONNX folder, or its graph cannot be loaded.
+        CheckpointError: A path is not an ONNX folder, its graph cannot be loaded, or the runtime
+            needs a `tokenizer.json` and there can be none.
         OutputError: `out` cannot be written.
         ParityError: A folder does not match its manifest, or its `tokenizer.json` alone gives other
             tokens than the original.
@@ -170,7 +209,7 @@ def bundle_onnx(
     with output_folder(out, sources, overwrite=overwrite) as target:
         plan.write(target.partial)
         _check_copies(plan.models, target.partial)
-        texts = _check_tokenizers(plan, target.partial)
+        texts, note = _settle_tokenizers(plan, target.partial)
         example = make_example(plan.models[0].folder, plan.models[0].graph)
         header = bundled_header(read_card(source / LAYOUT.card).header, options.server)
         write_card(Card(header, write_guide(plan, options, example)), target.partial / LAYOUT.card)
@@ -183,6 +222,7 @@ def bundle_onnx(
         models=tuple({"name": m.name, "path": str(m.path), **m.identity} for m in plan.models),
         bytes=sum(file.stat().st_size for file in out.rglob("*") if file.is_file()),
         tokenizer_texts=texts,
+        tokenizer_note=note,
         signed=sign is not None,
     )
 

@@ -302,7 +302,12 @@ def export_onnx(
         export = _prepare(source, data, opset=opset, cache=cache)
         write_json(folder.partial / LAYOUT.config, _config(export.source))
         copy_sidecar_files(source, folder.partial)
-        normalize_tokenizer(folder.partial, export.source.interface.sequence_limit)
+        tokenizer = export.source.tokenizer
+        normalize_tokenizer(
+            folder.partial,
+            export.source.interface.sequence_limit,
+            padding_side=None if tokenizer is None else tokenizer.padding_side,
+        )
         size, nodes = export.write(folder.partial, conversion)
         parity = export.verify(folder.partial, min_agreement) if verify else None
         if parity is not None and not parity.holds and conversion.optimize:
