@@ -20,6 +20,7 @@ _COMMANDS = {
     "onnx": "Export a checkpoint to ONNX.",
     "bundle": "Arrange an ONNX folder for an inference server.",
     "verify": "Check that two models compute the same thing.",
+    "predict": "Predict the rows of a file, and show errors if it has labels.",
     "inspect": "Describe a checkpoint: type, history, and how far each layer moved.",
     "study": "Compare arms on tasks and seeds, such as Mixout and plain finetuning.",
     "push": "Upload a folder to the Hugging Face hub.",

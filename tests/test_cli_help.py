@@ -15,7 +15,7 @@ from mixout_export_cli.main import cli, main
 
 COMMANDS = (
     *("prepare", "train", "collapse", "onnx", "bundle"),
-    *("verify", "inspect", "study", "push", "demo"),
+    *("verify", "predict", "inspect", "study", "push", "demo"),
 )
 
 #: The contract's options with their defaults; None where the default is not a value.
@@ -137,6 +137,19 @@ OPTIONS = {
         "requests": None,
         "protocol": None,
     },
+    "predict": {
+        **WRITES,
+        "text-column": None,
+        "text-pair-column": None,
+        "label-column": None,
+        "choices-column": None,
+        "batch-size": 32,
+        "max-length": None,
+        "max-new-tokens": 20,
+        "report": None,
+        "reference": None,
+        "provider": "CPUExecutionProvider",
+    },
     "inspect": {**EVERYWHERE, "plot": None},
     "study": {
         **WRITES,
@@ -163,6 +176,7 @@ ARGUMENTS = {
     "onnx": ["SOURCE", "OUT"],
     "bundle": ["ONNX", "OUT"],
     "verify": ["REFERENCE", "CANDIDATE"],
+    "predict": ["MODEL", "FILE", "OUT"],
     "inspect": ["PATH"],
     "study": ["PLAN", "OUT"],
     "push": ["FOLDER", "REPO"],

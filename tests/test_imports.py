@@ -25,7 +25,7 @@ ORDER = (
     ("served",),
     ("checkpoint",),
     ("artifacts", "card", "data", "plotting"),
-    ("training", "export", "parity", "bundling", "study"),
+    ("training", "export", "parity", "bundling", "prediction", "study"),
     ("report",),
     ("stages",),
 )

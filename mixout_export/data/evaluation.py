@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
@@ -22,7 +23,7 @@ from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import is_missing
-from mixout_export.data.reader import reader_of
+from mixout_export.data.reader import Reader, reader_of
 from mixout_export.data.tables import Table
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
@@ -104,6 +105,64 @@ class EvaluationData:
         return self.examples.predict(batch, tensors)
 
 
+@dataclass(frozen=True)
+class TableReading:
+    """How a table is read, and all parts of a file alike.
+
+    Attributes:
+        reader: The task's reader.
+        encoding: How texts become inputs.
+        columns: The columns to read.
+        named_label: Whether the user named the column of the labels.
+    """
+
+    reader: Reader
+    encoding: Encoding
+    columns: ColumnNames
+    named_label: bool
+
+    def has_labels(self, table: Table) -> bool:
+        """Return whether a table has labels: not if they are empty or -1 in every row."""
+        if self.columns.label is None:
+            return False
+        return self.named_label or not _has_no_labels(table, self.columns.label)
+
+    def without_labels(self) -> "TableReading":
+        """Return the same without labels."""
+        return replace(self, columns=replace(self.columns, label=None))
+
+    def read(self, table: Table) -> Examples:
+        """Read, check and encode a table."""
+        return self.reader.read(table, self.columns, self.encoding)
+
+
+def settle_reading(
+    table: Table,
+    task: Task | None,
+    tokenizer: PreTrainedTokenizerBase,
+    interface: ModelInterface,
+    *,
+    labels: Sequence[str] = (),
+    columns: ColumnNames | None = None,
+    max_length: int | None = None,
+    doc_stride: int | None = None,
+) -> TableReading:
+    """Find the columns of a table, or of the first part of a file; see `evaluation_data`."""
+    limit = choose_max_length(max_length, interface, default=_LONGEST)
+    encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
+    named = columns or ColumnNames()
+    reader = reader_of(task or TEXT_CLASSIFICATION)
+    if reader is None:
+        raise ArgumentError(
+            f"data: tables cannot be read for the task {task.name if task else ''}; run the "
+            "command without --data"
+        )
+    found = reader.find(table, named, tuple(labels), labeled=False)
+    if task is None:
+        found = replace(found, label=None)
+    return TableReading(reader, encoding, found, named_label=named.label is not None)
+
+
 def evaluation_data(
     table: Table,
     task: Task | None,
@@ -143,41 +202,39 @@ def evaluation_data(
             row.
     """
     table = table.head(max_examples)
-    limit = choose_max_length(max_length, interface, default=_LONGEST)
-    encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
-    named = columns or ColumnNames()
-    reader = reader_of(task or TEXT_CLASSIFICATION)
-    if reader is None:
-        raise ArgumentError(
-            f"data: tables cannot be read for the task {task.name if task else ''}; run the "
-            "command without --data"
-        )
-    found = reader.find(table, named, tuple(labels), labeled=False)
-    if task is None or (named.label is None and _has_no_labels(table, found.label)):
-        found = replace(found, label=None)
-    examples = reader.read(table, found, encoding)
+    reading = settle_reading(
+        table,
+        task,
+        tokenizer,
+        interface,
+        labels=labels,
+        columns=columns,
+        max_length=max_length,
+        doc_stride=doc_stride,
+    )
+    if not reading.has_labels(table):
+        reading = reading.without_labels()
+    examples = reading.read(table)
     size = batch_size if interface.pad_token_id is not None else 1
     members = tuple(
         tuple(range(start, min(start + size, len(examples))))
         for start in range(0, len(examples), size)
     )
-    batches = tuple(_inputs(examples, batch, interface) for batch in members)
-    return EvaluationData(examples, interface, members, batches, found, table)
+    batches = tuple(model_inputs(examples.collate(batch), interface) for batch in members)
+    return EvaluationData(examples, interface, members, batches, reading.columns, table)
 
 
-def _has_no_labels(table: Table, columns: Sequence[str] | None) -> bool:
+def _has_no_labels(table: Table, columns: Sequence[str]) -> bool:
     """Return whether the label columns are empty or -1 in every row."""
-    if columns is None:
-        return True
     cells = [value for column in columns for value in table.columns[column]]
     return all(is_missing(cell) or cell in (-1, "-1") for cell in cells)
 
 
-def _inputs(
-    examples: Examples, indices: Sequence[int], interface: ModelInterface
+def model_inputs(
+    batch: Mapping[str, Tensor], interface: ModelInterface
 ) -> dict[str, NDArray[np.int64]]:
-    """Return a batch's inputs, with those that the tokenizer does not make."""
-    made = {name: value.numpy() for name, value in examples.collate(indices).items()}
+    """Return a padded batch's inputs, with those that the tokenizer does not make."""
+    made = {name: value.numpy() for name, value in batch.items()}
     ids = made["input_ids"]
     mask = made.get("attention_mask", np.ones_like(ids))
     # Padding on the left takes no positions: the first token has position 0.

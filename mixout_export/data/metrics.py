@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sk
 
 from mixout_export.data.confusion import confusion_matrix, confusion_metrics
 from mixout_export.errors import ArgumentError
@@ -83,14 +82,32 @@ def multi_label_metrics(logits: Array, labels: Array) -> dict[str, float]:
     """
     if np.isnan(logits).any():
         return dict.fromkeys(MULTI_LABEL.metrics, math.nan)
-    predicted, expected = (logits > 0).astype(int), labels.astype(int)
-    with warnings.catch_warnings(action="ignore"):  # the values say the same
-        micro, macro = (
-            float(sk.f1_score(expected, predicted, average=average, zero_division=0.0))
-            for average in ("micro", "macro")
-        )
-    accuracy = float(np.mean((predicted == expected).all(axis=1)))
-    return {"micro_f1": micro, "macro_f1": macro, "accuracy": accuracy}
+    predicted, expected = logits > 0, labels > 0
+    counts = (expected.sum(axis=0), predicted.sum(axis=0), (predicted & expected).sum(axis=0))
+    exact = int((predicted == expected).all(axis=1).sum())
+    return multi_label_scores(*counts, exact=exact, rows=len(labels))
+
+
+def multi_label_scores(
+    expected: Array, predicted: Array, right: Array, *, exact: int, rows: int
+) -> dict[str, float]:
+    """Compute the metrics of `multi_label_metrics` from counts, which parts of the data add up to.
+
+    Args:
+        expected: In how many rows each label is right, shape (labels,).
+        predicted: In how many rows it is predicted.
+        right: In how many rows it is both.
+        exact: Rows without a wrong label.
+        rows: All rows.
+    """
+    sums = expected + predicted
+    macro = np.divide(2.0 * right, sums, out=np.zeros(len(sums)), where=sums > 0)
+    micro = 2 * right.sum() / sums.sum() if sums.any() else 0.0
+    return {
+        "micro_f1": float(micro),
+        "macro_f1": float(macro.mean()),
+        "accuracy": exact / rows,
+    }
 
 
 def most_frequent(ids: Array) -> int:

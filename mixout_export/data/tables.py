@@ -46,6 +46,7 @@ class Table:
         rows: Number of rows.
         lines: Line of the file on which each row starts, from 1; None if the format has no lines.
         numbers: Number of each row in the file, from 0; None if the table has all rows.
+        first: Number of the first row in the file, if the table is a part of it; else 0.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Table:
     rows: int
     lines: list[int] | None = None
     numbers: list[int] | None = None
+    first: int = 0
 
     def where(self, row: int) -> str:
         """Return where a row is in the file, counted from 1: "row 3 (line 4)"."""
@@ -186,6 +188,7 @@ def _from_rows(path: Path, names: Sequence[str], rows: Sequence[_Record], first:
         len(rows),
         [row.line for row in rows],
         list(range(first, first + len(rows))),
+        first,
     )
     for index, row in enumerate(rows):
         if len(row.value) != len(names):
@@ -296,6 +299,7 @@ def _read_jsonl(file: _File, size: int | None) -> Iterator[Table]:
                 len(group),
                 [record.line for record in group],
                 list(range(first, first + len(group))),
+                first,
             )
 
 
@@ -322,6 +326,14 @@ def _read_parquet(file: _File, size: int | None) -> Iterator[Table]:
             yield _from_arrow(file.path, parquet.schema_arrow.empty_table(), 0)
 
 
+def parquet_schema(path: Path) -> pa.Schema:
+    """Return the names and types of a parquet file's columns."""
+    with _File(path, data_format(path)[1]).opened() as stream:
+        return pq.ParquetFile(
+            io.BytesIO(stream.read()) if path.suffix == ".gz" else stream
+        ).schema_arrow
+
+
 def _from_arrow(path: Path, data: pa.Table | pa.RecordBatch, first: int) -> Table:
     columns: dict[str, list[Any]] = {}
     for name in data.schema.names:
@@ -331,7 +343,8 @@ def _from_arrow(path: Path, data: pa.Table | pa.RecordBatch, first: int) -> Tabl
             raise DataError(
                 f"{path}: column {name!r} cannot be read ({error}); store it as another type"
             ) from error
-    return Table(str(path), columns, len(data), None, list(range(first, first + len(data))))
+    numbers = list(range(first, first + len(data)))
+    return Table(str(path), columns, len(data), None, numbers, first)
 
 
 _READERS: dict[str, Callable[[_File, int | None], Iterator[Table]]] = {

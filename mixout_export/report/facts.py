@@ -82,7 +82,8 @@ class Facts:
         return (*self.outputs, *self.generated)
 
 
-def _versions() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
+    """Return the versions of the software, by name."""
     return {
         "mixout-export": __version__,
         "Python": platform.python_version(),
@@ -124,7 +125,7 @@ def gather_facts(
         candidate=describe_side(candidate),
         outputs=tuple(OutputFacts(o, reader.read(o)) for o in result.outputs),
         generated=tuple(OutputFacts(o, reader.read(o, generated=True)) for o in generated),
-        versions=_versions(),
+        versions=software_versions(),
         command=command,
         made=made or datetime.now(UTC),
         data=None if rows is None else rows.name,

@@ -6,9 +6,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mixout_export.data.source_texts import SourceText
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.decisions import Flip
-from mixout_export.report.rows import DataRows, SourceText
+from mixout_export.report.rows import DataRows
 from mixout_export.tasks import known_task
 from mixout_export.tasks.decision import LABEL, Role
 

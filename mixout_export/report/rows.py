@@ -3,20 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from mixout_export.data.evaluation import EvaluationData
+from mixout_export.data.source_texts import SourceText, source_texts
 from mixout_export.parity.decisions import DATA_BATCH, Flip
-
-#: Characters of a text that are shown.
-SHOWN_CHARACTERS = 2000
-
-
-class SourceText(NamedTuple):
-    """One text of a row, as it is in its column of the file; shortened if it is very long."""
-
-    column: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -47,12 +37,6 @@ class DataRows:
 
     def texts(self, flip: Flip) -> Iterator[SourceText]:
         """Yield the texts of a flip's row; none for other inputs."""
-        row, columns = self._row(flip), self.data.columns
-        if row is None:
-            return
-        for column in (columns.text, columns.text_pair, *(columns.choices or ())):
-            value = None if column is None else self.data.table.columns[column][row]
-            if column is not None and value is not None:
-                text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-                more = "…" if len(text) > SHOWN_CHARACTERS else ""
-                yield SourceText(column, text[:SHOWN_CHARACTERS] + more)
+        row = self._row(flip)
+        if row is not None:
+            yield from source_texts(self.data.table, self.data.columns, row)

@@ -9,6 +9,7 @@ CAUSAL_LM = Task(
     architecture_suffixes=("ForCausalLM", "LMHeadModel"),
     pipeline_tag="text-generation",
     reader="mixout_export.data.readers.language_modeling:CausalLM",
+    answers="mixout_export.prediction.language:ContinuedText",
     has_labels=False,
     reports=LANGUAGE_MODEL_METRICS,
     decision=TOKEN,

@@ -9,6 +9,7 @@ MASKED_LM = Task(
     architecture_suffixes=("ForMaskedLM",),
     pipeline_tag="fill-mask",
     reader="mixout_export.data.readers.language_modeling:MaskedLM",
+    answers="mixout_export.prediction.language:FilledText",
     has_labels=False,
     reports=LANGUAGE_MODEL_METRICS,
     decision=TOKEN,

@@ -9,6 +9,7 @@ MULTI_LABEL = Task(
     architecture_suffixes=("ForSequenceClassification",),
     pipeline_tag="text-classification",
     reader="mixout_export.data.readers.text_classification:MultiLabel",
+    answers="mixout_export.prediction.labels:ManyLabels",
     problem_type="multi_label_classification",
     default_labels=None,
     reports=(

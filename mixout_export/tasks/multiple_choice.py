@@ -9,6 +9,7 @@ MULTIPLE_CHOICE = Task(
     architecture_suffixes=("ForMultipleChoice",),
     pipeline_tag="multiple-choice",
     reader="mixout_export.data.readers.multiple_choice:MultipleChoice",
+    answers="mixout_export.prediction.choices:OneChoice",
     has_labels=False,
     decision=CHOICE,
     has_choices=True,

@@ -9,6 +9,7 @@ QUESTION_ANSWERING = Task(
     architecture_suffixes=("ForQuestionAnswering",),
     pipeline_tag="question-answering",
     reader="mixout_export.data.readers.question_answering:QuestionAnswering",
+    answers="mixout_export.prediction.spans:Spans",
     has_labels=False,
     reports=(
         Metric(

@@ -8,6 +8,7 @@ REGRESSION = Task(
     architecture_suffixes=("ForSequenceClassification",),
     pipeline_tag="text-classification",
     reader="mixout_export.data.readers.text_classification:Regression",
+    answers="mixout_export.prediction.labels:OneNumber",
     problem_type="regression",
     single_output=True,
     default_labels=1,

@@ -73,6 +73,8 @@ class Task:
         usage: How a model is called.
         reader: Reads a table for the task: "module:class", imported when data is read. None for a
             task that `prepare` and `train` do not support.
+        answers: Turns outputs into the columns that `predict` adds: "module:class", imported when
+            `predict` runs. None writes what the task decides, without scores.
         problem_type: transformers' `config.problem_type`, if the task needs it.
         has_labels: Whether the width of the head is the number of labels.
         single_output: Whether the head gives one number, which has no label.
@@ -94,6 +96,7 @@ class Task:
     pipeline_tag: str
     usage: Usage
     reader: str | None = None
+    answers: str | None = None
     problem_type: str | None = None
     has_labels: bool = True
     single_output: bool = False
@@ -115,6 +118,11 @@ class Task:
     def metric(self) -> str:
         """Metric that ranks checkpoints unless the user names another."""
         return self.metrics[0]
+
+    @property
+    def rejects(self) -> bool:
+        """Whether an answer to a row is either right or wrong."""
+        return self.decision is not None and not self.over_vocabulary
 
     @property
     def classifies(self) -> bool:

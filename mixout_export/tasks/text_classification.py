@@ -8,6 +8,7 @@ TEXT_CLASSIFICATION = Task(
     architecture_suffixes=("ForSequenceClassification",),
     pipeline_tag="text-classification",
     reader="mixout_export.data.readers.text_classification:TextClassification",
+    answers="mixout_export.prediction.labels:OneLabel",
     problem_type="single_label_classification",
     reports=(
         ACCURACY,

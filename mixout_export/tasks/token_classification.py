@@ -8,6 +8,7 @@ TOKEN_CLASSIFICATION = Task(
     architecture_suffixes=("ForTokenClassification",),
     pipeline_tag="token-classification",
     reader="mixout_export.data.readers.token_classification:TokenClassification",
+    answers="mixout_export.prediction.tags:Tags",
     default_labels=None,
     reports=(
         Metric("f1", note="f1 counts whole entities of all types together."),

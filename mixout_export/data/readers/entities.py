@@ -1,5 +1,6 @@
 """Entities in sequences of tags, and their precision, recall and F1."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 #: The letters of IOBES and BILOU, as those of IOBES: L is E (end) and U is S (single).
@@ -58,16 +59,44 @@ def find_entities(tags: Sequence[str], *, scheme: bool = True) -> set[Entity]:
     return found
 
 
+class EntityCounts:
+    """Counts the entities of sentences. Only exact entities are right.
+
+    Attributes:
+        right: Type → number of entities that were found exactly.
+        found: Type → number of predicted entities.
+        there: Type → number of entities in the labels.
+    """
+
+    def __init__(self) -> None:
+        self.right: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
+        self.there: Counter[str] = Counter()
+
+    def add(self, expected: Sequence[str], predicted: Sequence[str], *, scheme: bool) -> int:
+        """Count a sentence, and return how many entities are missing or wrong."""
+        ours, theirs = (find_entities(tags, scheme=scheme) for tags in (predicted, expected))
+        for counts, entities in (
+            (self.right, ours & theirs),
+            (self.found, ours),
+            (self.there, theirs),
+        ):
+            counts.update(kind for kind, _, _ in entities)
+        return len(ours ^ theirs)
+
+    def scores(self) -> dict[str, float]:
+        """Return precision, recall and F1 over all types together."""
+        right, found, there = (sum(c.values()) for c in (self.right, self.found, self.there))
+        precision, recall = (right / count if count else 0.0 for count in (found, there))
+        f1 = 2 * right / (found + there) if found + there else 0.0
+        return {"f1": f1, "precision": precision, "recall": recall}
+
+
 def entity_scores(
     expected: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], *, scheme: bool = True
 ) -> dict[str, float]:
     """Return precision, recall and F1 over all sentences. Only exact entities count."""
-    right = found = there = 0
+    counts = EntityCounts()
     for gold, guess in zip(expected, predicted, strict=True):
-        ours, theirs = (find_entities(tags, scheme=scheme) for tags in (guess, gold))
-        right += len(ours & theirs)
-        found += len(ours)
-        there += len(theirs)
-    precision, recall = (right / count if count else 0.0 for count in (found, there))
-    f1 = 2 * right / (found + there) if found + there else 0.0
-    return {"f1": f1, "precision": precision, "recall": recall}
+        counts.add(gold, guess, scheme=scheme)
+    return counts.scores()

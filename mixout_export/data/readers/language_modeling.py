@@ -136,12 +136,14 @@ class MaskedText(RunningText):
         mask_token_id: Id of the mask.
         vocabulary: Random tokens are drawn from the ids below this one.
         seed: Seed of the run.
+        first: Number of the first example, if they are a part of a file.
     """
 
     places: Sequence[NDArray[np.int64]]
     mask_token_id: int
     vocabulary: int
     seed: int
+    first: int = 0
 
     @cached_property
     def targets(self) -> NDArray[np.int64]:
@@ -155,9 +157,10 @@ class MaskedText(RunningText):
         labels = np.full_like(ids, IGNORED)
         starts = self.encoded.starts(indices)
         for line, label, start, index in zip(ids, labels, starts, indices, strict=True):
-            seed = (0, 0, index, _EVALUATION)
+            number = self.first + index
+            seed = (0, 0, number, _EVALUATION)
             if epoch is not None:
-                seed = (self.seed, epoch, index, _TRAINING)
+                seed = (self.seed, epoch, number, _TRAINING)
             chosen, inputs = self._hide(line[start:], self.places[index], seed)
             label[start + chosen] = line[start + chosen]
             line[start + chosen] = inputs
@@ -252,7 +255,9 @@ class MaskedLM(TextReader):
         _refuse_empty(table, columns.first, sequences, [len(place) for place in places])
         vocabulary = min(len(encoding.tokenizer), encoding.interface.vocabulary_size)
         encoded = encoding.pack(sequences.columns())
-        return MaskedText(encoded, sequences.origins, places, mask, vocabulary, encoding.seed)
+        return MaskedText(
+            encoded, sequences.origins, places, mask, vocabulary, encoding.seed, table.first
+        )
 
 
 @torch.no_grad()

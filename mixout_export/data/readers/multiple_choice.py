@@ -44,10 +44,12 @@ class Choices(Examples):
     Attributes:
         count: Number of sequences in a group. Those of a group follow one another.
         right: The correct one of each group, from 0, shape (groups,); None without labels.
+        texts: The choices of each group.
     """
 
     count: int
     right: NDArray[np.int64] | None
+    texts: Sequence[Sequence[str]] = ()
 
     def __len__(self) -> int:
         return len(self.encoded) // self.count
@@ -125,7 +127,7 @@ class MultipleChoice(Reader):
         else:
             pairs = zip(beginnings, groups, strict=True)
             seconds = [f"{beginning} {choice}" for beginning, group in pairs for choice in group]
-        return Choices(encoding.texts(firsts, seconds), count, right)
+        return Choices(encoding.texts(firsts, seconds), count, right, groups)
 
 
 def _find_choices(table: Table, named: ColumnNames) -> tuple[str, ...]:

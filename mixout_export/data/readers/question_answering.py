@@ -148,18 +148,23 @@ class Questions(Examples):
 
     def texts(self, predictions: Sequence[Guess], *, may_be_none: bool) -> list[str]:
         """Return the answer to each question from the guesses for its windows; "" for no answer."""
+        best = self.best(predictions)
+        return [
+            ""
+            if may_be_none and null > guess.score
+            else self.contexts[row][guess.start : guess.end].strip()
+            for row, (guess, null) in enumerate(best)
+        ]
+
+    def best(self, predictions: Sequence[Guess]) -> list[tuple[Guess, float]]:
+        """Return the best guess for each question, and the lowest score of "no answer"."""
         best: dict[int, Guess] = {}
         nulls: dict[int, float] = {}
         for window, guess in zip(self.windows, predictions, strict=True):
             if window.row not in best or guess.score > best[window.row].score:
                 best[window.row] = guess
             nulls[window.row] = min(guess.null, nulls.get(window.row, guess.null))
-        return [
-            ""
-            if may_be_none and nulls[row] > best[row].score
-            else self.contexts[row][best[row].start : best[row].end].strip()
-            for row in range(len(self.contexts))
-        ]
+        return [(best[row], nulls[row]) for row in range(len(self.contexts))]
 
 
 def best_spans(start: Tensor, end: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,11 +41,15 @@ class TaggedWords(Examples):
             that the model does not see are left out.
         tags: Label of each of these words, shape (words,); None without labels.
         names: Label names in the order of the outputs.
+        words: The words of each sentence, also those that the model does not see.
+        seen: Which of these words the model sees, shape (words,) for each example.
     """
 
     places: Sequence[NDArray[np.int64]]
     tags: Sequence[NDArray[np.int64]] | None
     names: tuple[str, ...]
+    words: Sequence[Sequence[str]] = ()
+    seen: Sequence[NDArray[np.bool_]] = ()
 
     @property
     def labeled(self) -> bool:
@@ -140,7 +144,8 @@ class TokenClassification(Reader):
             for row, place, tag in zip(rows, places, tags, strict=True):
                 row[place] = tag
             encoded = encoded.with_token_labels(rows)
-        return TaggedWords(encoded, places, tags, encoding.labels)
+        seen = [first >= 0 for first in firsts]
+        return TaggedWords(encoded, places, tags, encoding.labels, words, seen)
 
 
 def _word_lists(table: Table, column: str) -> list[list[str]]:

@@ -1,0 +1,182 @@
+"""Write the rows of a data file again, with new columns, in the format of the file."""
+
+import csv
+import gzip
+import io
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mixout_export.data.tables import Table, parquet_schema
+
+#: How a column's values are stored: text, an integer, a number, a list of texts, or anything that
+#: JSON can express.
+Kind = Literal["text", "integer", "number", "texts", "json"]
+
+_ARROW: dict[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "texts": pa.list_(pa.string()),
+    "json": pa.string(),
+}
+_NO_TABS = str.maketrans("\t\n\r", "   ")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A new column.
+
+    Attributes:
+        name: Its name.
+        kind: What its values are. Each may also be None.
+        joiner: What separates the texts of a list where a cell holds only text.
+    """
+
+    name: str
+    kind: Kind
+    joiner: str = " "
+
+    def as_text(self, value: Any) -> str:
+        """Return a value for a cell that holds only text; "" for None."""
+        if value is None:
+            return ""
+        if self.kind == "number":
+            return f"{value:.6g}"
+        if self.kind == "texts":
+            return self.joiner.join(value)
+        return _json(value) if self.kind == "json" else str(value)
+
+    def as_arrow(self, value: Any) -> Any:
+        """Return a value for a parquet file."""
+        return _json(value) if self.kind == "json" and value is not None else value
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+class TableWriter(ABC):
+    """Writes the parts of a file one by one.
+
+    Args:
+        columns: The new columns.
+    """
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        self._columns = columns
+
+    @abstractmethod
+    def write(self, table: Table, values: Sequence[Sequence[Any]]) -> None:
+        """Write the rows of a part. For each row, there is a value for each new column."""
+
+
+class _RowWriter(TableWriter):
+    """Writes a file of lines."""
+
+    def __init__(self, file: IO[str], columns: Sequence[Column]) -> None:
+        super().__init__(columns)
+        self._file = file
+        self._has_header = False
+
+    def write(self, table: Table, values: Sequence[Sequence[Any]]) -> None:
+        if not self._has_header:
+            self._line([*table.columns, *(column.name for column in self._columns)])
+            self._has_header = True
+        for old, new in zip(zip(*table.columns.values(), strict=True), values, strict=True):
+            added = (c.as_text(value) for c, value in zip(self._columns, new, strict=True))
+            self._line([*old, *added])
+
+    @abstractmethod
+    def _line(self, fields: Sequence[str]) -> None:
+        """Write a line."""
+
+
+class _CsvWriter(_RowWriter):
+    def __init__(self, file: IO[str], columns: Sequence[Column]) -> None:
+        super().__init__(file, columns)
+        self._writer = csv.writer(file, lineterminator="\n")
+
+    def _line(self, fields: Sequence[str]) -> None:
+        self._writer.writerow(fields)
+
+
+class _TsvWriter(_RowWriter):
+    def _line(self, fields: Sequence[str]) -> None:
+        # The format has no quotes, so a tab or a line end within a new text becomes a space.
+        old = len(fields) - len(self._columns)
+        new = [field.translate(_NO_TABS) for field in fields[old:]]
+        self._file.write("\t".join([*fields[:old], *new]) + "\n")
+
+
+class _JsonWriter(TableWriter):
+    def __init__(self, file: IO[str], columns: Sequence[Column]) -> None:
+        super().__init__(columns)
+        self._file = file
+
+    def write(self, table: Table, values: Sequence[Sequence[Any]]) -> None:
+        names = [*table.columns, *(column.name for column in self._columns)]
+        for old, new in zip(zip(*table.columns.values(), strict=True), values, strict=True):
+            record = dict(zip(names, (*old, *new), strict=True))
+            line = _json(record)
+            if not line.isascii():
+                try:
+                    line.encode()
+                except UnicodeEncodeError:  # half of a surrogate pair, which only JSON can express
+                    line = json.dumps(record)
+            self._file.write(line + "\n")
+
+
+class _ParquetWriter(TableWriter):
+    def __init__(self, file: pq.ParquetWriter, columns: Sequence[Column]) -> None:
+        super().__init__(columns)
+        self._file = file
+
+    def write(self, table: Table, values: Sequence[Sequence[Any]]) -> None:
+        new = {
+            column.name: [column.as_arrow(row[place]) for row in values]
+            for place, column in enumerate(self._columns)
+        }
+        self._file.write_table(pa.Table.from_pydict({**table.columns, **new}, self._file.schema))
+
+
+_LINES: dict[str, Callable[[IO[str], Sequence[Column]], TableWriter]] = {
+    ".csv": _CsvWriter,
+    ".tsv": _TsvWriter,
+    ".jsonl": _JsonWriter,
+}
+
+
+@contextmanager
+def table_writer(
+    path: Path, kind: str, *, zipped: bool, source: Path, columns: Sequence[Column]
+) -> Iterator[TableWriter]:
+    """Yield what writes the rows of a file, with new columns, to `path`.
+
+    Args:
+        path: The file to write.
+        kind: The format of both files, as in ".csv".
+        zipped: Whether to compress it with gzip.
+        source: The file that the rows come from. A parquet file keeps the types of its columns.
+        columns: The new columns.
+    """
+    with ExitStack() as opened:
+        raw = cast(IO[bytes], opened.enter_context(path.open("wb")))
+        if zipped:  # without name and time, so that equal rows give equal bytes
+            packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
+            raw = cast(IO[bytes], opened.enter_context(packed))
+        if kind == ".parquet":
+            schema = parquet_schema(source)
+            for column in columns:
+                schema = schema.append(pa.field(column.name, _ARROW[column.kind]))
+            yield _ParquetWriter(opened.enter_context(pq.ParquetWriter(raw, schema)), columns)
+        else:
+            lines = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)
+            yield _LINES[kind](opened.enter_context(lines), columns)

@@ -1,0 +1,368 @@
+"""`predict`: answer each row of a file, and score the answers if the file has labels."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mixout_export.artifacts.opening import open_artifact
+from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.data.columns import ColumnNames
+from mixout_export.data.evaluation import TableReading, settle_reading
+from mixout_export.data.examples import Examples
+from mixout_export.data.readers.question_answering import Questions
+from mixout_export.data.table_writer import table_writer
+from mixout_export.data.tables import Table, data_format, read_parts
+from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
+from mixout_export.files.input_files import InputFiles
+from mixout_export.files.output import check_file, replaced_file
+from mixout_export.prediction.answers import BINS, Answers, Part, Setting, answers_of
+from mixout_export.prediction.generation import NEW_TOKENS, Generator
+from mixout_export.prediction.notable import NotableRows
+from mixout_export.prediction.result import PredictionResult, SurenessRange
+from mixout_export.prediction.running import run_part
+from mixout_export.provenance.manifest import damage_explained
+from mixout_export.report.page import check_report
+from mixout_export.runners import CPU_PROVIDER
+from mixout_export.runners.onnx_runner import check_provider
+from mixout_export.served.address import is_address, parse_address
+from mixout_export.tasks import Task, known_task
+
+#: Rows that are read, sorted by length, and predicted together.
+PART = 4096
+#: Rows that are most wrong or least sure, and pairs of labels, that are kept.
+NOTABLE, CONFUSED = 20, 10
+
+
+class PredictionObserver:
+    """Is told how prediction goes on. Nothing happens by default."""
+
+    def checking(self, *, rows: int) -> None:
+        """Take the number of rows that were read and checked so far."""
+
+    def started(self, *, rows: int) -> None:
+        """Take the number of rows of the file, before the first is predicted."""
+
+    def advanced(self, rows: float) -> None:
+        """Take the number of rows that were predicted since the last call."""
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `predict`.
+
+    Attributes:
+        columns: Columns that the user named.
+        batch_size: Examples that are run together.
+        max_length: Longest sequence in tokens; None takes the model's own limit.
+        max_new_tokens: Most tokens that a causal language model adds to a text.
+        provider: onnxruntime's execution provider.
+        reference: For a server: the folder of the model that it serves, whose tokenizer, task and
+            labels are used.
+    """
+
+    columns: ColumnNames = field(default_factory=ColumnNames)
+    batch_size: int = 32
+    max_length: int | None = None
+    max_new_tokens: int = NEW_TOKENS
+    provider: str = CPU_PROVIDER
+    reference: Path | None = None
+
+    def check(self) -> None:
+        """Raise `ArgumentError` if an option is outside its domain."""
+        for name in ("batch_size", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        check_provider(self.provider)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model that can answer.
+
+    Attributes:
+        artifact: What is run.
+        described: The folder that knows tokenizer, task and labels. It differs for a server.
+        interface: What the model takes.
+        task: Its task.
+        labels: Its label names.
+    """
+
+    artifact: Artifact
+    described: LocalArtifact
+    interface: ModelInterface
+    task: Task
+    labels: tuple[str, ...]
+
+
+def _open(model: Path | str, options: PredictOptions) -> _Model:
+    if not is_address(str(model)):
+        if options.reference is not None:
+            raise ArgumentError(
+                f"reference: describes the model on a server, but {model} is a folder; leave it out"
+            )
+        described = _open_folder(Path(model), options.provider)
+        return _described(described, described, described.described_by(None))
+    if options.reference is None:
+        raise ArgumentError(
+            f"{model}: a server shows neither tokenizer nor labels; give the folder of the model "
+            "that it serves with --reference"
+        )
+    address = parse_address(str(model))
+    described = _open_folder(options.reference, options.provider)
+    served = open_artifact(address, reference=described)
+    interface = described.described_by(None)
+    if not served.can_answer(interface, served.described_by(interface)):
+        raise CheckpointError(
+            f"{model}: takes {', '.join(served.inputs)} and gives {', '.join(served.outputs)}, "
+            f"expected the inputs and outputs of {described.where}; give the folder that it serves"
+        )
+    return _described(served, described, served.described_by(interface))
+
+
+def _open_folder(path: Path, provider: str) -> LocalArtifact:
+    files = InputFiles(path)
+    with damage_explained(files):
+        opened = open_artifact(files, provider=provider)
+        opened.load()
+    return opened
+
+
+def _described(artifact: Artifact, folder: LocalArtifact, interface: ModelInterface) -> _Model:
+    task = known_task(folder.task_name)
+    if task is None or task.reader is None:
+        what = "has no head" if task is None else f"is a model for {task.name}"
+        raise CheckpointError(
+            f"{folder.where}: {what}, expected a model that answers rows of text; finetune it "
+            "for a task first"
+        )
+    labels = artifact.labels or folder.labels or ()
+    if task.has_labels and not labels:
+        raise CheckpointError(
+            f"{folder.where}: names no labels; put the config.json of its checkpoint beside it"
+        )
+    return _Model(artifact, folder, interface, task, labels)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """A file that has been read and checked once.
+
+    Attributes:
+        path: The file.
+        reading: How it is read.
+        rows: Number of rows.
+        labeled: Whether it has labels.
+        has_unanswerable: Whether it has questions without an answer.
+        only: The examples of the whole file if it is a single part, so that they are encoded once.
+    """
+
+    path: Path
+    reading: TableReading
+    rows: int
+    labeled: bool
+    has_unanswerable: bool
+    only: Examples | None
+
+    def parts(self) -> Iterator[Part]:
+        """Read the parts of the file."""
+        for table in read_parts(self.path, PART):
+            examples = self.reading.read(table) if self.only is None else self.only
+            yield Part(table, self.reading.columns, examples)
+
+
+def _first(path: Path) -> Table:
+    return next(read_parts(path, PART))
+
+
+def _read(
+    path: Path, model: _Model, options: PredictOptions, observer: PredictionObserver
+) -> _Data:
+    """Find the columns, then read and check every row."""
+    tokenizer = model.described.tokenizer
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{model.described.where}: has no tokenizer files, which are needed to read text; "
+            "copy those of the base into it"
+        )
+    reading = settle_reading(
+        _first(path),
+        model.task,
+        tokenizer,
+        model.interface,
+        labels=model.labels,
+        columns=options.columns,
+        max_length=options.max_length,
+    )
+    if not any(reading.has_labels(table) for table in read_parts(path, PART)):
+        reading = reading.without_labels()
+    rows, unanswerable, labeled, only = 0, False, False, None
+    for table in read_parts(path, PART):
+        only = reading.read(table) if not rows else None
+        examples = reading.read(table) if only is None else only
+        rows += table.rows
+        labeled = examples.labeled
+        if isinstance(examples, Questions) and examples.answers is not None:
+            unanswerable |= not all(examples.answers)
+        observer.checking(rows=rows)
+    return _Data(path, reading, rows, labeled, unanswerable, only)
+
+
+def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
+    """Return the format of OUT and whether it is compressed, if it can be written."""
+    kind, _ = data_format(file)
+    suffixes = [suffix.lower() for suffix in out.suffixes]
+    zipped = suffixes[-1:] == [".gz"]
+    if (suffixes[:-1] if zipped else suffixes)[-1:] != [kind]:
+        raise ArgumentError(
+            f"{out}: OUT has the format of {file.name}, expected a name ending in {kind} or "
+            f"{kind}.gz"
+        )
+    if out.exists() and out.resolve() == file.resolve():
+        raise ArgumentError(f"{out}: OUT is the data file itself; choose another")
+    if out.exists() and out.is_file() and not overwrite:
+        raise OutputError(f"{out}: exists; give --overwrite to replace it, or choose another OUT")
+    check_file(out)
+    return kind, zipped
+
+
+def _refuse_present(table: Table, answers: Answers) -> None:
+    for column in answers.columns:
+        if column.name in table.columns:
+            raise DataError(
+                f"{table.name}: has a column {column.name!r} already, which predict adds; rename "
+                "that column"
+            )
+
+
+def predict_file(
+    model: Path | str,
+    file: Path,
+    out: Path,
+    options: PredictOptions | None = None,
+    *,
+    overwrite: bool = False,
+    report_to: Path | None = None,
+    command: str | None = None,
+    observer: PredictionObserver | None = None,
+) -> PredictionResult:
+    """Answer each row of a file, and write the rows with the answers.
+
+    The file is read and checked before the first row is predicted, and then again in parts, so that
+    memory does not depend on the number of rows.
+
+    Args:
+        model: A mixout checkpoint, a Hugging Face folder, an ONNX folder, a bundle or an `.onnx`
+            file; or the address of a model on a server, `http://host:port/v2/models/NAME`.
+        file: A csv, tsv, jsonl or parquet file, also as .gz, with or without labels.
+        out: The file to write, in the same format. It appears complete or not at all.
+        options: How to read the file and run the model.
+        overwrite: Whether OUT may be replaced.
+        report_to: An `.html` file to show the result in.
+        command: The command that the report shows, quoted for a shell.
+        observer: Is told how it goes on.
+
+    Raises:
+        ArgumentError: An option is outside its domain, or does not fit the model or the file.
+        CheckpointError: The model cannot be opened or run, or has no head.
+        DataError: The file cannot be read, or does not fit the task.
+        OutputError: OUT or the report cannot be written.
+        ServerError: A server cannot be asked.
+    """
+    options, observer = options or PredictOptions(), observer or PredictionObserver()
+    options.check()
+    kind, zipped = _check_out(file, out, overwrite=overwrite)
+    if report_to is not None:
+        check_report(report_to)
+    opened = _open(model, options)
+    started = time.perf_counter()
+    data = _read(file, opened, options, observer)
+    answers = answers_of(_setting(opened, data, options))
+    _refuse_present(_first(file), answers)
+    notable = NotableRows(NOTABLE)
+    runner = opened.artifact.runner(opened.interface.inputs)
+    observer.started(rows=data.rows)
+    with (
+        replaced_file(out) as partial,
+        table_writer(partial, kind, zipped=zipped, source=file, columns=answers.columns) as writer,
+    ):
+        for part in data.parts():
+            predictions = run_part(
+                runner,
+                opened.interface,
+                part,
+                answers,
+                batch_size=options.batch_size,
+                advanced=observer.advanced,
+            )
+            found = answers.answer(part, predictions)
+            notable.add(part, found)
+            writer.write(part.table, [answer.values for answer in found])
+    seconds = time.perf_counter() - started
+    result = _result(opened, data, answers, notable, out=out, seconds=seconds)
+    if report_to is not None:
+        from mixout_export.report.prediction import write_prediction_report
+
+        result = replace(result, report=report_to)
+        write_prediction_report(report_to, result, command=command)
+    return result
+
+
+def _setting(model: _Model, data: _Data, options: PredictOptions) -> Setting:
+    encoding = data.reading.encoding
+    generate = None
+    if model.task.generates:
+        generate = Generator(model.artifact, encoding, options.max_new_tokens, options.batch_size)
+    return Setting(
+        model.task,
+        model.labels,
+        encoding.tokenizer,
+        labeled=data.labeled,
+        has_unanswerable=data.has_unanswerable,
+        generate=generate,
+    )
+
+
+def _result(
+    model: _Model,
+    data: _Data,
+    answers: Answers,
+    notable: NotableRows,
+    *,
+    out: Path,
+    seconds: float,
+) -> PredictionResult:
+    confusion, bins, metrics = answers.confusion(), answers.bins(), answers.metrics()
+    ranges = () if bins is None else zip(bins.rows.tolist(), bins.right.tolist(), strict=True)
+    artifact = model.artifact
+    return PredictionResult(
+        model=artifact.where,
+        kind=artifact.title,
+        runs_in=artifact.runs_in,
+        task=model.task.name,
+        labels=model.labels,
+        file=data.path,
+        out=out,
+        columns=tuple(column.name for column in answers.columns),
+        rows=data.rows,
+        max_length=data.reading.encoding.max_length,
+        seconds=seconds,
+        metrics=metrics,
+        notes={
+            metric.name: note
+            for metric in model.task.reports
+            if metrics and metric.name in metrics and (note := metric.explain(model.labels))
+        },
+        predicted=answers.said(),
+        by_label=answers.by_label(),
+        confusion=None if confusion is None else tuple(map(tuple, confusion.tolist())),
+        confused=answers.confused(CONFUSED),
+        sureness=tuple(
+            SurenessRange(place / BINS, (place + 1) / BINS, rows, right)
+            for place, (rows, right) in enumerate(ranges)
+        ),
+        wrong=notable.wrong.seen if metrics and model.task.rejects else None,
+        most_wrong=notable.wrong.rows,
+        least_sure=notable.unsure.rows,
+    )
