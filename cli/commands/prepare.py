@@ -86,6 +86,10 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
     help="Branch, tag or commit, if BASE is a hub id.  [default: main]",
 )
 @flag("--allow-pickle", help="Allow weights in pickle format. Only tensors are read from it.")
+@flag(
+    "--resize-embeddings",
+    "Add rows to the embedding for tokens that only the tokenizer has. They are not mixed.",
+)
 @flag("--trust-remote-code", help="Run the Python code in the checkpoint.")
 @seed_option("Seed for the initial weights of a fresh head.")
 @overwrite_option

@@ -4,7 +4,7 @@ import logging
 import pickle
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ from mixout_export.checkpoint.model import (
     settle_tied_flag,
 )
 from mixout_export.checkpoint.saved_by_others import anchored_modules
+from mixout_export.checkpoint.vocabulary import (
+    AddedRows,
+    add_rows,
+    highest_token,
+    require_pad_row,
+    require_rows,
+    vocabulary_rows,
+)
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT, TOKENIZER_PATTERNS
@@ -63,6 +71,7 @@ class BaseOptions:
         allow_pickle: Whether a pickle may be read (with `weights_only=True`).
         trust_remote_code: Whether code that comes with the checkpoint may run.
         seed: Seed of a fresh head.
+        resize_embeddings: Whether the embedding gets a row for each id of the tokenizer.
     """
 
     task: str | None = None
@@ -71,6 +80,7 @@ class BaseOptions:
     allow_pickle: bool = False
     trust_remote_code: bool = False
     seed: int = 0
+    resize_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class LoadedBase:
         base: Name, revision and SHA-256.
         folder: The checkpoint that was read.
         files: Its safetensors weights; empty if they are a pickle.
+        resized: State-dict key → its rows, for each tensor with rows that the base does not have.
     """
 
     model: PreTrainedModel
@@ -98,6 +109,7 @@ class LoadedBase:
     base: Base
     folder: PlainCheckpoint
     files: tuple[Path, ...]
+    resized: Mapping[str, AddedRows] = field(default_factory=dict)
 
 
 def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
@@ -214,6 +226,8 @@ def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedCon
         raise CheckpointError(
             f"{path / LAYOUT.config}: cannot be used ({first_line(error)})"
         ) from error
+    if not options.resize_embeddings:
+        require_pad_row(path, config)
     return config
 
 
@@ -307,6 +321,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     _ = folder.tokenizer  # says what is missing before the weights are read
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
+    pad = _hide_pad_id(config)
     model, info = _instantiate(path, task, config, options, folder.weights.name)
     if modules := anchored_modules(info["unexpected_keys"]):
         raise CheckpointError(
@@ -320,6 +335,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     fit = BaseFit.of(folder, model, task, info, asked=options.task is not None)
     notes = fit.check()
     settle_tied_flag(model, path)
+    resized = _fit_vocabulary(folder, model, options, pad)
     name = base if commit is not None else base_name(path, folder.config)
     labels = _label_names(model.config) if task.has_labels else None
     return LoadedBase(
@@ -332,7 +348,47 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         base=Base(name=name, revision=commit, sha256=digest.result()),
         folder=folder,
         files=tuple(files) if safe else (),
+        resized=resized,
     )
+
+
+def _hide_pad_id(config: PretrainedConfig) -> int | None:
+    """Remove the padding id while the model is built: it may lie outside the vocabulary."""
+    text = config.get_text_config()
+    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
+    if not isinstance(pad, int) or not isinstance(rows, int) or pad < rows:
+        return None
+    text.pad_token_id = None
+    return pad
+
+
+def _fit_vocabulary(
+    folder: PlainCheckpoint, model: PreTrainedModel, options: BaseOptions, pad: int | None
+) -> dict[str, AddedRows]:
+    """Add rows for the ids of the tokenizer if they are wanted, else refuse ids without a row.
+
+    `pad` is the padding id if it was hidden.
+    """
+    try:
+        tokenizer = folder.tokenizer
+    except CheckpointError:
+        if options.resize_embeddings:
+            raise
+        return {}  # it matters only where text is read
+    if not options.resize_embeddings:
+        if tokenizer is not None:
+            require_rows(folder.path, tokenizer, vocabulary_rows(model))
+        return {}
+    highest = None if tokenizer is None else highest_token(tokenizer)
+    if highest is None or vocabulary_rows(model) is None:
+        raise ArgumentError(
+            f"resize-embeddings: {folder.path} has no tokenizer, or no embedding of words, so the "
+            "number of rows is unknown; leave the option out"
+        )
+    resized = add_rows(model, max(highest[0], -1 if pad is None else pad) + 1)
+    if pad is not None:
+        model.config.get_text_config().pad_token_id = pad
+    return resized
 
 
 def _instantiate(

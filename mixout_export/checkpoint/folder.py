@@ -209,7 +209,10 @@ class PlainCheckpoint(LocalArtifact):
         """What the model takes and gives."""
         from mixout_export.checkpoint.interface import describe_interface
         from mixout_export.checkpoint.model_inputs import shortest_batches
+        from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 
+        if self.tokenizer is not None:
+            require_rows(self.path, self.tokenizer, vocabulary_rows(self.model))
         described = describe_interface(self.model, self.task, self.tokenizer)
         for tried, batch in shortest_batches(described):
             try:

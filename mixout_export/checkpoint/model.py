@@ -29,6 +29,7 @@ from mixout_export.checkpoint.folder import (
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_inputs import smallest_batch
+from mixout_export.checkpoint.vocabulary import require_pad_row
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
@@ -181,6 +182,7 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
             if hasattr(config, "mixout"):
                 del config.mixout
             config.transformers_weights = folder.weights.name
+            require_pad_row(path, config)
             model, info = model_class.from_pretrained(
                 path,
                 config=config,

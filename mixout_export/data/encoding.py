@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.errors import ArgumentError, CheckpointError, DataError
 
 #: Label of a token that the loss ignores, in PyTorch and transformers.
 IGNORED = -100
@@ -131,6 +131,7 @@ class Encoding:
         The padding id is the model's own, which heads and positions use, else the tokenizer's.
         """
         inputs = {name: columns[name] for name in self.interface.inputs if name in columns}
+        self._require_known(inputs.get("input_ids", ()))
         ids = (self.interface.pad_token_id, self.tokenizer.pad_token_id, 0)
         fill = {
             "input_ids": next(value for value in ids if value is not None),
@@ -138,6 +139,17 @@ class Encoding:
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
         return EncodedExamples(inputs, None, fill, self.tokenizer.padding_side)
+
+    def _require_known(self, rows: Sequence[Row]) -> None:
+        """Refuse ids that the model has no embedding for: its lookup would fail later."""
+        size = self.interface.vocabulary_size
+        highest = max((int(max(row)) for row in rows if len(row)), default=0)
+        if size and highest >= size:
+            raise DataError(
+                f"the tokenizer gives the id {highest} for "
+                f"{self.tokenizer.convert_ids_to_tokens(highest)!r}, but the model has ids below "
+                f"{size}; run prepare on the base with --resize-embeddings, which adds rows"
+            )
 
     def require_offsets(self, task: str) -> None:
         """Refuse a slow tokenizer, which does not report where its tokens lie in the text."""

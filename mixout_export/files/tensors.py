@@ -111,6 +111,13 @@ class TensorEntry:
         """Return the same tensor under another key."""
         return replace(self, key=key)
 
+    def first_rows(self, count: int | None) -> "TensorEntry":
+        """Return the first rows of the tensor; None means all of them."""
+        if count is None or not self.shape:
+            return self
+        size = self.nbytes // self.shape[0]
+        return replace(self, shape=(count, *self.shape[1:]), nbytes=count * size)
+
     def read(self) -> bytes:
         """Return the tensor's bytes."""
         return b"".join(self.chunks())

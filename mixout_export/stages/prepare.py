@@ -166,6 +166,12 @@ def _tied_lookups(loaded: LoadedBase, mixed: Sequence[str]) -> list[str]:
 
 def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) -> tuple[str, ...]:
     notes = _tied_lookups(loaded, mixed)
+    notes += [
+        f"{key} has {added.after - added.before} new rows, {added.after} instead of "
+        f"{added.before}: they are not mixed, and they decay toward zero"
+        for key, added in loaded.resized.items()
+        if key not in loaded.fresh_keys
+    ]
     if options.head == "dropout" and not head_has_dropout(loaded.model):
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
     return (*notes, *loaded.notes)
@@ -291,10 +297,13 @@ def _write_tensors(
     loaded: LoadedBase, directory: Path, keys: Mapping[str, str], names: Sequence[str]
 ) -> WrittenWeights:
     """Write weights and anchors."""
-    plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
+    plan = None
+    if not loaded.resized:
+        plan = plan_saving(loaded.model, directory, loaded.files, loaded.fresh_keys)
     if plan is not None:
         return plan.write(directory, _anchored_keys(loaded, keys, plan.tensors, names))
     entries = write_weights(loaded.model, directory)
     anchored = _anchored_keys(loaded, keys, entries, names)
-    anchors = [entries[key].renamed(anchor_key(key)) for key in anchored]
+    rows = {keys.get(name, name): added.before for name, added in loaded.resized.items()}
+    anchors = [entries[key].first_rows(rows.get(key)).renamed(anchor_key(key)) for key in anchored]
     return WrittenWeights(entries.keys(), write_anchors(directory, anchors))

@@ -11,6 +11,7 @@ from mixout_export.checkpoint.interface import (
     describe_interface,
     settle_pad_token,
 )
+from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
@@ -109,6 +110,7 @@ def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrained
         )
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders often have none
+    require_rows(folder.path, tokenizer, vocabulary_rows(model))
     settle_pad_token(model, tokenizer)
     return tokenizer
 
