@@ -84,7 +84,8 @@ $(SERVERS)/node/.installed: tests/servers/package.json
 	@touch $@
 
 test-servers: $(VENV)/.dev $(SERVERS)/triton/.installed $(SERVERS)/mlserver/.installed \
-		$(SERVERS)/openvino/.installed $(SERVERS)/optimum/.installed $(SERVERS)/node/.installed
+		$(SERVERS)/openvino/.installed $(SERVERS)/optimum/.installed \
+		$(SERVERS)/onnxruntime/.installed $(SERVERS)/node/.installed
 	$(BIN)/python -m pytest -m servers tests/servers
 
 # real data for the kit where there are some, else the demo's

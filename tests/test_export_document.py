@@ -60,6 +60,8 @@ def test_graph_says_where_it_comes_from(
     assert metadata["source_sha256"] == "0" * 64
     assert metadata["tool_version"] == __version__
     assert metadata["opset"] == "20" == str(model.opset_import[0].version)
+    assert model.ir_version == 9  # which onnxruntime 1.17 reads
+    assert (metadata["oldest_onnxruntime"], metadata["oldest_triton"]) == ("1.17", "24.03")
     assert ModelInterface.from_dict(json.loads(metadata["interface"])) == finalized[1]
 
 

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mixout_export.checkpoint.interface import (
 from mixout_export.errors import ArgumentError, ExportError
 from mixout_export.export.document import write_graph
 from mixout_export.export.graph import ExportedGraph, export_graph
+from mixout_export.export.opset import declare_lowest, lower_to
 from mixout_export.tasks import TASKS, get_task
 
 
@@ -145,9 +148,44 @@ def test_other_tasks_export(
         np.testing.assert_allclose(value, expected[name].numpy(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("opset", [17, 24, -1])
+def example_inputs(interface: ModelInterface) -> dict[str, np.ndarray]:
+    ids = np.arange(4, 18, dtype=np.int64).reshape(2, 7)
+    made = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    return {name: made.get(name, np.zeros_like(ids)) for name in interface.inputs}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_graph_of_opset_17_computes_the_same(kind: str, tmp_path: Path) -> None:
+    model, interface = make_model(kind), interface_of(kind)
+    graph = export_graph(model, interface, opset=17)
+    assert declare_lowest(graph.model) == 17
+    (file,) = write_graph(graph, tmp_path)
+    proto = onnx.load(file)
+    assert (proto.opset_import[0].version, proto.ir_version) == (17, 8)
+    onnx.checker.check_model(proto, full_check=True)
+    inputs = example_inputs(interface)
+    found = onnxruntime.InferenceSession(file).run(None, inputs)[0]
+    with torch.no_grad():
+        expected = model(**{name: torch.from_numpy(v) for name, v in inputs.items()}).logits
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5, rtol=1e-4)
+
+
+def test_operator_that_an_old_opset_lacks_is_named() -> None:
+    x, y = (ir.Value(name=name) for name in "xy")
+    node = ir.Node("", "BitwiseNot", [x], outputs=[y])
+    model = ir.Model(ir.Graph([x], [y], nodes=[node], opset_imports={"": 18}), ir_version=8)
+    with pytest.raises(ExportError, match=r"opset 17: the model needs BitwiseNot.*--opset 18"):
+        lower_to(model, 17)
+
+
+def test_lowest_opset_is_declared() -> None:
+    graph = export_graph(make_model("bert"), interface_of("bert"), opset=18)
+    assert (declare_lowest(graph.model), graph.model.ir_version) == (17, 8)
+
+
+@pytest.mark.parametrize("opset", [16, 24, -1])
 def test_unsupported_opset_is_refused(opset: int) -> None:
-    with pytest.raises(ArgumentError, match=f"opset: got {opset}, expected 18 to 23"):
+    with pytest.raises(ArgumentError, match=f"opset: got {opset}, expected 17 to 23"):
         export_graph(make_model("bert"), interface_of("bert"), opset=opset)
 
 

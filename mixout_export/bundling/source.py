@@ -14,6 +14,7 @@ from mixout_export.checkpoint.folder import is_onnx_folder
 from mixout_export.errors import CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
+from mixout_export.files.runtimes import OldestRuntimes, oldest_runtimes
 from mixout_export.files.streams import file_digest
 from mixout_export.runners.onnx_runner import open_session
 
@@ -63,6 +64,7 @@ class Graph:
         standard: Whether it uses only operators of the ONNX standard.
         shares_scale: Whether the rows of a batch share a quantization scale, as with int8. Then a
             row's output depends on the other rows of its batch.
+        oldest: The oldest runtimes that load it.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Graph:
     external: tuple[Path, ...]
     standard: bool
     shares_scale: bool
+    oldest: OldestRuntimes
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -111,6 +114,12 @@ def _external(model: onnx.ModelProto, path: Path) -> tuple[Path, ...]:
     return tuple(path.with_name(name) for name in names)
 
 
+def _oldest(model: onnx.ModelProto) -> OldestRuntimes:
+    """Return the runtimes that load a graph that does not record them."""
+    versions = [opset.version for opset in model.opset_import if opset.domain in _STANDARD_DOMAINS]
+    return oldest_runtimes(max(versions, default=0), model.ir_version)
+
+
 def read_graph(path: Path) -> Graph:
     """Read an ONNX file by loading it as a server does.
 
@@ -123,16 +132,18 @@ def read_graph(path: Path) -> Graph:
     except Exception as error:  # onnxruntime's and protobuf's errors have no common class
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: cannot be loaded ({reason}); export it again") from error
+    metadata = GraphMetadata(session.get_modelmeta().custom_metadata_map, path)
     return Graph(
         path=path,
         inputs=tuple(_value(argument, path) for argument in session.get_inputs()),
         outputs=tuple(_value(argument, path) for argument in session.get_outputs()),
-        metadata=GraphMetadata(session.get_modelmeta().custom_metadata_map, path),
+        metadata=metadata,
         sha256=file_digest(path),
         external=_external(model, path),
         standard=all(node.domain in _STANDARD_DOMAINS for node in model.graph.node)
         and all(opset.domain in _STANDARD_DOMAINS for opset in model.opset_import),
         shares_scale=any(node.op_type == _BATCH_SCALE for node in model.graph.node),
+        oldest=metadata.oldest or _oldest(model),
     )
 
 

@@ -5,16 +5,20 @@ comes from, and the same graph always gives the same bytes.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
+import onnxruntime
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
 from mixout_export.errors import ExportError
 from mixout_export.export.graph import ExportedGraph
+from mixout_export.export.opset import declare_lowest
 from mixout_export.files.graph_metadata import Provenance
 from mixout_export.files.layout import LAYOUT
+from mixout_export.files.runtimes import OldestRuntimes, oldest_runtimes
 from mixout_export.version import __version__
 
 PRODUCER = "mixout-export"
@@ -89,13 +93,37 @@ def _values_by_module(graph: ExportedGraph) -> dict[str, tuple[str, ...]]:
     return {module: tuple(names) for module, names in sorted(found.items())}
 
 
+@dataclass(frozen=True)
+class Declared:
+    """What a graph declares that it needs.
+
+    Attributes:
+        opset: The ONNX operator set.
+        oldest: The oldest runtimes that load it.
+    """
+
+    opset: int
+    oldest: OldestRuntimes
+
+
+def _optimized_by(model: ir.Model) -> str | None:
+    """Return this onnxruntime's version if its own operators are in the graph, else None."""
+    standard = {"", "ai.onnx"}
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    own = any(node.domain not in standard for node in nodes)
+    return ".".join(onnxruntime.__version__.split(".")[:2]) if own else None
+
+
 def finalize_graph(
     graph: ExportedGraph, provenance: Provenance, *, captured: ExportedGraph | None = None
-) -> None:
+) -> Declared:
     """Remove the exporter's traces from a graph and record its origin, in place.
 
     `captured` is the graph that `graph` was converted from, if it was converted. It still knows
     which module made which node. A conversion loses that but keeps most values' names.
+
+    Returns:
+        What the graph declares that it needs.
     """
     model = graph.model
     made = _values_by_module(captured or graph)
@@ -107,7 +135,12 @@ def finalize_graph(
     model.producer_version = __version__
     model.doc_string = None
     model.metadata_props.clear()
-    model.metadata_props.update(provenance.to_metadata(opset=graph.opset, module_values=modules))
+    opset = declare_lowest(model)
+    oldest = oldest_runtimes(opset, model.ir_version or 0, optimized_by=_optimized_by(model))
+    model.metadata_props.update(
+        provenance.to_metadata(opset=opset, oldest=oldest, module_values=modules)
+    )
+    return Declared(opset, oldest)
 
 
 def write_graph(

@@ -22,10 +22,10 @@ from mixout_export.errors import ExportError
 from mixout_export.export.graph import (
     ExportedGraph,
     capture,
-    check_opset,
     modules_by_node,
     rename_values,
 )
+from mixout_export.export.opset import check_opset
 from mixout_export.export.tracing import traceable
 from mixout_export.quiet import quiet_libraries
 

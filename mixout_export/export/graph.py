@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.errors import ArgumentError, ExportError
+from mixout_export.errors import ExportError
+from mixout_export.export.opset import LOWEST_CAPTURED, check_opset, lower_to
 from mixout_export.export.tracing import traceable
 from mixout_export.export.transformers_exporter import capture_with_transformers
 from mixout_export.quiet import quiet_libraries
 from mixout_export.runners.torch_runner import forward_options
 
 logger = logging.getLogger(__name__)
-
-#: ONNX operator sets that the exporter can write.
-OPSETS = range(18, 24)
 
 #: Sizes of the example input that the graph is captured with. They are primes so that no other
 #: size in the model equals them by accident.
@@ -75,7 +73,7 @@ class ExportedGraph:
         model: The graph. Its initializers are the model's own tensors, not copies.
         modules_by_node: Node name → qualified name of the module whose `forward` created the
             node; "" if no module did.
-        opset: The ONNX operator set version.
+        opset: The ONNX operator set that it was captured with.
     """
 
     model: ir.Model
@@ -173,12 +171,6 @@ def modules_by_node(model: ir.Model, modules: Set[str], *, prefix: str = _PREFIX
     return found
 
 
-def check_opset(opset: int) -> None:
-    """Raise an ArgumentError unless the exporter can write an operator set."""
-    if opset not in OPSETS:
-        raise ArgumentError(f"opset: got {opset!r}, expected {OPSETS.start} to {OPSETS.stop - 1}")
-
-
 def capture(
     module: nn.Module,
     example: tuple[Any, ...],
@@ -226,11 +218,11 @@ def capture(
                 program,
                 example,
                 dynamo=True,
-                opset_version=opset,
+                opset_version=max(opset, LOWEST_CAPTURED),
                 input_names=list(inputs),
                 output_names=list(outputs),
                 verbose=False,
-                optimize=False,  # `_optimize` does it without changing weights
+                optimize=False,  # `_finish` does it without changing weights
             )
         except _CAPTURE_ERRORS as error:
             raise ExportError(
@@ -238,8 +230,15 @@ def capture(
             ) from error
     if exported is None:
         raise ExportError(f"{name}: torch.onnx.export returned no graph")
-    _optimize(exported.model, module.state_dict().keys())
+    _finish(exported.model, module.state_dict().keys(), opset)
     return exported.model
+
+
+def _finish(model: ir.Model, parameters: Set[str], opset: int) -> None:
+    """Fold constants, and write the operators of the wanted set, in place."""
+    _optimize(model, parameters)
+    if opset < LOWEST_CAPTURED:
+        lower_to(model, opset)
 
 
 def _optimize(model: ir.Model, parameters: Set[str]) -> None:
@@ -314,12 +313,16 @@ def export_graph(
     except ExportError:
         named_inputs = dict(zip(interface.inputs, example, strict=True))
         found = capture_with_transformers(
-            model, named_inputs, axes, outputs=interface.outputs, opset=opset
+            model,
+            named_inputs,
+            axes,
+            outputs=interface.outputs,
+            opset=max(opset, LOWEST_CAPTURED),
         )
         if found is None:
             raise
         graph, prefix = found, ""
-        _optimize(graph, set(graph.graph.initializers))
+        _finish(graph, set(graph.graph.initializers), opset)
         logger.info("%s: exported with transformers' own exporter", type(model).__name__)
     modules = modules_by_node(graph, dict(model.named_modules()).keys(), prefix=prefix)
     named = {axis: str(dim.__name__) for axis, dim in axes.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixout_export.errors import CheckpointError
+from mixout_export.files.runtimes import OldestRuntimes
 from mixout_export.version import __version__
 
 #: Precisions that graphs are written in.
@@ -20,6 +21,8 @@ LABELS = "labels"
 SOURCE_SHA256 = "source_sha256"
 TOOL_VERSION = "tool_version"
 OPSET = "opset"
+ONNXRUNTIME = "oldest_onnxruntime"
+TRITON = "oldest_triton"
 INTERFACE = "interface"
 PRECISION = "precision"
 CONVERSION = "conversion"
@@ -50,7 +53,11 @@ class Provenance:
     conversion: Mapping[str, Any] = field(default_factory=dict)
 
     def to_metadata(
-        self, *, opset: int, module_values: Mapping[str, Sequence[str]] | None = None
+        self,
+        *,
+        opset: int,
+        oldest: OldestRuntimes,
+        module_values: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, str]:
         """Return the entries. `module_values` maps modules to the values that leave them."""
         return {
@@ -59,6 +66,8 @@ class Provenance:
             SOURCE_SHA256: self.source_sha256,
             TOOL_VERSION: __version__,
             OPSET: str(opset),
+            ONNXRUNTIME: oldest.onnxruntime,
+            TRITON: oldest.triton,
             INTERFACE: json.dumps(self.interface, sort_keys=True),
             PRECISION: self.precision,
             CONVERSION: json.dumps(self.conversion, sort_keys=True),
@@ -101,6 +110,12 @@ class GraphMetadata:
                 f"{', '.join(PRECISIONS)}; export it again"
             )
         return precision
+
+    @property
+    def oldest(self) -> OldestRuntimes | None:
+        """The oldest runtimes that load the graph; None where none are recorded."""
+        onnxruntime, triton = (self.entries.get(name, "") for name in (ONNXRUNTIME, TRITON))
+        return OldestRuntimes(onnxruntime, triton) if onnxruntime else None
 
     @property
     def labels(self) -> tuple[str, ...] | None:
