@@ -13,7 +13,7 @@ ROOT = Path(mixout_export.__file__).parent
 
 #: Each part may import those before it, and none of those after; parts of a group none of another.
 ORDER = (
-    ("errors", "printable", "quiet", "torch_internals"),
+    ("errors", "printable", "quiet", "rounding", "torch_internals"),
     ("config", "recipes", "tasks", "version"),
     ("functional", "masks", "fused_kernel"),
     ("fused",),

@@ -129,7 +129,7 @@ def test_data_decides_alone_and_every_decision_of_it_counts() -> None:
 def test_bounds_say_what_was_missed() -> None:
     left, right = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
     found = compare((batch(2), left, right), limits=DECISION_LIMITS["int8"])
-    assert found.shortfall == "agrees on 50.00% of 2 sure decisions, expected at least 97.00%"
+    assert found.shortfall == "agrees on 50.00 % of 2 sure decisions, expected at least 97.00 %"
     found = compare((batch(1), [[3.0, 0.0]], [[1.0, 0.0]]), limits=DecisionLimits(mean_shift=0.1))
     assert "changes probabilities by 0.222 on average" in found.shortfall
 

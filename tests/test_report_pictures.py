@@ -10,6 +10,7 @@ from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.parity.compare import OutputComparison, OutputDifference, Tolerance
 from mixout_export.report import words
 from mixout_export.report.pictures import draw_histogram
+from mixout_export.rounding import difference, share
 
 TOLERANCE = Tolerance(1e-5, 1e-4)
 
@@ -146,12 +147,12 @@ def test_pictures_escape_what_they_are_given() -> None:
     ],
 )
 def test_differences_are_shown_in_two_digits(value: float | None, shown: str) -> None:
-    assert words.difference(value) == shown
+    assert difference(value) == shown
 
 
 def test_only_all_is_shown_as_all() -> None:
     shares = [None, 0.0, 0.5, 0.99999, 1.0]
-    assert [words.share(share) for share in shares] == ["–", "0 %", "50.00 %", "99.99 %", "100 %"]
+    assert [share(value) for value in shares] == ["–", "0 %", "50.00 %", "99.99 %", "100 %"]
     counts = [0, 998, 999, 1000, 12_345, 999_950, 3_400_000]
     assert [words.short_count(number) for number in counts] == [
         "0", "998", "999", "1.0k", "12k", "1.0M", "3.4M",

@@ -1,5 +1,6 @@
 """`mixout-export verify`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ from mixout_export_cli.serving import PathOrAddress, describe_concurrency, descr
 
 if TYPE_CHECKING:
     from mixout_export.parity.result import ParityResult
+
+
+#: Decisions that differ, as many as are printed.
+_SHOWN_FLIPS = 5
 
 
 def _describe_generation(result: "ParityResult") -> list[str]:
@@ -108,7 +113,28 @@ def _describe_judged(result: "ParityResult") -> list[str]:
     return lines
 
 
+def _describe_flips(result: "ParityResult") -> list[str]:
+    """Return the first of the decisions that differ, and say how many more were kept."""
+    if not result.flips:
+        return []
+    more = len(result.flips) - _SHOWN_FLIPS
+    lines = ["", "different decisions (reference, then candidate):"]
+    lines += [f"  {flip}" for flip in result.flips[:_SHOWN_FLIPS]]
+    return [*lines, f"  … and {more} more; --json and --report show them"] if more > 0 else lines
+
+
 def _describe(result: "ParityResult") -> str:
+    """Return what the comparison found, one part for each graph of a bundle."""
+    parts = [_describe_graph(each) for each in (result, *result.others)]
+    if result.others:
+        held = sum(each.passed for each in result.others) + result.graph_holds
+        parts.append(f"{held} of {len(parts)} graphs of the bundle are the same model")
+    return "\n\n".join(parts)
+
+
+def _describe_graph(result: "ParityResult") -> str:
+    from mixout_export.rounding import difference, share
+
     lines = [
         labeled("reference", result.reference),
         labeled("candidate", result.candidate),
@@ -131,12 +157,12 @@ def _describe(result: "ParityResult") -> str:
         rows = [
             [
                 o.name,
-                f"{o.max_abs:.2e}",
-                f"{o.mean_abs:.2e}",
-                "-" if o.agreement is None else f"{o.agreement:.2%}",
+                difference(o.max_abs),
+                difference(o.mean_abs),
+                share(result.agreement(o)),
                 "yes" if o.holds else "NO",
             ]
-            for o in result.outputs
+            for o in result.all_outputs
         ]
         header = ["output", "max diff", "mean diff", "same label", "within tolerance"]
         lines += ["", table(header, rows), *_describe_judged(result)]
@@ -145,15 +171,17 @@ def _describe(result: "ParityResult") -> str:
             [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()
         ]
         lines += ["", table(["metric", "reference", "candidate"], rows)]
+    lines += _describe_flips(result)
     lines += describe_concurrency(result.serving)
     lines += _describe_drift(result)
     lines += _describe_self_test(result)
-    verdict = "parity holds" if result.holds else "parity does NOT hold"
+    verdict = "parity holds" if result.graph_holds else "parity does NOT hold"
     lines += [
         "",
         f"{verdict} ({result.precision}: {result.criteria()}), {result.seconds:.1f} s",
     ]
-    return "\n".join([*lines, *(f"  {reason}" for reason in result.reasons())])
+    own = replace(result, others=()).reasons()
+    return "\n".join([*lines, *(f"  {reason}" for reason in own)])
 
 
 @click.command(cls=Command)

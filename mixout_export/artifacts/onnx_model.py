@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mixout_export.checkpoint.artifact import Generators, Hashes, LocalArtifact
 from mixout_export.checkpoint.folder import labels_of
-from mixout_export.errors import CheckpointError
+from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.layout import LAYOUT
@@ -133,6 +133,14 @@ class OnnxModel(LocalArtifact):
         """Return what runs the graph, which can only be run whole."""
         return self.opened
 
+    def half_runner(self) -> "OnnxRunner | CachedGraph | None":
+        """Return what runs an fp16 graph on a CPU as a GPU computes it; None for other graphs."""
+        from mixout_export.runners.half_rounding import round_results
+        from mixout_export.runners.onnx_runner import open_graph
+
+        copy = round_results(self.graph) if self.provider == CPU_PROVIDER else None
+        return None if copy is None else open_graph(self.graph, copy=copy)
+
     def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
         """Return the interface: as recorded, else the other side's, else what the folder says."""
         from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface
@@ -231,17 +239,38 @@ class Bundle(OnnxModel):
         """The manifest. Every bundle has one."""
         return read_manifest(self.files)
 
-    @cached_property
+    @property
     def graph(self) -> Path:
         """The first graph."""
+        return self._graphs[0]
+
+    @property
+    def other_graphs(self) -> tuple[Path, ...]:
+        """The other graphs: other precisions, and graphs with a key/value cache."""
+        return self._graphs[1:]
+
+    def check_single(self) -> None:
+        """Refuse a bundle of several precisions where one model is meant.
+
+        Raises:
+            ArgumentError: The bundle holds several precisions.
+        """
+        if self.manifest.link.options.get("also"):
+            raise ArgumentError(
+                f"{self.path}: holds the model in several precisions; give the graph that is "
+                f"right: {' or '.join(map(str, self._graphs))}"
+            )
+
+    @cached_property
+    def _graphs(self) -> tuple[Path, ...]:
         graphs = self.manifest.link.options.get("graphs")
-        first = graphs[0] if isinstance(graphs, list) and graphs else None
-        if not isinstance(first, str) or first not in self.manifest.files:
+        names = graphs if isinstance(graphs, list) and graphs else [None]
+        if not all(isinstance(name, str) and name in self.manifest.files for name in names):
             raise CheckpointError(
                 f"{self.path / LAYOUT.manifest}: names no graph of this folder, although it is a "
                 "bundle; bundle the model again"
             )
-        return self.path / first
+        return tuple(self.path / str(name) for name in names)
 
     @property
     def where(self) -> str:

@@ -93,6 +93,11 @@ class Artifact(ABC):
         return None
 
     @property
+    def other_graphs(self) -> tuple[Path, ...]:
+        """The ONNX files of a bundle besides the one that is run."""
+        return ()
+
+    @property
     def config(self) -> Mapping[str, Any]:
         """The content of `config.json`; empty if the file is missing."""
         return {}
@@ -145,6 +150,13 @@ class Artifact(ABC):
     @abstractmethod
     def runner(self, inputs: tuple[str, ...], *, headless: bool = False) -> "Runner":
         """Return what runs the model on these inputs, or only its body."""
+
+    def half_runner(self) -> "Runner | None":
+        """Return what runs the model with each result rounded to fp16, as a GPU computes it.
+
+        None unless the model is in fp16 and `runner` computes in fp32.
+        """
+        return None
 
     @abstractmethod
     def described_by(self, other: "ModelInterface | None") -> "ModelInterface":
@@ -235,6 +247,13 @@ class LocalArtifact(Artifact):
     def manifest_problems(self) -> tuple[str, ...]:
         """Return what does not match the manifest, as sentences."""
         return self.manifest_check.problems
+
+    def check_single(self) -> None:
+        """Refuse a bundle of several precisions where one model is meant.
+
+        Raises:
+            ArgumentError: The artifact is such a bundle; the message names its graphs.
+        """
 
     @abstractmethod
     def load(self) -> None:

@@ -23,7 +23,7 @@ from mixout_export.parity.decisions import DATA_BATCH, DECISION_LIMITS, Decision
 from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
-from mixout_export.parity.result import ParityResult
+from mixout_export.parity.result import IN_HALF, ParityResult
 from mixout_export.parity.weights import WeightAudit, audit_folders, weights_of
 from mixout_export.runners.runner import Array
 
@@ -32,6 +32,10 @@ Outputs = Mapping[str, Array]
 
 #: Is called with the number of a batch and both sides' outputs.
 Watch = Callable[[int, Outputs, Outputs], None]
+
+
+#: How many times the tolerance a graph may differ whose every result is rounded to fp16.
+_ROUNDING = 4.0
 
 
 def _audit_file(checkpoint: PlainCheckpoint, graph: Path) -> WeightAudit:
@@ -145,6 +149,37 @@ def check_agreement(least: float | None) -> None:
         raise ArgumentError(f"min-agreement: got {least!r}, expected a share in [0, 1]")
 
 
+class _Rounding:
+    """Compares what an fp16 graph computes on a GPU, where each result is rounded to fp16."""
+
+    def __init__(
+        self,
+        candidate: Artifact,
+        outputs: Sequence[str],
+        tolerance: Tolerance | None,
+        task: str | None,
+    ) -> None:
+        self._runner = candidate.half_runner()
+        if tolerance is not None:
+            tolerance = Tolerance(*(_ROUNDING * value for value in vars(tolerance).values()))
+        limits = DecisionLimits()
+        self._comparisons = comparisons_of(outputs, tolerance=tolerance, limits=limits, task=task)
+
+    def add(self, batch: Batch, expected: Outputs) -> None:
+        """Run a batch and compare it with the reference's outputs."""
+        if self._runner is not None:
+            found = self._runner.run(batch.inputs)
+            for name, comparison in self._comparisons.items():
+                comparison.add(batch, expected[name], found[name])
+
+    def result(self) -> tuple[OutputDifference, ...]:
+        """Return the differences; () if the candidate is not an fp16 graph on a CPU."""
+        if self._runner is None:
+            return ()
+        found = [comparison.result() for comparison in self._comparisons.values()]
+        return tuple(replace(each, name=f"{each.name} {IN_HALF}") for each in found)
+
+
 def _check_heads(reference: LocalArtifact, candidate: Artifact) -> bool:
     """Return whether only one side has a head, so that only the bodies are compared.
 
@@ -207,6 +242,7 @@ def compare_artifacts(
         limits = replace(limits, agreement=min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
+    in_half: tuple[OutputDifference, ...] = ()
     coverage = generation = None
     if headless or candidate.can_answer(ours, theirs):
         if battery is None:
@@ -225,13 +261,16 @@ def compare_artifacts(
         right = candidate.runner(theirs.inputs, headless=headless)
         task = None if headless else reference.task_name
         comparisons = comparisons_of(left.outputs, tolerance=tolerance, limits=limits, task=task)
+        rounding = _Rounding(candidate, left.outputs, tolerance, task)
         for number, batch in enumerate(battery.batches):
             expected, found = left.run(batch.inputs), right.run(batch.inputs)
             for name, comparison in comparisons.items():
                 comparison.add(batch, expected[name], found[name])
+            rounding.add(batch, expected)
             if watch is not None:
                 watch(number, expected, found)
         outputs = tuple(comparison.result() for comparison in comparisons.values())
+        in_half = rounding.result()
     return ParityResult(
         reference=reference.where,
         candidate=candidate.where,
@@ -243,6 +282,7 @@ def compare_artifacts(
         precision="given" if given else precision,
         coverage=coverage,
         headless=headless,
+        in_half=in_half,
         generation=generation,
         settings=() if given else different_epsilons(reference, candidate),
         seconds=time.perf_counter() - start,

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.files.json_files import fields_as_json
+from mixout_export.rounding import share
 from mixout_export.tasks.decision import Rule
 
 Array = npt.NDArray[Any]
@@ -118,8 +119,8 @@ class DecisionLimits:
         where = f"{judged.decisions} {'decisions on the data' if on_data else 'sure decisions'}"
         if self.agreement is not None and judged.agreement < self.agreement:
             return (
-                f"agrees on {judged.agreement:.2%} of {where}, expected at least "
-                f"{self.agreement:.2%}"
+                f"agrees on {share(judged.agreement)} of {where}, expected at least "
+                f"{share(self.agreement)}"
             )
         if self.mean_shift is not None and judged.mean_shift > self.mean_shift:
             return (

@@ -7,12 +7,16 @@ from typing import Any
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference, Tolerance
-from mixout_export.parity.decisions import DecisionLimits
+from mixout_export.parity.decisions import DecisionCounts, DecisionLimits
 from mixout_export.parity.drift import DriftMap
 from mixout_export.parity.generation import GenerationParity
 from mixout_export.parity.self_test.outcome import SelfTest
 from mixout_export.parity.serving import Serving
 from mixout_export.parity.weights import WeightAudit
+from mixout_export.rounding import share
+
+#: What follows the name of an output that was computed with results rounded to fp16.
+IN_HALF = "in fp16 arithmetic"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class ParityResult:
         coverage: What the battery covered; None if nothing was run.
         headless: Whether only the models' bodies were compared, because one side has no head.
         seconds: Wall time of the comparison, in seconds.
+        others: The results of the other graphs of a bundle, which are judged in the same way.
+        flips: Decisions that differ, as sentences, those on the user's own data first.
+        in_half: The differences of each output of an fp16 graph if each result is rounded to fp16,
+            as on a GPU. A CPU computes in fp32. Empty for other graphs, and if a GPU was used.
         generation: The comparison of generated text; None if it was not run.
         metrics: Metric → its value for the reference and for the candidate; None without labels.
         drift: How far each module's output differs; None if it was not measured.
@@ -57,6 +65,9 @@ class ParityResult:
     coverage: Coverage | None
     headless: bool
     seconds: float
+    in_half: tuple[OutputDifference, ...] = ()
+    others: tuple["ParityResult", ...] = ()
+    flips: tuple[str, ...] = ()
     generation: GenerationParity | None = None
     metrics: Mapping[str, tuple[float, float]] | None = None
     drift: DriftMap | None = None
@@ -68,8 +79,13 @@ class ParityResult:
 
     @property
     def holds(self) -> bool:
-        """Whether parity holds."""
-        outputs_hold = bool(self.outputs) and all(output.holds for output in self.outputs)
+        """Whether parity holds, for every graph of a bundle."""
+        return self.graph_holds and all(other.holds for other in self.others)
+
+    @property
+    def graph_holds(self) -> bool:
+        """Whether parity holds for the graph itself, without the other graphs of its bundle."""
+        outputs_hold = bool(self.outputs) and all(output.holds for output in self.all_outputs)
         generation_holds = self.generation is None or self.generation.holds
         weights_hold = self.weights is None or self.weights.holds
         agree = not self.mismatches and not self.settings and weights_hold
@@ -77,15 +93,37 @@ class ParityResult:
         return agree and outputs_hold and generation_holds and serving_holds
 
     @property
+    def all_outputs(self) -> tuple[OutputDifference, ...]:
+        """The outputs as the candidate was run, and as a GPU would compute them."""
+        return (*self.outputs, *self.in_half)
+
+    @property
     def passed(self) -> bool:
         """Whether parity holds, the folders match their manifests, and any self-test passed."""
         tested = self.self_test is None or self.self_test.passed
-        return self.holds and tested and not self.manifests
+        others = all(other.passed for other in self.others)
+        return self.holds and tested and others and not self.manifests
 
     @property
     def max_abs(self) -> float:
         """Largest difference of any output; infinite if no output was compared."""
         return max((output.max_abs for output in self.outputs), default=float("inf"))
+
+    def counted(self, output: OutputDifference) -> DecisionCounts | None:
+        """Return the decisions of an output to show: those that were judged, else all of them.
+
+        None if nothing is decided from the output.
+        """
+        if output.on_data or self.limits.agreement is not None:
+            return output.judged
+        if not output.decisions:
+            return None
+        return DecisionCounts(output.decisions, output.flips, output.mean_shift, output.max_shift)
+
+    def agreement(self, output: OutputDifference) -> float | None:
+        """Return the share of those decisions that are equal; None if there are none."""
+        counted = self.counted(output)
+        return counted.agreement if counted is not None and counted.decisions else None
 
     def criteria(self) -> str:
         """Return the tolerance and limits as text, for example "atol 1e-05, rtol 0.0001"."""
@@ -94,7 +132,7 @@ class ParityResult:
         if tolerance is not None:
             parts.append(f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}")
         if limits.agreement is not None:
-            parts.append(f"at least {limits.agreement:.2%} of decisions equal")
+            parts.append(f"at least {share(limits.agreement)} of decisions equal")
         if limits.mean_shift is not None:
             parts.append(f"a mean probability shift of at most {limits.mean_shift:g}")
         return ", ".join(parts)
@@ -110,6 +148,7 @@ class ParityResult:
             *self._drift_reasons(),
             *self.manifests,
             *(() if self.self_test is None else self.self_test.reasons()),
+            *(f"{each.candidate}: {reason}" for each in self.others for reason in each.reasons()),
         )
 
     def _serving_reasons(self) -> tuple[str, ...]:
@@ -150,7 +189,7 @@ class ParityResult:
     def _output_reasons(self) -> list[str]:
         reasons = []
         generated = () if self.generation is None else self.generation.outputs
-        for output in (*self.outputs, *generated):
+        for output in (*self.all_outputs, *generated):
             if output.problem:
                 reasons.append(f"output {output.name!r} {output.problem}")
             elif output.not_a_number:

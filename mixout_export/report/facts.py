@@ -77,6 +77,12 @@ class Facts:
         return 0 if drift is None else sum(map(drift.leaves, drift.compared))
 
     @property
+    def agreement(self) -> float | None:
+        """The smallest share of equal decisions of any output; None if nothing is decided."""
+        shares = [self.result.agreement(output.difference) for output in self.outputs]
+        return min((value for value in shares if value is not None), default=None)
+
+    @property
     def judged(self) -> tuple[OutputFacts, ...]:
         """All outputs that decide whether parity holds."""
         return (*self.outputs, *self.generated)
@@ -93,6 +99,23 @@ def software_versions() -> dict[str, str]:
         "onnxruntime": onnxruntime.__version__,
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _flip_reader(reference: Artifact, candidate: Artifact, rows: DataRows | None) -> FlipReader:
+    return FlipReader(
+        task=reference.task_name or candidate.task_name,
+        labels=reference.labels or candidate.labels or (),
+        tokenizer=reference.tokenizer or candidate.tokenizer,
+        rows=rows,
+    )
+
+
+def flip_sentences(
+    result: ParityResult, reference: Artifact, candidate: Artifact, rows: DataRows | None = None
+) -> tuple[str, ...]:
+    """Return the flips that were kept, as one line each."""
+    reader = _flip_reader(reference, candidate, rows)
+    return tuple(fact.sentence for output in result.outputs for fact in reader.read(output))
 
 
 def gather_facts(
@@ -112,18 +135,13 @@ def gather_facts(
     Raises:
         CheckpointError: A file cannot be read.
     """
-    reader = FlipReader(
-        task=reference.task_name or candidate.task_name,
-        labels=reference.labels or candidate.labels or (),
-        tokenizer=reference.tokenizer or candidate.tokenizer,
-        rows=rows,
-    )
+    reader = _flip_reader(reference, candidate, rows)
     generated = () if result.generation is None else result.generation.outputs
     return Facts(
         result=result,
         reference=describe_side(reference),
         candidate=describe_side(candidate),
-        outputs=tuple(OutputFacts(o, reader.read(o)) for o in result.outputs),
+        outputs=tuple(OutputFacts(o, reader.read(o)) for o in result.all_outputs),
         generated=tuple(OutputFacts(o, reader.read(o, generated=True)) for o in generated),
         versions=software_versions(),
         command=command,

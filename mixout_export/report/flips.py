@@ -13,6 +13,9 @@ from mixout_export.report.rows import DataRows
 from mixout_export.tasks import known_task
 from mixout_export.tasks.decision import LABEL, Role
 
+#: Characters of a text that are shown where a flip has one line.
+_LINE = 80
+
 #: Tokens of a sequence that are shown.
 SHOWN_TOKENS = 128
 
@@ -71,6 +74,19 @@ class FlipFacts:
     texts: tuple[Text, ...]
     where: str = ""
     sources: tuple[SourceText, ...] = ()
+
+    @property
+    def sentence(self) -> str:
+        """The flip on one line: where, what each side decides, and the beginning of the text."""
+        where = self.where or f"row {self.flip.row} of the {self.flip.batch!r} test inputs"
+        place = f", {self.place}" if self.place else ""
+        own = " / ".join(source.text for source in self.sources)
+        text = own or "".join(piece.text for text in self.texts for piece in text.pieces)
+        line = " ".join(text.split())
+        shown = line[:_LINE] + "…" if len(line) > _LINE else line
+        return f"{where}{place}: {self.reference}, then {self.candidate}" + (
+            f": {shown}" if shown else ""
+        )
 
     @property
     def has_marks(self) -> bool:

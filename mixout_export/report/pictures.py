@@ -22,7 +22,8 @@ from matplotlib.text import Text
 from mixout_export.parity.compare import HISTOGRAM_EDGES, OutputDifference, Tolerance
 from mixout_export.parity.drift import DriftMap, ModuleDrift
 from mixout_export.printable import printable
-from mixout_export.report.words import count, difference, power_of_ten, short_count
+from mixout_export.report.words import count, power_of_ten, short_count
+from mixout_export.rounding import difference
 
 #: Width of a character of the labels, and of those that a narrow window shows instead, in pixels.
 _CHARACTER, _TIGHT_CHARACTER = 6.3, 10.5

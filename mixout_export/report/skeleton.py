@@ -9,6 +9,7 @@ from urllib.parse import quote
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from mixout_export import rounding
 from mixout_export.printable import printable
 from mixout_export.report import words
 
@@ -53,7 +54,7 @@ def _environment() -> Environment:
     environment.filters.update(
         count=words.count,
         decimal=words.decimal,
-        difference=words.difference,
+        difference=rounding.difference,
         duration=words.duration,
         file_size=words.file_size,
         p_value=words.p_value,
@@ -61,7 +62,7 @@ def _environment() -> Environment:
         score=words.score,
         sentence=words.sentence,
         shape=words.shape,
-        share=words.share,
+        share=rounding.share,
         unbroken=_unbroken,
     )
     return environment

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from mixout_export.parity.result import ParityResult
-from mixout_export.report.words import count, difference, sentence
+from mixout_export.report.words import count, sentence
+from mixout_export.rounding import difference
 
 
 @dataclass(frozen=True)

@@ -54,14 +54,16 @@ def open_session(
 class OnnxRunner:
     """An ONNX file in onnxruntime, at full graph optimization."""
 
-    def __init__(self, path: Path, *, provider: str = CPU_PROVIDER) -> None:
+    def __init__(
+        self, path: Path, *, provider: str = CPU_PROVIDER, copy: bytes | None = None
+    ) -> None:
         """Open a file; see `open_graph`."""
         check_provider(provider)
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file; check the path")
         self.path = path
         try:
-            self._session = open_session(path, provider=provider)
+            self._session = open_session(copy or path, provider=provider)
         except _LOAD_ERRORS as error:
             raise CheckpointError(
                 f"{path}: is not an ONNX graph that onnxruntime {onnxruntime.__version__} can run "
@@ -148,12 +150,19 @@ class CachedGraph(CachedRunner):
         return self._graph.output_shapes
 
 
-def open_graph(path: Path, *, provider: str = CPU_PROVIDER) -> OnnxRunner | CachedGraph:
+def open_graph(
+    path: Path, *, provider: str = CPU_PROVIDER, copy: bytes | None = None
+) -> OnnxRunner | CachedGraph:
     """Open an ONNX file, with or without a key/value cache.
+
+    Args:
+        path: The file.
+        provider: onnxruntime's execution provider.
+        copy: A changed copy of the file to run instead. None runs the file.
 
     Raises:
         ArgumentError: This machine has no such provider.
         CheckpointError: The file is missing, or onnxruntime cannot run it.
     """
-    graph = OnnxRunner(path, provider=provider)
+    graph = OnnxRunner(path, provider=provider, copy=copy)
     return CachedGraph(graph) if cache_outputs(graph.inputs, graph.outputs) else graph

@@ -25,7 +25,7 @@ from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
 from mixout_export.provenance.manifest import damage_explained
 from mixout_export.provenance.signature import check_signature
-from mixout_export.report.facts import gather_facts
+from mixout_export.report.facts import flip_sentences, gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.report.rows import DataRows
 from mixout_export.runners import CPU_PROVIDER
@@ -214,6 +214,7 @@ def verify_checkpoints(
     check_options(reference, candidate, serving=serving, drift=drift, self_test=test_self)
     unsigned = _signature_problems(candidate, signature)
     left, right = _open(Path(reference), candidate, provider=provider, serving=serving)
+    left.check_single()
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:
@@ -252,7 +253,30 @@ def verify_checkpoints(
     elif kept is not None and result.holds:
         tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
         result = replace(result, self_test=tested)
+    rows = None if metrics is None else DataRows(metrics.data, metrics.first)
+    result = replace(result, flips=flip_sentences(result, left, right, rows))
+    others = tuple(
+        verify_checkpoints(
+            reference,
+            graph,
+            data=data,
+            max_examples=max_examples,
+            text_column=text_column,
+            text_pair_column=text_pair_column,
+            label_column=label_column,
+            choices_column=choices_column,
+            atol=atol,
+            rtol=rtol,
+            provider=provider,
+            inputs=inputs,
+            seed=seed,
+            drift=drift,
+            test_self=test_self,
+            min_agreement=min_agreement,
+        )
+        for graph in right.other_graphs
+    )
+    result = replace(result, others=others)
     if report_to is not None:
-        rows = None if metrics is None else DataRows(metrics.data, metrics.first)
         write_report(report_to, gather_facts(result, left, right, command=command, rows=rows))
     return result
