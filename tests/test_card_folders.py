@@ -16,6 +16,7 @@ from mixout_export.card.steps import USE
 from mixout_export.card.usage import graph_usage, model_usage
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.quiet import quiet_libraries
+from mixout_export.rounding import difference
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
@@ -60,7 +61,10 @@ def test_a_graph_that_was_compared_says_how_far_it_is(way: Way, tmp_path: Path) 
     assert result.parity is not None
     card = ModelCard.load(tmp_path / "onnx" / "README.md")
     (output,) = result.parity.outputs
-    assert f"| logits | {output.max_abs:.2g} | {output.mean_abs:.2g} | 100.00% |" in card.text
+    assert (
+        f"| logits | {difference(output.max_abs)} | {difference(output.mean_abs)} | 100 % |"
+        in card.text
+    )
     assert card.data.eval_results
     outputs = run_code(tmp_path / "onnx", read_card(tmp_path / "onnx" / "README.md").section(USE))
     assert "'logits': array([[" in outputs

@@ -16,7 +16,7 @@ from mixout_export.checkpoint.interface import ModelInterface, describe_interfac
 from mixout_export.errors import ArgumentError, ExportError
 from mixout_export.export.document import finalize_graph, write_graph
 from mixout_export.export.graph import ExportedGraph, export_graph
-from mixout_export.export.half import to_half
+from mixout_export.export.half import measure_magnitudes, to_half
 from mixout_export.export.precision import PRECISIONS, Conversion, convert_graph
 from mixout_export.export.quantization import quantize_weights
 from mixout_export.files.graph_metadata import Provenance
@@ -233,6 +233,25 @@ def test_nodes_beyond_the_range_of_fp16_stay_in_fp32() -> None:
     np.testing.assert_allclose(run_small(converted, x), expected, rtol=2e-3)
     stored = {tensor.name: tensor.data_type for tensor in converted.graph.initializer}
     assert stored == {"large": 1, "larger": 1, "one": TensorProto.FLOAT16}
+
+
+def test_weights_of_nodes_in_fp32_keep_their_value() -> None:
+    nodes = [("Mul", ["x", "large"], ["a"]), ("Mul", ["a", "small"], ["b"]), ("Relu", ["b"], ["y"])]
+    weights = {"large": np.array([[33333.3, 0.1]]), "small": np.array([[1e-3, 1.0 / 3.0]])}
+    converted, kept = to_half(small_graph(nodes, weights), [{"x": np.ones((1, 2), np.float32)}])
+    assert kept == ("Mul_0", "Mul_1")
+    for tensor in converted.graph.initializer:
+        expected = weights[tensor.name].astype(np.float32)
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), expected)
+
+
+def test_magnitudes_ignore_masks() -> None:
+    nodes = [("Add", ["x", "mask"], ["a"]), ("Relu", ["a"], ["y"])]
+    model = small_graph(nodes, {"mask": np.array([[0.0, np.finfo(np.float32).min]])})
+    batches = [{"x": np.array(x, np.float32)} for x in ([[3.0, 7.0]], [[-9.0, 5.0]])]
+    before = model.SerializeToString()
+    assert measure_magnitudes(model, batches) == {"mask": 0.0, "a": 9.0, "y": 3.0}
+    assert model.SerializeToString() == before
 
 
 def test_an_attention_masks_infinity_does_not_keep_a_node_in_fp32() -> None:

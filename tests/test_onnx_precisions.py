@@ -7,11 +7,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from tiny_models import make_model, save_checkpoint
+from tiny_models import VOCABULARY, make_model, save_checkpoint
 
 from mixout_export.errors import ArgumentError, DataError, ParityError
 from mixout_export.export import precision
-from mixout_export.export.precision import Conversion
+from mixout_export.export.precision import Conversion, convert_graph
+from mixout_export.parity.decisions import DECISION_LIMITS, DecisionLimits
+from mixout_export.stages import onnx_export
 from mixout_export.stages.onnx_export import ExportData, export_onnx
 from mixout_export.stages.verify import verify_checkpoints
 
@@ -132,6 +134,43 @@ def test_too_few_equal_decisions_are_exit_code_3_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_refusal_of_int8_says_what_to_try(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DECISION_LIMITS, "int8", DecisionLimits(mean_shift=0.0, relative_l2=0.0))
+    with pytest.raises(ParityError, match=r"Try --calibration-data FILE, or --precision fp16$"):
+        export_onnx(bert, tmp_path / "out", conversion=Conversion("int8"))
+
+
+def test_card_says_how_much_padding_matters_to_int8(graphs: dict[str, Path]) -> None:
+    cards = {name: (path / "README.md").read_text("utf-8") for name, path in graphs.items()}
+    assert "predictions change when a text is padded to 24 tokens or is in" in cards["int8"]
+    assert "Padding:" not in cards["fp32"] + cards["fp16"]
+    assert "It needs onnxruntime 1.17 or newer, and Triton 24.03 or newer." in cards["fp16"]
+
+
+def test_fp16_is_measured_on_every_id_and_on_the_users_texts(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def convert(graph, conversion, *, samples, calibration):
+        seen.extend(batch["input_ids"] for batch in samples)
+        return convert_graph(graph, conversion, samples=samples[:1], calibration=calibration)
+
+    monkeypatch.setattr(onnx_export, "convert_graph", convert)
+    file = data(tmp_path / "data.csv", rows=3)
+    export_onnx(
+        bert,
+        tmp_path / "out",
+        conversion=Conversion("fp16"),
+        data=ExportData(calibration=file),
+        verify=False,
+    )
+    assert set(np.concatenate([ids.ravel() for ids in seen])) == set(range(VOCABULARY))
+    assert len(seen[-1]) == 3
+
+
 def test_stated_agreement_decides(bert: Path, tmp_path: Path) -> None:
     texts = ExportData(data=data(tmp_path / "data.csv"))
     done = export_onnx(
@@ -211,7 +250,7 @@ def test_language_model_is_converted_with_its_cache(name: str, tmp_path: Path) -
 def test_options_without_effect_are_refused(bert: Path, tmp_path: Path) -> None:
     file = data(tmp_path / "data.csv")
     out = tmp_path / "out"
-    with pytest.raises(ArgumentError, match="calibration-data: is for int8"):
+    with pytest.raises(ArgumentError, match="calibration-data: is for int8 and fp16"):
         export_onnx(bert, out, data=ExportData(calibration=file))
     with pytest.raises(ArgumentError, match="--no-verify"):
         export_onnx(bert, out, data=ExportData(data=file), verify=False)

@@ -27,10 +27,29 @@ def _describe(result: "OnnxResult") -> str:
     kind = result.precision + (", optimized" if result.optimized else "")
     text = f"{result.path}: {kind}, opset {result.opset}, {result.nodes} nodes, "
     text += human_size(result.bytes)
+    return text + _describe_parity(result) + _describe_padding(result)
+
+
+def _describe_padding(result: "OnnxResult") -> str:
+    if result.padding is None:
+        return ""
+    lines = [f"padding: {sentence}" for sentence in result.padding.sentences]
+    moved = any(output.flips or output.max_abs for output in result.padding.outputs)
+    if moved and not result.static:
+        lines.append(
+            "padding matters because activations are quantized by the range of each batch; "
+            "--calibration-data FILE fixes their ranges"
+        )
+    return "".join(f"\n{line}" for line in lines)
+
+
+def _describe_parity(result: "OnnxResult") -> str:
+    from mixout_export.rounding import difference, share
+
     parity = result.parity
     if parity is None:
-        return text + ", not compared with PyTorch"
-    text += f", outputs within {parity.max_abs:.1e} of PyTorch's"
+        return ", not compared with PyTorch"
+    text = f", outputs within {difference(parity.max_abs)} of PyTorch's"
     for output in parity.outputs:
         if result.precision != "fp32" and output.judged is not None:
             judged, which = output.judged, "" if output.on_data else "clear "
@@ -41,7 +60,8 @@ def _describe(result: "OnnxResult") -> str:
                 )
                 continue
             text += (
-                f"\n{output.name}: {judged.agreement:.2%} of {judged.decisions} {which}predictions "
+                f"\n{output.name}: {share(judged.agreement)} of {judged.decisions} "
+                f"{which}predictions "
                 f"equal PyTorch's, and probabilities differ by {judged.mean_shift:.2g} on average"
             )
     for output in () if parity.generation is None else parity.generation.outputs:
@@ -65,7 +85,12 @@ def _describe(result: "OnnxResult") -> str:
     "--optimize",
     help="Apply onnxruntime's graph optimizations, if the outputs stay within tolerance.",
 )
-@option("--opset", default=20, help="Version of the ONNX operator set, 18 to 23.")
+@option(
+    "--opset",
+    default=20,
+    help="Highest version of the ONNX operator set to use, 17 to 23. The graph declares the lowest "
+    "version that its operators need.",
+)
 @flag(
     "--no-cache",
     help="For causal language models: do not write the second graph, which has a key/value cache.",
@@ -75,8 +100,8 @@ def _describe(result: "OnnxResult") -> str:
     "calibration",
     type=PATH,
     metavar="FILE",
-    help="Calibrate int8 activations on this file (static quantization). Without it, quantization "
-    "is dynamic.  [optional]",
+    help="For int8: calibrate activations on this file (static quantization). Without it, "
+    "quantization is dynamic. For fp16: also look here for values that are too large.  [optional]",
 )
 @option("--calibration-examples", default=256, help="Number of rows of --calibration-data to use.")
 @flag(

@@ -6,6 +6,7 @@ from typing import Any
 
 from mixout_export.card.markdown import table
 from mixout_export.card.results import Evaluation
+from mixout_export.rounding import difference, share
 from mixout_export.tasks import Task
 
 
@@ -76,7 +77,8 @@ class OutputParity:
         name: Name of the output.
         max_abs: Largest absolute difference.
         mean_abs: Mean absolute difference.
-        agreement: Share of equal decisions in [0, 1]; None if nothing is decided from the output.
+        agreement: Share of equal decisions in [0, 1], of those that count; None if nothing is
+            decided from the output.
     """
 
     name: str
@@ -107,9 +109,9 @@ class ParityFacts:
         rows = [
             (
                 output.name,
-                f"{output.max_abs:.2g}",
-                f"{output.mean_abs:.2g}",
-                "-" if output.agreement is None else f"{output.agreement:.2%}",
+                difference(output.max_abs),
+                difference(output.mean_abs),
+                share(output.agreement),
             )
             for output in self.outputs
         ]
@@ -131,13 +133,17 @@ class ExportFacts:
         architecture: The model's class.
         precision: "fp32", "fp16" or "int8".
         opset: ONNX operator set version.
+        needs: Which runtimes load the graph, as a sentence; "" if unknown.
         inputs: Names of the graph's inputs.
         parity: The comparison with PyTorch; None if there was none.
+        padding: How much results depend on padding, as sentences; () where it was not measured.
     """
 
     task: Task | None
     architecture: str
     precision: str
     opset: int
+    needs: str
     inputs: Sequence[str]
     parity: ParityFacts | None
+    padding: Sequence[str] = ()

@@ -190,10 +190,11 @@ def exported_card(facts: ExportFacts, source: Card) -> Card:
         "tags": tags(card.header, "onnx"),
     }
     parity = facts.parity.to_markdown() if facts.parity else "It was not compared with PyTorch."
+    compared = f"{said}, compared with PyTorch.\n\n{parity}" if facts.parity else parity
     return replace(card, header=header).ending_with(
         {
-            PARITY: f"{said}, compared with PyTorch.\n\n{parity}" if facts.parity else parity,
-            USE: graph_usage(facts.task, facts.inputs),
+            PARITY: "\n\n".join((compared, *(f"Padding: {each}." for each in facts.padding))),
+            USE: "\n\n".join(filter(None, (facts.needs, graph_usage(facts.task, facts.inputs)))),
             CITATION: card.section(CITATION),
         }
     )

@@ -1,5 +1,6 @@
 """Convert an ONNX graph to fp16, except for nodes whose values fp16 cannot hold."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -31,6 +32,9 @@ _NORMALIZATION_OPERATORS = frozenset(
 
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
+#: Names of the constants that the nodes take which measure magnitudes.
+_LIMIT, _ZERO = "magnitude.limit", "magnitude.zero"
+
 
 def _magnitude(values: Array) -> float:
     """Return the largest finite magnitude, ignoring values of an attention mask."""
@@ -38,25 +42,52 @@ def _magnitude(values: Array) -> float:
     return float(magnitudes[magnitudes < SMALLEST_MASK_VALUE].max(initial=0.0))
 
 
+def _float_values(model: onnx.ModelProto) -> list[str]:
+    """Return the names of the float values that nodes compute."""
+    typed = itertools.chain(model.graph.value_info, model.graph.output)
+    floats = {value.name for value in typed if value.type.tensor_type.elem_type == _FLOAT}
+    return [name for node in model.graph.node for name in node.output if name in floats]
+
+
+def _measuring_nodes(value: str, result: str) -> list[onnx.NodeProto]:
+    """Return nodes that compute what `_magnitude` does. -inf is the result without any value."""
+    size, small, kept = (f"{result}.{part}" for part in ("size", "small", "kept"))
+    return [
+        helper.make_node("Abs", [value], [size]),
+        helper.make_node("Less", [size, _LIMIT], [small]),
+        helper.make_node("Where", [small, size, _ZERO], [kept]),
+        helper.make_node("ReduceMax", [kept], [result], keepdims=0),
+    ]
+
+
 def measure_magnitudes(
     model: onnx.ModelProto, batches: Iterable[Mapping[str, Array]]
 ) -> dict[str, float]:
-    """Run an fp32 graph and return the largest magnitude of each of its float values by name."""
-    given = {value.name for value in model.graph.output}
-    names = [name for node in model.graph.node for name in node.output if name not in given]
-    model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in names if name)
+    """Run an fp32 graph and return the largest magnitude of each of its float values by name.
+
+    The graph itself computes the magnitudes, so that no value has to be kept or copied. The types
+    of its values must be known.
+    """
+    results = {name: f"magnitude.{i}" for i, name in enumerate(_float_values(model))}
+    found = {tensor.name: _magnitude(values) for tensor, values in _float_constants(model)}
+    nodes, constants, outputs = (
+        len(part) for part in (model.graph.node, model.graph.initializer, model.graph.output)
+    )
+    for name, limit in ((_LIMIT, SMALLEST_MASK_VALUE), (_ZERO, 0.0)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array(limit, np.float32), name))
+    for value, result in results.items():
+        model.graph.node.extend(_measuring_nodes(value, result))
+        model.graph.output.append(helper.make_tensor_value_info(result, _FLOAT, []))
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with temporary_file(model) as path:
         session = open_session(path, options)
-    del model.graph.output[len(given) :]
+    del model.graph.node[nodes:], model.graph.initializer[constants:], model.graph.output[outputs:]
     taken = [value.name for value in session.get_inputs()]
-    floats = [value.name for value in session.get_outputs() if value.type == "tensor(float)"]
-    found = {tensor.name: _magnitude(values) for tensor, values in _float_constants(model)}
     for batch in batches:
-        values = session.run(floats, {name: batch[name] for name in taken})
-        for name, value in zip(floats, values, strict=True):
-            found[name] = max(found.get(name, 0.0), _magnitude(value))
+        values = session.run(list(results.values()), {name: batch[name] for name in taken})
+        for name, value in zip(results, values, strict=True):
+            found[name] = max(found.get(name, 0.0), float(value))
     return found
 
 
@@ -103,18 +134,18 @@ def _nodes_between(model: onnx.ModelProto, kept: Set[str], floats: Set[str]) -> 
     return found
 
 
-def _round_weights(model: onnx.ModelProto) -> None:
-    """Round weights to the nearest fp16 number in place, as `tensor.half()` does.
+def _round_weights(converted: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
+    """Round the weights that became fp16 to the nearest number, in place, as `tensor.half()` does.
 
     The converter alone would raise the magnitude of tiny weights to 1e-7 instead of rounding them.
-    Weights too large for fp16 keep their value.
+    Weights of nodes in fp32 keep their value, and so do those of a mask, which have none in fp16.
     """
-    for tensor, values in _float_constants(model):
-        with np.errstate(over="ignore"):
-            rounded = values.astype(np.float16).astype(np.float32)
-        fits = np.isfinite(rounded) | ~np.isfinite(values)
-        changed = numpy_helper.from_array(np.where(fits, rounded, values), tensor.name)
-        tensor.CopyFrom(changed)
+    for tensor in converted.graph.initializer:
+        if tensor.data_type == _HALF and tensor.name in weights:
+            with np.errstate(over="ignore"):
+                rounded = weights[tensor.name].astype(np.float16)
+            if np.isfinite(rounded).all():
+                tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
 
 
 def to_half(
@@ -137,7 +168,7 @@ def to_half(
     kept |= {node.name for node in model.graph.node if node.op_type in _NORMALIZATION_OPERATORS}
     while more := _nodes_between(model, kept, magnitudes.keys()) - kept:
         kept |= more
-    _round_weights(model)
+    weights = {tensor.name: values for tensor, values in _float_constants(model)}
     names = tuple(node.name for node in model.graph.node if node.name in kept)
     original = {node.name for node in model.graph.node}
     if is_large(model):
@@ -145,6 +176,7 @@ def to_half(
             converted = _convert(str(path), names)
     else:
         converted = _convert(model, names)
+    _round_weights(converted, weights)
     _remove_round_trips(converted.graph, original)
     return converted, names
 

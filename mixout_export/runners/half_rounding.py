@@ -116,6 +116,7 @@ def round_results(path: Path) -> bytes | None:
     _widen(model)
     _round_results(model, half)
     try:
-        return model.SerializeToString()
+        copy: bytes = model.SerializeToString()
+        return copy
     except ValueError:  # protobuf's limit
         return None

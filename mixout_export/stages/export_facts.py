@@ -4,29 +4,38 @@ from collections.abc import Iterator
 
 from mixout_export.card.facts import ExportFacts, OutputParity, ParityFacts
 from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.export.document import Declared
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference
+from mixout_export.parity.padding import PaddingEffect
 from mixout_export.parity.result import ParityResult
 
 
 def export_facts(
-    source: PlainCheckpoint, precision: str, opset: int, parity: ParityResult | None
+    source: PlainCheckpoint,
+    precision: str,
+    declared: Declared,
+    parity: ParityResult | None,
+    padding: PaddingEffect | None = None,
 ) -> ExportFacts:
     """Return what a card says of a graph.
 
     Args:
         source: The model it was captured from.
         precision: "fp32", "fp16" or "int8".
-        opset: ONNX operator set version.
+        declared: What the graph needs to run.
         parity: The comparison with PyTorch; None where there was none.
+        padding: How much the graph's results depend on padding; None where it was not measured.
     """
     return ExportFacts(
         task=source.task,
         architecture=type(source.model).__name__,
         precision=precision,
-        opset=opset,
+        opset=declared.opset,
+        needs=declared.oldest.sentence,
         inputs=source.interface.inputs,
         parity=None if parity is None else _parity_facts(parity),
+        padding=() if padding is None else padding.sentences,
     )
 
 
@@ -45,8 +54,8 @@ def _parity_facts(parity: ParityResult) -> ParityFacts:
             )
     return ParityFacts(
         outputs=[
-            *(_output(output) for output in parity.outputs),
-            *(_output(output, " while generating") for output in generated),
+            *(_output(output, parity.agreement(output)) for output in parity.all_outputs),
+            *(_output(output, output.agreement, " while generating") for output in generated),
         ],
         criteria=parity.criteria(),
         weights=None if weights is None else (weights.accounted, weights.total),
@@ -54,8 +63,7 @@ def _parity_facts(parity: ParityResult) -> ParityFacts:
     )
 
 
-def _output(output: OutputDifference, note: str = "") -> OutputParity:
-    agreement = 1.0 - output.flips / output.decisions if output.decisions else None
+def _output(output: OutputDifference, agreement: float | None, note: str = "") -> OutputParity:
     return OutputParity(f"{output.name}{note}", output.max_abs, output.mean_abs, agreement)
 
 

@@ -1,7 +1,9 @@
 """`onnx`: export a checkpoint to an ONNX folder, and check that it computes the same."""
 
 import logging
+import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,10 @@ from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
 from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, ExportError, ParityError
-from mixout_export.export.document import finalize_graph, write_graph
+from mixout_export.export.document import Declared, finalize_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
-from mixout_export.export.graph import ExportedGraph, check_opset, export_graph
+from mixout_export.export.graph import ExportedGraph, export_graph
+from mixout_export.export.opset import check_opset
 from mixout_export.export.precision import Conversion, convert_graph
 from mixout_export.files.graph_metadata import Provenance
 from mixout_export.files.json_files import write_json
@@ -25,6 +28,8 @@ from mixout_export.files.sidecar_files import copy_sidecar_files
 from mixout_export.files.streams import file_digest
 from mixout_export.parity.battery import Battery, build_battery
 from mixout_export.parity.comparison import check_agreement, compare_artifacts
+from mixout_export.parity.decisions import DATA_BATCH
+from mixout_export.parity.padding import PaddingEffect, measure_padding
 from mixout_export.parity.result import ParityResult
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
@@ -37,9 +42,6 @@ logger = logging.getLogger(__name__)
 #: vocabulary. The audit finds the whole table in the graph by its hash, and `verify` runs all ids.
 _VOCABULARY_SAMPLE = 8192
 
-#: Inputs that show which numbers leave the range of fp16: batches, rows of each, tokens of a row.
-_SAMPLES, _SAMPLE_ROWS, _SAMPLE_LENGTH = 16, 4, 128
-
 
 @dataclass(frozen=True)
 class ExportData:
@@ -48,8 +50,9 @@ class ExportData:
     Attributes:
         data: Table to run in addition to the battery; None runs none.
         max_examples: Most rows of `data`; None runs all.
-        calibration: Table on which static int8 quantization measures activations. None quantizes
-            them dynamically.
+        calibration: Table on which activations are measured. int8 takes their range from it
+            (static quantization); None quantizes dynamically. For fp16 it shows, in addition to
+            the test inputs, which values are too large.
         calibration_examples: Most rows of `calibration`.
         columns: Columns that the user named, for both tables.
     """
@@ -66,8 +69,10 @@ class ExportData:
         Raises:
             ArgumentError: A number is outside its domain, or an option is not used.
         """
-        if self.calibration is not None and conversion.precision != "int8":
-            raise ArgumentError("calibration-data: is for int8; give --precision int8")
+        if self.calibration is not None and conversion.precision == "fp32":
+            raise ArgumentError(
+                "calibration-data: is for int8 and fp16; give --precision int8 or fp16"
+            )
         if self.data is not None and not verify:
             raise ArgumentError("data: is for the comparison with PyTorch; leave --no-verify out")
         if self.data is None and self.max_examples is not None:
@@ -90,10 +95,14 @@ class OnnxResult:
         bytes: Size of all graphs, external data included.
         cached_graph: The graph with a key/value cache; None if it was not exported.
         nodes: Number of nodes.
-        opset: ONNX operator set version.
+        opset: The lowest ONNX operator set that the graphs' operators need.
+        oldest_onnxruntime: The oldest onnxruntime that loads the graphs; "" if unknown.
+        oldest_triton: The oldest release of Triton that loads them; "" if unknown.
         parity: The comparison with PyTorch; None if it was not requested.
         precision: "fp32", "fp16" or "int8".
         optimized: Whether the graph has the optimizations of onnxruntime.
+        padding: How much the results of an int8 graph depend on padding; None for other graphs.
+        static: Whether int8 was calibrated on data.
     """
 
     path: Path
@@ -101,10 +110,14 @@ class OnnxResult:
     bytes: int
     nodes: int
     opset: int
+    oldest_onnxruntime: str
+    oldest_triton: str
     parity: ParityResult | None
     cached_graph: Path | None = None
     precision: str = "fp32"
     optimized: bool = False
+    padding: PaddingEffect | None = None
+    static: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
@@ -114,6 +127,7 @@ class OnnxResult:
             "graph": str(self.graph),
             "cached_graph": None if self.cached_graph is None else str(self.cached_graph),
             "parity": None if self.parity is None else self.parity.to_dict(),
+            "padding": None if self.padding is None else self.padding.to_dict(),
         }
 
 
@@ -141,19 +155,6 @@ def _capture(source: PlainCheckpoint, *, opset: int, cache: bool) -> dict[str, E
     return graphs
 
 
-def _samples(battery: Battery) -> list[dict[str, Any]]:
-    """Return some small batches of a battery."""
-    small = [
-        batch
-        for batch in battery.batches
-        if "input_ids" not in batch.inputs or batch.shape[-1] <= _SAMPLE_LENGTH
-    ]
-    return [
-        {name: value[:_SAMPLE_ROWS] for name, value in batch.inputs.items()}
-        for batch in small[:_SAMPLES]
-    ]
-
-
 def _table(
     source: PlainCheckpoint, path: Path | None, columns: ColumnNames, rows: int | None
 ) -> tuple[Batch, ...]:
@@ -164,29 +165,40 @@ def _table(
 
 
 @dataclass(frozen=True)
+class _Written:
+    """What was written: bytes of all graphs, nodes of the first, and what they need to run."""
+
+    bytes: int
+    nodes: int
+    declared: Declared
+
+
+@dataclass(frozen=True)
 class _Export:
     """Everything that an ONNX folder is made from.
 
     Attributes:
         source: The model.
         graphs: Its captured graphs, by the names of their files.
-        battery: The inputs that they are run on.
+        battery: The inputs that they are compared on.
+        samples: Inputs that show which values are too large for fp16.
         calibration: Inputs for static quantization; None quantizes activations dynamically.
     """
 
     source: PlainCheckpoint
     graphs: dict[str, ExportedGraph]
     battery: Battery
+    samples: list[dict[str, Any]]
     calibration: list[dict[str, Any]] | None
 
-    def write(self, folder: Path, conversion: Conversion) -> tuple[int, int]:
-        """Write the graphs; return their size in bytes and the number of nodes of the first."""
-        size, nodes = 0, []
+    def write(self, folder: Path, conversion: Conversion) -> _Written:
+        """Write the graphs into a folder."""
+        size, nodes, declared = 0, [], []
         for name, captured in self.graphs.items():
             graph, made = convert_graph(
                 captured,
                 conversion,
-                samples=_samples(self.battery),
+                samples=self.samples,
                 calibration=self.calibration,
             )
             provenance = Provenance(
@@ -198,10 +210,20 @@ class _Export:
                 conversion=made,
             )
             nodes.append(len(graph.model.graph))
-            finalize_graph(graph, provenance, captured=captured)
+            declared.append(finalize_graph(graph, provenance, captured=captured))
             files = write_graph(graph, folder, name=name)
             size += sum(file.stat().st_size for file in files)
-        return size, nodes[0]
+        return _Written(size, nodes[0], max(declared, key=lambda needs: needs.opset))
+
+    def measure_padding(self, folder: Path) -> PaddingEffect | None:
+        """Measure how much results of the graph depend on padding."""
+        graph, interface = open_artifact(folder), self.source.interface
+        return measure_padding(
+            graph.runner(interface.inputs),
+            interface,
+            task=self.source.task_name,
+            data=[batch for batch in self.battery.batches if batch.name == DATA_BATCH],
+        )
 
     def verify(self, folder: Path, min_agreement: float | None) -> ParityResult:
         """Compare the graphs in a folder with PyTorch."""
@@ -211,6 +233,22 @@ class _Export:
             battery=self.battery,
             min_agreement=min_agreement,
         )
+
+
+def _advice(parity: ParityResult, conversion: Conversion, data: ExportData) -> str:
+    """Return what to try instead of a precision that does not hold, as the end of a sentence."""
+    if conversion.precision == "fp32" or parity.weights is None or not parity.weights.holds:
+        return ""
+    options = [] if data.calibration else ["--calibration-data FILE"]
+    if conversion.precision == "fp16":
+        return f". Try {' or '.join([*options, '--precision fp32'])}"
+    options.append("--precision fp16")
+    shares = [parity.agreement(output) for output in parity.outputs]
+    least = min((share for share in shares if share is not None), default=None)
+    wanted = parity.limits.agreement
+    if wanted is not None and least is not None and least < wanted:
+        options.append(f"accept it with --min-agreement {math.floor(least * 100) / 100:g}")
+    return f". Try {', or '.join(options)}"
 
 
 def _record(
@@ -236,23 +274,23 @@ def _record(
     )
 
 
-def _prepare(source: Path, data: ExportData, *, opset: int, cache: bool) -> _Export:
+def _prepare(source: Path, data: ExportData, precision: str, *, opset: int, cache: bool) -> _Export:
     """Open the source, read the tables, capture the graphs."""
     checkpoint = open_checkpoint(source)
     checkpoint.load()
     checkpoint.check_anchors()
     examples = _table(checkpoint, data.data, data.columns, data.max_examples)
     calibration = _table(checkpoint, data.calibration, data.columns, data.calibration_examples)
-    battery = build_battery(
-        checkpoint.interface,
-        task=checkpoint.task_name,
-        vocabulary_budget=_VOCABULARY_SAMPLE,
-        examples=examples,
-    )
+    batteries = partial(build_battery, checkpoint.interface, task=checkpoint.task_name)
+    battery = batteries(vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples)
+    samples: tuple[Batch, ...] = ()
+    if precision == "fp16":  # one token can be enough for an overflow, so all are run
+        samples = batteries(examples=(*examples, *calibration)).batches
     return _Export(
         source=checkpoint,
         graphs=_capture(checkpoint, opset=opset, cache=cache),
         battery=battery,
+        samples=[dict(batch.inputs) for batch in samples],
         calibration=[dict(batch.inputs) for batch in calibration] or None,
     )
 
@@ -277,7 +315,8 @@ def export_onnx(
     Args:
         source: A collapsed or plain Hugging Face folder, or a mixout checkpoint.
         out: The ONNX folder, which appears complete or not at all.
-        opset: ONNX operator set version, 18 to 23.
+        opset: Highest ONNX operator set to use, 17 to 23. The graph declares the lowest that its
+            operators need.
         cache: For a causal language model, also write a graph with a key/value cache.
         verify: Compare the graph with PyTorch before `out` appears.
         overwrite: Replace an existing `out`.
@@ -299,7 +338,7 @@ def export_onnx(
     check_agreement(min_agreement)
     data.check(conversion, verify=verify)
     with output_folder(out, [source], overwrite=overwrite) as folder:
-        export = _prepare(source, data, opset=opset, cache=cache)
+        export = _prepare(source, data, conversion.precision, opset=opset, cache=cache)
         write_json(folder.partial / LAYOUT.config, _config(export.source))
         copy_sidecar_files(source, folder.partial)
         tokenizer = export.source.tokenizer
@@ -308,7 +347,7 @@ def export_onnx(
             export.source.interface.sequence_limit,
             padding_side=None if tokenizer is None else tokenizer.padding_side,
         )
-        size, nodes = export.write(folder.partial, conversion)
+        written = export.write(folder.partial, conversion)
         parity = export.verify(folder.partial, min_agreement) if verify else None
         if parity is not None and not parity.holds and conversion.optimize:
             logger.warning(
@@ -316,25 +355,33 @@ def export_onnx(
                 parity.reasons()[0],
             )
             conversion = replace(conversion, optimize=False)
-            size, nodes = export.write(folder.partial, conversion)
+            written = export.write(folder.partial, conversion)
             parity = export.verify(folder.partial, min_agreement)
         if parity is not None and not parity.holds:
             raise ParityError(
                 f"{source}: the exported graph is not the same model, {parity.reasons()[0]}; "
-                "nothing was written"
+                f"nothing was written{_advice(parity, conversion, data)}"
             )
-        facts = export_facts(export.source, conversion.precision, opset, parity)
+        padding = None
+        if conversion.precision == "int8":
+            padding = export.measure_padding(folder.partial)
+        declared = written.declared
+        facts = export_facts(export.source, conversion.precision, declared, parity, padding)
         card = exported_card(facts, read_card(source / LAYOUT.card))
         write_card(card, folder.partial / LAYOUT.card)
-        _record(folder, export.source, conversion, data, opset=opset, verified=verify)
+        _record(folder, export.source, conversion, data, opset=declared.opset, verified=verify)
     cached = out / LAYOUT.onnx_cached
     return OnnxResult(
         path=out,
         graph=out / LAYOUT.onnx,
-        bytes=size,
-        nodes=nodes,
-        opset=opset,
+        bytes=written.bytes,
+        nodes=written.nodes,
+        opset=declared.opset,
+        oldest_onnxruntime=declared.oldest.onnxruntime,
+        oldest_triton=declared.oldest.triton,
         parity=None if parity is None else replace(parity, candidate=str(out)),
+        padding=padding,
+        static=data.calibration is not None,
         cached_graph=cached if cached.is_file() else None,
         precision=conversion.precision,
         optimized=conversion.optimize,
