@@ -236,7 +236,7 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
 @flag(
     "--resume",
     help="Continue an unfinished run with its options, which need not be repeated. Starts a new "
-    "run if there is none, and does nothing if OUT is complete.",
+    "run if there is none. If OUT is complete, only compares it with the options given.",
 )
 @overwrite_option
 @output_options
@@ -263,7 +263,7 @@ def train(
     from mixout_export_cli.stopping import StopRequest
 
     given = _given(options)
-    recorded = recorded_options(out, given) if resume else {}
+    recorded = recorded_options(out, given, overwrite=overwrite) if resume else {}
     options = {**options, **with_recipe(given), **recorded, **given}
     data = take(DataOptions, options)
     settings = TrainOptions(**options)

@@ -29,7 +29,7 @@ from mixout_export.files.sidecar_files import copy_sidecar_files
 from mixout_export.files.weight_files import BaseDigest
 from mixout_export.layers import is_mixable
 from mixout_export.provenance.links import Link, plain_options
-from mixout_export.provenance.manifest import write_manifest
+from mixout_export.provenance.manifest import find_manifest, write_manifest
 from mixout_export.surgery.dropout import dropout_settings, head_has_dropout
 from mixout_export.surgery.key_names import disk_keys, merged_keys
 from mixout_export.surgery.selection import select_targets, tied_weights
@@ -174,7 +174,21 @@ def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) ->
     ]
     if options.head == "dropout" and not head_has_dropout(loaded.model):
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
-    return (*notes, *loaded.notes)
+    return (*notes, *_finetuned_anchors(loaded), *loaded.notes)
+
+
+def _finetuned_anchors(loaded: LoadedBase) -> list[str]:
+    """Return a note if the base is itself the result of finetuning."""
+    manifest = find_manifest(loaded.folder.files)
+    steps = () if manifest is None else (*manifest.chain, manifest.link)
+    if not any(link.step == "train" for link in steps):
+        return []
+    first = next((link.name for link in steps if link.name), "its base")
+    return [
+        f"the anchors are the finetuned weights of {loaded.folder.path}, not those of {first}; to "
+        f"go on with those of {first}, run train on the mixout checkpoint that it was collapsed "
+        "from"
+    ]
 
 
 def prepare_checkpoint(

@@ -70,11 +70,15 @@ def _current_names(options: Mapping[str, Any]) -> dict[str, Any]:
     return {_RENAMED.get(name, name): value for name, value in options.items()}
 
 
+def recorded_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options of a recorded run; those that its version did not have as defaults."""
+    return {**asdict(TrainOptions()), **_current_names(content["settings"]["options"])}
+
+
 def _check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Refuse to resume the run in `folder` with other settings than its earlier ones."""
     anew = "or give --overwrite to start a new run"
-    defaults = asdict(TrainOptions())  # of options that an earlier version did not have
-    options = {**defaults, **_current_names(earlier["options"])}
+    defaults, options = asdict(TrainOptions()), recorded_values({"settings": earlier})
     for before, now in ((options, settings["options"]), (earlier["data"], settings["data"])):
         for key in sorted({*before, *now}):
             was, name = before.get(key), key.replace("_", "-")
@@ -145,12 +149,15 @@ class RunRecord:
         write_json(self._path, self.content)
 
 
-def recorded_options(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with which an unfinished run was started.
+def recorded_options(
+    out: Path, given: Mapping[str, Any], *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Return the options with which a run was started, which is complete or unfinished.
 
     Args:
         out: The run's OUT.
         given: Options given now. A new data file or data set replaces what is recorded.
+        overwrite: Whether a complete run in OUT is to be replaced, so that it does not count.
 
     Returns:
         Name → value, of `DataOptions` and `TrainOptions`; empty if there is nothing to resume.
@@ -158,14 +165,18 @@ def recorded_options(out: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ArgumentError: The record does not name the data files, or has options that are unknown.
     """
-    record = RunRecord(partial_path(out)).content
+    is_complete = not overwrite and RunRecord(out).result(out) is not None
+    folder = out if is_complete else partial_path(out)
+    record = RunRecord(folder).content
     if not record:
         return {}
-    where = partial_path(out) / LAYOUT.training
+    where = folder / LAYOUT.training
     options = _current_names(record["settings"]["options"])
     options.pop("processes", None)
     unknown = sorted(set(options) - {each.name for each in fields(TrainOptions)})
-    if unknown:
+    if is_complete:  # which needs none of them any more
+        options = {name: value for name, value in options.items() if name not in unknown}
+    elif unknown:
         raise ArgumentError(
             f"{where}: has the unknown option {unknown[0]!r}; resume the run with mixout-export "
             f"{record.get('tool_version')}, or give --overwrite to start a new run"

@@ -18,6 +18,7 @@ from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.describe import write_trained_card
+from mixout_export.stages.train.finished import check_finished
 from mixout_export.stages.train.model import load_start
 from mixout_export.stages.train.record import RunRecord, TrainResult, run_settings
 from mixout_export.stages.train.settings import check_agreement, check_evaluation, check_options
@@ -56,7 +57,7 @@ def train_checkpoint(
         options: The run's options, by default `TrainOptions()`.
         overwrite: Whether a non-empty `out`, or an unfinished run, may be replaced.
         resume: Continue an unfinished run, or start a new one if there is none. If `out` is
-            complete, do nothing.
+            complete, do nothing, but compare it with what is asked for.
         observer: Is told how the run goes.
         must_stop: Called after each step; True saves a checkpoint and stops the run.
         shared: Encoded data of earlier runs in this process. The result is the same without.
@@ -75,8 +76,12 @@ def train_checkpoint(
     snapshots, log = Snapshots(partial, options.keep), MetricsLog(partial / LAYOUT.metrics)
 
     # Validate whatever can be checked without the model.
-    if resume and not overwrite and (complete := RunRecord(out).result(out)) is not None:
-        return complete
+    for folder in ((partial,) if overwrite else (out, partial)) if resume else ():
+        complete = RunRecord(folder).result(out)
+        if complete is not None:
+            check_finished(RunRecord(folder), out, prepared, data, options)
+            if folder == out:
+                return complete
     inputs = [prepared, *data.files()]
     check_destination(out, inputs, overwrite=overwrite)
     if not (resume or overwrite) and (snapshots.paths() or RunRecord(partial).result(out)):
