@@ -88,7 +88,7 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
 @flag("--allow-pickle", help="Allow weights in pickle format. Only tensors are read from it.")
 @flag(
     "--resize-embeddings",
-    "Add rows to the embedding for tokens that only the tokenizer has. They are not mixed.",
+    help="Add rows to the embedding for tokens that only the tokenizer has. They are not mixed.",
 )
 @flag("--trust-remote-code", help="Run the Python code in the checkpoint.")
 @seed_option("Seed for the initial weights of a fresh head.")
