@@ -143,6 +143,7 @@ OPTIONS = {
         "text-pair-column": None,
         "label-column": None,
         "choices-column": None,
+        "no-labels": False,
         "batch-size": 32,
         "max-length": None,
         "max-new-tokens": 20,

@@ -21,6 +21,7 @@ from served_models import served
 from task_data import KINDS, write_jsonl
 
 from mixout_export.artifacts.opening import open_artifact
+from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import evaluation_data
 from mixout_export.data.tables import read_table
 from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
@@ -233,6 +234,17 @@ def test_a_part_of_the_labels_is_missing(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no value in row 3"):
         run(graph, write_jsonl(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_labels_of_another_model_can_be_left_unread(graph: Path, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", texts(4, label=["x", "y"]))
+    with pytest.raises(DataError, match="label 'x'"):
+        run(graph, file, tmp_path / "out.jsonl")
+    assert run(graph, file, tmp_path / "out.jsonl", no_labels=True).metrics is None
+    with pytest.raises(ArgumentError, match="no_labels: contradicts"):
+        run(
+            graph, file, tmp_path / "2.jsonl", no_labels=True, columns=ColumnNames(label=("label",))
+        )
 
 
 def test_a_wrong_row_of_the_last_part_is_found_before_anything_is_predicted(

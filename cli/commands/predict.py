@@ -10,6 +10,7 @@ from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import (
     PATH,
     column_option,
+    flag,
     option,
     output_options,
     overwrite_option,
@@ -104,6 +105,7 @@ def _describe(result: "PredictionResult") -> str:
 @column_option("--text-pair-column", "the second text")
 @column_option("--label-column", "the labels, which are optional")
 @column_option("--choices-column", "the choices")
+@flag("--no-labels", help="Leave the labels of FILE unread, for example those of another model.")
 @option("--batch-size", type=int, default=32, help="Number of rows that are run together.")
 @option(
     "--max-length",

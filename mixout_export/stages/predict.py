@@ -60,6 +60,7 @@ class PredictOptions:
         provider: onnxruntime's execution provider.
         reference: For a server: the folder of the model that it serves, whose tokenizer, task and
             labels are used.
+        no_labels: Whether to leave the labels of the file unread.
     """
 
     columns: ColumnNames = field(default_factory=ColumnNames)
@@ -68,9 +69,12 @@ class PredictOptions:
     max_new_tokens: int = NEW_TOKENS
     provider: str = CPU_PROVIDER
     reference: Path | None = None
+    no_labels: bool = False
 
     def check(self) -> None:
         """Raise `ArgumentError` if an option is outside its domain."""
+        if self.no_labels and self.columns.label is not None:
+            raise ArgumentError("no_labels: contradicts a column of labels; leave one out")
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}: got {getattr(self, name)}, expected at least 1")
@@ -195,7 +199,7 @@ def _read(
         columns=options.columns,
         max_length=options.max_length,
     )
-    if not any(reading.has_labels(table) for table in read_parts(path, PART)):
+    if options.no_labels or not any(map(reading.has_labels, read_parts(path, PART))):
         reading = reading.without_labels()
     rows, unanswerable, labeled, only = 0, False, False, None
     for table in read_parts(path, PART):
