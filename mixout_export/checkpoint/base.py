@@ -21,6 +21,7 @@ from mixout_export.checkpoint.folder import (
     checkpoint_in,
     other_kind,
     own_task_name,
+    refuse_adapter,
 )
 from mixout_export.checkpoint.mixout_metadata import Base
 from mixout_export.checkpoint.model import (
@@ -72,6 +73,7 @@ class BaseOptions:
         trust_remote_code: Whether code that comes with the checkpoint may run.
         seed: Seed of a fresh head.
         resize_embeddings: Whether the embedding gets a row for each id of the tokenizer.
+        merge_adapter: Whether PEFT merges the base's adapter into its weights first.
     """
 
     task: str | None = None
@@ -81,6 +83,7 @@ class BaseOptions:
     trust_remote_code: bool = False
     seed: int = 0
     resize_embeddings: bool = False
+    merge_adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,7 @@ def base_name(folder: Path, config: Mapping[str, Any]) -> str:
 def _weight_paths(folder: PlainCheckpoint, *, allow_pickle: bool) -> tuple[list[Path], bool]:
     """Return the base's weight files and whether they are safetensors."""
     path, files = folder.path, folder.weight_paths
+    refuse_adapter(path, bool(files))
     if files:
         for file in files:
             read_tensors(file)  # names what is truncated or malformed before anything is loaded

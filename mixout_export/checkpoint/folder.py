@@ -179,7 +179,12 @@ class PlainCheckpoint(LocalArtifact):
         return self.metadata
 
     def require_weights(self) -> None:
-        """Raise `CheckpointError` if there are no safetensors weights, perhaps only a pickle."""
+        """Raise `CheckpointError` if there are no safetensors weights, perhaps only a pickle.
+
+        Weights beside an adapter are refused: whether they contain it is unknown, and transformers
+        applies it or not, depending on whether PEFT is installed.
+        """
+        refuse_adapter(self.path, bool(self.weight_paths))
         if self.weight_paths:
             return
         if find_pickles(self.path).files:
@@ -454,6 +459,22 @@ def other_kind(files: InputFiles) -> str:
     return "; it is a bundle, so give the folder that it was made from" if files.is_bundle else ""
 
 
+def refuse_adapter(folder: Path, has_weights: bool) -> None:
+    """Raise `CheckpointError` if a folder holds an adapter of PEFT."""
+    if not (folder / LAYOUT.adapter_config).exists():
+        return
+    if has_weights:
+        raise CheckpointError(
+            f"{folder}: holds a PEFT adapter ({LAYOUT.adapter_config}) beside its weights, so it "
+            "is unclear whether they contain it; delete the adapter's files if they do, else run "
+            "prepare with --merge-adapter"
+        )
+    raise CheckpointError(
+        f"{folder}: holds a PEFT adapter ({LAYOUT.adapter_config}) and no weights; run prepare "
+        "with --merge-adapter, which merges it into its base"
+    )
+
+
 def _module_with_mixout(files: InputFiles) -> str:
     """Say that a folder without a configuration is a saved module with mixout; "" if it is not."""
     try:
@@ -478,6 +499,7 @@ def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
     """Open the checkpoint in a folder, which must have a `config.json`."""
     config_path = files.folder / LAYOUT.config
     if not config_path.exists():
+        refuse_adapter(files.folder, has_weights=False)
         raise CheckpointError(
             f"{files.folder}: holds no {LAYOUT.config}, expected a Hugging Face checkpoint folder"
             f"{other_kind(files) or _module_with_mixout(files)}"

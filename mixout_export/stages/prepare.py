@@ -1,6 +1,7 @@
 """`prepare`: turn a pretrained checkpoint into a mixout checkpoint."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
+from mixout_export.checkpoint.adapter import base_of_adapter, merged_adapter, refuse_merged
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
@@ -216,7 +218,9 @@ def prepare_checkpoint(
     options = options if options is not None else PrepareOptions()
     check_destination(out, [Path(base)], overwrite=overwrite)
     source, _ = locate_base(base, revision=options.base.revision)
-    with output_folder(out, [source], overwrite=overwrite) as folder:
+    with output_folder(out, [source], overwrite=overwrite) as folder, ExitStack() as stack:
+        if options.base.merge_adapter:
+            base, digest = str(stack.enter_context(_merged(source))), None
         loaded = load_base(base, options.base, digest=digest)
         names, skipped = _targets(loaded, options)
         changes = _apply_dropout(loaded, options)
@@ -237,6 +241,16 @@ def prepare_checkpoint(
         config_changes={c.key: (c.before, c.after) for c in changes},
         notes=_notes(loaded, names, options),
     )
+
+
+def _merged(source: Path) -> AbstractContextManager[Path]:
+    """Merge the adapter in a folder into the weights beside it, else into the base it names."""
+    name = base_of_adapter(source)
+    if not (source / LAYOUT.config).exists():
+        return merged_adapter(source, locate_base(name, revision=None)[0])
+    if name and Path(name).is_dir() and Path(name).resolve() != source.resolve():
+        refuse_merged(source, Path(name))
+    return merged_adapter(source, None)
 
 
 def _write(
