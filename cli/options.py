@@ -80,6 +80,23 @@ def take(kind: type[T], options: dict[str, Any]) -> T:
     return kind(**{name: options.pop(name) for name in names})
 
 
+def field_options(function: Callable[..., R]) -> Callable[..., R]:
+    """Add the options that say how the fields of csv and tsv files are separated and quoted."""
+    delimiter = option(
+        "--delimiter",
+        metavar="C",
+        help="Character between the fields of csv and tsv files: comma, semicolon, tab, pipe, or "
+        "the character itself.  [default: that of the file's suffix]",
+    )
+    quoting = option(
+        "--quoting",
+        type=click.Choice(["csv", "none", "backslash"]),
+        help="How the fields of csv and tsv files are quoted: as in csv, not at all, or with a "
+        "backslash before inner quotes.  [default: csv for csv files, none for tsv files]",
+    )
+    return delimiter(quoting(function))
+
+
 overwrite_option = flag(
     "--overwrite",
     help="Replace OUT if it exists. The old OUT is kept until the new one is complete.",

@@ -6,6 +6,7 @@ MixoutError                   exit code 1: error
 ├── OutputError               OUT cannot be written (it exists, no space, no permission)
 ├── CheckpointError           a checkpoint cannot be read, or its contents are wrong
 ├── DataError                 a data file cannot be read, or does not fit the task
+│   └── RowError              some rows of it cannot be read, or do not fit
 ├── PlanError                 the plan of a study cannot be read, or is wrong
 ├── TrainingError             training cannot continue
 │   └── TrainingStoppedError  training was asked to stop, and has saved a checkpoint
@@ -17,6 +18,8 @@ MixoutError                   exit code 1: error
 
 A message says what is wrong and where, what was expected, what was found, and what to do.
 """
+
+from collections.abc import Mapping
 
 
 class MixoutError(Exception):
@@ -47,6 +50,19 @@ class CheckpointError(MixoutError):
 
 class DataError(MixoutError):
     """A data file cannot be read, or does not fit the task."""
+
+
+class RowError(DataError):
+    """Some rows of a data file cannot be read, or do not fit the task.
+
+    Args:
+        message: What is wrong, as for every error.
+        problems: Row of the table, from 0 → what is wrong with it, to follow its place in a list.
+    """
+
+    def __init__(self, message: str, problems: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.problems = dict(problems)
 
 
 class PlanError(MixoutError):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mixout_export.data.labels import LabelMap, class_ids, number_values, text_values
+from mixout_export.data.table import ClassValue
 from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import DataError
 
@@ -35,6 +36,12 @@ def _ids(values: list[Any], names: tuple[str, ...]) -> list[int]:
         ([1, 0, 1.0, True, False], DEFAULT, [1, 0, 1, 1, 0]),
         (["no", "yes", "1", 0], ("yes", "no"), [1, 0, 1, 0]),
         (["not entailment", " entailment "], ("entailment", "not entailment"), [1, 0]),
+        (["1.0", "0.0", "1."], DEFAULT, [1, 0, 1]),
+        (["True", "false", " TRUE"], DEFAULT, [1, 0, 1]),
+        (["1", 2, 1.0], ("1.0", "2.0"), [0, 1, 0]),
+        ([0.5, "0.50", "1.5"], ("0.5", "1.5"), [0, 0, 1]),
+        ([ClassValue(0, "no"), ClassValue(1, "yes")], ("yes", "no"), [1, 0]),
+        ([ClassValue(0, "no"), ClassValue(1, "yes")], DEFAULT, [0, 1]),
         # Names that are numbers: how a format types a label must not change its meaning.
         (["1", "5", "3"], STARS, [0, 4, 2]),
         ([1, 5, 3.0], STARS, [0, 4, 2]),
@@ -66,7 +73,7 @@ def _refusal(values: list[Any], names: tuple[str, ...] = (), *, regression: bool
 @pytest.mark.parametrize(
     "value",
     [
-        *("2", 2, 2.0, "-1", -1, -1.0, "0.0", 0.5, "maybe", "label_1", math.nan, math.inf, [1]),
+        *("2", 2, 2.0, "-1", -1, -1.0, "2.0", 0.5, "maybe", "label_1", math.nan, math.inf, [1]),
         *(10**400, "9" * 5000, "²", "1_0"),
     ],
 )

@@ -1,5 +1,6 @@
 """`mixout-export prepare`."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,32 @@ class TaskChoice(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
-def _parse_labels(text: str | None) -> int | list[str] | None:
-    if text is None:
-        return None
+def _parse_labels(given: tuple[str, ...]) -> int | list[str] | None:
+    """Return the number of labels or their names: each option is a name, or the only one has all.
+
+    The only one is a number, names separated by commas as in a csv file, or @FILE with a name on
+    each line.
+    """
+    if len(given) != 1:
+        return [name.strip() for name in given] or None
+    text = given[0]
+    if text.startswith("@"):
+        return _read_labels(Path(text[1:]))
     try:
         return int(text)
     except ValueError:
-        return [part.strip() for part in text.split(",")]
+        row = next(csv.reader([text], skipinitialspace=True), [])
+        return [name.strip() for name in row]
+
+
+def _read_labels(path: Path) -> list[str]:
+    """Return the names of a file, one on each line. Empty lines are left out."""
+    from mixout_export.data.decoding import read_text
+
+    names = [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    if not names:
+        raise click.BadParameter(f"{path} is empty; write one label name on each line.")
+    return names
 
 
 @click.command(cls=Command)
@@ -50,8 +70,10 @@ def _parse_labels(text: str | None) -> int | list[str] | None:
 )
 @option(
     "--labels",
-    metavar="N|NAMES",
-    help="Number of labels, or their names separated by commas.  [default: those of BASE, or 2]",
+    metavar="N|NAMES|@FILE",
+    multiple=True,
+    help="Number of labels, their names separated by commas, or a file with one name on each line. "
+    "Repeat it to give names with commas: one name each.  [default: those of BASE, or 2]",
 )
 @option("--p", default=0.7, help="Probability of using the pretrained weight, in [0, 1).")
 @option(

@@ -16,6 +16,7 @@ from mixout_export_cli.options import (
     PATH,
     RenamedOption,
     column_option,
+    field_options,
     flag,
     option,
     output_options,
@@ -36,14 +37,20 @@ _METRICS = "; ".join(f"{', '.join(task.metrics)} for {task.name}" for task in TA
 _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
 
 
-def _data_file(_: click.Context, option: click.Parameter, value: Path | None) -> Path | None:
-    """Return the path of a data file; the name demo-data is that of the demo's."""
+def _data_files(
+    _: click.Context, option: click.Parameter, values: tuple[Path, ...]
+) -> Path | tuple[Path, ...] | None:
+    """Return one path, several, or None. The name demo-data is that of the demo's file."""
     from mixout_export.checkpoint.demo_base import DEMO_DATA, demo_data
 
-    if value is None or str(value) != DEMO_DATA or value.exists():
-        return value
-    train_file, eval_file = demo_data()
-    return eval_file if option.name == "eval_file" else train_file
+    if option.name == "eval_file" and len(values) > 1:
+        raise click.BadParameter(f"was given {len(values)} times; give one file.")
+    demo = demo_data() if DEMO_DATA in map(str, values) else (Path(), Path())
+    files = tuple(
+        demo[option.name == "eval_file"] if str(path) == DEMO_DATA and not path.exists() else path
+        for path in values
+    )
+    return files if len(files) > 1 else next(iter(files), None)
 
 
 @click.command(cls=Command)
@@ -52,14 +59,17 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
 @option(
     "--train-file",
     type=PATH,
-    callback=_data_file,
-    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz. Required for a "
-    "new run unless --dataset is given. The name demo-data is the demo's file.  [optional]",
+    multiple=True,
+    callback=_data_files,
+    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz, or a folder of "
+    "datasets.save_to_disk. Repeat it to train on several files. Required for a new run unless "
+    "--dataset is given. The name demo-data is the demo's file.  [optional]",
 )
 @option(
     "--eval-file",
     type=PATH,
-    callback=_data_file,
+    multiple=True,
+    callback=_data_files,
     help="Evaluation data, in the same formats.  [optional]",
 )
 @option(
@@ -78,6 +88,13 @@ def _data_file(_: click.Context, option: click.Parameter, value: Path | None) ->
 @column_option("--text-pair-column", "the second text or the context")
 @column_option("--label-column", "the label, labels or answers. Several columns: NAME,NAME,…")
 @column_option("--choices-column", "lists of choices, or one column per choice: NAME,NAME,…")
+@field_options
+@option(
+    "--skip-bad-rows",
+    default=0,
+    metavar="N",
+    help="Leave out up to N rows that cannot be read or do not fit the task, and list them.",
+)
 @option(
     "--metric",
     metavar="NAME",

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mixout_export.data.tables import Table
+from mixout_export.data.table import Table
 from mixout_export.errors import DataError
 
 #: Usual names of a text and its second text.
@@ -117,7 +117,7 @@ def find_first(
     found = found or [there[name] for name in others if name in there]
     if len(found) != 1:
         raise _not_one(table, found, kind, option)
-    return found[0]
+    return require_columns(table, found, option)[0]
 
 
 def find_numbered(table: Table, stems: Sequence[str]) -> tuple[str, ...]:
@@ -147,8 +147,9 @@ def _not_one(table: Table, found: Sequence[str], kind: str, option: str) -> Data
 
 def _by_lower_name(table: Table) -> dict[str, str]:
     """Return lower-case name → name. If two names differ only in case, the lower-case one wins."""
-    there = {name.lower(): name for name in table.columns}
-    return there | {name: name for name in table.columns if name == name.lower()}
+    names = [*table.columns, *table.unreadable]
+    there = {name.lower(): name for name in names}
+    return there | {name: name for name in names if name == name.lower()}
 
 
 def _find_text(table: Table, pair: str | None) -> tuple[str, str | None]:
@@ -180,6 +181,8 @@ def find_texts(table: Table, named: ColumnNames) -> tuple[str, str | None]:
         text, pair = named.text, named.text_pair
     else:
         text, pair = _find_text(table, named.text_pair)
+        for name in filter(None, (text, pair)):
+            table.column(name, option="--text-column")
     if text == pair:
         raise DataError(
             f"{table.name}: column {text!r} is both the text and the second text; choose another "

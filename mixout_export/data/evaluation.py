@@ -24,7 +24,7 @@ from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import is_missing
 from mixout_export.data.reader import Reader, reader_of
-from mixout_export.data.tables import Table
+from mixout_export.data.table import Table
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION

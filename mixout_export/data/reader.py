@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
-from mixout_export.data.tables import Table
+from mixout_export.data.table import Table
 from mixout_export.tasks import Task
 
 

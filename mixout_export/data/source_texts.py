@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.tables import Table
+from mixout_export.data.table import Table
 
 #: Characters of a text that are shown.
 SHOWN_CHARACTERS = 2000

@@ -4,28 +4,40 @@ Text is never read as a missing value: "None", "NA" and "nan" are words. Only an
 JSON null, a parquet null and an absent JSON key are missing.
 """
 
-import csv
+import codecs
 import gzip
-import hashlib
 import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixout_export.errors import ArgumentError, DataError
+from mixout_export.data.bad_rows import BadRows
+from mixout_export.data.decoding import check_start, encoding_of, undecodable
+from mixout_export.data.separated import (
+    FieldFormat,
+    Record,
+    declared_format,
+    has_csv_quotes,
+    other_format,
+    parse,
+)
+from mixout_export.data.table import Table
+from mixout_export.errors import DataError
 
-_UTF8 = "utf-8-sig"  # without the byte order mark, if there is one
-_LARGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
+__all__ = ["Table", "data_format", "parquet_schema", "read_parts", "read_table"]
+
+T = TypeVar("T")
+
+_SAMPLE = 1 << 20  # bytes
 _JSON_NAMES = {
     list: "an array",
     str: "a string",
@@ -35,79 +47,9 @@ _JSON_NAMES = {
     type(None): "null",
 }
 
-
-@dataclass(frozen=True)
-class Table:
-    """The rows of a data file, by column.
-
-    Attributes:
-        name: Path of the file or name of the data set, for messages.
-        columns: Column name → one value per row. In csv and tsv files, values are strings.
-        rows: Number of rows.
-        lines: Line of the file on which each row starts, from 1; None if the format has no lines.
-        numbers: Number of each row in the file, from 0; None if the table has all rows.
-        first: Number of the first row in the file, if the table is a part of it; else 0.
-    """
-
-    name: str
-    columns: dict[str, list[Any]]
-    rows: int
-    lines: list[int] | None = None
-    numbers: list[int] | None = None
-    first: int = 0
-
-    def where(self, row: int) -> str:
-        """Return where a row is in the file, counted from 1: "row 3 (line 4)"."""
-        line = "" if self.lines is None else f" (line {self.lines[row]})"
-        number = row if self.numbers is None else self.numbers[row]
-        return f"row {number + 1}{line}"
-
-    def head(self, count: int | None) -> "Table":
-        """Return the first rows; None returns all."""
-        if count is None or count >= self.rows:
-            return self
-        return self._take(range(count))
-
-    def sample(self, count: int, *, seed: int) -> "Table":
-        """Return rows that are chosen at random, in the order of the file.
-
-        With the same seed, a larger sample contains every smaller one.
-
-        Raises:
-            ArgumentError: There are fewer rows.
-        """
-        if count > self.rows:
-            raise ArgumentError(
-                f"examples: got {count:,}, but {self.name} has only {self.rows:,} "
-                f"row{'s' * (self.rows != 1)}; lower it, or leave it out to use all"
-            )
-        return self._take(sorted(np.random.default_rng(seed).permutation(self.rows)[:count]))
-
-    def _take(self, rows: Sequence[int]) -> "Table":
-        numbers = range(self.rows) if self.numbers is None else self.numbers
-        return Table(
-            self.name,
-            {name: [values[row] for row in rows] for name, values in self.columns.items()},
-            len(rows),
-            None if self.lines is None else [self.lines[row] for row in rows],
-            [int(numbers[row]) for row in rows],
-        )
-
-    def digest(self) -> str:
-        """Return a SHA-256 of the names and values."""
-        digest = hashlib.sha256()
-        for name, values in self.columns.items():
-            digest.update(repr((name, values)).encode())
-        return digest.hexdigest()
-
-    def column(self, name: str, *, option: str) -> list[Any]:
-        """Return a column, which must exist."""
-        if name not in self.columns:
-            raise DataError(
-                f"{self.name}: has no column {name!r}; its columns are "
-                f"{', '.join(self.columns)}; choose one with {option}"
-            )
-        return self.columns[name]
+#: How the fields of a file are separated and quoted, by its suffix.
+_USUAL_FORMATS = {".csv": FieldFormat(",", "csv"), ".tsv": FieldFormat("\t", "none")}
+_FORMATS = (*_USUAL_FORMATS, ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -139,67 +81,42 @@ class _File:
                 f"{self.path}: cannot be read ({error.strerror}); check its permissions"
             ) from error
 
+    def sample(self) -> str:
+        """Return the beginning of a text file, up to the end of a line.
+
+        Raises:
+            DataError: It is not text, or its encoding has to be guessed.
+        """
+        with self.opened() as stream:
+            data = stream.read(_SAMPLE)
+        check_start(self.path, data)
+        codec = encoding_of(data)
+        text = codecs.getincrementaldecoder(codec)("replace").decode(data)
+        return text if len(data) < _SAMPLE else text[: text.rfind("\n") + 1]
+
     @contextmanager
     def text(self, *, newline: str) -> Iterator[Iterator[str]]:
         """Yield its lines with their ends; `newline` is that of `io.TextIOWrapper`."""
-        try:
-            with self.opened() as stream, io.TextIOWrapper(stream, _UTF8, newline=newline) as lines:
-                yield lines
-        except UnicodeDecodeError as error:
-            raise self._undecodable(error) from error
-
-    def _undecodable(self, found: UnicodeDecodeError) -> DataError:
-        """Return the error for a file that is not UTF-8, and name the line."""
-        where = f"byte {found.object[found.start]:#04x}"
         with self.opened() as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    line.decode(_UTF8)
-                except UnicodeDecodeError as error:
-                    where = f"byte {line[error.start]:#04x} on line {number}"
-                    break
-        return DataError(
-            f"{self.path}: is not UTF-8 text ({where}); convert it, for example with "
-            "iconv -f LATIN1 -t UTF-8"
-        )
+            codec = encoding_of(stream.read(4))
+        try:
+            with self.opened() as stream, io.TextIOWrapper(stream, codec, newline=newline) as lines:
+                yield lines
+        except UnicodeError as error:
+            with self.opened() as stream:
+                raise undecodable(self.path, stream.read(), codec) from error
 
 
-class _Record(NamedTuple):
-    """A record of a text file, and the line on which it starts, from 1."""
-
-    line: int
-    value: Any
-
-
-def _check_names(path: Path, names: Sequence[str]) -> None:
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{path}: has two columns named {twice!r}; rename one of them")
+def _twice(names: Sequence[str]) -> dict[str, str]:
+    """Return the names that several columns have, each with what to do about it."""
+    return {
+        name: f"has two columns named {name!r}; rename one of them"
+        for name, count in Counter(names).items()
+        if count > 1 and name
+    }
 
 
-def _from_rows(path: Path, names: Sequence[str], rows: Sequence[_Record], first: int) -> Table:
-    """Make a table of rows with one field for each name; `first` is the number of the first."""
-    table = Table(
-        str(path),
-        {
-            name: [row.value[i] if i < len(row.value) else None for row in rows]
-            for i, name in enumerate(names)
-        },
-        len(rows),
-        [row.line for row in rows],
-        list(range(first, first + len(rows))),
-        first,
-    )
-    for index, row in enumerate(rows):
-        if len(row.value) != len(names):
-            raise DataError(
-                f"{path}: {table.where(index)} has {len(row.value)} fields, expected {len(names)} "
-                f"({', '.join(names)}); correct that row"
-            )
-    return table
-
-
-def _groups(records: Iterable[_Record], size: int | None) -> Iterator[tuple[int, list[_Record]]]:
+def _groups(records: Iterable[T], size: int | None) -> Iterator[tuple[int, list[T]]]:
     """Yield records in groups of a size, with the number of the first one; one may be empty."""
     remaining, first = iter(records), 0
     while (group := list(islice(remaining, size))) or not first:
@@ -207,51 +124,87 @@ def _groups(records: Iterable[_Record], size: int | None) -> Iterator[tuple[int,
         first += len(group) or 1
 
 
-def _in_rows(file: _File, records: Iterator[_Record], size: int | None) -> Iterator[Table]:
-    """Yield tables of records, of which the first one is the header."""
-    header = next(records, None)
-    if header is None:
-        yield Table(str(file.path), {}, 0, [])
-        return
-    _check_names(file.path, header.value)
-    for first, group in _groups(records, size):
-        yield _from_rows(file.path, header.value, group, first)
+def _from_records(
+    path: Path, names: Sequence[str], records: Sequence[Record], first: int, bad: BadRows
+) -> Table:
+    """Make a table of records. Columns without a name are left out.
+
+    A row may lack fields of nameless columns, and may have more fields if they are empty.
+
+    Args:
+        path: The file.
+        names: The header.
+        records: The rows.
+        first: Number of the first one.
+        bad: Collects those that cannot be read.
+    """
+    width = max((place for place, name in enumerate(names, start=1) if name), default=0)
+    kept: list[Record] = []
+    numbers: list[int] = []
+    for number, record in enumerate(records, start=first):
+        fields = record.fields
+        if record.problem:
+            bad.add(str(path), f"the row on line {record.line}", record.problem)
+        elif len(fields) < width or any(fields[len(names) :]):
+            expected = f"expected {len(names)} ({', '.join(name or '(none)' for name in names)})"
+            where = f"row {number + 1} (line {record.line})"
+            bad.add(str(path), where, f"has {len(fields)} fields, {expected}")
+        else:
+            kept.append(record)
+            numbers.append(number)
+    unreadable = _twice(names)
+    columns = {
+        name: [record.fields[place] for record in kept]
+        for place, name in enumerate(names)
+        if name and name not in unreadable
+    }
+    lines = [record.line for record in kept]
+    return Table(str(path), columns, len(kept), lines, numbers, first, unreadable)
 
 
-def _tsv_records(lines: Iterable[str]) -> Iterator[_Record]:
-    width = None
-    for number, line in enumerate(lines, start=1):
-        fields = line.removesuffix("\n").removesuffix("\r").split("\t")
-        # In a file with one column, an empty line is an empty field. Otherwise it is no row.
-        if fields != [""] or width == 1:
-            width = width or len(fields)
-            yield _Record(number, fields)
+def _without_empty_rows(records: Iterable[Record]) -> Iterator[Record]:
+    """Leave out rows whose fields are all empty, as at the end of a spreadsheet."""
+    for record in records:
+        if len(record.fields) < 2 or any(record.fields):
+            yield record
 
 
-def _read_tsv(file: _File, size: int | None) -> Iterator[Table]:
-    # Lines end at line feeds only, not at form feeds and Unicode's line separators.
-    with file.text(newline="\n") as lines:
-        yield from _in_rows(file, _tsv_records(lines), size)
-
-
-def _csv_records(path: Path, lines: Iterable[str]) -> Iterator[_Record]:
-    csv.field_size_limit(_LARGEST_FIELD)
-    reader = csv.reader(lines, strict=True)
-    start = 1
-    try:
-        for record in reader:
-            if record:
-                yield _Record(start, record)
-            start = reader.line_num + 1
-    except csv.Error as error:
+def _read_separated(
+    file: _File, size: int | None, usual: FieldFormat, asked: FieldFormat, bad: BadRows
+) -> Iterator[Table]:
+    """Read a csv or tsv file, or say in which format it seems to be instead."""
+    path, sample = file.path, file.sample()
+    used = FieldFormat(asked.delimiter or usual.delimiter, asked.quoting or usual.quoting)
+    used, start = declared_format(sample, asked, used)
+    sample = sample[start:]
+    if used.quoting == "none" and asked.quoting is None and has_csv_quotes(sample):
         raise DataError(
-            f"{path}: the row on line {start} is not valid csv ({error}); correct its quotes"
-        ) from error
-
-
-def _read_csv(file: _File, size: int | None) -> Iterator[Table]:
-    with file.text(newline="") as lines:
-        yield from _in_rows(file, _csv_records(file.path, lines), size)
+            f"{path}: its fields are quoted as in a csv file, but a tsv file is read without "
+            "quotes; give --quoting csv, or --quoting none if the quotes belong to the text"
+        )
+    # Without quotes, lines end at line feeds only.
+    with file.text(newline="\n" if used.quoting == "none" else "") as lines:
+        skipped = len(list(islice(lines, 1 if start else 0)))
+        records = _without_empty_rows(parse(lines, used, first_line=skipped + 1))
+        header = next(records, None)
+        if header is None:
+            yield Table(str(path), {}, 0, [])
+            return
+        if header.problem:
+            raise DataError(f"{path}: the row on line {header.line} {header.problem}; correct it")
+        names = [name.strip() for name in header.fields]
+        other = other_format(sample, used) if len(names) == 1 and not asked.delimiter else None
+        if other is not None:
+            raise DataError(f"{path}: has the single column {names[0]!r}; {other.difference(used)}")
+        for first, group in _groups(records, size):
+            own = BadRows(bad.limit)
+            table = _from_records(path, names, group, first, own)
+            if own.too_many:
+                other = other_format(sample, used)
+                hint = "" if other is None else f"; {other.difference(used)}"
+                raise DataError(f"{own.error()}{hint}") if hint else own.error()
+            bad.extend(own)
+            yield table
 
 
 def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -263,42 +216,51 @@ def _json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def _parse_json(path: Path, line: str, number: int) -> dict[str, Any]:
+def _parse_json(line: str) -> dict[str, Any]:
+    """Return the object on a line.
+
+    Raises:
+        ValueError: There is none. The message says what is wrong with the line.
+    """
     try:
         value = json.loads(line, object_pairs_hook=_json_object)
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}: line {number} is not valid JSON ({error.msg} at character {error.colno}); "
-            "write one JSON object on each line"
+        raise ValueError(
+            f"is not valid JSON ({error.msg} at character {error.colno}), expected one JSON object "
+            "on each line"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path}: line {number} cannot be read as JSON ({error}); correct that line"
-        ) from error
+        raise ValueError(f"cannot be read as JSON ({error})") from error
     if not isinstance(value, dict):
-        raise DataError(
-            f"{path}: line {number} holds {_JSON_NAMES[type(value)]}, expected an object with "
-            "column names and values"
+        raise ValueError(
+            f"holds {_JSON_NAMES[type(value)]}, expected an object with column names and values"
         )
     return value
 
 
-def _read_jsonl(file: _File, size: int | None) -> Iterator[Table]:
+def _read_jsonl(file: _File, size: int | None, bad: BadRows) -> Iterator[Table]:
     names: dict[str, None] = {}
+    file.sample()  # refuses what is not text
     with file.text(newline="\n") as lines:
-        objects = (
-            _Record(number, _parse_json(file.path, line, number))
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        )
-        for first, group in _groups(objects, size):
-            names |= dict.fromkeys(key for record in group for key in record.value)
+        filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        for first, group in _groups(filled, size):
+            kept: list[tuple[int, int, dict[str, Any]]] = []
+            own = BadRows(bad.limit)
+            for number, (line_number, line) in enumerate(group, start=first):
+                try:
+                    kept.append((number, line_number, _parse_json(line)))
+                except ValueError as error:
+                    own.add(str(file.path), f"line {line_number}", str(error))
+            if own.too_many:
+                raise own.error()
+            bad.extend(own)
+            names |= dict.fromkeys(key for _, _, value in kept for key in value)
             yield Table(
                 str(file.path),
-                {name: [record.value.get(name) for record in group] for name in names},
-                len(group),
-                [record.line for record in group],
-                list(range(first, first + len(group))),
+                {name: [value.get(name) for _, _, value in kept] for name in names},
+                len(kept),
+                [line_number for _, line_number, _ in kept],
+                [number for number, _, _ in kept],
                 first,
             )
 
@@ -309,7 +271,6 @@ def _read_parquet(file: _File, size: int | None) -> Iterator[Table]:
             # A gzip file cannot be searched from its end, where parquet begins.
             source = io.BytesIO(stream.read()) if file.zipped else stream
             parquet = pq.ParquetFile(source)
-            _check_names(file.path, parquet.schema_arrow.names)
             first = 0
             whole = parquet.metadata.num_rows or 1
             for batch in parquet.iter_batches(batch_size=size or whole):
@@ -336,23 +297,16 @@ def parquet_schema(path: Path) -> pa.Schema:
 
 def _from_arrow(path: Path, data: pa.Table | pa.RecordBatch, first: int) -> Table:
     columns: dict[str, list[Any]] = {}
+    unreadable = _twice(data.schema.names)
     for name in data.schema.names:
+        if name in unreadable:
+            continue
         try:
             columns[name] = data.column(name).to_pylist()
         except (pa.ArrowException, ValueError, OverflowError) as error:
-            raise DataError(
-                f"{path}: column {name!r} cannot be read ({error}); store it as another type"
-            ) from error
+            unreadable[name] = f"column {name!r} cannot be read ({error}); store it as another type"
     numbers = list(range(first, first + len(data)))
-    return Table(str(path), columns, len(data), None, numbers, first)
-
-
-_READERS: dict[str, Callable[[_File, int | None], Iterator[Table]]] = {
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".jsonl": _read_jsonl,
-    ".parquet": _read_parquet,
-}
+    return Table(str(path), columns, len(data), None, numbers, first, unreadable)
 
 
 def data_format(path: Path) -> tuple[str, bool]:
@@ -364,29 +318,68 @@ def data_format(path: Path) -> tuple[str, bool]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     zipped = bool(suffixes) and suffixes[-1] == ".gz"
     kind = (suffixes[:-1] if zipped else suffixes)[-1:]
-    if not kind or kind[0] not in _READERS:
+    if not kind or kind[0] not in _FORMATS:
         if not path.exists():
             raise DataError(f"{path}: no such file; check the path")
         raise DataError(
-            f"{path}: has an unknown format, expected one of {', '.join(_READERS)}, also with .gz"
+            f"{path}: has an unknown format, expected one of {', '.join(_FORMATS)}, also with .gz"
         )
     return kind[0], zipped
 
 
-def read_parts(path: Path, rows: int | None) -> Iterator[Table]:
+def _read(
+    path: Path, rows: int | None, fields: FieldFormat, bad: BadRows, splits: Sequence[str]
+) -> Iterator[Table]:
+    if path.is_dir():
+        from mixout_export.data.hub import is_saved_dataset, read_saved_dataset
+
+        if is_saved_dataset(path):
+            yield from read_saved_dataset(path, splits).parts(rows)
+            return
+    kind, zipped = data_format(path)
+    file = _File(path, zipped)
+    if kind == ".parquet":
+        yield from _read_parquet(file, rows)
+    elif kind == ".jsonl":
+        yield from _read_jsonl(file, rows, bad)
+    else:
+        yield from _read_separated(file, rows, _USUAL_FORMATS[kind], fields, bad)
+
+
+def read_parts(
+    path: Path,
+    rows: int | None,
+    *,
+    fields: FieldFormat | None = None,
+    bad: BadRows | None = None,
+    splits: Sequence[str] = (),
+) -> Iterator[Table]:
     """Read a data file in parts, so that a large one need not fit into memory.
 
     The format is as in `read_table`. Each part has at most `rows` rows; None gives one part. A part
     of a jsonl file has the columns of all parts before it, and its own.
 
+    Args:
+        path: The file or folder.
+        rows: Most rows of a part.
+        fields: How the fields of a csv or tsv file are separated and quoted.
+        bad: Collects the rows that cannot be read. None refuses them.
+        splits: Names of the split to read, if a folder has several. The first one that is there
+            is read.
+
     Raises:
-        DataError: The file is missing, damaged, empty, not UTF-8, or of an unknown format.
+        DataError: The file is missing, damaged, empty, not text in a known encoding, or of an
+            unknown format.
     """
-    kind, zipped = data_format(path)
-    for table in _READERS[kind](_File(path, zipped), rows):
+    bad = BadRows() if bad is None else bad
+    for table in _read(path, rows, fields or FieldFormat(), bad, splits):
         if not table.columns:
+            for problem in table.unreadable.values():
+                raise DataError(f"{path}: {problem}")
             raise DataError(f"{path}: is empty, expected a header and at least one row")
         if not table.rows:
+            if len(bad):
+                raise bad.error()
             raise DataError(
                 f"{path}: has the columns {', '.join(table.columns)} but no rows, expected at "
                 "least one"
@@ -394,13 +387,18 @@ def read_parts(path: Path, rows: int | None) -> Iterator[Table]:
         yield table
 
 
-def read_table(path: Path) -> Table:
+def read_table(
+    path: Path,
+    *,
+    fields: FieldFormat | None = None,
+    bad: BadRows | None = None,
+    splits: Sequence[str] = (),
+) -> Table:
     """Read a csv (RFC 4180), tsv (split at tabs, no quoting), jsonl or parquet file, also as .gz.
 
-    The suffix says the format. The table has at least one row.
-
-    Raises:
-        DataError: The file is missing, damaged, empty, not UTF-8, or of an unknown format.
+    The suffix says the format. A folder that `datasets.save_to_disk` wrote is read too. The table
+    has at least one row. The arguments and errors are those of `read_parts`.
     """
-    (table,) = read_parts(path, None)
-    return replace(table, numbers=None)
+    (table,) = read_parts(path, None, fields=fields, bad=bad, splits=splits)
+    all_rows = table.numbers == list(range(table.rows))
+    return replace(table, numbers=None) if all_rows else table

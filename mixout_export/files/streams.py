@@ -81,6 +81,17 @@ def file_digest(path: Path, piece: int = PIECE) -> str:
     return _hash_files(hashlib.sha256(), [path], piece)
 
 
+def data_digest(path: Path) -> str:
+    """Return the SHA-256 of a data file, or of the names and contents of a folder's files."""
+    if not path.is_dir():
+        return file_digest(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()}\0{file_digest(file)}\n".encode())
+    return digest.hexdigest()
+
+
 def quick_digest(paths: Sequence[Path]) -> str:
     """Return the quick hash of the bytes of several files, one file after the other."""
     return _hash_files(quick_hash(), paths)

@@ -25,7 +25,7 @@ from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import OutputFolder, output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files
-from mixout_export.files.streams import file_digest
+from mixout_export.files.streams import data_digest
 from mixout_export.parity.battery import Battery, build_battery
 from mixout_export.parity.comparison import check_agreement, compare_artifacts
 from mixout_export.parity.decisions import DATA_BATCH
@@ -270,7 +270,7 @@ def _record(
         # the graphs, and what lies beside those that are too large for one file
         weights=sorted(path.name for path in target.partial.glob("*.onnx*")),
         options={**vars(conversion), "opset": opset, "verified": verified},
-        data=[DataFile(role, file.name, file_digest(file)) for role, file in tables if file],
+        data=[DataFile(role, file.name, data_digest(file)) for role, file in tables if file],
     )
 
 

@@ -54,11 +54,11 @@ class Option:
             if float in self.kinds:
                 return float(value)
         elif isinstance(value, str):
-            if tuple in self.kinds:
+            if tuple in self.kinds and not self.is_path:
                 return self._from_text(value)
             if str in self.kinds or Path in self.kinds:
                 return value
-        elif isinstance(value, list) and tuple in self.kinds:
+        elif isinstance(value, list) and tuple in self.kinds and not self.is_path:
             texts = tuple(part for part in value if isinstance(part, str))
             if texts and len(texts) == len(value):
                 return texts

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mixout_export.data.bad_rows import read_each
 from mixout_export.data.labels import as_integer, is_missing, show
-from mixout_export.data.tables import Table
-from mixout_export.errors import DataError
+from mixout_export.data.table import Table
+from mixout_export.errors import RowError
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -70,28 +71,31 @@ def read_answers(
     There is one column in SQuAD's format, {"text": [...], "answer_start": [...]} or a list of
     {"text": ..., "answer_start": ...}, or there are two columns: text and start.
     """
-    made = []
-    for row, context in enumerate(contexts):
-        single = len(columns) == 1
+    single = len(columns) == 1
+
+    def read(row: int, context: str) -> tuple[Answer, ...]:
         found = _of_cell(table, columns[0], row) if single else _of_two(table, columns, row)
         for answer in found:
             there = context[answer.start : answer.start + len(answer.text)]
             if there != answer.text:
-                raise DataError(
+                raise RowError(
                     f"{table.name}: column {columns[0]!r} holds the answer {show(answer.text)} at "
                     f"character {answer.start} in {table.where(row)}, but the context has "
-                    f"{show(there)} there; correct it, and count characters from 0"
+                    f"{show(there)} there; correct it, and count characters from 0",
+                    {row: f"has an answer that is not at character {answer.start}"},
                 )
-        made.append(tuple(found))
-    return made
+        return tuple(found)
+
+    return read_each(contexts, read)
 
 
 def _of_cell(table: Table, column: str, row: int) -> list[Answer]:
     """Return the answers of a cell in SQuAD's format."""
     value = table.columns[column][row]
-    wrong = DataError(
+    wrong = RowError(
         f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, expected "
-        '{"text": [...], "answer_start": [...]}, with empty lists for no answer'
+        '{"text": [...], "answer_start": [...]}, with empty lists for no answer',
+        {row: f"has {show(value)} in column {column!r}, expected answers"},
     )
     if isinstance(value, dict):
         texts, starts = value.get("text"), value.get("answer_start")
@@ -119,8 +123,9 @@ def _of_two(table: Table, columns: Sequence[str], row: int) -> list[Answer]:
     if not isinstance(text, str) or place is None:
         what, column = (text, columns[0]) if not isinstance(text, str) else (start, columns[1])
         expected = "text" if column == columns[0] else "the number of its first character"
-        raise DataError(
+        raise RowError(
             f"{table.name}: column {column!r} holds {show(what)} in {table.where(row)}, expected "
-            f"{expected}; correct that row"
+            f"{expected}; correct that row",
+            {row: f"has {show(what)} in column {column!r}, expected {expected}"},
         )
     return [Answer(text, place)]

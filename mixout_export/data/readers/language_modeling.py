@@ -18,8 +18,8 @@ from mixout_export.data.encoding import IGNORED, Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
 from mixout_export.data.reader import Reader
-from mixout_export.data.tables import Table
-from mixout_export.errors import ArgumentError, CheckpointError, DataError
+from mixout_export.data.table import Table
+from mixout_export.errors import ArgumentError, CheckpointError, RowError
 from mixout_export.tasks import Task
 from mixout_export.tasks.causal_lm import CAUSAL_LM
 from mixout_export.tasks.masked_lm import MASKED_LM
@@ -345,7 +345,8 @@ def _refuse_empty(table: Table, column: str, sequences: _Sequences, counts: Sequ
     """Refuse sequences without a token to predict. `counts` are the numbers of such tokens."""
     empty = [int(row) for row, n in zip(sequences.origins, counts, strict=True) if n < 1]
     if empty or not counts:
-        raise DataError(
+        raise RowError(
             f"{table.name}: column {column!r} holds text without a token to predict in "
-            f"{list_rows(table, empty)}; remove those rows"
+            f"{list_rows(table, empty)}; remove those rows",
+            dict.fromkeys(empty or range(table.rows), "has no token to predict"),
         )

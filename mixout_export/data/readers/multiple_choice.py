@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixout_export.data.bad_rows import read_each
 from mixout_export.data.columns import (
     ColumnNames,
     find_first,
@@ -25,8 +26,8 @@ from mixout_export.data.labels import as_integer, refuse_missing, require_text, 
 from mixout_export.data.metrics import most_frequent
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.text_classification import read_texts
-from mixout_export.data.tables import Table
-from mixout_export.errors import DataError
+from mixout_export.data.table import Table
+from mixout_export.errors import RowError
 
 _LISTS = ("choices", "endings", "options")
 _STEMS = ("ending", "choice", "option", "answer", "alternative")
@@ -150,24 +151,34 @@ def _read_choices(
             ]
             for row, values in enumerate(zip(*parts, strict=True))
         ], [None] * table.rows
-    groups: list[list[str]] = []
-    keys: list[list[str] | None] = []
-    for row, value in enumerate(refuse_missing(table, columns[0])):
+    values = refuse_missing(table, columns[0])
+    sizes = [len(texts) for texts in map(_texts_of, values) if isinstance(texts, (list, tuple))]
+    count = next((size for size in sizes if size > 1), 0)
+
+    def read(row: int, value: Any) -> tuple[list[str], list[str] | None]:
         names = value.get("label") if isinstance(value, dict) else None  # as in ARC
-        texts = value.get("text") if isinstance(value, dict) else value
+        texts = _texts_of(value)
         if not isinstance(texts, (list, tuple)) or len(texts) < 2:
-            raise DataError(
+            raise RowError(
                 f"{table.name}: column {columns[0]!r} holds {show(value)} in {table.where(row)}, "
-                f"expected a list of at least two choices; choose another column with {_OPTION}"
+                f"expected a list of at least two choices; choose another column with {_OPTION}",
+                {row: f"has {show(value)} in column {columns[0]!r}, expected choices"},
             )
-        if groups and len(texts) != len(groups[0]):
-            raise DataError(
+        if len(texts) != count:
+            raise RowError(
                 f"{table.name}: column {columns[0]!r} holds {len(texts)} choices in "
-                f"{table.where(row)}, expected {len(groups[0])} as in the first row; remove it"
+                f"{table.where(row)}, expected {count} as in the first row; remove it",
+                {row: f"has {len(texts)} choices, expected {count}"},
             )
-        groups.append([require_text(table, columns[0], row, t, option=_OPTION) for t in texts])
-        keys.append([str(name) for name in names] if isinstance(names, (list, tuple)) else None)
-    return groups, keys
+        group = [require_text(table, columns[0], row, t, option=_OPTION) for t in texts]
+        return group, [str(n) for n in names] if isinstance(names, (list, tuple)) else None
+
+    made = read_each(values, read)
+    return [group for group, _ in made], [keys for _, keys in made]
+
+
+def _texts_of(value: Any) -> Any:
+    return value.get("text") if isinstance(value, dict) else value
 
 
 def _read_labels(
@@ -179,18 +190,22 @@ def _read_labels(
     column = single_column(table, columns, "--label-column")
     count = len(groups[0])
     values = refuse_missing(table, column)
-    found = [_place(value, count, key) for value, key in zip(values, keys, strict=True)]
-    for row, place in enumerate(found):
+
+    def read(row: int, value: Any) -> int:
+        key = keys[row]
+        place = _place(value, count, key)
         if place is None:
             last = chr(ord("A") + count - 1)
-            key = keys[row]
             expected = f"0 to {count - 1} or A to {last}" if key is None else ", ".join(key)
-            raise DataError(
-                f"{table.name}: column {column!r} holds {show(values[row])} in {table.where(row)}, "
+            raise RowError(
+                f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
                 f"expected the correct choice, {expected}; correct it, or choose another column "
-                "with --label-column"
+                "with --label-column",
+                {row: f"has {show(value)} in column {column!r}, expected {expected}"},
             )
-    return np.array(found, np.int64)
+        return place
+
+    return np.array(read_each(values, read), np.int64)
 
 
 def _place(value: Any, count: int, keys: Sequence[str] | None) -> int | None:

@@ -16,8 +16,8 @@ from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.answers import Answer, answer_scores, read_answers
-from mixout_export.data.tables import Table
-from mixout_export.errors import ArgumentError, DataError
+from mixout_export.data.table import Table
+from mixout_export.errors import ArgumentError, DataError, RowError
 from mixout_export.tasks.question_answering import QUESTION_ANSWERING
 
 _QUESTIONS = ("question", "query")
@@ -295,10 +295,11 @@ def _rooms(table: Table, column: str, questions: Sequence[str], encoding: Encodi
     rooms = [encoding.max_length - special - len(ids) for ids in alone]
     full = [row for row, room in enumerate(rooms) if room < 1]
     if full:
-        raise DataError(
+        raise RowError(
             f"{table.name}: column {column!r} holds a question of {len(alone[full[0]])} tokens in "
             f"{list_rows(table, full)}, which leaves no room for its context "
-            f"within {encoding.max_length}; raise --max-length or shorten the question"
+            f"within {encoding.max_length}; raise --max-length or shorten the question",
+            {row: f"has a question of {len(alone[row])} tokens" for row in full},
         )
     return rooms
 

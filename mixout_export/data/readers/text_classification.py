@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixout_export.data.bad_rows import read_each
 from mixout_export.data.columns import (
     ColumnNames,
     find_optional_label,
@@ -33,8 +34,8 @@ from mixout_export.data.metrics import (
     regression_metrics,
 )
 from mixout_export.data.reader import Reader
-from mixout_export.data.tables import Table
-from mixout_export.errors import DataError
+from mixout_export.data.table import Table
+from mixout_export.errors import DataError, RowError
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,11 @@ class TextClassification(Reader):
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabeledTexts:
         """Read texts and labels."""
-        encoded = encoding.texts(*read_texts(table, columns))
+        texts = read_texts(table, columns)
+        labels = None  # checked before the texts are encoded, which takes longer
         if columns.label is not None:
-            encoded = replace(encoded, labels=self.labels(table, columns.label, encoding.labels))
+            labels = self.labels(table, columns.label, encoding.labels)
+        encoded = replace(encoding.texts(*texts), labels=labels)
         return LabeledTexts(encoded, self.compute, max(1, len(encoding.labels)))
 
     def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
@@ -146,9 +149,10 @@ def _from_columns(table: Table, columns: Sequence[str], labels: LabelMap) -> NDA
         values = [_indicator(value) for value in table.columns[column]]
         wrong = [row for row, value in enumerate(values) if value is None]
         if wrong:
-            raise DataError(
+            raise RowError(
                 f"{table.name}: column {column!r} holds {show(table.columns[column][wrong[0]])} in "
-                f"{list_rows(table, wrong)}, expected 0 or 1; correct those rows"
+                f"{list_rows(table, wrong)}, expected 0 or 1; correct those rows",
+                dict.fromkeys(wrong, f"has neither 0 nor 1 in column {column!r}"),
             )
         made[:, place] = values
     return made
@@ -163,7 +167,7 @@ def _indicator(value: Any) -> int | None:
 
 
 def _from_cells(table: Table, column: str, labels: LabelMap) -> NDArray[np.float32]:
-    cells = [_parts(table, column, row, labels) for row in range(table.rows)]
+    cells = read_each(range(table.rows), lambda row, _: _parts(table, column, row, labels))
     count = len(labels.names)
     made = np.zeros((table.rows, count), np.float32)
     indicators = [[_indicator(part) for part in cell] for cell in cells]
@@ -182,9 +186,10 @@ def _parts(table: Table, column: str, row: int, labels: LabelMap) -> list[Any]:
     if isinstance(value, (list, tuple)):
         return list(value)
     if value is None:
-        raise DataError(
+        raise RowError(
             f"{table.name}: column {column!r} has no value in {table.where(row)}, expected labels; "
-            "write an empty list for no labels"
+            "write an empty list for no labels",
+            {row: f"has no value in column {column!r}"},
         )
     if not isinstance(value, str) or value in labels.names:
         return [value]

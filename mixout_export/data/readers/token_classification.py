@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixout_export.data.bad_rows import read_each
 from mixout_export.data.columns import (
     ColumnNames,
     find_first,
@@ -22,8 +23,8 @@ from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, requi
 from mixout_export.data.metrics import most_frequent
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.entities import entity_scores, has_scheme
-from mixout_export.data.tables import Table
-from mixout_export.errors import ArgumentError, DataError
+from mixout_export.data.table import Table
+from mixout_export.errors import ArgumentError, RowError
 from mixout_export.tasks.token_classification import TOKEN_CLASSIFICATION
 
 logger = logging.getLogger(__name__)
@@ -150,40 +151,46 @@ class TokenClassification(Reader):
 
 def _word_lists(table: Table, column: str) -> list[list[str]]:
     """Return each row's words."""
-    made = []
-    for row, value in enumerate(refuse_missing(table, column)):
+
+    def read(row: int, value: Any) -> list[str]:
         words = value.split() if isinstance(value, str) else value
         if not isinstance(words, (list, tuple)):
-            raise DataError(
+            raise RowError(
                 f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
                 "expected a list of words, or words separated by spaces; choose another column "
-                "with --text-column"
+                "with --text-column",
+                {row: f"has {show(value)} in column {column!r}, expected words"},
             )
         texts = [require_text(table, column, row, word) for word in words]
         if not texts or not all(word.strip() for word in texts):
-            raise DataError(
+            raise RowError(
                 f"{table.name}: column {column!r} holds {show(value)} in {table.where(row)}, "
-                "expected at least one word and no empty one; correct that row"
+                "expected at least one word and no empty one; correct that row",
+                {row: f"has no word, or an empty one, in column {column!r}"},
             )
-        made.append(texts)
-    return made
+        return texts
+
+    return read_each(refuse_missing(table, column), read)
 
 
 def _tag_lists(
     table: Table, text: str, column: str, words: Sequence[Sequence[str]], labels: LabelMap
 ) -> list[NDArray[np.int64]]:
     """Return the label of each word."""
-    made: list[list[Any]] = []
-    for row, value in enumerate(refuse_missing(table, column)):
+
+    def read(row: int, value: Any) -> list[Any]:
         tags = value.split() if isinstance(value, str) else value
         is_list = isinstance(tags, (list, tuple))
         if not is_list or len(tags) != len(words[row]):
-            raise DataError(
-                f"{table.name}: column {column!r} holds "
-                f"{f'{len(tags)} labels' if is_list else show(value)} in {table.where(row)}, "
-                f"expected {len(words[row])}, one for each word of {text!r}; correct that row"
+            found = f"{len(tags)} labels" if is_list else show(value)
+            raise RowError(
+                f"{table.name}: column {column!r} holds {found} in {table.where(row)}, "
+                f"expected {len(words[row])}, one for each word of {text!r}; correct that row",
+                {row: f"has {found}, expected {len(words[row])}, one for each word"},
             )
-        made.append(list(tags))
+        return list(tags)
+
+    made = read_each(refuse_missing(table, column), read)
     rows = [row for row, tags in enumerate(made) for _ in tags]
     ids = label_ids(table, column, labels, rows, [tag for tags in made for tag in tags])
     return np.split(ids, np.cumsum([len(tags) for tags in made])[:-1])
@@ -214,12 +221,16 @@ def _refuse_unseen(
     max_length: int,
 ) -> None:
     """Refuse rows of which the model sees no word, and warn about other words that it misses."""
-    for row, first in enumerate(firsts):
+
+    def check(row: int, first: NDArray[np.int64]) -> None:
         if (first < 0).all():
-            raise DataError(
+            raise RowError(
                 f"{table.name}: column {column!r} holds {show(' '.join(words[row]))} in "
-                f"{table.where(row)}, which the tokenizer turns into no tokens; remove that row"
+                f"{table.where(row)}, which the tokenizer turns into no tokens; remove that row",
+                {row: "has no token"},
             )
+
+    read_each(firsts, check)
     unseen = sum(int((first < 0).sum()) for first in firsts)
     if unseen:
         logger.warning(

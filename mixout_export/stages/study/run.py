@@ -14,7 +14,7 @@ from mixout_export.errors import CheckpointError, OutputError, TrainingStoppedEr
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import json_text
 from mixout_export.files.layout import LAYOUT
-from mixout_export.files.streams import file_digest
+from mixout_export.files.streams import data_digest
 from mixout_export.files.tensors import digest_files
 from mixout_export.files.weight_files import find_pickles
 from mixout_export.stages.study.engine import Engine, Job, Outcome
@@ -94,7 +94,7 @@ def load_plan(file: Path) -> tuple[Plan, list[Run]]:
     plan = read_plan(file, SCHEMA)
     settings = settings_of_runs(plan)
     check_settings(plan, settings)
-    digests = {path: file_digest(path) for path in data_files(settings.values())}
+    digests = {path: data_digest(path) for path in data_files(settings.values())}
     return plan, expand(plan, base_sha256=_base_digest(plan), digests=digests)
 
 

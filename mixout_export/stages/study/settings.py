@@ -92,5 +92,5 @@ def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> Non
 
 def _check_exist(place: str, files: list[Path]) -> None:
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise PlanError(f"{place}: {file}: no such file; check the path in the plan")

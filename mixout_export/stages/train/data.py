@@ -1,5 +1,6 @@
 """Read the data of a training run."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +13,22 @@ from mixout_export.checkpoint.interface import (
     settle_pad_token,
 )
 from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
+from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
 from mixout_export.data.reader import Reader
-from mixout_export.data.tables import Table, read_table
-from mixout_export.errors import CheckpointError
+from mixout_export.data.separated import FieldFormat
+from mixout_export.data.table import Table, join_tables
+from mixout_export.data.tables import read_table
+from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.training.options import TrainOptions
 
 _DEFAULT_MAX_LENGTH = 128
+
+#: Splits of a saved data set that are trained on, and that a run is evaluated on.
+_TRAIN, _EVALUATION = ("train",), ("validation", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -29,23 +36,36 @@ class DataOptions:
     """Where the data are and which columns to read.
 
     Attributes:
-        train_file: Training data: csv, tsv, jsonl or parquet, each also as .gz.
-        eval_file: Evaluation data; optional.
+        train_file: Training data: csv, tsv, jsonl or parquet, each also as .gz, or a folder that
+            `datasets.save_to_disk` wrote. The rows of several files are joined.
+        eval_file: Evaluation data in the same formats; optional.
         dataset: Name of a data set of the hub, instead of files.
         text_column: Column of the text; None finds it by its usual names.
         text_pair_column: Column of the second text; None finds it.
         label_column: Column of the label, or several separated by commas; None finds it.
         choices_column: Column of lists of choices, or several of single ones separated by commas;
             None finds it.
+        delimiter: Character between the fields of csv and tsv files, or its name; None takes the
+            usual one.
+        quoting: How the fields of csv and tsv files are quoted; see `FieldFormat`.
+        skip_bad_rows: Most rows that may be left out because they cannot be read, in all files.
     """
 
-    train_file: Path | None = None
+    train_file: Path | tuple[Path, ...] | None = None
     eval_file: Path | None = None
     dataset: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
     choices_column: str | None = None
+    delimiter: str | None = None
+    quoting: str | None = None
+    skip_bad_rows: int = 0
+
+    def __post_init__(self) -> None:
+        FieldFormat(self.delimiter, self.quoting)
+        if self.skip_bad_rows < 0:
+            raise ArgumentError(f"skip-bad-rows: got {self.skip_bad_rows}, expected 0 or more")
 
     @property
     def columns(self) -> ColumnNames:
@@ -57,9 +77,22 @@ class DataOptions:
             choices=self.choices_column,
         )
 
+    @property
+    def train_files(self) -> tuple[Path, ...]:
+        """The files of the training data."""
+        if self.train_file is None:
+            return ()
+        return self.train_file if isinstance(self.train_file, tuple) else (self.train_file,)
+
     def files(self) -> list[Path]:
         """Return the files to read."""
-        return [file for file in (self.train_file, self.eval_file) if file is not None]
+        return [*self.train_files, *([] if self.eval_file is None else [self.eval_file])]
+
+    def read(self, files: Sequence[Path], splits: Sequence[str], bad: BadRows) -> Table:
+        """Read files and join their rows."""
+        fields = FieldFormat(self.delimiter, self.quoting)
+        tables = [read_table(file, fields=fields, bad=bad, splits=splits) for file in files]
+        return join_tables(tables)
 
 
 @dataclass(frozen=True)
@@ -70,6 +103,8 @@ class TrainingData:
         train: Training examples.
         evaluation: Evaluation examples; None without evaluation data.
         rows: Number of rows that are trained on. A long row may give several examples.
+        skipped: Number of rows, also of the evaluation data, that were left out because they
+            cannot be read.
         available: Number of rows of the training data.
         max_length: Maximum length in tokens.
         name: Name of the data.
@@ -81,6 +116,7 @@ class TrainingData:
     train: Examples
     evaluation: Examples | None
     rows: int
+    skipped: int
     available: int
     max_length: int
     name: str
@@ -88,16 +124,16 @@ class TrainingData:
     evaluated_on: str = ""
 
 
-def _tables(data: DataOptions) -> tuple[Table, Table | None, str]:
+def _tables(data: DataOptions, bad: BadRows) -> tuple[Table, Table | None, str]:
     if data.dataset is not None:
         from mixout_export.data.hub import read_hub_dataset
 
         train, evaluation = read_hub_dataset(data.dataset)
         return train, evaluation, data.dataset
-    files = data.files()
-    tables = [read_table(file) for file in files]
-    name = files[0].name  # without the folder, whose name may be private
-    return tables[0], tables[1] if len(tables) > 1 else None, name.split(".")[0] or name
+    train = data.read(data.train_files, _TRAIN, bad)
+    evaluation = None if data.eval_file is None else data.read([data.eval_file], _EVALUATION, bad)
+    name = data.train_files[0].name  # without the folder, whose name may be private
+    return train, evaluation, name.split(".")[0] or name
 
 
 def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:
@@ -157,7 +193,8 @@ def _read(
     data: DataOptions,
     options: TrainOptions,
 ) -> TrainingData:
-    whole, evaluation, name = _tables(data)
+    bad = BadRows(data.skip_bad_rows)
+    whole, evaluation, name = _tables(data, bad)
     train = whole
     if options.examples is not None:
         train = whole.sample(options.examples, seed=options.examples_seed)
@@ -179,12 +216,17 @@ def _read(
         pack_sequences=options.pack_sequences,
         seed=options.seed,
     )
+    examples, train = bad.read(train, lambda rows: reader.read(rows, columns, encoding))
+    evaluated = None
+    if evaluation is not None:
+        found = reader.find(evaluation, columns, labels)
+        evaluated, _ = bad.read(evaluation, lambda rows: reader.read(rows, found, encoding))
+    bad.finish()
     return TrainingData(
-        reader.read(train, columns, encoding),
-        None
-        if evaluation is None
-        else reader.read(evaluation, reader.find(evaluation, columns, labels), encoding),
+        examples,
+        evaluated,
         train.rows,
+        len(bad),
         whole.rows,
         max_length,
         name,

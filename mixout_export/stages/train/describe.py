@@ -41,13 +41,13 @@ def write_trained_card(
             configuration=configuration,
             split=split if hub_id else None,
         )
-    base, file = metadata.base, sources.train_file
+    base, files = metadata.base, [file.name for file in sources.train_files]
     settings: dict[str, Any] = {
         **({"recipe": _recipe(options)} if options.recipe else {}),
         "base": f"{base.name} (SHA-256 {base.sha256})",
         "strategy": strategy,
         "head": metadata.head.treatment,
-        "training data": sources.dataset if file is None else file.name,
+        "training data": " + ".join(files) or sources.dataset,
         "training examples": _examples(options, data),
         "evaluation data": "none" if evaluation is None else evaluation.data,
         "steps": f"{result.steps}, the model is that of step {result.chosen_step}",
@@ -83,11 +83,12 @@ def _special(options: TrainOptions, metadata: MixoutMetadata) -> dict[str, Any]:
 
 
 def _examples(options: TrainOptions, data: TrainingData) -> str:
+    skipped = f", {data.skipped:,} rows of the files were skipped" if data.skipped else ""
     if options.examples is None:
-        return str(data.rows)
+        return f"{data.rows}{skipped}"
     return (
         f"{data.rows:,} of {data.available:,} rows, chosen at random with seed "
-        f"{options.examples_seed}"
+        f"{options.examples_seed}{skipped}"
     )
 
 

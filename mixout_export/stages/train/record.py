@@ -98,6 +98,20 @@ def _check_resumed(folder: Path, earlier: Mapping[str, Any], settings: Mapping[s
             )
 
 
+def _absolute(value: Any) -> Any:
+    """Return paths as absolute texts, and any other value as it is."""
+    if isinstance(value, tuple):
+        return [_absolute(each) for each in value]
+    return str(value.absolute()) if isinstance(value, Path) else value
+
+
+def _as_paths(value: str | list[str] | None) -> Path | tuple[Path, ...] | None:
+    """Return recorded paths of data files."""
+    if isinstance(value, list):
+        return tuple(Path(each) for each in value)
+    return None if value is None else Path(value)
+
+
 class RunRecord:
     """The record of the run in a folder, OUT or `OUT.partial`."""
 
@@ -127,10 +141,7 @@ class RunRecord:
         """
         if self.content:
             _check_resumed(self._path.parent, self.content["settings"], settings)
-        given = {
-            name: str(value.absolute()) if isinstance(value, Path) else value
-            for name, value in vars(data).items()
-        }
+        given = {name: _absolute(value) for name, value in vars(data).items()}
         self.content = {
             "settings": settings,
             "tool_version": __version__,
@@ -192,5 +203,5 @@ def recorded_options(
         sources = {}
     elif "train_file" in given:
         sources = {**sources, "dataset": None}
-    paths = {k: v if k == "dataset" or v is None else Path(v) for k, v in sources.items()}
+    paths = {k: v if k == "dataset" else _as_paths(v) for k, v in sources.items()}
     return {**options, **paths, **record.get("columns", {})}

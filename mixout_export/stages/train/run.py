@@ -13,7 +13,7 @@ from mixout_export.checkpoint.model import write_mixout
 from mixout_export.errors import OutputError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder, partial_path
-from mixout_export.files.streams import file_digest
+from mixout_export.files.streams import data_digest
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
@@ -193,10 +193,10 @@ def train_checkpoint(
 
 def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
     """Return the data files with their hashes."""
-    files = [("train", data.train_file, encoded.rows), ("eval", data.eval_file, None)]
-    found = [
-        DataFile(role, file.name, file_digest(file), rows) for role, file, rows in files if file
-    ]
+    rows = encoded.rows if len(data.train_files) == 1 else None
+    found = [DataFile("train", file.name, data_digest(file), rows) for file in data.train_files]
+    if data.eval_file is not None:
+        found.append(DataFile("eval", data.eval_file.name, data_digest(data.eval_file)))
     if data.dataset is not None:
         found.append(DataFile("train", data.dataset, "", encoded.rows))
     return found

@@ -11,7 +11,7 @@ from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.reader import Reader
 from mixout_export.files.layout import is_tokenizer_file
-from mixout_export.files.streams import file_digest
+from mixout_export.files.streams import data_digest, file_digest
 from mixout_export.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def data_key(
     names = sorted(path.name for path in folder.path.iterdir() if is_tokenizer_file(path.name))
     read_with = tuple((name, file_digest(folder.path / name)) for name in names)
     return (
-        tuple((str(file), file_digest(file)) for file in data.files()),
-        astuple(data.columns),
+        tuple((str(file), data_digest(file)) for file in data.files()),
+        (astuple(data.columns), len(data.train_files)),
+        (data.delimiter, data.quoting, data.skip_bad_rows),
         type(reader),
         (folder.task_name, folder.labels, folder.config.get("model_type")),
         (read_with, tokenizer.pad_token, tokenizer.padding_side),
