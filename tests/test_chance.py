@@ -18,21 +18,29 @@ def texts(*labels: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("labels", "accuracy", "f1"),
+    ("labels", "accuracy", "f1", "macro"),
     [
-        ((1, 1, 1, 0), 3 / 4, 6 / 7),  # precision 3/4, recall 1
-        ((0, 0, 0, 1), 3 / 4, 0.0),
-        ((0, 1, 0, 1), 1 / 2, 2 / 3),  # of two equally good constants, the one with the better F1
+        ((1, 1, 1, 0), 3 / 4, 6 / 7, 3 / 7),  # precision 3/4, recall 1
+        ((0, 0, 0, 1), 3 / 4, 0.0, 3 / 7),
+        (
+            (0, 1, 0, 1),
+            1 / 2,
+            2 / 3,
+            1 / 3,
+        ),  # of two equally good constants, the one with the better F1
     ],
 )
-def test_two_labels(labels: tuple[int, ...], accuracy: float, f1: float) -> None:
+def test_two_labels(labels: tuple[int, ...], accuracy: float, f1: float, macro: float) -> None:
     found = chance("text-classification", *texts(*labels), labels=("no", "yes"))
-    assert found == pytest.approx({"accuracy": accuracy, "f1": f1, "matthews": 0.0})
+    expected = {"accuracy": accuracy, "f1": f1, "matthews": 0.0, "macro_f1": macro}
+    assert found == pytest.approx(expected)
 
 
 def test_three_labels_take_the_mean_f1_of_those_that_occur() -> None:
     found = chance("text-classification", *texts(2, 2, 0, 2), labels=("a", "b", "c"))
-    assert found == pytest.approx({"accuracy": 3 / 4, "f1": (6 / 7 + 0) / 2, "matthews": 0.0})
+    mean = (6 / 7 + 0) / 2
+    expected = {"accuracy": 3 / 4, "f1": mean, "matthews": 0.0, "macro_f1": mean}
+    assert found == pytest.approx(expected)
 
 
 def test_numbers_are_predicted_by_their_mean() -> None:
@@ -88,4 +96,6 @@ def test_mrpc_in_figures(shared_data: Path) -> None:
     """Which metric a threshold belongs to matters: accuracy 68.4, but F1 81.2."""
     dev = read_table(shared_data / "glue" / "MRPC" / "dev.tsv")
     found = read("text-classification", dev, encoding("no", "yes")).chance()
-    assert found == pytest.approx({"accuracy": 279 / 408, "f1": 0.812, "matthews": 0}, abs=5e-4)
+    assert found == pytest.approx(
+        {"accuracy": 279 / 408, "f1": 0.812, "matthews": 0, "macro_f1": 0.406}, abs=5e-4
+    )

@@ -47,7 +47,7 @@ def test_metrics_are_those_of_the_outputs() -> None:
     logits = [np.array([[1.0, 0], [0, 1], [0, 1]], np.float32), np.array([[0.0, 1]], np.float32)]
     scores = found.metrics({"logits": values} for values in logits)
     assert scores["accuracy"] == 0.75
-    assert set(scores) == {"accuracy", "f1", "matthews"}
+    assert set(scores) == {"accuracy", "f1", "matthews", "macro_f1"}
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,9 @@ def test_two_classes() -> None:
     tp, fp, fn, tn = _counts(predicted, labels, 1)
     matthews = (tp * tn - fp * fn) / math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
     values = classification_metrics(_logits(predicted, 2), np.array(labels))
-    assert values == pytest.approx(
-        {"accuracy": 5 / 8, "f1": _f1(predicted, labels, 1), "matthews": matthews}, abs=1e-12
-    )
+    one, zero = _f1(predicted, labels, 1), _f1(predicted, labels, 0)
+    expected = {"accuracy": 5 / 8, "f1": one, "matthews": matthews, "macro_f1": (one + zero) / 2}
+    assert values == pytest.approx(expected, abs=1e-12)
 
 
 def test_three_classes_take_the_mean_f1() -> None:
@@ -121,11 +121,15 @@ def test_a_constant_prediction_has_no_correlation(wrong: int) -> None:
 def test_a_constant_class_has_matthews_zero() -> None:
     labels = np.array([0, 1, 1, 0, 1])
     one = classification_metrics(_logits([1] * 5, 2), labels)
-    assert one == pytest.approx({"accuracy": 0.6, "f1": 0.75, "matthews": 0.0}, abs=1e-12)
+    assert one == pytest.approx(
+        {"accuracy": 0.6, "f1": 0.75, "matthews": 0.0, "macro_f1": 0.375}, abs=1e-12
+    )
     zero = classification_metrics(_logits([0] * 5, 2), labels)
-    assert zero == pytest.approx({"accuracy": 0.4, "f1": 0.0, "matthews": 0.0}, abs=1e-12)
+    assert zero == pytest.approx(
+        {"accuracy": 0.4, "f1": 0.0, "matthews": 0.0, "macro_f1": 2 / 7}, abs=1e-12
+    )
     same = classification_metrics(_logits([1] * 5, 2), np.ones(5, np.int64))
-    assert same == {"accuracy": 1.0, "f1": 1.0, "matthews": 0.0}
+    assert same == {"accuracy": 1.0, "f1": 1.0, "matthews": 0.0, "macro_f1": 1.0}
 
 
 @pytest.mark.filterwarnings("error")
@@ -195,7 +199,11 @@ def test_metrics_of_a_task() -> None:
 @pytest.mark.parametrize(
     ("task", "name", "expected"),
     [
-        (CLASSES, "bleu", "metric: got 'bleu', expected one of accuracy, f1, matthews for text-c"),
+        (
+            CLASSES,
+            "bleu",
+            "metric: got 'bleu', expected one of accuracy, f1, matthews, macro_f1",
+        ),
         (CLASSES, "pearson", "metric: got 'pearson', expected one of accuracy, f1, matthews"),
         ("regression", "accuracy", "got 'accuracy', expected one of pearson, spearman, mse for"),
         ("masked-lm", "accuracy", "expected one of loss, perplexity for masked-lm"),

@@ -318,7 +318,8 @@ def test_p_can_be_overridden_and_is_recorded(ground: TrainingGround, tmp_path: P
 def test_records_hold_no_times(ground: TrainingGround, tmp_path: Path) -> None:
     ground.run(tmp_path / "out", epochs=2, log_every=5)
     known = {"step", "epoch", "loss", "grad_norm", "clip_rate", "lr"}
-    known |= {f"eval_{name}" for name in ("loss", "accuracy", "f1", "matthews")}
+    known |= {f"eval_{name}" for name in ("loss", "accuracy", "f1", "matthews", "macro_f1")}
+    known |= {"labels"}
     assert {key for record in records(tmp_path / "out") for key in record} == known
     assert [r["step"] for r in records(tmp_path / "out") if "lr" in r] == [5, 10, 12]
     assert [r["step"] for r in records(tmp_path / "out") if "eval_loss" in r] == [0, 6, 12]

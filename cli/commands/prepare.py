@@ -12,6 +12,8 @@ from mixout_export_cli.following import after_prepare
 from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import (
     PATH,
+    column_option,
+    field_options,
     flag,
     option,
     output_options,
@@ -49,6 +51,26 @@ def _parse_labels(given: tuple[str, ...]) -> int | list[str] | None:
         return [name.strip() for name in row]
 
 
+def _labels(given: dict[str, Any]) -> int | list[str] | None:
+    """Remove the options that name labels, and return the number of labels or their names."""
+    files, column = given.pop("labels_from"), given.pop("label_column")
+    delimiter, quoting = given.pop("delimiter"), given.pop("quoting")
+    labels = _parse_labels(given["labels"])
+    if not files:
+        if column or delimiter or quoting:
+            raise click.UsageError(
+                "--label-column, --delimiter and --quoting are for --labels-from; leave them out."
+            )
+        return labels
+    if labels is not None:
+        raise click.UsageError("Give either --labels or --labels-from, and not both.")
+    from mixout_export.data.label_names import labels_of_files
+    from mixout_export.data.separated import FieldFormat
+
+    fields = FieldFormat(delimiter, quoting)
+    return labels_of_files(files, given["task"], label_column=column, fields=fields)
+
+
 def _read_labels(path: Path) -> list[str]:
     """Return the names of a file, one on each line. Empty lines are left out."""
     from mixout_export.data.decoding import read_text
@@ -75,6 +97,16 @@ def _read_labels(path: Path) -> list[str]:
     help="Number of labels, their names separated by commas, or a file with one name on each line. "
     "Repeat it to give names with commas: one name each.  [default: those of BASE, or 2]",
 )
+@option(
+    "--labels-from",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Take the names of the labels from this training file, sorted. Can be repeated. Needs "
+    "--task.  [optional]",
+)
+@column_option("--label-column", "the label in --labels-from")
+@field_options
 @option("--p", default=0.7, help="Probability of using the pretrained weight, in [0, 1).")
 @option(
     "--granularity",
@@ -132,7 +164,7 @@ def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: A
         from mixout_export.config import MixoutConfig
         from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 
-    given["labels"] = _parse_labels(given["labels"])
+    given["labels"] = _labels(given)
     mixout = take(MixoutConfig, given)
     options = PrepareOptions(base=take(BaseOptions, given), mixout=mixout, **given)
     result = prepare_checkpoint(base, out, options, overwrite=overwrite, digest=digest)

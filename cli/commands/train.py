@@ -1,8 +1,9 @@
 """`mixout-export train`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -32,6 +33,12 @@ from mixout_export_cli.output import (
     number,
     table,
 )
+
+if TYPE_CHECKING:
+    from mixout_export.stages.train import TrainResult
+
+#: Labels up to which the figures of each are shown.
+_SHOWN_LABELS = 20
 
 _METRICS = "; ".join(f"{', '.join(task.metrics)} for {task.name}" for task in TASKS.values())
 _SCHEDULERS = ["linear", "cosine", "constant", "constant_with_warmup", "polynomial"]
@@ -270,7 +277,7 @@ def train(
         from mixout_export.files.output import partial_path
         from mixout_export.stages.train import (
             DataOptions,
-            advice_for,
+            notes_for,
             recorded_options,
             train_checkpoint,
         )
@@ -316,15 +323,37 @@ def train(
     if settings.recipe is not None:
         text += f"\nrecipe {settings.recipe}: {recipe_values(settings.recipe, vars(settings))}"
     if result.metrics:
-        rows = [
-            [name, number(result.metrics_before.get(name)), number(value)]
-            for name, value in result.metrics.items()
+        text += "\n" + _metrics_table(result)
+    if 1 < len(result.by_label) <= _SHOWN_LABELS:
+        text += "\n" + _label_table(result.by_label)
+    notes = () if result.already_complete else notes_for(result, settings)
+    text += "".join(f"\nnote: {note}" for note in notes)
+    output.result(
+        replace(result, notes=list(notes)), text, following=next_command("collapse", out, collapsed)
+    )
+
+
+def _metrics_table(result: "TrainResult") -> str:
+    """Return a table of the metrics before and after training."""
+    rows = [
+        [result.titles.get(name, name), number(result.metrics_before.get(name)), number(value)]
+        for name, value in result.metrics.items()
+    ]
+    return table(["metric", "before", "after"], rows)
+
+
+def _label_table(by_label: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of the figures of each label."""
+    rows = [
+        [
+            scores["label"],
+            f"{scores['rows']:,}",
+            f"{scores['predicted']:,}",
+            *(number(scores[name]) for name in ("precision", "recall", "f1")),
         ]
-        text += "\n" + table(["metric", "before", "after"], rows)
-    advice = None if result.already_complete else advice_for(result, settings)
-    if advice is not None:
-        text += f"\nnote: {advice}"
-    output.result(result, text, following=next_command("collapse", out, collapsed))
+        for scores in by_label
+    ]
+    return table(["label", "rows", "predicted", "precision", "recall", "f1"], rows)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:

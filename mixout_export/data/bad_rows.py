@@ -56,9 +56,15 @@ class BadRows:
         """Add a row."""
         self._rows.append(BadRow(file, where, problem))
 
-    def extend(self, other: "BadRows") -> None:
-        """Add the rows of another list."""
-        self._rows += other._rows
+    def take(self, others: "BadRows") -> None:
+        """Add the rows of another list.
+
+        Raises:
+            DataError: There are some, and the user has no way to skip them.
+        """
+        if self.limit is None and len(others):
+            raise others.error()
+        self._rows += others._rows
 
     def read(self, table: Table, read: Callable[[Table], T]) -> tuple[T, Table]:
         """Read a table, without the rows that cannot be read.

@@ -10,6 +10,9 @@ from sklearn import metrics as sk
 
 Counts = NDArray[np.int64]
 
+#: Pairs of confused labels that a report names.
+CONFUSED_SHOWN = 10
+
 
 @dataclass(frozen=True)
 class LabelScores:
@@ -41,6 +44,19 @@ class Confused:
     count: int
 
 
+@dataclass(frozen=True)
+class LabelReport:
+    """The figures of all labels.
+
+    Attributes:
+        labels: Those of each label, in the order of the outputs.
+        confused: The pairs of labels that are confused most often, the worst first.
+    """
+
+    labels: tuple[LabelScores, ...]
+    confused: tuple[Confused, ...] = ()
+
+
 def label_scores(label: str, *, rows: int, predicted: int, right: int) -> LabelScores:
     """Return a label's figures from counts."""
     precision, recall = (right / count if count else 0.0 for count in (predicted, rows))
@@ -58,17 +74,21 @@ def confusion_matrix(labels: NDArray[np.integer], predicted: Counts, size: int) 
 
 
 def confusion_metrics(confusion: Counts) -> dict[str, float]:
-    """Return accuracy, F1 and Matthews' correlation; see `metrics.classification_metrics`."""
+    """Return the metrics of `metrics.classification_metrics`."""
     labels, predicted = np.nonzero(confusion)
     weights = confusion[labels, predicted]
-    average = "binary" if len(confusion) == 2 else "macro"
     with warnings.catch_warnings(action="ignore"):  # the values say the same
-        f1 = sk.f1_score(
-            labels, predicted, average=average, zero_division=0.0, sample_weight=weights
+        binary, macro = (
+            float(
+                sk.f1_score(
+                    labels, predicted, average=average, zero_division=0.0, sample_weight=weights
+                )
+            )
+            for average in ("binary" if len(confusion) == 2 else "macro", "macro")
         )
-        matthews = sk.matthews_corrcoef(labels, predicted, sample_weight=weights)
-    accuracy = np.trace(confusion) / confusion.sum()
-    return {"accuracy": float(accuracy), "f1": float(f1), "matthews": float(matthews)}
+        matthews = float(sk.matthews_corrcoef(labels, predicted, sample_weight=weights))
+    accuracy = float(np.trace(confusion) / confusion.sum())
+    return {"accuracy": accuracy, "f1": binary, "matthews": matthews, "macro_f1": macro}
 
 
 def scores_by_label(confusion: Counts, names: Sequence[str]) -> tuple[LabelScores, ...]:
@@ -81,6 +101,13 @@ def scores_by_label(confusion: Counts, names: Sequence[str]) -> tuple[LabelScore
             right=int(confusion[place, place]),
         )
         for place, name in enumerate(names)
+    )
+
+
+def report_of(confusion: Counts, names: Sequence[str]) -> LabelReport:
+    """Return the figures of a confusion matrix."""
+    return LabelReport(
+        scores_by_label(confusion, names), most_confused(confusion, names, CONFUSED_SHOWN)
     )
 
 

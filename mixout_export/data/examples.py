@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixout_export.data.confusion import LabelReport
 from mixout_export.data.encoding import EncodedExamples
 
 
@@ -89,6 +90,10 @@ class Examples(ABC):
         predictions = self.constant_predictions() if self.labeled else None
         values = {} if predictions is None else self.metrics(predictions)
         return {name: 0.0 if math.isnan(value) else value for name, value in values.items()}
+
+    def label_report(self, predictions: Sequence[Any]) -> LabelReport | None:
+        """Return the figures of each label; None if the task has no labels to tell apart."""
+        return None
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:

@@ -2,12 +2,19 @@
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixout_export.data.confusion import confusion_matrix, confusion_metrics
+from mixout_export.data.confusion import (
+    LabelReport,
+    confusion_matrix,
+    confusion_metrics,
+    label_scores,
+    report_of,
+)
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import TASKS, Task
 from mixout_export.tasks.multi_label import MULTI_LABEL
@@ -28,10 +35,10 @@ def default_metric(task: Task, requested: str | None) -> str:
 
 
 def classification_metrics(logits: Array, labels: Array) -> dict[str, float]:
-    """Compute accuracy, F1 and Matthews' correlation.
+    """Compute accuracy, F1, Matthews' correlation and macro F1.
 
-    F1 is that of label 1 if there are two labels, else the unweighted mean over the labels that
-    occur. Matthews' correlation of a constant prediction is 0 by convention.
+    F1 is that of label 1 if there are two labels, else macro F1. Macro F1 is the unweighted mean
+    over the labels that occur. Matthews' correlation of a constant prediction is 0 by convention.
 
     Args:
         logits: Shape (n, labels). If one is NaN, every metric is NaN: there is no prediction.
@@ -42,6 +49,27 @@ def classification_metrics(logits: Array, labels: Array) -> dict[str, float]:
         return dict.fromkeys(TEXT_CLASSIFICATION.metrics, math.nan)
     predicted = logits.argmax(axis=1)
     return confusion_metrics(confusion_matrix(labels, predicted, logits.shape[1]))
+
+
+def class_report(logits: Array, labels: Array, names: Sequence[str]) -> LabelReport:
+    """Return the figures of each label, and which labels are confused.
+
+    The arguments are those of `classification_metrics`, without NaN, and the label names.
+    """
+    return report_of(confusion_matrix(labels, logits.argmax(axis=1), logits.shape[1]), names)
+
+
+def multi_label_report(logits: Array, labels: Array, names: Sequence[str]) -> LabelReport:
+    """Return the figures of each label; the arguments are those of `multi_label_metrics`."""
+    predicted, expected = logits > 0, labels > 0
+    counts = (expected, predicted, predicted & expected)
+    rows, found, right = (each.sum(axis=0).tolist() for each in counts)
+    return LabelReport(
+        tuple(
+            label_scores(name, rows=rows[place], predicted=found[place], right=right[place])
+            for place, name in enumerate(names)
+        )
+    )
 
 
 def regression_metrics(logits: Array, labels: Array) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -11,6 +11,7 @@ from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.table import Table
+from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 
 
@@ -46,6 +47,15 @@ class Reader(ABC):
             ArgumentError: The user named a column that the task does not read.
             DataError: A column is missing, or there are several.
         """
+
+    def label_values(self, table: Table, named: ColumnNames) -> list[Any]:
+        """Return all labels of a table, from which the labels of a new head are taken.
+
+        Raises:
+            ArgumentError: The task has no labels.
+            DataError: There is no column of labels, or a value is missing.
+        """
+        raise ArgumentError("labels-from: the task has no labels; leave it out")
 
     @abstractmethod
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Examples:

@@ -199,11 +199,9 @@ def _read_separated(
         for first, group in _groups(records, size):
             own = BadRows(bad.limit)
             table = _from_records(path, names, group, first, own)
-            if own.too_many:
-                other = other_format(sample, used)
-                hint = "" if other is None else f"; {other.difference(used)}"
-                raise DataError(f"{own.error()}{hint}") if hint else own.error()
-            bad.extend(own)
+            if own.too_many and (other := other_format(sample, used)) is not None:
+                raise DataError(f"{own.error()}; {other.difference(used)}")
+            bad.take(own)
             yield table
 
 
@@ -251,9 +249,7 @@ def _read_jsonl(file: _File, size: int | None, bad: BadRows) -> Iterator[Table]:
                     kept.append((number, line_number, _parse_json(line)))
                 except ValueError as error:
                     own.add(str(file.path), f"line {line_number}", str(error))
-            if own.too_many:
-                raise own.error()
-            bad.extend(own)
+            bad.take(own)
             names |= dict.fromkeys(key for _, _, value in kept for key in value)
             yield Table(
                 str(file.path),

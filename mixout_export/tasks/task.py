@@ -26,6 +26,12 @@ class Metric:
     note: str = ""
     two_label_note: str = ""
 
+    def title(self, labels: Sequence[str]) -> str:
+        """Return its name for a model with these labels, with the label that it is about."""
+        if self.two_label_note and len(labels) == 2:
+            return f"{self.name} ({labels[1]})"
+        return self.name
+
     def explain(self, labels: Sequence[str]) -> str:
         """Return the sentence for the card of a model with these labels."""
         if self.two_label_note and len(labels) == 2:
@@ -118,6 +124,11 @@ class Task:
     def metric(self) -> str:
         """Metric that ranks checkpoints unless the user names another."""
         return self.metrics[0]
+
+    def titles(self, labels: Sequence[str]) -> dict[str, str]:
+        """Return the names of the metrics that are about one of a model's labels."""
+        found = {metric.name: metric.title(labels) for metric in self.reports}
+        return {name: title for name, title in found.items() if title != name}
 
     @property
     def rejects(self) -> bool:

@@ -18,6 +18,12 @@ TEXT_CLASSIFICATION = Task(
             two_label_note="f1 is the F1 of the label “{}”.",
         ),
         Metric("matthews", hub_name="matthews_correlation"),
+        Metric(
+            "macro_f1",
+            hub_name="f1",
+            hub_arguments={"average": "macro"},
+            note="macro_f1 is the unweighted mean of the F1 of each label.",
+        ),
     ),
     usage=Usage(
         text='"A text to classify."',

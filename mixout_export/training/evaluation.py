@@ -1,5 +1,6 @@
 """Loss and metrics of a model on the evaluation examples."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -7,16 +8,32 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from transformers import PreTrainedModel
 
+from mixout_export.data.confusion import LabelReport
 from mixout_export.data.examples import Examples
 from mixout_export.training.batches import evaluation_batches, share_of
 from mixout_export.training.device import to_device
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: The loss and the task's metrics.
+        labels: The figures of each label; None if the task has none.
+    """
+
+    metrics: dict[str, float]
+    labels: LabelReport | None
+
+
 @torch.no_grad()
 def evaluate(
     accelerator: Accelerator, model: PreTrainedModel, examples: Examples, *, batch_size: int
-) -> dict[str, float]:
-    """Return the loss and the task's metrics, and leave the model in training mode.
+) -> Evaluation:
+    """Return the loss, the task's metrics and the figures of each label.
+
+    The model is in training mode afterwards.
 
     All processes share the examples. The model is not wrapped. An evaluation batch may hold more
     examples than `batch_size`, that of training, because it needs less memory.
@@ -43,4 +60,5 @@ def evaluate(
             predictions[index] = prediction
         losses[indices[0]] = loss * int(examples.targets[indices].sum())
     mean = sum(losses.values()) / int(examples.targets.sum())
-    return {"loss": mean, **examples.metrics(predictions)}
+    metrics = {"loss": mean, **examples.metrics(predictions)}
+    return Evaluation(metrics, examples.label_report(predictions))

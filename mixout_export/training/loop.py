@@ -32,10 +32,13 @@ from mixout_export.training.optimizer import (
     peak_rate,
 )
 from mixout_export.training.options import TrainOptions
-from mixout_export.training.records import MetricsLog, Observer, Progress
+from mixout_export.training.records import LABELS, MetricsLog, Observer, Progress
 from mixout_export.training.snapshots import Snapshots, TrainerState
 
 logger = logging.getLogger(__name__)
+
+#: Labels up to which the figures of each are recorded.
+_MOST_LABELS = 100
 
 
 @dataclass(eq=False)
@@ -210,15 +213,19 @@ class Finetuning:
         if self.evaluation is None:
             return
         progress = self.progress
-        metrics = evaluate(
+        found = evaluate(
             self.accelerator, self.model, self.evaluation, batch_size=self.options.batch_size
         )
+        metrics = found.metrics
         if not math.isfinite(metrics["loss"]):
             raise TrainingError(
                 f"the evaluation loss became {metrics['loss']} at step {progress.step}; "
                 f"{self._advice()}"
             )
-        self._record({f"eval_{name}": value for name, value in metrics.items()})
+        record: dict[str, Any] = {f"eval_{name}": value for name, value in metrics.items()}
+        if found.labels is not None and len(found.labels.labels) <= _MOST_LABELS:
+            record[LABELS] = asdict(found.labels)
+        self._record(record)
         self.observer.evaluated(step=progress.step, metrics=metrics)
         if progress.step == 0:
             return  # the untrained model is never the best

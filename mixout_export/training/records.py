@@ -10,6 +10,9 @@ from typing import Any, Self
 from mixout_export.errors import TrainingError
 from mixout_export.files.json_files import as_json
 
+#: Entry of a record of `metrics.jsonl`: the figures of each label, as `LabelReport` has them.
+LABELS = "labels"
+
 
 class Observer:
     """Is told how a run goes, for example to display it. These methods do nothing."""
@@ -134,6 +137,11 @@ class MetricsLog:
                     if name.startswith("eval_")
                 }
         return {}
+
+    def label_report(self, step: int) -> dict[str, list[dict[str, Any]]]:
+        """Return the figures of each label after a step, as `LabelReport` has them; {} if none."""
+        found = (record for record in self.records() if record["step"] == step)
+        return next((record[LABELS] for record in found if LABELS in record), {})
 
     def truncate(self, count: int) -> None:
         """Keep only the first `count` records."""

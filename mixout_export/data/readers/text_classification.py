@@ -15,6 +15,7 @@ from mixout_export.data.columns import (
     find_texts,
     single_column,
 )
+from mixout_export.data.confusion import LabelReport
 from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import (
@@ -24,13 +25,16 @@ from mixout_export.data.labels import (
     label_ids,
     list_rows,
     number_values,
+    refuse_missing,
     show,
     text_values,
 )
 from mixout_export.data.metrics import (
+    class_report,
     classification_metrics,
     constant_logits,
     multi_label_metrics,
+    multi_label_report,
     regression_metrics,
 )
 from mixout_export.data.reader import Reader
@@ -45,10 +49,14 @@ class LabeledTexts(Examples):
     Attributes:
         compute: Computes the metrics of the logits, shape (examples, outputs), and the labels.
         outputs: Number of the model's outputs.
+        names: The label names; empty if the task has none.
+        report: Returns the figures of each label from the same values and the names.
     """
 
     compute: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
     outputs: int
+    names: tuple[str, ...] = ()
+    report: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], LabelReport] | None = None
 
     def predict(
         self, indices: Sequence[int], outputs: Mapping[str, Tensor]
@@ -68,12 +76,20 @@ class LabeledTexts(Examples):
         """Return the task's metrics."""
         return self.compute(np.stack(list(predictions)), np.asarray(self.encoded.labels))
 
+    def label_report(self, predictions: Sequence[NDArray[Any]]) -> LabelReport | None:
+        """Return the figures of each label; None for numbers, and if a logit is not one."""
+        logits = np.stack(list(predictions))
+        if self.report is None or np.isnan(logits).any():
+            return None
+        return self.report(logits, np.asarray(self.encoded.labels), self.names)
+
 
 class TextClassification(Reader):
     """Reads a text, optionally a second text, and a label."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"label-smoothing", "class-weights"})
     compute = staticmethod(classification_metrics)
+    report: ClassVar[Callable[..., LabelReport] | None] = staticmethod(class_report)
 
     def find(
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
@@ -89,7 +105,13 @@ class TextClassification(Reader):
         if columns.label is not None:
             labels = self.labels(table, columns.label, encoding.labels)
         encoded = replace(encoding.texts(*texts), labels=labels)
-        return LabeledTexts(encoded, self.compute, max(1, len(encoding.labels)))
+        outputs = max(1, len(encoding.labels))
+        return LabeledTexts(encoded, self.compute, outputs, encoding.labels, self.report)
+
+    def label_values(self, table: Table, named: ColumnNames) -> list[Any]:
+        """Return the label of each row."""
+        columns = find_optional_label(table, named, labeled=True) or ()
+        return refuse_missing(table, single_column(table, columns, "--label-column"))
 
     def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
         """Return the label of each row: a class id."""
@@ -101,6 +123,9 @@ class Regression(TextClassification):
 
     uses: ClassVar[frozenset[str]] = frozenset()
     compute = staticmethod(regression_metrics)
+    report = None
+
+    label_values = Reader.label_values
 
     def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
         """Return the number of each row."""
@@ -117,6 +142,7 @@ class MultiLabel(TextClassification):
 
     uses: ClassVar[frozenset[str]] = frozenset()
     compute = staticmethod(multi_label_metrics)
+    report = staticmethod(multi_label_report)
 
     def find(
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
@@ -127,6 +153,14 @@ class MultiLabel(TextClassification):
             text, pair = find_texts(table, named)
             return ColumnNames(text, pair, tuple(lower[name.lower()] for name in labels))
         return super().find(table, named, labels, labeled=labeled)
+
+    def label_values(self, table: Table, named: ColumnNames) -> list[Any]:
+        """Return the labels of all rows; of several columns, their names."""
+        columns = find_optional_label(table, named, labeled=True) or ()
+        if len(columns) > 1:
+            return list(columns)
+        parts = (_parts(table, columns[0], row, LabelMap(())) for row in range(table.rows))
+        return [part for row in parts for part in row]
 
     def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
         """Return float32 zeros and ones, shape (rows, labels)."""

@@ -17,6 +17,7 @@ from mixout_export.data.columns import (
     find_optional_label,
     single_column,
 )
+from mixout_export.data.confusion import LabelReport, confusion_matrix, report_of
 from mixout_export.data.encoding import IGNORED, Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, require_text, show
@@ -84,6 +85,13 @@ class TaggedWords(Examples):
         label = most_frequent(np.concatenate(list(tags)))
         return [np.full_like(sentence, label) for sentence in tags]
 
+    def label_report(self, predictions: Sequence[NDArray[np.int64]]) -> LabelReport | None:
+        """Return the figures of each word's label; None if the logits are not numbers."""
+        guesses, right = np.concatenate(list(predictions)), np.concatenate(list(self.tags or ()))
+        if (guesses < 0).any():
+            return None
+        return report_of(confusion_matrix(right, guesses, len(self.names)), self.names)
+
     def metrics(self, predictions: Sequence[NDArray[np.int64]]) -> dict[str, float]:
         """Return precision, recall and F1 of entities, and the share of correct words.
 
@@ -121,6 +129,13 @@ class TokenClassification(Reader):
         text = find_first(table, _WORDS, (), kind="words", option="--text-column", named=named.text)
         label = find_optional_label(table, named, labeled=labeled, others=_TAGS)
         return ColumnNames(text, None, label)
+
+    def label_values(self, table: Table, named: ColumnNames) -> list[Any]:
+        """Return the labels of all words."""
+        columns = find_optional_label(table, named, labeled=True, others=_TAGS) or ()
+        values = refuse_missing(table, single_column(table, columns, "--label-column"))
+        lists = (value.split() if isinstance(value, str) else value for value in values)
+        return [tag for tags in lists for tag in (tags if isinstance(tags, list) else [tags])]
 
     def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> TaggedWords:
         """Read words and tokenize them. Words beyond the longest sequence are not read."""

@@ -1,6 +1,6 @@
 """`train`: finetune a prepared checkpoint."""
 
-from mixout_export.stages.train.advice import advice_for
+from mixout_export.stages.train.advice import advice_for, notes_for
 from mixout_export.stages.train.data import DataOptions
 from mixout_export.stages.train.record import TrainResult, recorded_options
 from mixout_export.stages.train.run import train_checkpoint
@@ -11,6 +11,7 @@ __all__ = [
     "SharedData",
     "TrainResult",
     "advice_for",
+    "notes_for",
     "recorded_options",
     "train_checkpoint",
 ]

@@ -1,4 +1,7 @@
-"""What to try after a run that has learned nothing."""
+"""What a user should know about a run that has ended, and what to try."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mixout_export.data.metrics import is_better
 from mixout_export.files.layout import LAYOUT
@@ -8,6 +11,12 @@ from mixout_export.training.records import MetricsLog
 
 #: A run's last recorded training loss is at most this share of the first one if it has learned.
 _MOVED = 0.95
+#: A training loss is still falling if the last record is at most this share of the one before.
+_FALLING = 0.9
+#: Steps from which on a run is long enough for its schedule to have ended the fall.
+_FEW_STEPS = 200
+#: Pairs of labels that are named.
+_PAIRS = 3
 
 
 def advice_for(result: TrainResult, options: TrainOptions) -> str | None:
@@ -27,8 +36,54 @@ def advice_for(result: TrainResult, options: TrainOptions) -> str | None:
             "the model ended no better than always giving the most frequent answer "
             f"({result.metric} {chance:.4f}); {remedy}"
         )
-    records = MetricsLog(result.out / LAYOUT.metrics).records()
-    losses = [record["loss"] for record in records if record.get("loss") is not None]
+    losses = _losses(result)
     if len(losses) > 1 and losses[-1] > _MOVED * losses[0]:
         return f"the training loss hardly fell, from {losses[0]:.4f} to {losses[-1]:.4f}; {remedy}"
     return None
+
+
+def _losses(result: TrainResult) -> list[float]:
+    records = MetricsLog(result.out / LAYOUT.metrics).records()
+    return [record["loss"] for record in records if record.get("loss") is not None]
+
+
+def notes_for(result: TrainResult, options: TrainOptions) -> tuple[str, ...]:
+    """Return what a user should know about a run: its data, its labels, and its length."""
+    found = (
+        *result.notes,
+        _constant(result.by_label),
+        _confused(result.confused),
+        advice_for(result, options),
+        _too_short(result),
+    )
+    return tuple(note for note in found if note)
+
+
+def _constant(by_label: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a sentence if the model gives one label to all rows, and the rows have several."""
+    given = [scores["label"] for scores in by_label if scores["predicted"]]
+    if len(given) != 1 or sum(scores["rows"] > 0 for scores in by_label) < 2:
+        return None
+    return f"the model predicts {given[0]!r} for everything"
+
+
+def _confused(confused: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return a sentence on the labels that are confused most often."""
+    pairs = [
+        f"{pair['expected']!r} for {pair['predicted']!r} ({pair['count']:,} times)"
+        for pair in confused[:_PAIRS]
+    ]
+    return f"the model takes {', '.join(pairs)}" if pairs else None
+
+
+def _too_short(result: TrainResult) -> str | None:
+    """Return a sentence if a short run has ended while its training loss was still falling."""
+    losses = _losses(result)
+    if result.stopped_early or result.steps >= _FEW_STEPS or len(losses) < 2:
+        return None
+    if losses[-1] > _FALLING * losses[-2]:
+        return None
+    return (
+        f"training ended after {result.steps} steps, and the loss was still falling, from "
+        f"{losses[-2]:.4f} to {losses[-1]:.4f}; try more --epochs"
+    )

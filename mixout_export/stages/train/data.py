@@ -14,6 +14,7 @@ from mixout_export.checkpoint.interface import (
 )
 from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.data.bad_rows import BadRows
+from mixout_export.data.checks import data_notes, label_notes
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding, choose_max_length
 from mixout_export.data.examples import Examples
@@ -111,6 +112,7 @@ class TrainingData:
         identity: A SHA-256 of each table and the columns that are read, to recognize the data when
             a run is resumed.
         evaluated_on: Where the evaluation examples come from; "" without evaluation data.
+        notes: What a user should know about the data.
     """
 
     train: Examples
@@ -122,6 +124,7 @@ class TrainingData:
     name: str
     identity: dict[str, str | None]
     evaluated_on: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def _tables(data: DataOptions, bad: BadRows) -> tuple[Table, Table | None, str]:
@@ -217,11 +220,15 @@ def _read(
         seed=options.seed,
     )
     examples, train = bad.read(train, lambda rows: reader.read(rows, columns, encoding))
-    evaluated = None
+    evaluated, found = None, None
     if evaluation is not None:
         found = reader.find(evaluation, columns, labels)
-        evaluated, _ = bad.read(evaluation, lambda rows: reader.read(rows, found, encoding))
+        read_with = found
+        evaluated, evaluation = bad.read(
+            evaluation, lambda rows: reader.read(rows, read_with, encoding)
+        )
     bad.finish()
+    notes = data_notes(train, evaluation, columns, found)
     return TrainingData(
         examples,
         evaluated,
@@ -236,4 +243,5 @@ def _read(
             **columns.identity(),
         },
         "" if evaluation is None else evaluation.name,
+        (*notes, *label_notes(examples, evaluated, labels)),
     )

@@ -38,6 +38,11 @@ class TrainResult:
         chance: The metrics of a model that gives the most frequent answer of the evaluation data
             whatever it reads; see `Examples.chance`. Empty without evaluation data, and for
             language models.
+        by_label: The figures of each label on the evaluation data, as `LabelScores` has them;
+            empty if the task has no labels, or more than 100.
+        confused: The labels that are confused most often, as `Confused` has them.
+        notes: What a user should know about the data.
+        titles: Metric → its name with the label that it is about, for metrics of one label.
     """
 
     out: Path
@@ -50,6 +55,10 @@ class TrainResult:
     seconds: float
     already_complete: bool = False
     chance: dict[str, float] = field(default_factory=dict)
+    by_label: list[dict[str, Any]] = field(default_factory=list)
+    confused: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    titles: dict[str, str] = field(default_factory=dict)
 
 
 def run_settings(

@@ -157,6 +157,7 @@ def train_checkpoint(
             chosen_step = progress.step
             if options.select != "last" and progress.best_step is not None:
                 chosen_step = progress.best_step
+            by_label = log.label_report(chosen_step)
             result = TrainResult(
                 out=out,
                 metric=metric,
@@ -167,6 +168,10 @@ def train_checkpoint(
                 stopped_early=stopped_early,
                 seconds=time.monotonic() - started,
                 chance=chance,
+                by_label=by_label.get("labels", []),
+                confused=by_label.get("confused", []),
+                notes=list(encoded.notes),
+                titles=source.require_task().titles(source.labels or ()),
             )
 
             # Write the chosen model with everything that describes it.
