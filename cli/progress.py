@@ -13,7 +13,7 @@ from mixout_export.printable import printable
 from mixout_export.stages.study.observer import StudyObserver
 from mixout_export.study.records import RunRecord
 from mixout_export.training.records import Observer
-from mixout_export_cli.output import Output, count_of, duration, last_line
+from mixout_export_cli.output import Output, count_of, duration, human_size, last_line
 
 #: Seconds between two lines where there is no terminal.
 _INTERVAL = 30.0
@@ -66,6 +66,19 @@ class TrainingDisplay(Observer):
         self._loss: float | None = None
         self._latest = ""
         self._checkpoint: int | None = None
+
+    @property
+    def wants_estimate(self) -> bool:  # type: ignore[override]
+        """Whether the estimate would be seen."""
+        return not self._output.quiet
+
+    def noticed(self, note: str) -> None:
+        """Write something that the user should know before the run."""
+        self._output.note(f"note: {note}")
+
+    def estimated(self, *, seconds: float, memory: int) -> None:
+        """Write how long the run will take, and how much memory it needs."""
+        self._say(self._done, f"about {duration(seconds)} and {human_size(memory)} of memory")
 
     def started(self, *, steps: int, done: int, examples: int) -> None:
         """Start the bar."""

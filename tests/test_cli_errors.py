@@ -245,7 +245,6 @@ def test_a_manifest_of_the_future(
         ("onnx", "graph", "is an ONNX export"),
         ("prepare", "graph", "graph: "),
         ("prepare", "train_file", "is a file, expected a checkpoint folder"),
-        ("inspect", "train_file", "is a file, expected a checkpoint folder"),
         ("verify", "train_file", "is a file, expected a checkpoint folder"),
     ],
 )

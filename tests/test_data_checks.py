@@ -55,9 +55,11 @@ def scores(label: str, rows: int, predicted: int) -> dict[str, object]:
     return {"label": label, "rows": rows, "predicted": predicted}
 
 
-def outcome(folder: Path, losses: list[float], **values: object) -> TrainResult:
+def outcome(
+    folder: Path, losses: list[float], *, key: str = "loss", **values: object
+) -> TrainResult:
     folder.mkdir(exist_ok=True)
-    lines = [f'{{"step": {i}, "loss": {loss}}}\n' for i, loss in enumerate(losses)]
+    lines = [f'{{"step": {i}, "{key}": {loss}}}\n' for i, loss in enumerate(losses)]
     (folder / "metrics.jsonl").write_text("".join(lines))
     given = {"steps": 30, "chosen_step": 30, "stopped_early": False, "seconds": 1.0, **values}
     return TrainResult(folder, "accuracy", {"accuracy": 0.9}, {}, chance={"accuracy": 0.5}, **given)
@@ -66,7 +68,7 @@ def outcome(folder: Path, losses: list[float], **values: object) -> TrainResult:
 def test_constant_predictions_and_confused_labels_are_noted(tmp_path: Path) -> None:
     constant = outcome(
         tmp_path / "a",
-        [0.6, 0.5],
+        [0.6, 0.5, 0.49],
         by_label=[scores("ham", 30, 40), scores("spam", 10, 0)],
         confused=[{"expected": "spam", "predicted": "ham", "count": 10}],
     )
@@ -75,6 +77,7 @@ def test_constant_predictions_and_confused_labels_are_noted(tmp_path: Path) -> N
     assert second == "the model takes 'spam' for 'ham' (10 times)"
 
 
+@pytest.mark.parametrize("key", ["loss", "eval_loss"])
 @pytest.mark.parametrize(
     ("losses", "steps", "noted"),
     [
@@ -85,7 +88,7 @@ def test_constant_predictions_and_confused_labels_are_noted(tmp_path: Path) -> N
     ],
 )
 def test_a_short_run_whose_loss_still_falls_is_noted(
-    tmp_path: Path, losses: list[float], steps: int, noted: bool
+    tmp_path: Path, losses: list[float], steps: int, noted: bool, key: str
 ) -> None:
-    found = notes_for(outcome(tmp_path / "a", losses, steps=steps), TrainOptions())
+    found = notes_for(outcome(tmp_path / "a", losses, key=key, steps=steps), TrainOptions())
     assert any(f"after {steps} steps, and the loss was still falling" in n for n in found) is noted

@@ -1,16 +1,18 @@
 """`mixout-export inspect`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mixout_export_cli.command import Command
 from mixout_export_cli.following import after_inspection
-from mixout_export_cli.options import PATH, option, output_options
-from mixout_export_cli.output import Output, human_size, table
+from mixout_export_cli.imports import quick_imports
+from mixout_export_cli.options import PATH, column_option, field_options, option, output_options
+from mixout_export_cli.output import Output, count_of, human_size, table
 
 if TYPE_CHECKING:
+    from mixout_export.stages.data_inspection import DataInspection
     from mixout_export.stages.inspection import Inspection
 
 _KINDS = {
@@ -36,6 +38,7 @@ _NAMES = {
     "tool_version": "written by version",
 }
 _SHOWN_DIGEST = 16
+_SHOWN_LABELS = 20
 
 
 def _facts(inspection: "Inspection") -> list[str]:
@@ -115,6 +118,61 @@ def _is_digest(text: str) -> bool:
     return len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
+def _is_data(path: Path) -> bool:
+    """Return whether a path is a data file, without importing what reads it for other paths."""
+    if path.is_dir() and not any(path.glob("dataset_*.json")):
+        return False
+    if path.suffix in ("", ".onnx", ".safetensors", ".json") and not path.is_dir():
+        return False
+    from mixout_export.data.tables import is_data
+
+    return is_data(path)
+
+
+def _inspect_data(path: Path, output: Output, options: dict[str, Any]) -> None:
+    """Describe a data file."""
+    with quick_imports():
+        from mixout_export.data.columns import ColumnNames
+        from mixout_export.data.separated import FieldFormat
+        from mixout_export.stages.data_inspection import inspect_data
+
+    names = {name: options[f"{name}_column"] for name in ("text", "text_pair", "label")}
+    found = inspect_data(
+        path,
+        model=options["model"],
+        max_length=options["max_length"],
+        columns=ColumnNames.named(**names),
+        fields=FieldFormat(options["delimiter"], options["quoting"]),
+    )
+    output.result(found, "\n".join(_data_lines(found)))
+
+
+def _data_lines(found: "DataInspection") -> list[str]:
+    """Return the description of a data file."""
+    about = "" if found.counted else "about "
+    tokens = ", ".join(f"{name} {about}{count:,}" for name, count in found.tokens.items())
+    total = sum(found.labels.values())
+    facts = [
+        *found.columns.items(),
+        ("tokens", tokens + ("" if found.counted else " (estimated; --model counts them)")),
+        ("cut", f"{about}{count_of(found.cut, 'row')} at --max-length {found.max_length}"),
+        ("duplicates", count_of(found.duplicates, "row")),
+        ("contradictions", f"{count_of(found.contradictions, 'text')} with different labels"),
+        ("bad rows", f"{found.bad_rows:,}{found.bad and ': ' + found.bad}"),
+        ("suggestion", f"--batch-size {found.batch_size}"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{found.path}: {count_of(found.rows, 'row')}"]
+    lines += [f"  {name:<{width}}  {value}" for name, value in facts]
+    shown = list(found.labels.items())[:_SHOWN_LABELS]
+    if shown:
+        rows = [[name, f"{count:,}", f"{count / total:.1%}"] for name, count in shown]
+        lines += ["", table(["label", "rows", "share"], rows)]
+        if len(found.labels) > len(shown):
+            lines.append(f"and {len(found.labels) - len(shown):,} more labels")
+    return lines
+
+
 @click.command(cls=Command)
 @click.argument("path", type=PATH)
 @option(
@@ -123,12 +181,40 @@ def _is_digest(text: str) -> bool:
     metavar="FILE",
     help="Plot the distances to this file: png, svg or pdf.  [optional]",
 )
+@option(
+    "--model",
+    type=PATH,
+    metavar="FOLDER",
+    help="For a data file: the checkpoint that will read it. Its tokenizer counts tokens, and its "
+    "task finds the columns. Without it, tokens are estimated.  [optional]",
+)
+@option(
+    "--max-length",
+    type=int,
+    metavar="TOKENS",
+    help="For a data file: count the rows that are longer.  [default: 128]",
+)
+@column_option("--text-column", "the text of a data file")
+@column_option("--text-pair-column", "the second text of a data file")
+@column_option("--label-column", "the label of a data file")
+@field_options
 @output_options
-def inspect(path: Path, *, plot: Path | None, output: Output) -> None:
-    """Describe PATH: what it is, how it was made, and how far each mixed layer has moved.
+def inspect(path: Path, *, plot: Path | None, output: Output, **options: Any) -> None:
+    """Describe PATH: a model folder, an ONNX graph, a bundle, or a data file.
 
-    The exit code is 3 if its files do not match its manifest.
+    Of a model, it shows how it was made and how far each mixed layer has moved. The exit code is 3
+    if its files do not match its manifest. Of a data file, it shows lengths, labels, duplicates and
+    a batch size to start with.
     """
+    if _is_data(path):
+        if plot is not None:
+            raise click.UsageError("--plot is for mixout checkpoints; leave it out.")
+        _inspect_data(path, output, options)
+        return
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        name = given[0].replace("_", "-")
+        raise click.UsageError(f"--{name} is for data files; leave it out.")
     from mixout_export.errors import ParityError
     from mixout_export.stages.inspection import inspect_path, plot_distances
 

@@ -102,7 +102,7 @@ class BadRows:
             raise self.error()
         if self._rows:
             count = len(self)
-            logger.warning("skipped %d row%s: %s", count, "s" * (count > 1), self._listed())
+            logger.warning("skipped %d row%s: %s", count, "s" * (count > 1), self.listed())
 
     def error(self) -> DataError:
         """Return the error that lists the rows."""
@@ -112,10 +112,10 @@ class BadRows:
         if len(self._errors) == 1 and len(self._errors[0].problems) == count:
             return DataError(f"{self._errors[0]}{skip}")
         if count == 1:
-            return DataError(f"{self._listed()}; correct that row{skip}")
-        return DataError(f"{count} rows cannot be read: {self._listed()}; correct them{skip}")
+            return DataError(f"{self.listed()}; correct that row{skip}")
+        return DataError(f"{count} rows cannot be read: {self.listed()}; correct them{skip}")
 
-    def _listed(self) -> str:
+    def listed(self) -> str:
         """Return the rows in words, those of each file together."""
         shown = self._rows[:_SHOWN]
         files = [

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -85,7 +85,8 @@ class Table:
         """Yield the table in parts of at most so many rows; None yields it whole."""
         size = rows or self.rows or 1
         for start in range(0, self.rows or 1, size):
-            yield self._take(range(start, min(start + size, self.rows)))
+            part = self._take(range(start, min(start + size, self.rows)))
+            yield replace(part, first=start)
 
     def without(self, rows: Collection[int]) -> "Table":
         """Return the table without some rows."""
@@ -100,7 +101,7 @@ class Table:
             len(rows),
             None if self.lines is None else [self.lines[row] for row in rows],
             [int(numbers[row]) for row in rows],
-            numbers[rows[0]] if rows and self.first else 0,
+            self.first,
             self.unreadable,
             None if self.files is None else [self.files[row] for row in rows],
         )

@@ -33,7 +33,7 @@ from mixout_export.data.separated import (
 from mixout_export.data.table import Table
 from mixout_export.errors import DataError
 
-__all__ = ["Table", "data_format", "parquet_schema", "read_parts", "read_table"]
+__all__ = ["Table", "data_format", "is_data", "parquet_schema", "read_parts", "read_table"]
 
 T = TypeVar("T")
 
@@ -321,6 +321,15 @@ def data_format(path: Path) -> tuple[str, bool]:
             f"{path}: has an unknown format, expected one of {', '.join(_FORMATS)}, also with .gz"
         )
     return kind[0], zipped
+
+
+def is_data(path: Path) -> bool:
+    """Return whether a path is a data file or a saved data set, by its name and contents."""
+    if path.is_dir():
+        from mixout_export.data.hub import is_saved_dataset
+
+        return is_saved_dataset(path)
+    return path.is_file() and not {s.lower() for s in path.suffixes[-2:]}.isdisjoint(_FORMATS)
 
 
 def _read(

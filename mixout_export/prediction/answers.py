@@ -17,8 +17,8 @@ from torch import Tensor
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.confusion import Confused, LabelScores
 from mixout_export.data.examples import Examples
-from mixout_export.data.table_writer import Column
 from mixout_export.data.table import Table
+from mixout_export.data.table_writer import Column
 from mixout_export.tasks import Task
 from mixout_export.tasks.decision import LABEL, Decision
 

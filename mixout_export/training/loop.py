@@ -23,6 +23,7 @@ from mixout_export.training.attention import step_attention
 from mixout_export.training.batches import StepBatches, StepPlan
 from mixout_export.training.criterion import Criterion
 from mixout_export.training.device import to_device
+from mixout_export.training.estimate import estimate_run
 from mixout_export.training.evaluation import evaluate
 from mixout_export.training.optimizer import (
     build_optimizer,
@@ -114,6 +115,7 @@ class Finetuning:
         if progress.step == 0:
             torch.manual_seed(options.seed + self.accelerator.process_index)
             self._evaluate()
+        self._estimate()
         self.wrapped.train()
         watch: ForwardWatch | None = ForwardWatch(self.model)
         for batches in self.plan.steps(progress.step, self.steps):
@@ -136,6 +138,25 @@ class Finetuning:
             if asked:
                 raise TrainingStoppedError(f"stopped after step {progress.step} of {self.steps}")
         return self._is_stale() and progress.step < self.steps
+
+    def _estimate(self) -> None:
+        """Tell an observer that asks for it how long the run will take and what memory it needs.
+
+        A model that several processes share cannot be run by one of them.
+        """
+        left = self.steps - self.progress.step
+        if not self.observer.wants_estimate or self.accelerator.num_processes > 1 or left < 1:
+            return
+        found = estimate_run(
+            self.accelerator,
+            self.model,
+            self.train,
+            self.evaluation,
+            self.options,
+            steps=left,
+            evaluations=ceil_of(left / (self.options.eval_every or self.plan.steps_per_epoch)),
+        )
+        self.observer.estimated(seconds=found.seconds, memory=found.memory)
 
     def _step(self, batches: StepBatches) -> None:
         """Do one training step from one or more batches, each with masks of its own.

@@ -15,7 +15,19 @@ LABELS = "labels"
 
 
 class Observer:
-    """Is told how a run goes, for example to display it. These methods do nothing."""
+    """Is told how a run goes, for example to display it. These methods do nothing.
+
+    Attributes:
+        wants_estimate: Whether to estimate the time and memory of the run before its first step.
+    """
+
+    wants_estimate = False
+
+    def noticed(self, note: str) -> None:
+        """Something about the data that a user should know before the run."""
+
+    def estimated(self, *, seconds: float, memory: int) -> None:
+        """The run will take about so many seconds, and so many bytes of memory."""
 
     def started(self, *, steps: int, done: int, examples: int) -> None:
         """Training starts: number of steps, of steps already done, and of training examples."""

@@ -11,8 +11,8 @@ from mixout_export.training.records import MetricsLog
 
 #: A run's last recorded training loss is at most this share of the first one if it has learned.
 _MOVED = 0.95
-#: A training loss is still falling if the last record is at most this share of the one before.
-_FALLING = 0.9
+#: A loss is still falling if the last record is at most this share of the one before.
+_FALLING = 0.95
 #: Steps from which on a run is long enough for its schedule to have ended the fall.
 _FEW_STEPS = 200
 #: Pairs of labels that are named.
@@ -42,9 +42,9 @@ def advice_for(result: TrainResult, options: TrainOptions) -> str | None:
     return None
 
 
-def _losses(result: TrainResult) -> list[float]:
+def _losses(result: TrainResult, key: str = "loss") -> list[float]:
     records = MetricsLog(result.out / LAYOUT.metrics).records()
-    return [record["loss"] for record in records if record.get("loss") is not None]
+    return [record[key] for record in records if record.get(key) is not None]
 
 
 def notes_for(result: TrainResult, options: TrainOptions) -> tuple[str, ...]:
@@ -77,8 +77,12 @@ def _confused(confused: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _too_short(result: TrainResult) -> str | None:
-    """Return a sentence if a short run has ended while its training loss was still falling."""
-    losses = _losses(result)
+    """Return a sentence if a short run has ended while its loss was still falling.
+
+    That is the evaluation loss, if it was measured more than once.
+    """
+    evaluated = _losses(result, "eval_loss")
+    losses = evaluated if len(evaluated) > 1 else _losses(result)
     if result.stopped_early or result.steps >= _FEW_STEPS or len(losses) < 2:
         return None
     if losses[-1] > _FALLING * losses[-2]:

@@ -131,6 +131,10 @@ def train_checkpoint(
             if options.tracker is not None:
                 accelerator.init_trackers(out.name)
 
+            if is_main and observer is not None:
+                for note in encoded.notes:
+                    observer.noticed(note)
+
             # Train, from the newest checkpoint if there is one.
             finetuning = Finetuning(
                 accelerator,
