@@ -182,6 +182,8 @@ def test_the_page_explains_how_to_use_and_check_the_bundle(
         steps = ["## Start the server", "## Send a request"]
         assert sections == [*steps, "## Inputs and outputs", "## Check"]
     assert "LABEL_" in page
+    assert page.count("It needs onnxruntime 1.17 or newer, and Triton 24.03 or newer.") == 2
+    assert page.count("changes a little with its padding") == 1  # only the int8 graph
     assert "\n\n\n" not in page
 
 
