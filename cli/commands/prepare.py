@@ -144,7 +144,10 @@ def _read_labels(path: Path) -> list[str]:
     "--resize-embeddings",
     help="Add rows to the embedding for tokens that only the tokenizer has. They are not mixed.",
 )
-@flag("--merge-adapter", "Merge the PEFT adapter in BASE into its weights first (extra peft).")
+@flag(
+    "--merge-adapter",
+    help="Merge the PEFT adapter in BASE into its weights first (extra peft).",
+)
 @flag("--trust-remote-code", help="Run the Python code in the checkpoint.")
 @seed_option("Seed for the initial weights of a fresh head.")
 @overwrite_option
