@@ -55,11 +55,10 @@ def main() -> None:
         if step % 10 == 0:
             print(f"step {step}: loss {loss.item():.4f}")
 
-    save_mixout(model, options.out / "mixout")
+    save_mixout(model, options.out / "mixout", tokenizer=tokenizer)
     collapse_mixout(model)
     model.save_pretrained(options.out / "plain")
-    for name in ("mixout", "plain"):
-        tokenizer.save_pretrained(options.out / name)
+    tokenizer.save_pretrained(options.out / "plain")
 
 
 if __name__ == "__main__":

@@ -91,11 +91,10 @@ def main() -> None:
     fit(module, batches, options.steps)
 
     model = module.model.cpu()
-    save_mixout(model, options.out / "mixout")
+    save_mixout(model, options.out / "mixout", tokenizer=module.tokenizer)
     collapse_mixout(model)
     model.save_pretrained(options.out / "plain")
-    for name in ("mixout", "plain"):
-        module.tokenizer.save_pretrained(options.out / name)
+    module.tokenizer.save_pretrained(options.out / "plain")
 
 
 if __name__ == "__main__":

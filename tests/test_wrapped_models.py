@@ -186,3 +186,42 @@ def test_the_state_without_a_configuration_says_what_it_is(tmp_path: Path) -> No
     save_file(net.state_dict(), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="load it into that module and write the folder with"):
         load_mixout(tmp_path)
+
+
+# What save_mixout writes besides the weights ------------------------------------------------------
+
+
+def test_save_mixout_says_what_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model("bert", "ForSequenceClassification")
+    inject_mixout(model)
+    with caplog.at_level(logging.WARNING, "mixout_export"):
+        save_mixout(model, tmp_path / "bare")
+        assert "of the mixed layers only, so train --decay-toward pretrained" in caplog.text
+        assert "holds no tokenizer, which train, predict and bundle need" in caplog.text
+        caplog.clear()
+        save_mixout(model, tmp_path / "saved", tokenizer=make_tokenizer())
+        assert "tokenizer" not in caplog.text
+    assert open_artifact(tmp_path / "saved").tokenizer is not None
+
+
+def test_save_mixout_of_a_prepared_model_misses_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = save_plainly(make_model("bert"), tmp_path / "base")
+    options = PrepareOptions(BaseOptions("text-classification", 2))
+    prepare_checkpoint(str(base), tmp_path / "prepared", options)
+    model = load_mixout(tmp_path / "prepared")
+    with caplog.at_level(logging.WARNING, "mixout_export"):
+        save_mixout(model, tmp_path / "saved")
+        assert not caplog.text
+        with quiet_libraries():
+            model.resize_token_embeddings(model.config.vocab_size + 1)
+        save_mixout(model, tmp_path / "resized")
+        assert "has the tokenizer of" in caplog.text
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<url>"])
+    save_mixout(model, tmp_path / "whole", tokenizer=tokenizer)
+    assert len(open_artifact(tmp_path / "whole").tokenizer) == model.config.vocab_size
+    tokenizer.add_tokens(["<user>"])
+    with pytest.raises(CheckpointError, match="gives '<user>' the id"):
+        save_mixout(model, tmp_path / "out", tokenizer=tokenizer)

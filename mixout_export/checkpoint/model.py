@@ -15,7 +15,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Size, Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.folder import (
     MixoutCheckpoint,
@@ -29,12 +29,12 @@ from mixout_export.checkpoint.folder import (
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_inputs import smallest_batch
-from mixout_export.checkpoint.vocabulary import require_pad_row
+from mixout_export.checkpoint.vocabulary import require_pad_row, require_rows, vocabulary_rows
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import read_json, write_json
-from mixout_export.files.layout import LAYOUT
+from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.files.output import output_folder
 from mixout_export.files.sidecar_files import copy_sidecar_files, link_or_copy
 from mixout_export.files.tensors import (
@@ -486,25 +486,79 @@ def _report_unsaved(model: nn.Module, inner: PreTrainedModel, name: str) -> None
         )
 
 
-def save_mixout(model: nn.Module, path: Path | str, *, overwrite: bool = False) -> None:
+def _report_missing(
+    model: PreTrainedModel, directory: Path, path: Path, origin: PlainCheckpoint | None
+) -> None:
+    """Say what later steps will miss in a folder that was written."""
+    if origin is None or not origin.pretrained_paths:
+        logger.warning(
+            "%s: holds the pretrained weights of the mixed layers only, so train --decay-toward "
+            "pretrained and collapse --interpolate are not possible with it; if you need them, run "
+            "prepare and begin with load_mixout",
+            path,
+        )
+    rows = vocabulary_rows(model)
+    if rows is None:
+        return
+    if not any(is_tokenizer_file(file.name) for file in directory.iterdir()):
+        logger.warning(
+            "%s: holds no tokenizer, which train, predict and bundle need; give "
+            "save_mixout(…, tokenizer=tokenizer)",
+            path,
+        )
+
+
+def _report_old_tokenizer(model: PreTrainedModel, path: Path, origin: PlainCheckpoint) -> None:
+    """Say if a tokenizer was copied that is older than the rows of the embedding."""
+    rows, before = vocabulary_rows(model), origin.config.get("vocab_size")
+    if rows is not None and isinstance(before, int) and rows != before:
+        logger.warning(
+            "%s: has the tokenizer of %s, whose model has %d rows in its embedding, not %d; give "
+            "save_mixout(…, tokenizer=tokenizer)",
+            path,
+            origin.path,
+            before,
+            rows,
+        )
+
+
+def save_mixout(
+    model: nn.Module,
+    path: Path | str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    overwrite: bool = False,
+) -> None:
     """Save a model with mixout as a mixout checkpoint.
 
-    Anchors that came from a checkpoint are linked to its file, which is never rewritten.
+    Anchors that came from a checkpoint are linked to its file, which is never rewritten. A warning
+    says what later steps will miss in the folder.
 
     Args:
         model: A transformers model with mixout layers, or a module around one, of which the
             transformers model is saved.
         path: The folder, which appears complete or not at all.
+        tokenizer: The tokenizer to save with it; None copies that of the folder that the model was
+            loaded from with `load_mixout`.
         overwrite: Whether a non-empty folder may be replaced.
 
     Raises:
         ArgumentError: There is no transformers model with mixout layers, or more than one.
+        CheckpointError: The tokenizer gives ids that the model has no row for.
         OutputError: The folder cannot be written.
     """
+    path = Path(path)
     inner, name = _model_to_save(model)
     origin: PlainCheckpoint | None = getattr(inner, ORIGIN_ATTRIBUTE, None)
-    with output_folder(Path(path), overwrite=overwrite) as out:
+    if tokenizer is not None:
+        require_rows(path, tokenizer, vocabulary_rows(inner))
+    with output_folder(path, overwrite=overwrite) as out:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(out.partial)
         write_mixout(inner, out.partial, origin=origin)
+        _report_missing(inner, out.partial, path, origin)
+    if origin is not None and tokenizer is None:
+        _report_old_tokenizer(inner, path, origin)
     _report_unsaved(model, inner, name)
 
 

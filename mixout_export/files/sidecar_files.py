@@ -10,12 +10,15 @@ from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_fil
 def copy_sidecar_files(source: Path, destination: Path) -> tuple[str, ...]:
     """Copy tokenizer and processor files and the generation configuration; return their names.
 
-    Files that the destination already has are left alone.
+    Files that the destination already has are left alone. If it has a tokenizer, no file of another
+    one is added.
     """
     copied = []
+    has_tokenizer = any(is_tokenizer_file(path.name) for path in destination.iterdir())
     extra = {LAYOUT.generation_config, *PROCESSOR_FILES}
     for path in sorted(source.iterdir()):
-        wanted = is_tokenizer_file(path.name) or path.name in extra
+        of_tokenizer = is_tokenizer_file(path.name) and not has_tokenizer
+        wanted = of_tokenizer or path.name in extra
         target = destination / path.name
         if wanted and path.is_file() and not target.exists():
             shutil.copyfile(path, target)
