@@ -127,6 +127,8 @@ OPTIONS = {
         "text-pair-column": None,
         "label-column": None,
         "choices-column": None,
+        "delimiter": None,
+        "quoting": None,
         "max-examples": None,
         "atol": None,
         "rtol": None,

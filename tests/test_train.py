@@ -268,7 +268,7 @@ def test_the_result_knows_chance(ground: TrainingGround, tmp_path: Path) -> None
     labels = [label for _, label in sentences(32, seed=1)]
     result = ground.run(tmp_path / "out", max_steps=1)
     assert result.chance["accuracy"] == max(np.bincount(labels)) / 32
-    assert ground.run(tmp_path / "out", resume=True).chance == result.chance
+    assert ground.run(tmp_path / "out", max_steps=1, resume=True).chance == result.chance
     assert ground.run(tmp_path / "alone", data=ground.alone(), max_steps=1).chance == {}
 
 

@@ -9,7 +9,15 @@ import click
 from mixout_export_cli.command import Command, command_line
 from mixout_export_cli.following import after_verification
 from mixout_export_cli.imports import quick_imports
-from mixout_export_cli.options import PATH, column_option, flag, option, output_options, seed_option
+from mixout_export_cli.options import (
+    PATH,
+    column_option,
+    field_options,
+    flag,
+    option,
+    output_options,
+    seed_option,
+)
 from mixout_export_cli.output import Output, labeled, number, table
 from mixout_export_cli.serving import PathOrAddress, describe_concurrency, describe_server
 
@@ -199,6 +207,7 @@ def _describe_graph(result: "ParityResult") -> str:
 @column_option("--text-pair-column", "the second text in --data")
 @column_option("--label-column", "the labels in --data")
 @column_option("--choices-column", "the choices in --data")
+@field_options
 @option(
     "--atol",
     type=float,

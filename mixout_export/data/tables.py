@@ -37,6 +37,9 @@ __all__ = ["Table", "data_format", "is_data", "parquet_schema", "read_parts", "r
 
 T = TypeVar("T")
 
+#: Splits of a saved data set that a model is trained on, and that it is evaluated on.
+TRAINING_SPLITS, EVALUATION_SPLITS = ("train",), ("validation", "dev", "test")
+
 _SAMPLE = 1 << 20  # bytes
 _JSON_NAMES = {
     list: "an array",

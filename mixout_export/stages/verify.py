@@ -9,6 +9,7 @@ from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface, shared_interface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.separated import FieldFormat
 from mixout_export.errors import ArgumentError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.parity.battery import Battery, build_battery, measure_coverage
@@ -137,6 +138,8 @@ def verify_checkpoints(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     choices_column: str | None = None,
+    delimiter: str | None = None,
+    quoting: str | None = None,
     atol: float | None = None,
     rtol: float | None = None,
     provider: str = CPU_PROVIDER,
@@ -165,6 +168,8 @@ def verify_checkpoints(
         text_pair_column: Column of its second text; None finds it.
         label_column: Column of its labels; None finds it.
         choices_column: Column of its choices; None finds it.
+        delimiter: Character between the fields of a csv or tsv file; None takes the usual one.
+        quoting: How its fields are quoted; see `FieldFormat`.
         atol: Absolute tolerance. None means 1e-5, 5e-3 for weights rounded to fp16, and 4e-2 for
             weights rounded to bf16. If `atol` or `rtol` is given, the weights of two folders may
             differ by as much too.
@@ -218,7 +223,15 @@ def verify_checkpoints(
     interface = shared_interface(*interfaces(left, right))
     table = None
     if data is not None:
-        table = read_data(data, left, right, interface, columns=columns, max_examples=max_examples)
+        table = read_data(
+            data,
+            left,
+            right,
+            interface,
+            columns=columns,
+            max_examples=max_examples,
+            fields=FieldFormat(delimiter, quoting),
+        )
     battery = _settle_battery(
         left,
         interface,
@@ -265,6 +278,8 @@ def verify_checkpoints(
             text_pair_column=text_pair_column,
             label_column=label_column,
             choices_column=choices_column,
+            delimiter=delimiter,
+            quoting=quoting,
             atol=atol,
             rtol=rtol,
             provider=provider,

@@ -13,7 +13,8 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import EvaluationData, evaluation_data
-from mixout_export.data.tables import read_table
+from mixout_export.data.separated import FieldFormat
+from mixout_export.data.tables import EVALUATION_SPLITS, read_table
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.decisions import DATA_BATCH
 from mixout_export.tasks import known_task
@@ -29,6 +30,7 @@ def read_data(
     *,
     columns: ColumnNames,
     max_examples: int | None,
+    fields: FieldFormat | None = None,
 ) -> EvaluationData:
     """Read a table with the tokenizer and labels of the reference, or else of the candidate.
 
@@ -50,7 +52,7 @@ def read_data(
         )
     headless = reference.headless or candidate.headless
     return evaluation_data(
-        read_table(path),
+        read_table(path, fields=fields, splits=EVALUATION_SPLITS),
         None if headless else known_task(reference.task_name),
         tokenizer,
         interface,

@@ -21,15 +21,12 @@ from mixout_export.data.examples import Examples
 from mixout_export.data.reader import Reader
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table, join_tables
-from mixout_export.data.tables import read_table
+from mixout_export.data.tables import EVALUATION_SPLITS, TRAINING_SPLITS, read_table
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.training.options import TrainOptions
 
 _DEFAULT_MAX_LENGTH = 128
-
-#: Splits of a saved data set that are trained on, and that a run is evaluated on.
-_TRAIN, _EVALUATION = ("train",), ("validation", "dev", "test")
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,10 @@ def _tables(data: DataOptions, bad: BadRows) -> tuple[Table, Table | None, str]:
 
         train, evaluation = read_hub_dataset(data.dataset)
         return train, evaluation, data.dataset
-    train = data.read(data.train_files, _TRAIN, bad)
-    evaluation = None if data.eval_file is None else data.read([data.eval_file], _EVALUATION, bad)
+    train = data.read(data.train_files, TRAINING_SPLITS, bad)
+    evaluation = (
+        None if data.eval_file is None else data.read([data.eval_file], EVALUATION_SPLITS, bad)
+    )
     name = data.train_files[0].name  # without the folder, whose name may be private
     return train, evaluation, name.split(".")[0] or name
 
