@@ -39,6 +39,8 @@ OPTIONS = {
         "head-dropout": 0.1,
         "revision": None,
         "allow-pickle": False,
+        "merge-adapter": False,
+        "resize-embeddings": False,
         "trust-remote-code": False,
         "seed": 0,
     },
