@@ -8,7 +8,7 @@ from typing import Any
 
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.errors import ArgumentError, CheckpointError
-from mixout_export.files.streams import file_digest
+from mixout_export.files.streams import data_digest
 from mixout_export.stages.train.data import DataOptions
 from mixout_export.stages.train.record import RunRecord, recorded_values
 from mixout_export.training.options import TrainOptions
@@ -66,7 +66,7 @@ def _other_data(content: Mapping[str, Any], data: DataOptions, out: Path) -> Ite
         yield f"it was trained on {names}, got {data.dataset}"
     for file in data.files():
         try:
-            same = file_digest(file) in before
+            same = data_digest(file) in before
         except OSError as error:
             _not_compared(out, file, error.strerror or str(error))
             continue
