@@ -1,9 +1,13 @@
-"""Signals during training: finish the step, save a checkpoint, then stop."""
+"""Signals: training finishes its step and saves a checkpoint; other commands clean up."""
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+from mixout_export_cli.output import InterruptionError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _NOTICE = b"\nfinishing this step and saving a checkpoint; press Ctrl-C to stop at once\n"
@@ -46,3 +50,17 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._earlier.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, so that what was half-written is removed."""
+
+    def stop(number: int, _: FrameType | None) -> None:
+        raise InterruptionError("stopped by SIGTERM; existing files are unchanged", number)
+
+    earlier = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)

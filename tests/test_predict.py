@@ -3,8 +3,10 @@
 import gzip
 import json
 import math
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,14 @@ from served_models import served
 from task_data import KINDS, write_jsonl
 
 from mixout_export.artifacts.opening import open_artifact
+from mixout_export.bundling.plan import BundleOptions
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import evaluation_data
 from mixout_export.data.tables import read_table
 from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
 from mixout_export.prediction.result import PredictionResult
 from mixout_export.stages import predict as stage
+from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.predict import PredictionObserver, PredictOptions, predict_file
 from mixout_export.tasks import TASKS
@@ -336,6 +340,27 @@ def test_an_interruption_leaves_nothing(graph: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         predict_file(graph, file, tmp_path / "out.jsonl", observer=Interrupt())
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_sigterm_leaves_nothing_and_says_so(
+    graph: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(stage, "run_part", kill)
+    file = write_jsonl(tmp_path / "in.jsonl", texts(3))
+    before = signal.getsignal(signal.SIGTERM)
+    Program(capsys)("predict", graph, file, tmp_path / "out.jsonl").failed(143, "SIGTERM")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bundle_answers_as_its_graph(graph: Path, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", texts(3, label=["a"]))
+    bundle_onnx(graph, tmp_path / "one", BundleOptions("triton", "tiny"))
+    bundled = run(tmp_path / "one", file, tmp_path / "1.jsonl")
+    assert bundled.metrics == run(graph, file, tmp_path / "2.jsonl").metrics
 
 
 def test_a_model_that_cannot_answer(tiny: TinyCheckpoints, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from mixout_export_cli.options import (
 )
 from mixout_export_cli.output import Output, count_of, labeled, number, table
 from mixout_export_cli.serving import PathOrAddress
+from mixout_export_cli.stopping import stopped_by_sigterm
 
 if TYPE_CHECKING:
     from mixout_export.prediction.notable import NotableRow
@@ -167,7 +168,7 @@ def predict(
 
     names = ("text", "text_pair", "label", "choices")
     columns = ColumnNames.named(**{name: options.pop(f"{name}_column") for name in names})
-    with PredictionDisplay(output) as display:
+    with stopped_by_sigterm(), PredictionDisplay(output) as display:
         result = predict_file(
             model,
             file,

@@ -11,7 +11,7 @@ from mixout_export.checkpoint.folder import labels_of
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.input_files import InputFiles
-from mixout_export.files.layout import LAYOUT
+from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.files.streams import file_digest
 from mixout_export.provenance.manifest import Manifest, read_manifest
 from mixout_export.runners import CPU_PROVIDER
@@ -19,6 +19,7 @@ from mixout_export.tasks import task_of_config
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from transformers import PreTrainedTokenizerBase
 
     from mixout_export.checkpoint.interface import ModelInterface
     from mixout_export.runners.onnx_runner import CachedGraph, OnnxRunner
@@ -279,8 +280,17 @@ class Bundle(OnnxModel):
 
     @property
     def folder(self) -> Path:
-        """The folder of the graph and of its tokenizer."""
+        """The folder of the graph."""
         return self.graph.parent
+
+    @cached_property
+    def tokenizer(self) -> "PreTrainedTokenizerBase | None":
+        """The tokenizer, which for some servers lies in a folder of its own; None without one."""
+        from mixout_export.checkpoint.tokenizer import load_tokenizer
+
+        names = (Path(name) for name in self.manifest.files)
+        found = next((name.parent for name in names if is_tokenizer_file(name.name)), None)
+        return load_tokenizer(self.folder if found is None else self.path / found)
 
 
 def external_files(model: "ModelProto") -> list[str]:

@@ -129,6 +129,7 @@ def _open_folder(path: Path, provider: str) -> LocalArtifact:
     files = InputFiles(path)
     with damage_explained(files):
         opened = open_artifact(files, provider=provider)
+        opened.check_single()
         opened.load()
     return opened
 
