@@ -209,6 +209,14 @@ def test_tensors_that_nothing_reads_are_named_by_every_reader(
     assert "BertForSequenceClassification has no place for 'adapter.weight'" in caplog.text
 
 
+def test_weights_that_are_rounded_are_said(
+    tiny: TinyCheckpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = configured(tiny.classifier(), tmp_path, dtype="float16")
+    prepare(base, tmp_path / "out")
+    assert "names the dtype float16, and the weights are F32, so they are rounded" in caplog.text
+
+
 # Tied matrices ------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.folder import PlainCheckpoint, labels_of, own_task_name
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.layout import LAYOUT
+from mixout_export.files.tensors import DTYPE_SIZES, FLOATING
 from mixout_export.quiet import quiet_libraries
 from mixout_export.tasks import Task, known_task
 
@@ -88,6 +89,7 @@ class BaseFit:
         self._refuse_foreign()
         self._refuse_lost()
         self._refuse_headless()
+        self._check_rounding()
         notes = [*self._check_body(), *self._check_unused()]
         if self.own_task is not None:
             self._check_head(self.own_task)
@@ -183,6 +185,19 @@ class BaseFit:
     def _part(self, key: str) -> str:
         """Return the part of the body to which a parameter belongs, such as `encoder`."""
         return self._in_body(key).partition(".")[0] if self._is_body(key) else ""
+
+    def _check_rounding(self) -> None:
+        """Warn if `config.json` names a dtype that is narrower than that of the weights."""
+        found = {e.dtype for e in self.folder.tensors.values() if e.dtype in FLOATING}
+        dtype = self.model.dtype
+        if found and min(DTYPE_SIZES[name] for name in found) > dtype.itemsize:
+            logger.warning(
+                "%s: names the dtype %s, and the weights are %s, so they are rounded; to keep "
+                "them as they are, correct the file's dtype",
+                self.folder.path / LAYOUT.config,
+                str(dtype).removeprefix("torch."),
+                " and ".join(sorted(found)),
+            )
 
     def _check_unused(self) -> Iterable[str]:
         """Return a note on the unused head of another task; warn of what nothing reads."""
