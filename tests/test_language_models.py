@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,9 @@ def test_batches_leave_the_texts_as_they_were() -> None:
 def test_padding_on_the_left_hides_the_same_words() -> None:
     tokenizer = make_tokenizer()
     tokenizer.padding_side = "left"
-    left = read("masked-lm", rows(), encoding(tokenizer=tokenizer)).collate([0, 2], epoch=0)
+    made = encoding(tokenizer=tokenizer)
+    made = replace(made, interface=replace(made.interface, left_padding=True))
+    left = read("masked-lm", rows(), made).collate([0, 2], epoch=0)
     right = read("masked-lm", rows()).collate([0, 2], epoch=0)
     length = int(right["attention_mask"][0].sum())
     for name in ("input_ids", "labels"):

@@ -31,6 +31,7 @@ from mixout_export.checkpoint.model import (
     refuse_mismatched,
     settle_tied_flag,
 )
+from mixout_export.checkpoint.padding import must_pad_right
 from mixout_export.checkpoint.saved_by_others import anchored_modules
 from mixout_export.checkpoint.vocabulary import (
     AddedRows,
@@ -101,6 +102,7 @@ class LoadedBase:
         folder: The checkpoint that was read.
         files: Its safetensors weights; empty if they are a pickle.
         resized: State-dict key → its rows, for each tensor with rows that the base does not have.
+        pads_right: Whether the tokenizer pads on the left, where the model must not be padded.
     """
 
     model: PreTrainedModel
@@ -113,6 +115,7 @@ class LoadedBase:
     folder: PlainCheckpoint
     files: tuple[Path, ...]
     resized: Mapping[str, AddedRows] = field(default_factory=dict)
+    pads_right: bool = False
 
 
 def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
@@ -322,7 +325,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         digest = BaseDigest(files)
     task = _choose_task(base, folder, options)
     config = _load_config(folder, options)
-    _ = folder.tokenizer  # says what is missing before the weights are read
+    tokenizer = folder.tokenizer  # says what is missing before the weights are read
     own = own_task_name(folder.config) == task.name
     _set_labels(config, task, options, own=own)
     pad = _hide_pad_id(config)
@@ -353,6 +356,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         folder=folder,
         files=tuple(files) if safe else (),
         resized=resized,
+        pads_right=tokenizer is not None and must_pad_right(model, tokenizer, task),
     )
 
 

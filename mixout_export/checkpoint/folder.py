@@ -204,9 +204,11 @@ class PlainCheckpoint(LocalArtifact):
 
         from mixout_export.checkpoint.interface import settle_pad_token
         from mixout_export.checkpoint.model import load_plain
+        from mixout_export.checkpoint.padding import count_positions_in_text
 
         model = load_plain(self, dtype=torch.float32)
         settle_pad_token(model, self.tokenizer)
+        count_positions_in_text(model)
         return model
 
     @cached_property
@@ -214,6 +216,7 @@ class PlainCheckpoint(LocalArtifact):
         """What the model takes and gives."""
         from mixout_export.checkpoint.interface import describe_interface
         from mixout_export.checkpoint.model_inputs import shortest_batches
+        from mixout_export.checkpoint.padding import settle_padding
         from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 
         if self.tokenizer is not None:
@@ -224,7 +227,7 @@ class PlainCheckpoint(LocalArtifact):
                 self._runner(tried, described.inputs).run(batch.inputs)
             except CheckpointError:
                 continue
-            return tried
+            return settle_padding(self.model, tried)
         return described  # if the model does not run, that is reported when it is used
 
     def load(self) -> None:

@@ -141,16 +141,19 @@ def sequence_limit(model: PreTrainedModel) -> int | None:
     return next((limit for limit in limits if isinstance(limit, int) and limit > 0), None)
 
 
-def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> bool:
-    """Tell whether rows may be padded on the left: of a decoder, or if its tokenizer does so."""
-    if tokenizer is not None and tokenizer.padding_side == "left":
-        return True
+def is_decoder(model: PreTrainedModel) -> bool:
+    """Tell whether a model reads from left to right, with no encoder."""
     kind = model.config.model_type
     return (
         kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
         and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         and not getattr(model.config, "is_encoder_decoder", False)
     )
+
+
+def _takes_left_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> bool:
+    """Tell whether rows may be padded on the left: of a decoder, or if its tokenizer does so."""
+    return is_decoder(model) or (tokenizer is not None and tokenizer.padding_side == "left")
 
 
 def _final_token(model: PreTrainedModel, task: Task | None) -> int | None:

@@ -116,7 +116,7 @@ class InputMaker:
             "input_ids": ids,
             "attention_mask": mask,
             "token_type_ids": np.where(mask == 0, 0, segments),
-            "position_ids": np.broadcast_to(np.arange(ids.shape[1]), ids.shape).copy(),
+            "position_ids": np.maximum(np.cumsum(mask, axis=1) - 1, 0),  # padding takes none
         }
         inputs = {key: self._with_choices(made[key]) for key in self.interface.inputs}
         return Batch(name=name, inputs=inputs)

@@ -47,6 +47,14 @@ def name_class_for_all(folder: Path) -> bool:
     return True
 
 
+def set_padding_side(folder: Path, side: str) -> None:
+    """Name the side that rows are padded on ("left" or "right") in `tokenizer_config.json`."""
+    path = folder / _CONFIG
+    data = read_json(path) if path.exists() else {}
+    if data.get("padding_side") != side:
+        _rewrite(path, {**data, "padding_side": side})
+
+
 def write_tokenizer_json(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Write a missing `tokenizer.json`; return whether the folder has one now.
 

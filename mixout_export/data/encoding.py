@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.padding import padding_side
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 
 #: Label of a token that the loss ignores, in PyTorch and transformers.
@@ -138,7 +139,8 @@ class Encoding:
             "attention_mask": 0,
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
-        return EncodedExamples(inputs, None, fill, self.tokenizer.padding_side)
+        side = padding_side(self.tokenizer.padding_side, self.interface)
+        return EncodedExamples(inputs, None, fill, side)
 
     def _require_known(self, rows: Sequence[Row]) -> None:
         """Refuse ids that the model has no embedding for: its lookup would fail later."""

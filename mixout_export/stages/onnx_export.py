@@ -12,7 +12,8 @@ from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import exported_card
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
 from mixout_export.checkpoint.model_inputs import Batch
-from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer
+from mixout_export.checkpoint.padding import padding_side
+from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer, set_padding_side
 from mixout_export.data.columns import ColumnNames
 from mixout_export.errors import ArgumentError, ExportError, ParityError
 from mixout_export.export.document import Declared, finalize_graph, write_graph
@@ -295,6 +296,17 @@ def _prepare(source: Path, data: ExportData, precision: str, *, opset: int, cach
     )
 
 
+def _settle_tokenizer(folder: Path, source: PlainCheckpoint) -> None:
+    """Let the tokenizer in a folder pad and cut as the model needs it."""
+    tokenizer = source.tokenizer
+    if tokenizer is None:
+        return
+    side = padding_side(tokenizer.padding_side, source.interface)
+    if side != tokenizer.padding_side:
+        set_padding_side(folder, side)
+    normalize_tokenizer(folder, source.interface.sequence_limit, padding_side=side)
+
+
 def export_onnx(
     source: Path,
     out: Path,
@@ -341,12 +353,7 @@ def export_onnx(
         export = _prepare(source, data, conversion.precision, opset=opset, cache=cache)
         write_json(folder.partial / LAYOUT.config, _config(export.source))
         copy_sidecar_files(source, folder.partial)
-        tokenizer = export.source.tokenizer
-        normalize_tokenizer(
-            folder.partial,
-            export.source.interface.sequence_limit,
-            padding_side=None if tokenizer is None else tokenizer.padding_side,
-        )
+        _settle_tokenizer(folder.partial, export.source)
         written = export.write(folder.partial, conversion)
         parity = export.verify(folder.partial, min_agreement) if verify else None
         if parity is not None and not parity.holds and conversion.optimize:

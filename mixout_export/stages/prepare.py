@@ -21,7 +21,7 @@ from mixout_export.checkpoint.model import (
     write_weights,
 )
 from mixout_export.checkpoint.moving import WrittenWeights, plan_saving
-from mixout_export.checkpoint.tokenizer_file import forget_machine_path
+from mixout_export.checkpoint.tokenizer_file import forget_machine_path, set_padding_side
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError
 from mixout_export.files.json_files import read_json, write_json
@@ -176,6 +176,11 @@ def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) ->
     ]
     if options.head == "dropout" and not head_has_dropout(loaded.model):
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
+    if loaded.pads_right:
+        notes.append(
+            "the tokenizer of the base pads on the left, where a text's answer would depend on the "
+            "other texts of its batch; that of OUT pads on the right"
+        )
     return (*notes, *_finetuned_anchors(loaded), *loaded.notes)
 
 
@@ -284,6 +289,8 @@ def _write(
         write_json(directory / LAYOUT.config, config)
     copy_sidecar_files(loaded.folder.path, directory)
     forget_machine_path(directory)
+    if loaded.pads_right:
+        set_padding_side(directory, "right")
     write_card(
         prepared_card(metadata, read_card(loaded.folder.path / LAYOUT.card)),
         directory / LAYOUT.card,

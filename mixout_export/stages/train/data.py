@@ -1,5 +1,6 @@
 """Read the data of a training run."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from mixout_export.checkpoint.interface import (
     describe_interface,
     settle_pad_token,
 )
+from mixout_export.checkpoint.padding import settle_padding
 from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import data_notes, label_notes
@@ -25,6 +27,8 @@ from mixout_export.data.tables import EVALUATION_SPLITS, TRAINING_SPLITS, read_t
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.training.options import TrainOptions
+
+logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_LENGTH = 128
 
@@ -174,6 +178,13 @@ def load_training_data(
     tokenizer = _tokenizer_of(folder, model)
     reader.check(model)
     interface = describe_interface(model, folder.require_task(), tokenizer)
+    if tokenizer.padding_side == "left":
+        interface = settle_padding(model, interface)
+        if not interface.left_padding:
+            logger.warning(
+                "the tokenizer pads on the left, where the model's answer to a text would depend "
+                "on the other texts of its batch; texts are padded on the right"
+            )
 
     def read() -> TrainingData:
         return _read(folder, reader, tokenizer, interface, data, options)
