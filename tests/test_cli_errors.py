@@ -379,7 +379,7 @@ def test_wrong_usage(arguments: tuple[str, ...], parts: tuple[str, ...], program
         ),
         ("a.tsv", b"sentence\tlabel\nthe\t1\tmore\n", ("row 1 (line 2)", "3 fields", "2")),
         ("a.csv", b'sentence,label\n"the,1\n', ("line 2", "not valid csv")),
-        ("a.jsonl", b'{"text": "a", "label": 1}\n{"text"\n', ("line 2", "not valid JSON")),
+        ("a.jsonl", b'{"sentence": "a", "label": 1}\n{"sen"\n', ("line 2", "not valid JSON")),
         ("a.parquet", b"PAR1", ("is not a complete parquet file",)),
         ("a.csv.gz", b"zzz", ("is not a complete gzip file",)),
         ("a.xlsx", b"zzz", ("unknown format", ".csv, .tsv, .jsonl, .parquet")),

@@ -98,7 +98,8 @@ def test_a_run_that_learned_nothing_is_told_what_to_try(
     run = program(
         *("train", ground.prepared(), tmp_path / "out", "--train-file", file, "--eval-file", file),
         *("--device", "cpu", "--max-steps", 2),
-    ).done()
+    )
+    assert run.code == 0, run.err
     said = "no better than always giving the most frequent answer (accuracy 0.7500)"
     assert f"note: the model ended {said}; try --recipe small\n" in run.out
     assert run.out.rstrip().splitlines()[-1].startswith("next: ")

@@ -31,9 +31,9 @@ class Runs:
         self.count = 0
         original = data_module.read_table
 
-        def counted(path: Path) -> Any:
+        def counted(path: Path, **options: Any) -> Any:
             self.read.append(path.name)
-            return original(path)
+            return original(path, **options)
 
         monkeypatch.setattr(data_module, "read_table", counted)
 

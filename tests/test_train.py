@@ -466,15 +466,15 @@ def test_a_metric_that_is_never_defined_leaves_the_last(
 ) -> None:
     data = ground.data()
     constant = write_tsv(tmp_path / "dev.tsv", ("sentence", "label"), [("a dog", 1), ("a", 1)])
-    result = ground.run(
-        tmp_path / "out",
-        prepared=ground.prepared(task="regression"),
-        data=DataOptions(data.train_file, constant),
-        epochs=2,
-    )
+    settings: dict[str, Any] = {
+        "prepared": ground.prepared(task="regression"),
+        "data": DataOptions(data.train_file, constant),
+        "epochs": 2,
+    }
+    result = ground.run(tmp_path / "out", **settings)
     assert math.isnan(result.metrics["pearson"])
     assert result.chosen_step == result.steps
-    again = ground.run(tmp_path / "out", resume=True)
+    again = ground.run(tmp_path / "out", **settings, resume=True)
     assert again.already_complete
     assert math.isnan(again.metrics["pearson"])
 
@@ -622,7 +622,7 @@ def test_a_tracker_starts_in_the_runs_folder_and_ends_before_it_moves(
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TRACKIO])
     ground.run(out, max_steps=2, tracker="trackio")
     assert seen[0] == ("init", "out")
-    assert seen[1] == (0, ["eval_accuracy", "eval_f1", "eval_loss", "eval_matthews"])
+    assert seen[1] == (0, ["eval_accuracy", "eval_f1", "eval_loss", "eval_macro_f1", "eval_matthews"])
     assert seen[-1] == ("finish", True, False)
     assert (out / "tracked").is_dir()
 

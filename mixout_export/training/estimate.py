@@ -1,13 +1,11 @@
 """Estimate how long a run will take and how much memory it needs, before its first step."""
 
-import resource
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -124,8 +122,4 @@ def memory_in_use(device: torch.device) -> int:
     """Return the bytes that this process has on a device; of a CPU, its resident memory."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * resource.getpagesize()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return int(psutil.Process().memory_info().rss)
