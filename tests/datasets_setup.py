@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from checkpoints import POSITIONS, VOCABULARY, make_tokenizer
+from checkpoints import POSITIONS, make_tokenizer
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames

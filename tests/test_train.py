@@ -622,7 +622,8 @@ def test_a_tracker_starts_in_the_runs_folder_and_ends_before_it_moves(
     monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType.TRACKIO])
     ground.run(out, max_steps=2, tracker="trackio")
     assert seen[0] == ("init", "out")
-    assert seen[1] == (0, ["eval_accuracy", "eval_f1", "eval_loss", "eval_macro_f1", "eval_matthews"])
+    names = ["eval_accuracy", "eval_f1", "eval_loss", "eval_macro_f1", "eval_matthews"]
+    assert seen[1] == (0, names)
     assert seen[-1] == ("finish", True, False)
     assert (out / "tracked").is_dir()
 
