@@ -2,14 +2,11 @@
 
 import time
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from mixout_export.stages.predict import PredictionObserver
 from mixout_export_cli.output import Output, duration
-
-#: Seconds between two lines where there is no terminal.
-_INTERVAL = 30.0
+from mixout_export_cli.progress import INTERVAL, LiveBar
 
 
 class PredictionDisplay(PredictionObserver):
@@ -20,18 +17,15 @@ class PredictionDisplay(PredictionObserver):
         interval: Seconds between two lines without a terminal.
     """
 
-    def __init__(self, output: Output, *, interval: float = _INTERVAL) -> None:
+    def __init__(self, output: Output, *, interval: float = INTERVAL) -> None:
         self._output, self._interval = output, interval
-        self._bar = Progress(
+        self._bar = LiveBar(
+            output,
             TextColumn("{task.description} {task.completed:,.0f} rows"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            console=Console(stderr=True),
-            disable=not output.shows_progress,
-            expand=True,
-            transient=True,
         )
         self._task: TaskID | None = None
         self._rows, self._done = 0, 0.0

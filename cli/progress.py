@@ -6,7 +6,14 @@ from datetime import timedelta
 from pathlib import Path
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from mixout_export.printable import printable
@@ -16,7 +23,7 @@ from mixout_export.training.records import Observer
 from mixout_export_cli.output import Output, count_of, duration, human_size, last_line
 
 #: Seconds between two lines where there is no terminal.
-_INTERVAL = 30.0
+INTERVAL = 30.0
 
 #: Weight of the newest loss in the loss that is shown, a moving average.
 _NEWEST = 0.1
@@ -25,15 +32,33 @@ _NEWEST = 0.1
 _NARROW = 60
 
 
-class _Bar(Progress):
-    """A bar with the time left, above a line that is truncated instead of wrapped."""
+class LiveBar(Progress):
+    """A bar on stderr, shown only on a terminal, above a line that is truncated and not wrapped.
 
-    below = ""
+    Args:
+        output: Where the command writes.
+        columns: The columns of the bar.
+
+    Attributes:
+        below: The line; None without one.
+    """
+
+    below: str | None = None
+
+    def __init__(self, output: Output, *columns: ProgressColumn) -> None:
+        super().__init__(
+            *columns,
+            console=Console(stderr=True),
+            disable=not output.shows_progress,
+            expand=True,
+            transient=True,
+        )
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """Return the two lines."""
+        """Return the bar and the line, if there is one."""
         yield self.make_tasks_table(self.tasks)
-        yield Text(self.below, no_wrap=True, overflow="ellipsis")
+        if self.below is not None:
+            yield Text(self.below, no_wrap=True, overflow="ellipsis")
 
 
 class TrainingDisplay(Observer):
@@ -46,20 +71,18 @@ class TrainingDisplay(Observer):
     """
 
     def __init__(
-        self, output: Output, metric: str | None = None, *, interval: float = _INTERVAL
+        self, output: Output, metric: str | None = None, *, interval: float = INTERVAL
     ) -> None:
         self._output, self._metric, self._interval = output, metric, interval
         self._live = output.shows_progress
-        self._bar = _Bar(
+        self._bar = LiveBar(
+            output,
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            console=Console(stderr=True),
-            disable=not self._live,
-            expand=True,
-            transient=True,
         )
+        self._bar.below = ""
         self._task: TaskID | None = None
         self._steps = self._done = self._examples = 0
         self._since = self._said = time.monotonic()
@@ -155,14 +178,11 @@ class StudyDisplay(StudyObserver):
         self._output = output
         self._live = output.shows_progress
         self._runs = 0
-        self._bar = Progress(
+        self._bar = LiveBar(
+            output,
             TextColumn("run {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[left]}"),
-            console=Console(stderr=True),
-            disable=not self._live,
-            expand=True,
-            transient=True,
         )
         self._task: TaskID | None = None
 
