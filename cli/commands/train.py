@@ -259,8 +259,8 @@ def _data_files(
 )
 @flag(
     "--resume",
-    help="Continue an unfinished run with its options, which need not be repeated. Starts a new "
-    "run if there is none. If OUT is complete, only compares it with the options given.",
+    help="Continue an unfinished run with its options, which need not be repeated. Without "
+    "one, start a new run. If OUT is complete, check only that it was made with the options given.",
 )
 @overwrite_option
 @output_options

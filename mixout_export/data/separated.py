@@ -82,7 +82,7 @@ class Record(NamedTuple):
     Attributes:
         line: Line of the file on which it starts, from 1.
         fields: Its fields; empty if it is not valid.
-        problem: What is wrong with it; "" for nothing.
+        problem: What is wrong with it; "" if it is valid.
     """
 
     line: int
@@ -99,7 +99,7 @@ def declared_format(text: str, asked: FieldFormat, used: FieldFormat) -> tuple[F
 
 
 def parse(lines: Iterable[str], used: FieldFormat, *, first_line: int = 1) -> Iterator[Record]:
-    """Yield the records of lines, which keep their ends. A line without any character is none."""
+    """Yield the records of lines, which keep their ends. An empty line gives no record."""
     if used.quoting == "none":
         yield from _split(lines, used.delimiter or "\t", first_line)
     else:

@@ -221,7 +221,7 @@ def _parse_json(line: str) -> dict[str, Any]:
     """Return the object on a line.
 
     Raises:
-        ValueError: There is none. The message says what is wrong with the line.
+        ValueError: The line holds no object. The message says what is wrong with it.
     """
     try:
         value = json.loads(line, object_pairs_hook=_json_object)

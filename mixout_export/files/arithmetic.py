@@ -85,7 +85,8 @@ class Interpolated(Converted):
     Attributes:
         entry: Where the trained weight w lies.
         dtype: The format's name of the dtype to write.
-        pretrained: Where its pretrained value u lies, of the same shape but for the rows.
+        pretrained: Where its pretrained value u lies. It has the same shape, or another number of
+            rows.
         alpha: α in [0, 1). At 0, u is taken as it is, with the signs of its zeros.
     """
 

@@ -40,7 +40,7 @@ class RowAnswer:
     Attributes:
         values: The values of the new columns.
         said: The answer in words.
-        probability: The model's own probability of it, in [0, 1]; None where there is none.
+        probability: The model's probability of its answer, in [0, 1]; None if it gives none.
         expected: The right answer in words; None without labels.
         error: How wrong the answer is: 0 if it is right, and larger if it is worse.
     """

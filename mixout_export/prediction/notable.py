@@ -18,7 +18,7 @@ class NotableRow:
         where: The same in words, as in "row 3 (line 4) of dev.csv".
         predicted: The answer in words.
         expected: The right answer in words; None without labels.
-        probability: The model's own probability of its answer; None where there is none.
+        probability: The model's probability of its answer, in [0, 1]; None if it gives none.
         error: How wrong the answer is, in a measure of the task.
         texts: The texts of the row.
     """
