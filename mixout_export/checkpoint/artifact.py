@@ -234,6 +234,15 @@ class LocalArtifact(Artifact):
 
         return load_tokenizer(self.folder)
 
+    def require_tokenizer(self) -> "PreTrainedTokenizerBase":
+        """Return the tokenizer; raise `CheckpointError` if the folder has no tokenizer files."""
+        if self.tokenizer is None:
+            raise CheckpointError(
+                f"{self.where}: has no tokenizer files, which are needed to read text; copy those "
+                "of the base into it"
+            )
+        return self.tokenizer
+
     @cached_property
     def manifest(self) -> Manifest | None:
         """The manifest; None without one. A damaged one raises `CheckpointError`."""

@@ -37,6 +37,7 @@ from mixout_export.checkpoint.vocabulary import (
     AddedRows,
     add_rows,
     highest_token,
+    pad_beyond_rows,
     require_pad_row,
     require_rows,
     vocabulary_rows,
@@ -361,12 +362,10 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
 
 
 def _hide_pad_id(config: PretrainedConfig) -> int | None:
-    """Remove the padding id while the model is built: it may lie outside the vocabulary."""
-    text = config.get_text_config()
-    pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
-    if not isinstance(pad, int) or not isinstance(rows, int) or pad < rows:
-        return None
-    text.pad_token_id = None
+    """Remove a padding id outside the vocabulary while the model is built, and return it."""
+    pad = pad_beyond_rows(config)
+    if pad is not None:
+        config.get_text_config().pad_token_id = None
     return pad
 
 

@@ -56,8 +56,6 @@ from mixout_export.surgery.selection import transformers_models
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,

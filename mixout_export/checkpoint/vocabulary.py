@@ -10,7 +10,8 @@ from mixout_export.errors import CheckpointError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.quiet import quiet_libraries
 
-_REMEDY = "run prepare on the base with --resize-embeddings, which adds rows"
+#: What to do about ids without a row.
+RESIZE = "run prepare on the base with --resize-embeddings, which adds rows"
 
 
 @dataclass(frozen=True)
@@ -61,20 +62,27 @@ def require_rows(path: Path, tokenizer: PreTrainedTokenizerBase, rows: int | Non
         return
     raise CheckpointError(
         f"{path}: the tokenizer gives {found[1]!r} the id {found[0]}, but the model's embedding "
-        f"has {rows} rows, for the ids below {rows}; {_REMEDY}"
+        f"has {rows} rows, for the ids below {rows}; {RESIZE}"
     )
 
 
-def require_pad_row(path: Path, config: PretrainedConfig) -> None:
-    """Raise `CheckpointError` if the padding id lies outside the vocabulary.
+def pad_beyond_rows(config: PretrainedConfig) -> int | None:
+    """Return the padding id if it lies outside the vocabulary.
 
     Some architectures cannot be built then.
     """
     text = config.get_text_config()
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)
-    if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+    return pad if isinstance(pad, int) and isinstance(rows, int) and pad >= rows else None
+
+
+def require_pad_row(path: Path, config: PretrainedConfig) -> None:
+    """Raise `CheckpointError` if the padding id lies outside the vocabulary."""
+    pad = pad_beyond_rows(config)
+    if pad is not None:
+        rows = config.get_text_config().vocab_size
         raise CheckpointError(
-            f"{path / LAYOUT.config}: pad_token_id is {pad}, but vocab_size is {rows}; {_REMEDY}"
+            f"{path / LAYOUT.config}: pad_token_id is {pad}, but vocab_size is {rows}; {RESIZE}"
         )
 
 

@@ -12,6 +12,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.padding import padding_side
+from mixout_export.checkpoint.vocabulary import RESIZE
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 
 #: Label of a token that the loss ignores, in PyTorch and transformers.
@@ -150,7 +151,7 @@ class Encoding:
             raise DataError(
                 f"the tokenizer gives the id {highest} for "
                 f"{self.tokenizer.convert_ids_to_tokens(highest)!r}, but the model has ids below "
-                f"{size}; run prepare on the base with --resize-embeddings, which adds rows"
+                f"{size}; {RESIZE}"
             )
 
     def require_offsets(self, task: str) -> None:
@@ -161,6 +162,10 @@ class Encoding:
                 f"where its tokens lie in the text; {task} needs that, so convert it to a "
                 "tokenizer.json"
             )
+
+
+#: Longest sequence in tokens that `train` reads unless the user asks for another.
+TRAINING_LENGTH = 128
 
 
 def choose_max_length(

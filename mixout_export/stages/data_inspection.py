@@ -13,6 +13,7 @@ from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import contents
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.encoding import TRAINING_LENGTH
 from mixout_export.data.label_names import ordered_names
 from mixout_export.data.labels import is_missing, label_name
 from mixout_export.data.reader import Reader, reader_of
@@ -21,8 +22,6 @@ from mixout_export.data.table import Table
 from mixout_export.data.tables import read_table
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
-
-_MAX_LENGTH = 128
 
 #: Training steps that three epochs should have at least, and the batch sizes to choose from.
 _STEPS, _EPOCHS, _BATCH_SIZES = 200, 3, (32, 16, 8)
@@ -92,7 +91,7 @@ def inspect_data(
         CheckpointError: `model` has no tokenizer, or its task reads no tables.
         DataError: The file cannot be read.
     """
-    limit = _MAX_LENGTH if max_length is None else max_length
+    limit = TRAINING_LENGTH if max_length is None else max_length
     if limit < 1:
         raise ArgumentError(f"max-length: got {limit}, expected 1 or more")
     checkpoint = None if model is None else open_checkpoint(model)

@@ -9,11 +9,12 @@ from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.confusion import CONFUSED_SHOWN
 from mixout_export.data.evaluation import TableReading, settle_reading
 from mixout_export.data.examples import Examples
 from mixout_export.data.readers.question_answering import Questions
 from mixout_export.data.table_writer import table_writer
-from mixout_export.data.tables import Table, data_format, read_parts
+from mixout_export.data.tables import data_format, read_parts
 from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.output import check_file, replaced_file
@@ -31,8 +32,8 @@ from mixout_export.tasks import Task, known_task
 
 #: Rows that are read, sorted by length, and predicted together.
 PART = 4096
-#: Rows that are most wrong or least sure, and pairs of labels, that are kept.
-NOTABLE, CONFUSED = 20, 10
+#: Rows that are most wrong or least sure that are kept.
+NOTABLE = 20
 
 
 class PredictionObserver:
@@ -156,6 +157,7 @@ class _Data:
 
     Attributes:
         path: The file.
+        columns: The names of all its columns.
         reading: How it is read.
         rows: Number of rows.
         labeled: Whether it has labels.
@@ -164,6 +166,7 @@ class _Data:
     """
 
     path: Path
+    columns: tuple[str, ...]
     reading: TableReading
     rows: int
     labeled: bool
@@ -177,22 +180,14 @@ class _Data:
             yield Part(table, self.reading.columns, examples)
 
 
-def _first(path: Path) -> Table:
-    return next(read_parts(path, PART))
-
-
 def _read(
     path: Path, model: _Model, options: PredictOptions, observer: PredictionObserver
 ) -> _Data:
     """Find the columns, then read and check every row."""
-    tokenizer = model.described.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(
-            f"{model.described.where}: has no tokenizer files, which are needed to read text; "
-            "copy those of the base into it"
-        )
+    tokenizer = model.described.require_tokenizer()
+    first = next(read_parts(path, PART))
     reading = settle_reading(
-        _first(path),
+        first,
         model.task,
         tokenizer,
         model.interface,
@@ -211,7 +206,7 @@ def _read(
         if isinstance(examples, Questions) and examples.answers is not None:
             unanswerable |= not all(examples.answers)
         observer.checking(rows=rows)
-    return _Data(path, reading, rows, labeled, unanswerable, only)
+    return _Data(path, tuple(first.columns), reading, rows, labeled, unanswerable, only)
 
 
 def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
@@ -232,11 +227,11 @@ def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
     return kind, zipped
 
 
-def _refuse_present(table: Table, answers: Answers) -> None:
+def _refuse_present(data: _Data, answers: Answers) -> None:
     for column in answers.columns:
-        if column.name in table.columns:
+        if column.name in data.columns:
             raise DataError(
-                f"{table.name}: has a column {column.name!r} already, which predict adds; rename "
+                f"{data.path}: has a column {column.name!r} already, which predict adds; rename "
                 "that column"
             )
 
@@ -284,7 +279,7 @@ def predict_file(
     started = time.perf_counter()
     data = _read(file, opened, options, observer)
     answers = answers_of(_setting(opened, data, options))
-    _refuse_present(_first(file), answers)
+    _refuse_present(data, answers)
     notable = NotableRows(NOTABLE)
     runner = opened.artifact.runner(opened.interface.inputs)
     observer.started(rows=data.rows)
@@ -362,7 +357,7 @@ def _result(
         predicted=answers.said(),
         by_label=answers.by_label(),
         confusion=None if confusion is None else tuple(map(tuple, confusion.tolist())),
-        confused=answers.confused(CONFUSED),
+        confused=answers.confused(CONFUSED_SHOWN),
         sureness=tuple(
             SurenessRange(place / BINS, (place + 1) / BINS, rows, right)
             for place, (rows, right) in enumerate(ranges)

@@ -18,19 +18,17 @@ from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import data_notes, label_notes
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import Encoding, choose_max_length
+from mixout_export.data.encoding import TRAINING_LENGTH, Encoding, choose_max_length
 from mixout_export.data.examples import Examples
 from mixout_export.data.reader import Reader
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table, join_tables
 from mixout_export.data.tables import EVALUATION_SPLITS, TRAINING_SPLITS, read_table
-from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.errors import ArgumentError
 from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -144,12 +142,7 @@ def _tables(data: DataOptions, bad: BadRows) -> tuple[Table, Table | None, str]:
 
 def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """Load the tokenizer, and give it and the model the same padding id."""
-    tokenizer = folder.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(
-            f"{folder.path}: has no tokenizer files, which are needed to read text; copy those of "
-            "the base into it"
-        )
+    tokenizer = folder.require_tokenizer()
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders often have none
     require_rows(folder.path, tokenizer, vocabulary_rows(model))
@@ -217,7 +210,7 @@ def _read(
     max_length = choose_max_length(
         options.max_length,
         interface,
-        default=_DEFAULT_MAX_LENGTH,
+        default=TRAINING_LENGTH,
         special=tokenizer.num_special_tokens_to_add(pair=paired),
     )
     encoding = Encoding(
