@@ -4,21 +4,56 @@ import json
 import os
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from mixout_export.errors import DataError
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.study.records import RunRecord, Seeds
 
 
+def _is_a(value: object, expected: Any) -> bool:
+    """Return whether a value has the type of an annotation."""
+    if expected is Any:
+        return True
+    kind, inner = get_origin(expected) or expected, get_args(expected)
+    if kind is UnionType:
+        return any(_is_a(value, each) for each in inner)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not isinstance(value, kind):
+        return False
+    parts = value.values() if kind is dict else value if kind is tuple else ()
+    return all(_is_a(part, inner[-1 if kind is dict else 0]) for part in parts)
+
+
+def _check_types(record: RunRecord | Seeds) -> None:
+    """Raise a `TypeError` if a field has another type than its class says."""
+    for name, expected in get_type_hints(type(record)).items():
+        if not _is_a(getattr(record, name), expected):
+            raise TypeError(f"{name}: got {getattr(record, name)!r}")
+
+
 def parse_record(values: dict[str, Any]) -> RunRecord:
-    """Return the record of a JSON object. Fields of a newer version are ignored."""
+    """Return the record of a JSON object. Fields of a newer version are ignored.
+
+    Raises:
+        KeyError: The object has no seeds.
+        TypeError: A field is missing or has another type.
+    """
     known = {field.name for field in fields(RunRecord)}
     kept = {name: value for name, value in values.items() if name in known}
     for name in ("commands", "curve", "warnings"):
-        if name in kept:
+        if isinstance(kept.get(name), list):
             kept[name] = tuple(kept[name])
-    return RunRecord(**{**kept, "seeds": Seeds(**kept["seeds"])})
+    record = RunRecord(**{**kept, "seeds": Seeds(**kept["seeds"])})
+    _check_types(record)
+    _check_types(record.seeds)
+    return record
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
 
 
 class RunLog:
@@ -60,7 +95,7 @@ class RunLog:
         content = self._path.read_bytes()
         for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
-                record = parse_record(json.loads(line))
+                record = parse_record(json.loads(line, parse_constant=_refuse_constant))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise DataError(
                     f"{self._path}: line {number} is not the record of a run ({error}); remove "
