@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import logging
+import math
 import os
 import shlex
 import shutil
@@ -193,13 +195,15 @@ def test_kept_checkpoints_are_those_of_the_records(ground: TrainingGround, tmp_p
 
 
 def test_a_checkpoint_is_kept_if_the_study_is_killed_before_it_is_moved(
-    copied: Path, ground: TrainingGround
+    copied: Path, ground: TrainingGround, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = lines(copied)[0]["key"]
     (copied / "work" / key).mkdir(parents=True)
-    study(write_plan(copied.parent, ground, more="keep = true"), copied)
+    with caplog.at_level(logging.WARNING):
+        study(write_plan(copied.parent, ground, more="keep = true"), copied)
     assert [path.name for path in (copied / "checkpoints").iterdir()] == [key]
     assert not (copied / "work").exists()
+    assert "keep: 3 of the runs ended without keep = true" in caplog.text
 
 
 def test_a_study_goes_on_though_it_was_killed_while_it_wrote_its_report(
@@ -276,6 +280,29 @@ def test_a_line_that_is_no_record_is_named(
     first, _, rest = path.read_bytes().partition(b"\n")
     path.write_bytes(first + b"\n" + line + b"\n" + rest)
     with pytest.raises(DataError, match=r"runs\.jsonl: line 2 is not the record"):
+        study(write_plan(copied.parent, ground), copied)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("score", "0.5"),
+        ("score", True),
+        ("score", math.nan),
+        ("steps", 4.5),
+        ("seeds", {"head": "0", "data": 0, "masks": 0}),
+        ("metrics", {"accuracy": [0.5]}),
+        ("commands", "mixout-export"),
+        ("curve", [1]),
+    ],
+)
+def test_a_field_of_another_type_is_named(
+    copied: Path, ground: TrainingGround, field: str, value: object
+) -> None:
+    path = copied / "runs.jsonl"
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text(json.dumps({**json.loads(first), field: value}) + "\n" + "".join(others))
+    with pytest.raises(DataError, match=r"runs\.jsonl: line 1 is not the record"):
         study(write_plan(copied.parent, ground), copied)
 
 
@@ -370,7 +397,9 @@ def test_the_program_prints_the_recommendation_first(
     assert printed[0].startswith("Too few runs to compare the arms")
     assert printed[2].startswith("moods: accuracy, 0.")
     assert printed[3].split() == ["arm", "runs", "mean", "95", "%", "interval", "best", "failed"]
-    assert printed[-1] == f"{copied}: 4 of 4 runs are done, see {copied}/report.html"
+    assert printed[-2] == f"{copied}: 4 of 4 runs are done, see {copied}/report.html"
+    first = " && ".join(lines(copied)[0]["commands"])  # of the baseline, which is recommended
+    assert printed[-1] == f"next: cd {copied.parent} && {first}"
     values = program(*command, "--json").done().json
     assert (values["runs"], values["done"], values["new"], values["crashed"]) == (4, 4, 0, [])
     assert values["summary"]["recommendation"]["arm"] == "plain"
@@ -390,7 +419,7 @@ def test_the_program_says_which_runs_crashed_and_how_to_try_again(
     assert run.words.startswith("mixout-export: 1 of 1 run crashed, the first with: ")
     assert "nonesuch" in run.words
     assert run.words.endswith(f"study {plan} {tmp_path}/out --device cpu --quiet\n")
-    assert f"{tmp_path}/out: 0 of 1 run are done" in run.out
+    assert f"{tmp_path}/out: 0 of 1 runs are done" in run.out
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_runs(

@@ -1,5 +1,6 @@
 """`mixout-export study`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ def _describe(result: "StudyResult") -> str:
     lines = [result.summary.recommendation.line]
     for task in result.summary.tasks:
         lines += ["", *_describe_task(task, several=len(result.summary.tasks) > 1)]
-    done = f"{result.done} of {count_of(result.runs, 'run')} are done"
+    done = f"{result.done} of {result.runs} runs are done"
     lines += ["", f"{result.out}: {done}, see {result.report}"]
     if result.stopped_by_budget:
         lines.append("The budget of the plan is used up, so no more runs were started.")
@@ -41,6 +42,17 @@ def _describe(result: "StudyResult") -> str:
         where = f"{crash.task}, {crash.arm}, seed {crash.seeds.masks}"
         lines.append(f"crashed: {where}: {last_line(crash.error)}")
     return "\n".join(lines)
+
+
+def _to_train(result: "StudyResult", plan: Path) -> str | None:
+    """Return the command that trains a model with the recommended arm; None if there are several.
+
+    The paths in it are those of the plan, so it changes to the plan's folder if that is another.
+    """
+    if not result.commands or result.done < result.runs:
+        return None
+    folder = shlex.quote(str(plan.parent))
+    return " && ".join([*([] if folder == "." else [f"cd {folder}"]), *result.commands])
 
 
 def _describe_task(task: "TaskSummary", *, several: bool) -> list[str]:
@@ -183,7 +195,7 @@ def study(
     except KeyboardInterrupt as error:
         said = f"interrupted; the runs that are done are in {out}; to continue: {to_continue}"
         raise InterruptionError(said, must_stop.number) from error
-    output.result(result, _describe(result))
+    output.result(result, _describe(result), following=_to_train(result, plan))
     if result.crashed:
         raise TrainingError(
             f"{len(result.crashed)} of {count_of(result.runs, 'run')} crashed, the first with: "

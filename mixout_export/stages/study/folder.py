@@ -73,12 +73,19 @@ class StudyFolder:
         for folder in (self.work / key, partial_path(self.work / key)):
             shutil.rmtree(folder, ignore_errors=True)
 
+    def has_kept(self, key: str) -> bool:
+        """Return whether the trained checkpoint of a run is kept."""
+        return self._kept(key).exists()
+
     def keep(self, key: str) -> None:
         """Move the trained checkpoint of a run out of `work`, to stay."""
-        trained, kept = self.work / key, self.path / LAYOUT.checkpoints / key
+        trained, kept = self.work / key, self._kept(key)
         if trained.exists() and not kept.exists():
             kept.parent.mkdir(exist_ok=True)
             trained.rename(kept)
+
+    def _kept(self, key: str) -> Path:
+        return self.path / LAYOUT.checkpoints / key
 
 
 def _is_empty(path: Path) -> bool:

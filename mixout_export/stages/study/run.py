@@ -24,7 +24,7 @@ from mixout_export.stages.study.settings import SCHEMA, check_settings
 from mixout_export.study.analysis import summarize
 from mixout_export.study.estimate import Estimate
 from mixout_export.study.plan import Plan, read_plan
-from mixout_export.study.records import CRASHED, Seeds
+from mixout_export.study.records import CRASHED, DONE, Seeds
 from mixout_export.study.runs import Run, data_files, expand, records_of, settings_of_runs
 from mixout_export.study.summary import StudySummary
 
@@ -70,6 +70,8 @@ class StudyResult:
         crashed: The runs that did not end, each with what went wrong.
         other: Number of recorded runs that the plan no longer has.
         stopped_by_budget: Whether runs are left because the budget is used up.
+        commands: The two commands that repeat the first run of the recommended arm in the folder of
+            the plan; none if the plan has several tasks.
         summary: What the records show.
     """
 
@@ -81,6 +83,7 @@ class StudyResult:
     crashed: tuple[Crash, ...]
     other: int
     stopped_by_budget: bool
+    commands: tuple[str, ...]
     summary: StudySummary
 
 
@@ -209,6 +212,7 @@ class _Study:
         self._folder.begin()
         for key in filter(self._is_done, self._unique):  # if it was killed after the record
             self._finish(key)
+        self._warn_of_missing_checkpoints()
         self._tidy()
         self._observer.started(
             runs=len(self._unique), done=self._done(), seconds_left=self._left(engine)
@@ -263,8 +267,14 @@ class _Study:
             crashed=tuple(Crash(r.task, r.arm, r.seeds, r.error or "") for r in crashed),
             other=len(self._records.keys() - self._unique.keys()),
             stopped_by_budget=bool(self._waiting),
+            commands=self._commands_of(summary.recommendation.arm),
             summary=summary,
         )
+
+    def _commands_of(self, arm: str) -> tuple[str, ...]:
+        if len(self._plan.tasks) > 1:
+            return ()
+        return next(run.commands for run in self._runs if run.arm == arm)
 
     def _is_done(self, key: str) -> bool:
         return key in self._records and self._records[key].status != CRASHED
@@ -331,6 +341,17 @@ class _Study:
         if self._plan.keep:
             self._folder.keep(key)
         self._folder.clean(key)
+
+    def _warn_of_missing_checkpoints(self) -> None:
+        """Say which runs kept no checkpoint because the plan did not ask for it at that time."""
+        done = [record for key, record in self._records.items() if key in self._unique]
+        missing = sum(r.status == DONE and not self._folder.has_kept(r.key) for r in done)
+        if self._plan.keep and missing:
+            logger.warning(
+                "keep: %s of the runs ended without keep = true, so their checkpoints are not in "
+                "%s; the commands in %s train them again, as does --overwrite",
+                missing, self._folder.path / LAYOUT.checkpoints, self._folder.path / LAYOUT.runs,
+            )  # fmt: skip
 
     def _tidy(self) -> None:
         """Remove the prepared checkpoints that neither a job in flight nor the next one needs."""
