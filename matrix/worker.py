@@ -20,7 +20,8 @@ from matrix.plain import exports_unmodified, random_rows
 from matrix.tiny import write_checkpoint
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
-from mixout_export.checkpoint.model import load_mixout, save_mixout
+from mixout_export.checkpoint.loading import load_mixout
+from mixout_export.checkpoint.saving import save_mixout
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import MixoutError
 from mixout_export.files.layout import LAYOUT

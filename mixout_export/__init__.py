@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixout_export.checkpoint.model import load_mixout, save_mixout
+    from mixout_export.checkpoint.loading import load_mixout
+    from mixout_export.checkpoint.saving import save_mixout
     from mixout_export.config import MixoutConfig
     from mixout_export.errors import MixoutError
     from mixout_export.functional import mixconnect, mixout
@@ -43,10 +44,10 @@ _MODULES = {
     "__version__": "mixout_export.version",
     "collapse_mixout": "mixout_export.surgery.injection",
     "inject_mixout": "mixout_export.surgery.injection",
-    "load_mixout": "mixout_export.checkpoint.model",
+    "load_mixout": "mixout_export.checkpoint.loading",
     "mixconnect": "mixout_export.functional",
     "mixout": "mixout_export.functional",
-    "save_mixout": "mixout_export.checkpoint.model",
+    "save_mixout": "mixout_export.checkpoint.saving",
 }
 
 

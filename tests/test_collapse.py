@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from mixout_export import inject_mixout, load_mixout, save_mixout
-from mixout_export.checkpoint import model as model_module
+from mixout_export.checkpoint import saving
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.streams import quick_digest
 from mixout_export.files.tensors import digest_files
@@ -176,7 +176,7 @@ def test_two_runs_give_the_same_bytes(trained: Path, tmp_path: Path) -> None:
 def test_sharded_checkpoints(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "_SHARD_SIZE", "20KB")
+    monkeypatch.setattr(saving, "_SHARD_SIZE", "20KB")
     save_mixout(load_mixout(trained), tmp_path / "sharded")
     out = tmp_path / "out"
     result = collapse_checkpoint(tmp_path / "sharded", out)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixout_export import MixoutConfig, collapse_mixout, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.config import ALL_LINEAR
 from mixout_export.errors import TargetError
 from mixout_export.layers import MixoutEmbedding, to_plain

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mixout_export import inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.errors import CheckpointError
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint

@@ -20,16 +20,12 @@ from mixout_export import (
     save_mixout,
 )
 from mixout_export.artifacts.opening import open_artifact
-from mixout_export.checkpoint import model as model_module
+from mixout_export.checkpoint import saving
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
-from mixout_export.checkpoint.model import (
-    load_plain,
-    load_weights,
-    plain_state,
-    write_anchors,
-    write_mixout,
-)
+from mixout_export.checkpoint.loading import load_plain, load_weights
+from mixout_export.checkpoint.model_state import plain_state
+from mixout_export.checkpoint.saving import write_anchors, write_mixout
 from mixout_export.checkpoint.tokenizer import load_tokenizer
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.tensors import digest_files, read_tensors
@@ -178,7 +174,7 @@ def test_a_model_injected_by_hand(kind: str, tmp_path: Path) -> None:
 def test_sharded_weights_and_anchors(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_module, "_SHARD_SIZE", "20KB")
+    monkeypatch.setattr(saving, "_SHARD_SIZE", "20KB")
     model = move(load_mixout(prepared))
     out = tmp_path / "out"
     save_mixout(model, out)

@@ -12,8 +12,8 @@ from checkpoints import ARCHITECTURES, TinyCheckpoints, make_model, save_checkpo
 from safetensors.torch import load_file, save_file
 
 from mixout_export.checkpoint.folder import anchor_key
-from mixout_export.checkpoint.model import TensorInMemory
 from mixout_export.checkpoint.moving import SavePlan, plan_saving
+from mixout_export.checkpoint.torch_tensors import TensorInMemory
 from mixout_export.errors import CheckpointError
 from mixout_export.files.tensors import digest_files, read_tensors
 from mixout_export.files.weight_files import BaseDigest

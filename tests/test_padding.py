@@ -13,7 +13,7 @@ from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import describe_interface
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.checkpoint.padding import answers_alike, settle_padding
 from mixout_export.checkpoint.tokenizer_file import set_padding_side
 from mixout_export.stages.onnx_export import export_onnx

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mixout_export.checkpoint.model import _DTYPES, tensor_of
+from mixout_export.checkpoint.torch_tensors import _DTYPES, tensor_of
 from mixout_export.errors import CheckpointError
 from mixout_export.files.tensors import (
     DTYPE_SIZES,

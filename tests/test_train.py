@@ -29,7 +29,7 @@ from training_runs import (
 
 from mixout_export import load_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.checkpoint.tokenizer import load_tokenizer
 from mixout_export.errors import ArgumentError
 from mixout_export.stages.collapse import collapse_checkpoint

@@ -20,7 +20,7 @@ from training_runs import TrainingGround, assert_close, same_weights, weights, w
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import describe_interface
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.checkpoint.tokenizer import load_tokenizer
 from mixout_export.data.evaluation import EvaluationData, evaluation_data
 from mixout_export.data.reader import reader_of

@@ -18,7 +18,7 @@ from transformers import (
 from mixout_export import MixoutConfig, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint

@@ -18,7 +18,7 @@ from transformers import (
 from mixout_export import MixoutLinear, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
-from mixout_export.checkpoint.model import load_plain
+from mixout_export.checkpoint.loading import load_plain
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.parity.battery import build_battery, measure_coverage
 from mixout_export.quiet import quiet_libraries

@@ -11,7 +11,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.folder import PlainCheckpoint, checkpoint_in
-from mixout_export.checkpoint.model import LOADING_ERRORS
+from mixout_export.checkpoint.loading import LOADING_ERRORS
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import read_json

@@ -23,14 +23,14 @@ from mixout_export.checkpoint.folder import (
     own_task_name,
     refuse_adapter,
 )
-from mixout_export.checkpoint.mixout_metadata import Base
-from mixout_export.checkpoint.model import (
+from mixout_export.checkpoint.loading import (
     LOADING_ERRORS,
     forget_weights_name,
     needs_remote_code,
     refuse_mismatched,
     settle_tied_flag,
 )
+from mixout_export.checkpoint.mixout_metadata import Base
 from mixout_export.checkpoint.padding import must_pad_right
 from mixout_export.checkpoint.saved_by_others import anchored_modules
 from mixout_export.checkpoint.vocabulary import (

@@ -203,7 +203,7 @@ class PlainCheckpoint(LocalArtifact):
         import torch
 
         from mixout_export.checkpoint.interface import settle_pad_token
-        from mixout_export.checkpoint.model import load_plain
+        from mixout_export.checkpoint.loading import load_plain
         from mixout_export.checkpoint.padding import count_positions_in_text
 
         model = load_plain(self, dtype=torch.float32)
@@ -308,7 +308,7 @@ class PlainCheckpoint(LocalArtifact):
     @cached_property
     def unused_keys(self) -> Set[str]:
         """Keys on disk of what no output depends on."""
-        from mixout_export.checkpoint.model import unused_keys
+        from mixout_export.checkpoint.model_state import unused_keys
 
         return unused_keys(self.model, self.interface)
 

@@ -17,12 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.folder import anchor_key
-from mixout_export.checkpoint.model import (
-    TensorInMemory,
-    dtype_code,
-    plain_state,
-    save_without_record,
-)
+from mixout_export.checkpoint.model_state import plain_state
+from mixout_export.checkpoint.saving import save_without_record
+from mixout_export.checkpoint.torch_tensors import TensorInMemory, dtype_code
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT

@@ -19,7 +19,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mixout_export.checkpoint.model import tensor_of
+from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.errors import CheckpointError
 from mixout_export.files.tensors import FLOATING, TensorEntry
 from mixout_export.parity.quantized_weights import QuantizedConstant, quantized_constants

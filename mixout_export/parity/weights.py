@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixout_export.checkpoint.folder import PlainCheckpoint
-from mixout_export.checkpoint.model import tensor_of
+from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry
 from mixout_export.parity.compare import Tolerance

@@ -15,12 +15,8 @@ from mixout_export.checkpoint.adapter import base_of_adapter, merged_adapter, re
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
 from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
-from mixout_export.checkpoint.model import (
-    mixed_modules,
-    write_anchors,
-    write_weights,
-)
 from mixout_export.checkpoint.moving import WrittenWeights, plan_saving
+from mixout_export.checkpoint.saving import mixed_modules, write_anchors, write_weights
 from mixout_export.checkpoint.tokenizer_file import forget_machine_path, set_padding_side
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import ArgumentError

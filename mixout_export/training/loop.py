@@ -14,7 +14,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.model import load_weights
+from mixout_export.checkpoint.loading import load_weights
 from mixout_export.data.examples import Examples
 from mixout_export.data.metrics import is_better
 from mixout_export.errors import TrainingError, TrainingStoppedError

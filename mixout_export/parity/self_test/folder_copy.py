@@ -13,7 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from mixout_export.checkpoint.folder import PlainCheckpoint
-from mixout_export.checkpoint.model import tensor_of
+from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.sidecar_files import link_or_copy

@@ -7,8 +7,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.folder import MixoutCheckpoint, PlainCheckpoint, weight_key
+from mixout_export.checkpoint.loading import load_mixout_from
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
-from mixout_export.checkpoint.model import load_mixout_from, tensor_of
+from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.tensors import same_rows
 from mixout_export.surgery.freezing import freeze_modules

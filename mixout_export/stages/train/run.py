@@ -9,7 +9,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from mixout_export.card.steps import model_title
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
-from mixout_export.checkpoint.model import write_mixout
+from mixout_export.checkpoint.saving import write_mixout
 from mixout_export.errors import OutputError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder, partial_path
