@@ -14,6 +14,8 @@ from training_runs import TrainingGround, assert_close, weights
 
 from mixout_export import load_mixout
 
+PROGRAM = Path(__file__).with_name("checked_program.py")
+
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory, tiny: TinyCheckpoints) -> TrainingGround:
@@ -27,7 +29,7 @@ def train_in_two_processes(*arguments: object) -> dict[str, Any]:
     """
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-        *("-m", "mixout_export_cli", "train", *map(str, arguments), "--device", "cpu", "--json"),
+        *(str(PROGRAM), "train", *map(str, arguments), "--device", "cpu", "--json"),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     process = subprocess.Popen(

@@ -194,6 +194,8 @@ def train_checkpoint(
                 record.complete(result)
                 snapshots.clear()
             accelerator.wait_for_everyone()
+            del finetuning  # DDP may not outlive the process group that `end_training` destroys
+            accelerator.free_memory()
             accelerator.end_training()  # before the tracker's files move to OUT
             if is_main:
                 _write_manifest(partial, source, record)
