@@ -7,8 +7,9 @@ import gc
 from typing import Any
 
 import torch
-from mixout_export_cli.main import main
 from torch.nn.parallel import DistributedDataParallel
+
+from mixout_export_cli.main import main
 
 destroy = torch.distributed.destroy_process_group
 
