@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,12 @@ def test_every_folder_of_the_way_has_a_card_that_the_hub_reads(way: Way) -> None
     assert {r.dataset_name for r in cards["trained"].data.eval_results} == {"eval.tsv"}
     assert "| training data | train.tsv |" in cards["trained"].text
     assert "| evaluation data | eval.tsv |" in cards["trained"].text
+    by_label = json.loads((way.trained / "training.json").read_text())["result"]["by_label"]
+    assert len(by_label) == 2
+    for scores in by_label:
+        figures = [f"{scores[name]:.4f}" for name in ("precision", "recall", "f1")]
+        cells = [scores["label"], str(scores["rows"]), str(scores["predicted"]), *figures]
+        assert f"| {' | '.join(cells)} |" in cards["trained"].text
     assert cards["collapsed"].data.eval_results == cards["trained"].data.eval_results
     assert "bit for bit" in cards["collapsed"].text
     assert cards["graph"].data.eval_results is None  # it was not compared

@@ -11,6 +11,12 @@ from mixout_export.tasks import Metric, Task
 #: Data set type of a model that was evaluated on a file. No data set of the hub has this name.
 LOCAL_FILE = "local-file"
 
+#: The columns of the table of labels, which are fields of `LabelScores`.
+_LABEL_COLUMNS = ("label", "rows", "predicted", "precision", "recall", "f1")
+
+#: Labels that a card shows at most. `config.json` has all of them.
+SHOWN_LABELS = 50
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -23,6 +29,7 @@ class Evaluation:
         hub_id: The data set's name on the hub; None for a file.
         configuration: The data set's configuration; None if it has none.
         split: The split; None for a file.
+        by_label: The figures of each label, with the fields of `LabelScores`.
     """
 
     data: str
@@ -31,6 +38,7 @@ class Evaluation:
     hub_id: str | None = None
     configuration: str | None = None
     split: str | None = None
+    by_label: Sequence[Mapping[str, Any]] = ()
 
     def _described(self, task: Task | None) -> list[tuple[Metric, float]]:
         """Return the metrics with their values. The loss belongs to no task."""
@@ -64,11 +72,21 @@ class Evaluation:
         return list(dict.fromkeys(metric.hub_name or metric.name for metric in found))
 
     def to_markdown(self, task: Task | None, labels: Sequence[str]) -> str:
-        """Return a table of the metrics before and after training."""
+        """Return a table of the metrics before and after training, and one of the labels."""
         rows = [
             (name, f"{self.before.get(name, math.nan):.4f}", f"{value:.4f}")
             for name, value in self.metrics.items()
         ]
         shown = table(("metric", "before training", "finetuned"), rows)
         notes = " ".join(filter(None, (m.explain(labels) for m, _ in self._described(task))))
-        return "\n\n".join(filter(None, (f"On {inline(self.data)}:", shown, inline(notes))))
+        parts = (f"On {inline(self.data)}:", shown, inline(notes), self._label_table())
+        return "\n\n".join(filter(None, parts))
+
+    def _label_table(self) -> str:
+        if not 1 < len(self.by_label) <= SHOWN_LABELS:
+            return ""
+        rows = ([scores[name] for name in _LABEL_COLUMNS] for scores in self.by_label)
+        return table(
+            _LABEL_COLUMNS,
+            ([f"{v:.4f}" if isinstance(v, float) else v for v in row] for row in rows),
+        )

@@ -7,6 +7,7 @@ from mixout_export.card.document import Card, opening
 from mixout_export.card.facts import CollapseFacts, ExportFacts, TrainingFacts
 from mixout_export.card.header import RESULTS, hub_id, inherited, tags
 from mixout_export.card.markdown import inline, table
+from mixout_export.card.results import SHOWN_LABELS
 from mixout_export.card.usage import graph_usage, model_usage
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.tasks import known_task
@@ -15,9 +16,6 @@ from mixout_export.version import __version__
 #: Sections that a step replaces.
 RESULTS_SECTION, TRAINING, CURVES = "Results", "How it was trained", "Curves"
 PARITY, USE, CITATION = "Parity", "Use", "Citation"
-
-#: Labels that a card lists. `config.json` has all of them.
-_SHOWN_LABELS = 50
 
 _CITATION = """During training, mixout randomly replaces weights by their pretrained values.
 At inference the model uses its own weights only, like any other model.
@@ -89,8 +87,8 @@ def _options(metadata: MixoutMetadata, facts: TrainingFacts) -> dict[str, Any]:
     labels = metadata.labels or ()
     if len(labels) < 2:
         return dict(facts.settings)
-    more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
-    return {**facts.settings, "labels": ", ".join(labels[:_SHOWN_LABELS]) + more}
+    more = f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
+    return {**facts.settings, "labels": ", ".join(labels[:SHOWN_LABELS]) + more}
 
 
 def trained_card(metadata: MixoutMetadata, facts: TrainingFacts, prepared: Card) -> Card:

@@ -40,6 +40,7 @@ def write_trained_card(
             hub_id=hub_id,
             configuration=configuration,
             split=split if hub_id else None,
+            by_label=result.by_label,
         )
     base, files = metadata.base, [file.name for file in sources.train_files]
     settings: dict[str, Any] = {
