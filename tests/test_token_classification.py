@@ -106,13 +106,23 @@ def test_logits_that_are_not_numbers_make_every_metric_nan() -> None:
     assert all(np.isnan(value) for value in scores.values())
 
 
-def test_words_beyond_the_longest_sequence_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+def test_words_beyond_the_longest_sequence_are_counted_as_cut(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.WARNING, logger="mixout_export"):
         made = read(TASK, table(*ROWS), encoding(*TAGS, max_length=5))
     assert [place.tolist() for place in made.places] == [[1, 2], [1]]
     assert made.targets.tolist() == [2, 1]
     assert [len(tags) for tags in made.tags] == [2, 1]
-    assert "1 of 4 words are not read" in caplog.text
+    assert dict(made.cut) == {0: 7}
+    assert "not read" not in caplog.text
+
+
+def test_words_without_tokens_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    row = {"tokens": ["the", "\u200b"], "ner_tags": ["O", "O"]}
+    with caplog.at_level(logging.WARNING, logger="mixout_export"):
+        read(TASK, table(row, *ROWS), encoding(*TAGS, max_length=5))
+    assert "1 of 3 words are not read, because the tokenizer turns them into no" in caplog.text
 
 
 def test_a_table_without_labels_is_read_but_not_judged() -> None:

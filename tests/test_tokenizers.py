@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from checkpoints import make_model
+from checkpoints import POSITIONS, make_model
 from tokenizer_folders import (
     PORTABLE,
     merges_txt,
@@ -72,6 +72,7 @@ def test_it_goes_to_the_browser(write: Callable[[Path], None], tmp_path: Path) -
     assert made.tokenizer_texts > 30
     assert made.tokenizer_note == ""
     said = json.loads((made.out / "tokenizer_config.json").read_text())
+    assert (said["trained_max_length"], said["model_max_length"]) == (POSITIONS, POSITIONS)
     assert said.get("padding_side", "right") == "right"  # where BERT has to be padded
 
 

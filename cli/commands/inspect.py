@@ -147,6 +147,15 @@ def _inspect_data(path: Path, output: Output, options: dict[str, Any]) -> None:
     output.result(found, "\n".join(_data_lines(found)))
 
 
+def _long_rows(found: "DataInspection") -> tuple[str, str]:
+    """Return what happens to the rows that are longer than a sequence."""
+    about = "" if found.counted else "about "
+    if found.split:
+        rows = count_of(found.split, "row")
+        return "windows", f"{rows} longer than --max-length {found.max_length}, none is cut"
+    return "cut", f"{about}{count_of(found.cut, 'row')} at --max-length {found.max_length}"
+
+
 def _data_lines(found: "DataInspection") -> list[str]:
     """Return the description of a data file."""
     about = "" if found.counted else "about "
@@ -155,7 +164,7 @@ def _data_lines(found: "DataInspection") -> list[str]:
     facts = [
         *found.columns.items(),
         ("tokens", tokens + ("" if found.counted else " (estimated; --model counts them)")),
-        ("cut", f"{about}{count_of(found.cut, 'row')} at --max-length {found.max_length}"),
+        _long_rows(found),
         ("duplicates", count_of(found.duplicates, "row")),
         ("contradictions", f"{count_of(found.contradictions, 'text')} with different labels"),
         ("bad rows", f"{found.bad_rows:,}{found.bad and ': ' + found.bad}"),
@@ -192,7 +201,8 @@ def _data_lines(found: "DataInspection") -> list[str]:
     "--max-length",
     type=int,
     metavar="TOKENS",
-    help="For a data file: count the rows that are longer.  [default: 128]",
+    help="For a data file: count the rows that are longer.  [default: 128, or that of the training "
+    "of --model]",
 )
 @column_option("--text-column", "the text of a data file")
 @column_option("--text-pair-column", "the second text of a data file")

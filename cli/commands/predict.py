@@ -72,6 +72,8 @@ def _cut(text: str) -> str:
 
 
 def _describe(result: "PredictionResult") -> str:
+    from mixout_export.data.lengths import cut_sentence
+
     lines = [
         labeled("model", f"{result.model} ({result.kind}, {result.task}, {result.runs_in})"),
         labeled(
@@ -83,6 +85,9 @@ def _describe(result: "PredictionResult") -> str:
     ]
     if result.report is not None:
         lines.append(labeled("report", result.report))
+    cut = cut_sentence(result.cut)
+    if cut is not None:
+        lines.append(labeled("note", cut))
     if result.metrics is not None:
         rows = [[name, number(value)] for name, value in result.metrics.items()]
         lines += ["", table(["metric", "value"], rows), *result.notes.values()]
@@ -111,8 +116,8 @@ def _describe(result: "PredictionResult") -> str:
 @option(
     "--max-length",
     type=int,
-    help="Maximum length in tokens; longer texts are truncated.  [default: the model's limit, at "
-    "most 512]",
+    help="Maximum length in tokens. Longer texts are cut, and counted.  [default: that of the "
+    "training; if it is not recorded, the model's limit, at most 512]",
 )
 @option(
     "--max-new-tokens",

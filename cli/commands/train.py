@@ -179,7 +179,8 @@ def _data_files(
 @option(
     "--max-length",
     type=int,
-    help="Maximum length in tokens.  [default: 128, or the model's limit if lower]",
+    help="Maximum length in tokens. Longer texts are cut, and counted.  [default: 128, or the "
+    "model's limit if lower; for a model that was trained before, that of its training]",
 )
 @option(
     "--doc-stride",

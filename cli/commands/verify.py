@@ -141,6 +141,7 @@ def _describe(result: "ParityResult") -> str:
 
 
 def _describe_graph(result: "ParityResult") -> str:
+    from mixout_export.data.lengths import cut_sentence
     from mixout_export.rounding import difference, share
 
     lines = [
@@ -160,6 +161,9 @@ def _describe_graph(result: "ParityResult") -> str:
         lines.append(labeled("test inputs", text))
     if result.weights is not None:
         lines += [labeled("note", note) for note in result.weights.notes]
+    cut = None if result.cut is None else cut_sentence(result.cut, remedy=False)
+    if cut is not None:
+        lines.append(labeled("note", cut))
     lines += _describe_generation(result)
     if result.outputs:
         rows = [

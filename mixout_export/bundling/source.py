@@ -202,6 +202,11 @@ class OnnxFolder:
         limit = (self.graph.metadata.interface or {}).get("sequence_limit")
         return limit if isinstance(limit, int) and limit > 0 else None
 
+    @property
+    def trained_max_length(self) -> int | None:
+        """Longest sequence, in tokens, of the model's training; None if unknown."""
+        return self.graph.metadata.trained_max_length
+
     @cached_property
     def tokenizer_files(self) -> tuple[Path, ...]:
         """The files of the tokenizer or image processor."""

@@ -234,6 +234,13 @@ class LocalArtifact(Artifact):
 
         return load_tokenizer(self.folder)
 
+    @property
+    def trained_max_length(self) -> int | None:
+        """Longest sequence, in tokens, of the model's training; None if unknown."""
+        from mixout_export.checkpoint.tokenizer import trained_max_length
+
+        return None if self.tokenizer is None else trained_max_length(self.tokenizer)
+
     def require_tokenizer(self) -> "PreTrainedTokenizerBase":
         """Return the tokenizer; raise `CheckpointError` if the folder has no tokenizer files."""
         if self.tokenizer is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mixout_export.errors import CheckpointError
-from mixout_export.files.layout import is_tokenizer_file
+from mixout_export.files.layout import TRAINED_MAX_LENGTH, is_tokenizer_file
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 
@@ -34,6 +34,12 @@ def tokenizer_files(folder: Path) -> list[Path]:
     """Return the tokenizer files of a folder, sorted by name."""
     files = (file for file in folder.iterdir() if is_tokenizer_file(file.name))
     return sorted(file for file in files if file.is_file())
+
+
+def trained_max_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the longest sequence, in tokens, that its model was trained on; None if unknown."""
+    length = tokenizer.init_kwargs.get(TRAINED_MAX_LENGTH)
+    return length if type(length) is int and length > 0 else None
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:

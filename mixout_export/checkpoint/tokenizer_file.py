@@ -9,12 +9,16 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.files.json_files import json_text, read_json
+from mixout_export.files.layout import TRAINED_MAX_LENGTH, is_tokenizer_file
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
 #: Class of a tokenizer without a class of its own: the name since transformers 5, and the name
 #: before, which all versions know.
 _CLASS, _CLASS_BEFORE = "TokenizersBackend", "PreTrainedTokenizerFast"
+
+#: From here on, `model_max_length` means no limit, for which transformers writes 10^30.
+_NO_LIMIT = 10**9
 
 
 def _rewrite(path: Path, data: Mapping[str, Any]) -> None:
@@ -55,6 +59,20 @@ def set_padding_side(folder: Path, side: str) -> None:
         _rewrite(path, {**data, "padding_side": side})
 
 
+def record_max_length(folder: Path, length: int, *, limits_others: bool) -> None:
+    """Record the longest sequence of a training, in tokens, in `tokenizer_config.json`.
+
+    With `limits_others` it also becomes `model_max_length`, where other programs cut texts. Without
+    any tokenizer file there is nothing to record it for.
+    """
+    if not any(is_tokenizer_file(path.name) for path in folder.iterdir()):
+        return
+    path = folder / _CONFIG
+    data = read_json(path) if path.exists() else {}
+    limit = {"model_max_length": length} if limits_others else {}
+    _rewrite(path, {**data, **limit, TRAINED_MAX_LENGTH: length})
+
+
 def write_tokenizer_json(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Write a missing `tokenizer.json`; return whether the folder has one now.
 
@@ -83,8 +101,8 @@ def normalize_tokenizer(
     Some checkpoints have "pad to 128, cut at 128" stored. Python tokenizers override it at each
     call. Others (JavaScript, Rust, servers) obey it: every text costs 128 tokens, and longer texts
     are cut. Padding becomes "to the longest of the batch", on `padding_side`, the
-    side that Python pads on ("left" or "right"; None keeps the stored one). Truncation becomes the
-    model's limit: `sequence_limit` tokens, or none.
+    side that Python pads on ("left" or "right"; None keeps the stored one). Truncation becomes that
+    of Python: the model's limit, `sequence_limit` tokens, or `model_max_length` if that is lower.
     """
     path = folder / _TOKENIZER
     if not path.exists():
@@ -99,11 +117,15 @@ def normalize_tokenizer(
     if isinstance(padding, dict) and direction not in (None, padding.get("direction")):
         padding["direction"] = direction
         changed = True
-    if isinstance(truncation, dict) and truncation.get("max_length") != sequence_limit:
-        if sequence_limit is None:
+    config = folder / _CONFIG
+    own = read_json(config).get("model_max_length") if config.exists() else None
+    limits = [sequence_limit, own if isinstance(own, int) and own < _NO_LIMIT else None]
+    limit = min((each for each in limits if each is not None), default=None)
+    if isinstance(truncation, dict) and truncation.get("max_length") != limit:
+        if limit is None:
             data["truncation"] = None
         else:
-            truncation["max_length"] = sequence_limit
+            truncation["max_length"] = limit
         changed = True
     if changed:
         _rewrite(path, data)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.examples import Examples
@@ -17,11 +16,6 @@ def contents(table: Table, columns: ColumnNames) -> list[str]:
     read = [columns.first, *filter(None, (columns.text_pair,)), *(columns.choices or ())]
     values = [table.columns[name] for name in read]
     return [repr(row) for row in zip(*values, strict=True)]
-
-
-def short_name(table: Table) -> str:
-    """Return the name of a table without folders, whose names may be private."""
-    return " + ".join(Path(part).name for part in table.name.split(" + "))
 
 
 def data_notes(
@@ -40,7 +34,7 @@ def data_notes(
     rows = "row is" if shared == 1 else "rows are"
     return (
         f"{shared:,} of {evaluation.rows:,} evaluation {rows} also in the training data, so the "
-        f"metrics are too good; remove them from {short_name(evaluation)}",
+        f"metrics are too good; remove them from {evaluation.short_name}",
     )
 
 

@@ -1,7 +1,7 @@
 """From texts to token ids, and from examples to padded batches."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.padding import padding_side
 from mixout_export.checkpoint.vocabulary import RESIZE
-from mixout_export.errors import ArgumentError, CheckpointError, DataError
+from mixout_export.errors import CheckpointError, DataError
 
 #: Label of a token that the loss ignores, in PyTorch and transformers.
 IGNORED = -100
@@ -44,12 +44,14 @@ class EncodedExamples:
             if there are none, or if they are one of the columns.
         fill: Input name → the value of its padding.
         padding_side: "right" or "left".
+        cut: Number of each sequence that was cut → the tokens that it had before.
     """
 
     columns: Mapping[str, Sequence[Row]]
     labels: NDArray[Any] | None
     fill: Mapping[str, int]
     padding_side: str
+    cut: Mapping[int, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
@@ -113,7 +115,8 @@ class Encoding:
 
     def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedExamples:
         """Tokenize texts, or pairs of texts, without padding and without labels."""
-        return self.pack(self.tokenize(texts, pairs))
+        tokens = self.tokenize(texts, pairs)
+        return self.pack(tokens, cut=self.find_cut(tokens["input_ids"], texts, pairs))
 
     def tokenize(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
@@ -127,10 +130,36 @@ class Encoding:
         encoded: BatchEncoding = self.tokenizer(list(texts), seconds, **settings)
         return encoded
 
-    def pack(self, columns: Mapping[str, Sequence[Row]]) -> EncodedExamples:
+    def find_cut(
+        self, rows: Sequence[Row], texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> dict[int, int]:
+        """Return which of the rows that `tokenize` made of texts were cut.
+
+        Only rows of the greatest length can be. They are tokenized once more, whole.
+
+        Returns:
+            Number of each such row, from 0 → the tokens that it had before.
+        """
+        full = [number for number, row in enumerate(rows) if len(row) >= self.max_length]
+        if not full:
+            return {}
+        whole = self.tokenizer(
+            [texts[number] for number in full],
+            None if pairs is None else [pairs[number] for number in full],
+            truncation=False,
+            padding=False,
+            verbose=False,
+        )["input_ids"]
+        lengths = zip(full, map(len, whole), strict=True)
+        return {number: length for number, length in lengths if length > self.max_length}
+
+    def pack(
+        self, columns: Mapping[str, Sequence[Row]], *, cut: Mapping[int, int] | None = None
+    ) -> EncodedExamples:
         """Return those columns that are inputs of the model, without labels.
 
         The padding id is the model's own, which heads and positions use, else the tokenizer's.
+        `cut` is the result of `find_cut`; None for rows that lose nothing.
         """
         inputs = {name: columns[name] for name in self.interface.inputs if name in columns}
         self._require_known(inputs.get("input_ids", ()))
@@ -141,7 +170,7 @@ class Encoding:
             "token_type_ids": self.tokenizer.pad_token_type_id,
         }
         side = padding_side(self.tokenizer.padding_side, self.interface)
-        return EncodedExamples(inputs, None, fill, side)
+        return EncodedExamples(inputs, None, fill, side, cut or {})
 
     def _require_known(self, rows: Sequence[Row]) -> None:
         """Refuse ids that the model has no embedding for: its lookup would fail later."""
@@ -162,36 +191,3 @@ class Encoding:
                 f"where its tokens lie in the text; {task} needs that, so convert it to a "
                 "tokenizer.json"
             )
-
-
-#: Longest sequence in tokens that `train` reads unless the user asks for another.
-TRAINING_LENGTH = 128
-
-
-def choose_max_length(
-    requested: int | None, interface: ModelInterface, *, default: int, special: int = 0
-) -> int:
-    """Return the longest sequence in tokens.
-
-    Args:
-        requested: What the user asked for; None takes `default`, or the model's limit if lower.
-        interface: Says the model's limit.
-        default: Length without a request.
-        special: Tokens of each sequence that the tokenizer adds.
-
-    Raises:
-        ArgumentError: The model does not take so many tokens, or no room is left for text.
-    """
-    limit = interface.sequence_limit
-    if requested is None:
-        return min(default, limit or default)
-    if limit is not None and requested > limit:
-        raise ArgumentError(
-            f"max-length: got {requested}, the model takes at most {limit} tokens; lower it"
-        )
-    if requested <= special:
-        raise ArgumentError(
-            f"max-length: got {requested}, which leaves no room for text next to the {special} "
-            "special tokens; raise it"
-        )
-    return requested

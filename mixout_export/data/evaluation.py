@@ -20,16 +20,17 @@ from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import Encoding, choose_max_length
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import is_missing
+from mixout_export.data.lengths import CutRows, choose_max_length
 from mixout_export.data.reader import Reader, reader_of
 from mixout_export.data.table import Table
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
 
-#: Longest sequence in tokens if the caller sets no limit.
+#: Longest sequence in tokens if the caller sets no limit and the training is not recorded.
 _LONGEST = 512
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -47,6 +48,7 @@ class EvaluationData:
             `(batch, choices, longest)`; every input of the interface and nothing else.
         columns: The columns that were read; its `label` is None where there were no labels.
         table: The rows that were read.
+        cut: How many of them were cut.
     """
 
     examples: Examples
@@ -55,6 +57,7 @@ class EvaluationData:
     batches: tuple[dict[str, NDArray[np.int64]], ...]
     columns: ColumnNames
     table: Table
+    cut: CutRows
 
     @property
     def labeled(self) -> bool:
@@ -135,6 +138,11 @@ class TableReading:
         """Read, check and encode a table."""
         return self.reader.read(table, self.columns, self.encoding)
 
+    def count_cut(self, examples: Examples, table: Table) -> CutRows:
+        """Count the rows of a table that were cut when its examples were read."""
+        name = f"rows of {table.short_name}"
+        return CutRows.count(examples, self.encoding, rows=table.rows, name=name)
+
 
 def settle_reading(
     table: Table,
@@ -148,7 +156,7 @@ def settle_reading(
     doc_stride: int | None = None,
 ) -> TableReading:
     """Find the columns of a table, or of the first part of a file; see `evaluation_data`."""
-    limit = choose_max_length(max_length, interface, default=_LONGEST)
+    limit = choose_max_length(max_length, interface, tokenizer, default=_LONGEST)
     encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
     named = columns or ColumnNames()
     reader = reader_of(task or TEXT_CLASSIFICATION)
@@ -189,7 +197,8 @@ def evaluation_data(
         labels: The label names in the order of its outputs.
         columns: Columns that the user named; None finds all by their usual names.
         max_examples: Most rows of the table to read; None reads all.
-        max_length: Longest sequence in tokens; None takes the model's limit, at most 512.
+        max_length: Longest sequence in tokens; None takes that of the training, or, if the
+            tokenizer does not record it, the model's limit, at most 512.
         doc_stride: Tokens that neighboring windows of a question's context share; None takes a
             third of the longest sequence.
         batch_size: Rows in a batch. If the model has no padding id, each row is a batch.
@@ -221,7 +230,8 @@ def evaluation_data(
         for start in range(0, len(examples), size)
     )
     batches = tuple(model_inputs(examples.collate(batch), interface) for batch in members)
-    return EvaluationData(examples, interface, members, batches, reading.columns, table)
+    cut = reading.count_cut(examples, table)
+    return EvaluationData(examples, interface, members, batches, reading.columns, table, cut)
 
 
 def _has_no_labels(table: Table, columns: Sequence[str]) -> bool:

@@ -49,6 +49,12 @@ class Examples(ABC):
         return np.arange(len(self))
 
     @property
+    def cut(self) -> Mapping[int, int]:
+        """Row of the table that lost text → the tokens that it had before it was cut."""
+        rows = self.rows
+        return {int(rows[place]): length for place, length in self.encoded.cut.items()}
+
+    @property
     def labeled(self) -> bool:
         """Whether the table has labels, so that there are metrics."""
         return self.encoded.labels is not None

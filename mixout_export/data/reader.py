@@ -21,10 +21,12 @@ class Reader(ABC):
     Attributes:
         uses: Options of `train` that only some tasks have and this one supports: "doc-stride",
             "pack-sequences", "choices-column", "label-smoothing" or "class-weights".
+        splits: Whether a long text is read in several sequences, so that none is cut.
         draws: Whether the examples draw something anew in each epoch, from the seed of the run.
     """
 
     uses: ClassVar[frozenset[str]] = frozenset()
+    splits: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
     def check(self, model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,11 @@ class Table:
     first: int = 0
     unreadable: Mapping[str, str] = field(default_factory=dict)
     files: list[str] | None = None
+
+    @property
+    def short_name(self) -> str:
+        """The name without folders, whose names may be private."""
+        return " + ".join(Path(part).name for part in self.name.split(" + "))
 
     def where(self, row: int) -> str:
         """Return where a row is in the file, counted from 1: "row 3 (line 4)"."""

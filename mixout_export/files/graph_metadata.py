@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixout_export.errors import CheckpointError
+from mixout_export.files.layout import TRAINED_MAX_LENGTH
 from mixout_export.files.runtimes import OldestRuntimes
 from mixout_export.version import __version__
 
@@ -41,6 +42,8 @@ class Provenance:
         labels: Names of the labels, by index; empty where the task has none.
         source_sha256: SHA-256 of the weights that the graph was exported from.
         interface: Ranges of its inputs, as `ModelInterface.to_dict` gives them.
+        trained_max_length: Longest sequence, in tokens, that the model was trained on; None if
+            unknown.
         precision: "fp32", "fp16" or "int8".
         conversion: How the precision was made, as plain JSON values; {} for a graph as captured.
     """
@@ -49,6 +52,7 @@ class Provenance:
     labels: Sequence[str]
     source_sha256: str
     interface: dict[str, Any]
+    trained_max_length: int | None = None
     precision: str = "fp32"
     conversion: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,6 +64,7 @@ class Provenance:
         module_values: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, str]:
         """Return the entries. `module_values` maps modules to the values that leave them."""
+        length = self.trained_max_length
         return {
             TASK: self.task,
             LABELS: json.dumps(list(self.labels), ensure_ascii=False),
@@ -69,6 +74,7 @@ class Provenance:
             ONNXRUNTIME: oldest.onnxruntime,
             TRITON: oldest.triton,
             INTERFACE: json.dumps(self.interface, sort_keys=True),
+            **({} if length is None else {TRAINED_MAX_LENGTH: str(length)}),
             PRECISION: self.precision,
             CONVERSION: json.dumps(self.conversion, sort_keys=True),
             MODULE_VALUES: json.dumps(module_values or {}, separators=(",", ":")),
@@ -110,6 +116,16 @@ class GraphMetadata:
                 f"{', '.join(PRECISIONS)}; export it again"
             )
         return precision
+
+    @property
+    def trained_max_length(self) -> int | None:
+        """Longest sequence, in tokens, of the model's training; None where none is recorded."""
+        recorded = self.entries.get(TRAINED_MAX_LENGTH, "")
+        if not recorded:
+            return None
+        if not recorded.isdecimal():
+            raise self._unexpected(TRAINED_MAX_LENGTH, "a number")
+        return int(recorded)
 
     @property
     def oldest(self) -> OldestRuntimes | None:

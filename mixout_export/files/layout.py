@@ -67,6 +67,9 @@ TOKENIZER_PATTERNS = (
 )
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
+#: What `tokenizer_config.json` and graphs call the longest sequence, in tokens, of the training.
+TRAINED_MAX_LENGTH = "trained_max_length"
+
 
 def is_tokenizer_file(name: str) -> bool:
     """Tell whether a file of that name belongs to a tokenizer."""

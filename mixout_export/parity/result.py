@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mixout_export.data.lengths import CutRows
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference, Tolerance
@@ -45,6 +46,7 @@ class ParityResult:
             as on a GPU. A CPU computes in fp32. Empty for other graphs, and if a GPU was used.
         generation: The comparison of generated text; None if it was not run.
         metrics: Metric → its value for the reference and for the candidate; None without labels.
+        cut: How many rows of the user's own data were cut; None without data.
         drift: How far each module's output differs; None if it was not measured.
         settings: Differences between the settings of the modules of both sides, as sentences.
         self_test: Which known faults the checks caught; None if the self-test was not run.
@@ -70,6 +72,7 @@ class ParityResult:
     flips: tuple[str, ...] = ()
     generation: GenerationParity | None = None
     metrics: Mapping[str, tuple[float, float]] | None = None
+    cut: CutRows | None = None
     drift: DriftMap | None = None
     settings: tuple[str, ...] = ()
     self_test: SelfTest | None = None

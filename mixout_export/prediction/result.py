@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixout_export.data.confusion import Confused, LabelScores
+from mixout_export.data.lengths import CutRows
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.prediction.notable import NotableRow
 
@@ -42,6 +43,7 @@ class PredictionResult:
         columns: The columns that were added.
         rows: Number of rows.
         max_length: Longest sequence in tokens.
+        cut: How many rows were cut there.
         seconds: Time of reading, running and writing, in seconds.
         metrics: The task's metrics; None without labels.
         notes: What metrics mean, by name.
@@ -67,6 +69,7 @@ class PredictionResult:
     columns: tuple[str, ...]
     rows: int
     max_length: int
+    cut: CutRows
     seconds: float
     metrics: dict[str, float] | None
     notes: Mapping[str, str]

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from mixout_export.checkpoint.artifact import Artifact
+from mixout_export.data.lengths import cut_sentence
 from mixout_export.errors import ParityError
 from mixout_export.parity.compare import OutputDifference
 from mixout_export.parity.decisions import DATA_BATCH, DecisionCounts
@@ -81,6 +82,12 @@ class Facts:
         """The smallest share of equal decisions of any output; None if nothing is decided."""
         shares = [self.result.agreement(output.difference) for output in self.outputs]
         return min((value for value in shares if value is not None), default=None)
+
+    @property
+    def cut(self) -> str | None:
+        """A sentence on the rows of the user's file that were cut; None if there are none."""
+        found = self.result.cut
+        return None if found is None else cut_sentence(found, remedy=False)
 
     @property
     def judged(self) -> tuple[OutputFacts, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mixout_export.data.lengths import cut_sentence
 from mixout_export.files.output import replaced_file
 from mixout_export.prediction.result import PredictionResult
 from mixout_export.report.facts import software_versions
@@ -67,6 +68,7 @@ def write_prediction_report(path: Path, result: PredictionResult, *, command: st
         result=result,
         headline=_headline(result),
         cells=confusion_cells(result),
+        cut=cut_sentence(result.cut),
         versions=software_versions(),
         command=command,
         made=datetime.now(UTC),

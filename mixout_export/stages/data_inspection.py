@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.tokenizer import trained_max_length
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import contents
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import TRAINING_LENGTH
 from mixout_export.data.label_names import ordered_names
 from mixout_export.data.labels import is_missing, label_name
+from mixout_export.data.lengths import TRAINING_LENGTH
 from mixout_export.data.reader import Reader, reader_of
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table
@@ -42,8 +44,9 @@ class DataInspection:
         columns: What is read ("text", "second text", "label") → the columns.
         tokens: "median", "95 %" and "longest" → tokens of a row.
         counted: Whether a tokenizer has counted them. Otherwise they are estimated.
-        max_length: Tokens at which longer rows would be cut.
-        cut: Number of such rows.
+        max_length: Longest sequence in tokens.
+        cut: Number of longer rows, which would be cut.
+        split: Number of longer rows, which would be read in several windows, so that none is cut.
         labels: Label → number of rows, or of words; empty without labels.
         duplicates: Number of rows whose text has occurred before.
         contradictions: Number of texts that occur with different labels.
@@ -63,6 +66,7 @@ class DataInspection:
     duplicates: int
     contradictions: int
     batch_size: int
+    split: int = 0
     bad_rows: int = 0
     bad: str = ""
     kind: str = field(default="data", init=False)
@@ -82,7 +86,7 @@ def inspect_data(
         path: The file, or a folder that `datasets.save_to_disk` wrote.
         model: A checkpoint that will read it: its task finds the columns, and its tokenizer counts
             tokens. None reads texts and labels, and estimates the tokens.
-        max_length: Tokens at which longer rows would be cut; None takes 128.
+        max_length: Longest sequence in tokens; None takes 128, or that of the model's training.
         columns: Columns that the user named.
         fields: How the fields of a csv or tsv file are separated and quoted.
 
@@ -91,18 +95,20 @@ def inspect_data(
         CheckpointError: `model` has no tokenizer, or its task reads no tables.
         DataError: The file cannot be read.
     """
-    limit = TRAINING_LENGTH if max_length is None else max_length
-    if limit < 1:
-        raise ArgumentError(f"max-length: got {limit}, expected 1 or more")
+    if max_length is not None and max_length < 1:
+        raise ArgumentError(f"max-length: got {max_length}, expected 1 or more")
     checkpoint = None if model is None else open_checkpoint(model)
     reader = _reader(checkpoint)
+    tokenizer = None if checkpoint is None else _tokenizer(checkpoint)
+    limit = max_length or _usual_length(tokenizer)
     bad = BadRows(limit=0)
     table = read_table(path, fields=fields, bad=bad, splits=("train",))
     named = columns or ColumnNames()
     labels = () if checkpoint is None else tuple(checkpoint.labels or ())
     found = reader.find(table, named, labels, labeled=False)
     read = [found.first, *filter(None, (found.text_pair,)), *(found.choices or ())]
-    lengths = _lengths(table, found, checkpoint)
+    lengths = _lengths(table, found, tokenizer)
+    longer = int((lengths > limit).sum())
     rows = contents(table, found)
     return DataInspection(
         path=path,
@@ -113,9 +119,10 @@ def inspect_data(
             "95 %": int(np.quantile(lengths, 0.95)),
             "longest": int(lengths.max()),
         },
-        counted=checkpoint is not None,
+        counted=tokenizer is not None,
         max_length=limit,
-        cut=int((lengths > limit).sum()),
+        cut=0 if reader.splits else longer,
+        split=longer if reader.splits else 0,
         labels=_label_counts(reader, table, found),
         duplicates=table.rows - len(set(rows)),
         contradictions=_contradictions(rows, table, found),
@@ -131,6 +138,19 @@ def _reader(checkpoint: PlainCheckpoint | None) -> Reader:
     if reader is None:
         raise CheckpointError(f"the task {task.name} reads no data files; leave --model out")
     return reader
+
+
+def _tokenizer(checkpoint: PlainCheckpoint) -> PreTrainedTokenizerBase:
+    if checkpoint.tokenizer is None:
+        raise CheckpointError(f"{checkpoint.path}: has no tokenizer files; choose another --model")
+    return checkpoint.tokenizer
+
+
+def _usual_length(tokenizer: PreTrainedTokenizerBase | None) -> int:
+    """Return the longest sequence that `train` would read without `--max-length`."""
+    if tokenizer is None:
+        return TRAINING_LENGTH
+    return min(trained_max_length(tokenizer) or TRAINING_LENGTH, tokenizer.model_max_length)
 
 
 def _described(columns: ColumnNames) -> dict[str, str]:
@@ -151,21 +171,33 @@ def _as_text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _lengths(
-    table: Table, columns: ColumnNames, checkpoint: PlainCheckpoint | None
-) -> NDArray[np.int64]:
-    """Return the tokens of each row, shape (rows,)."""
-    texts = [_as_text(value) for value in table.columns[columns.first]]
-    pairs = None
+def _seconds(table: Table, columns: ColumnNames) -> list[str] | None:
+    """Return the second text of each row, with its longest choice; None if there is none."""
+    parts = []
     if columns.text_pair is not None:
-        pairs = [_as_text(value) for value in table.columns[columns.text_pair]]
-    if checkpoint is None:
+        parts.append([_as_text(value) for value in table.columns[columns.text_pair]])
+    if columns.choices is not None:
+        rows = zip(*(table.columns[name] for name in columns.choices), strict=True)
+        parts.append([max(map(_as_text, _choices(row)), key=len, default="") for row in rows])
+    return [" ".join(texts) for texts in zip(*parts, strict=True)] if parts else None
+
+
+def _choices(cells: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the choices of a row: one in each cell, or all in a single one."""
+    whole = cells[0].get("text") if isinstance(cells[0], dict) else cells[0]
+    return tuple(whole) if len(cells) == 1 and isinstance(whole, (list, tuple)) else cells
+
+
+def _lengths(
+    table: Table, columns: ColumnNames, tokenizer: PreTrainedTokenizerBase | None
+) -> NDArray[np.int64]:
+    """Return the tokens of each row's longest sequence, shape (rows,)."""
+    texts = [_as_text(value) for value in table.columns[columns.first]]
+    pairs = _seconds(table, columns)
+    if tokenizer is None:
         joined = texts if pairs is None else map(" ".join, zip(texts, pairs, strict=True))
         pieces = [len(_PIECE.findall(text)) for text in joined]
         return np.array([round(n * _TOKENS_PER_PIECE) + _SPECIAL for n in pieces], np.int64)
-    tokenizer = checkpoint.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(f"{checkpoint.path}: has no tokenizer files; choose another --model")
     ids = tokenizer(texts, pairs, truncation=False, verbose=False)["input_ids"]
     return np.array([len(row) for row in ids], np.int64)
 

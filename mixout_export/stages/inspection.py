@@ -15,11 +15,12 @@ from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.arithmetic import squares
 from mixout_export.files.graph_metadata import SOURCE_SHA256, TOOL_VERSION, GraphMetadata
 from mixout_export.files.input_files import InputFiles
+from mixout_export.files.layout import TRAINED_MAX_LENGTH
 from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import damage_explained
 
-#: Metadata of a graph that say where it comes from.
-_ORIGIN = (SOURCE_SHA256, TOOL_VERSION)
+#: Metadata of a graph that say what it was trained on, and where it comes from.
+_ORIGIN = (TRAINED_MAX_LENGTH, SOURCE_SHA256, TOOL_VERSION)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.checkpoint.padding import padding_side
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer, set_padding_side
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.lengths import cut_sentence
 from mixout_export.errors import ArgumentError, ExportError, ParityError
 from mixout_export.export.document import Declared, finalize_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
@@ -162,6 +163,9 @@ def _table(
     if path is None:
         return ()
     read = read_data(path, source, source, source.interface, columns=columns, max_examples=rows)
+    cut = cut_sentence(read.cut, remedy=False)
+    if cut is not None:
+        logger.warning("%s", cut)
     return data_batches(read)
 
 
@@ -207,6 +211,7 @@ class _Export:
                 labels=self.source.labels or (),
                 source_sha256=self.source.weights_sha256(),
                 interface=self.source.interface.to_dict(),
+                trained_max_length=self.source.trained_max_length,
                 precision=conversion.precision,
                 conversion=made,
             )

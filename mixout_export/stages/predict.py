@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 
 from mixout_export.artifacts.opening import open_artifact
@@ -12,6 +13,7 @@ from mixout_export.data.columns import ColumnNames
 from mixout_export.data.confusion import CONFUSED_SHOWN
 from mixout_export.data.evaluation import TableReading, settle_reading
 from mixout_export.data.examples import Examples
+from mixout_export.data.lengths import CutRows
 from mixout_export.data.readers.question_answering import Questions
 from mixout_export.data.table_writer import table_writer
 from mixout_export.data.tables import data_format, read_parts
@@ -56,7 +58,8 @@ class PredictOptions:
     Attributes:
         columns: Columns that the user named.
         batch_size: Examples that are run together.
-        max_length: Longest sequence in tokens; None takes the model's own limit.
+        max_length: Longest sequence in tokens; None takes that of the training, or, if it is not
+            recorded, the model's own limit, at most 512.
         max_new_tokens: Most tokens that a causal language model adds to a text.
         provider: onnxruntime's execution provider.
         reference: For a server: the folder of the model that it serves, whose tokenizer, task and
@@ -162,6 +165,7 @@ class _Data:
         rows: Number of rows.
         labeled: Whether it has labels.
         has_unanswerable: Whether it has questions without an answer.
+        cut: How many rows were cut.
         only: The examples of the whole file if it is a single part, so that they are encoded once.
     """
 
@@ -171,6 +175,7 @@ class _Data:
     rows: int
     labeled: bool
     has_unanswerable: bool
+    cut: CutRows
     only: Examples | None
 
     def parts(self) -> Iterator[Part]:
@@ -198,15 +203,18 @@ def _read(
     if options.no_labels or not any(map(reading.has_labels, read_parts(path, PART))):
         reading = reading.without_labels()
     rows, unanswerable, labeled, only = 0, False, False, None
+    cut: list[CutRows] = []
     for table in read_parts(path, PART):
         only = reading.read(table) if not rows else None
         examples = reading.read(table) if only is None else only
         rows += table.rows
         labeled = examples.labeled
+        cut.append(reading.count_cut(examples, table))
         if isinstance(examples, Questions) and examples.answers is not None:
             unanswerable |= not all(examples.answers)
         observer.checking(rows=rows)
-    return _Data(path, tuple(first.columns), reading, rows, labeled, unanswerable, only)
+    whole = reduce(CutRows.joined, cut)
+    return _Data(path, tuple(first.columns), reading, rows, labeled, unanswerable, whole, only)
 
 
 def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
@@ -347,6 +355,7 @@ def _result(
         columns=tuple(column.name for column in answers.columns),
         rows=data.rows,
         max_length=data.reading.encoding.max_length,
+        cut=data.cut,
         seconds=seconds,
         metrics=metrics,
         notes={

@@ -257,7 +257,7 @@ def verify_checkpoints(
     if drift or report_to is not None or not result.holds:
         result = _with_drift(result, left, right, battery)
     if metrics is not None:
-        result = replace(result, metrics=metrics.result())
+        result = replace(result, metrics=metrics.result(), cut=metrics.data.cut)
     checks = {side.where: side.manifest_problems() for side in (left, right)}
     problems = [problem for found in checks.values() for problem in found]
     result = replace(result, manifests=(*problems, *unsigned))

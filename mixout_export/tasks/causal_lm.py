@@ -14,6 +14,7 @@ CAUSAL_LM = Task(
     reports=LANGUAGE_MODEL_METRICS,
     decision=TOKEN,
     per_token=True,
+    limits_others=False,
     over_vocabulary=True,
     generates=True,
     usage=Usage(

@@ -14,6 +14,7 @@ MASKED_LM = Task(
     reports=LANGUAGE_MODEL_METRICS,
     decision=TOKEN,
     per_token=True,
+    limits_others=False,
     over_vocabulary=True,
     usage=Usage(
         text='f"A text with a {tokenizer.mask_token}."',

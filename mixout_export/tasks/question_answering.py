@@ -22,6 +22,7 @@ QUESTION_ANSWERING = Task(
     outputs=("start_logits", "end_logits"),
     decision=POSITION,
     per_token=True,
+    limits_others=False,
     usage=Usage(
         text='"Which question?", "A context that holds the answer."',
         javascript='"Which question?", "A context that holds the answer."',

@@ -94,6 +94,9 @@ class Task:
         generates: Whether the model generates text, so that `onnx` also writes a graph with a
             key/value cache.
         has_choices: Whether an input is a group of sequences, one for each choice.
+        limits_others: Whether other programs, too, should cut texts at the longest sequence of the
+            training. Not if long texts are read in windows or continued, and not for models that
+            are made to be trained further.
     """
 
     name: str
@@ -114,6 +117,7 @@ class Task:
     over_vocabulary: bool = False
     generates: bool = False
     has_choices: bool = False
+    limits_others: bool = True
 
     @property
     def metrics(self) -> tuple[str, ...]:

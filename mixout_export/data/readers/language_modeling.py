@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -232,7 +232,8 @@ class CausalLM(TextReader):
             table, columns.first, encoding, end=encoding.tokenizer.eos_token_id
         )
         _refuse_empty(table, columns.first, sequences, [len(ids) - 1 for ids in sequences.ids])
-        encoded = encoding.pack(sequences.columns()).with_token_labels(sequences.ids)
+        encoded = encoding.pack(sequences.columns(), cut=sequences.cut)
+        encoded = encoded.with_token_labels(sequences.ids)
         return ContinuedText(replace(encoded, padding_side="right"), sequences.origins)
 
 
@@ -254,7 +255,7 @@ class MaskedLM(TextReader):
         places = [np.flatnonzero(~special) for special in sequences.special]
         _refuse_empty(table, columns.first, sequences, [len(place) for place in places])
         vocabulary = min(len(encoding.tokenizer), encoding.interface.vocabulary_size)
-        encoded = encoding.pack(sequences.columns())
+        encoded = encoding.pack(sequences.columns(), cut=sequences.cut)
         return MaskedText(
             encoded, sequences.origins, places, mask, vocabulary, encoding.seed, table.first
         )
@@ -285,11 +286,13 @@ class _Sequences:
         ids: Ids of each sequence.
         special: For each id, whether the tokenizer added it.
         origins: Row of the table in which each begins, shape (sequences,).
+        cut: Number of each sequence that was cut → the tokens that it had before.
     """
 
     ids: Sequence[NDArray[np.int64]]
     special: Sequence[NDArray[np.bool_]]
     origins: NDArray[np.int64]
+    cut: Mapping[int, int] = field(default_factory=dict)
 
     def columns(self) -> dict[str, Sequence[NDArray[np.int64]]]:
         """Return all inputs that a model may take."""
@@ -307,8 +310,9 @@ def _read_sequences(
 
     The id `end` is added to each text that lacks it, unless it is None.
     """
+    texts = text_values(table, column)
     tokens = encoding.tokenize(
-        text_values(table, column),
+        texts,
         truncation=not encoding.pack_sequences,
         max_length=None if encoding.pack_sequences else encoding.max_length,
         return_special_tokens_mask=True,
@@ -323,7 +327,8 @@ def _read_sequences(
             if whole and (not len(there) or there[-1] != end):
                 ids[row], special[row] = np.append(there, end), np.append(special[row], True)
     if not encoding.pack_sequences:
-        return _Sequences(ids, special, np.arange(len(ids)))
+        cut = encoding.find_cut(tokens["input_ids"], texts)
+        return _Sequences(ids, special, np.arange(len(ids)), cut)
     return _blocks(ids, special, encoding.max_length)
 
 

@@ -62,6 +62,15 @@ class Choices(Examples):
         return longest
 
     @property
+    def cut(self) -> Mapping[int, int]:
+        """Group that lost text → the tokens of its longest sequence before it was cut."""
+        found: dict[int, int] = {}
+        for place, length in self.encoded.cut.items():
+            group = place // self.count
+            found[group] = max(length, found.get(group, 0))
+        return found
+
+    @property
     def labeled(self) -> bool:
         """Whether there are labels."""
         return self.right is not None

@@ -202,6 +202,7 @@ class QuestionAnswering(Reader):
     """
 
     uses: ClassVar[frozenset[str]] = frozenset({"doc-stride"})
+    splits: ClassVar[bool] = True
 
     def find(
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True

@@ -1,7 +1,7 @@
 """Reads tables for token classification."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -147,12 +147,12 @@ class TokenClassification(Reader):
             tags = _tag_lists(table, columns.first, column, words, LabelMap(encoding.labels))
         texts = [" ".join(sentence) for sentence in words]
         tokens = encoding.tokenize(texts, return_offsets_mapping=True)
-        encoded = encoding.pack(tokens)
+        encoded = encoding.pack(tokens, cut=encoding.find_cut(tokens["input_ids"], texts))
         firsts = [
             _first_tokens(sentence, offsets)
             for sentence, offsets in zip(words, tokens["offset_mapping"], strict=True)
         ]
-        _refuse_unseen(table, columns.first, words, firsts, encoding.max_length)
+        _refuse_unseen(table, columns.first, words, firsts, encoded.cut)
         places = [first[first >= 0] for first in firsts]
         if tags is not None:
             tags = [tag[first >= 0] for tag, first in zip(tags, firsts, strict=True)]
@@ -233,9 +233,12 @@ def _refuse_unseen(
     column: str,
     words: Sequence[Sequence[str]],
     firsts: Sequence[NDArray[np.int64]],
-    max_length: int,
+    cut: Collection[int],
 ) -> None:
-    """Refuse rows of which the model sees no word, and warn about other words that it misses."""
+    """Refuse rows of which the model sees no word, and warn about other words that it misses.
+
+    The words that rows lost because they were cut are counted elsewhere.
+    """
 
     def check(row: int, first: NDArray[np.int64]) -> None:
         if (first < 0).all():
@@ -246,13 +249,12 @@ def _refuse_unseen(
             )
 
     read_each(firsts, check)
-    unseen = sum(int((first < 0).sum()) for first in firsts)
+    whole = [first for row, first in enumerate(firsts) if row not in cut]
+    unseen = sum(int((first < 0).sum()) for first in whole)
     if unseen:
         logger.warning(
-            "%s: %d of %d words are not read, because they lie beyond %d tokens or the tokenizer "
-            "turns them into no tokens; raise --max-length or split long rows",
+            "%s: %d of %d words are not read, because the tokenizer turns them into no tokens",
             table.name,
             unseen,
-            sum(len(first) for first in firsts),
-            max_length,
+            sum(len(first) for first in whole),
         )

@@ -18,8 +18,9 @@ from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import data_notes, label_notes
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import TRAINING_LENGTH, Encoding, choose_max_length
+from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
+from mixout_export.data.lengths import TRAINING_LENGTH, CutRows, choose_max_length, cut_sentence
 from mixout_export.data.reader import Reader
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table, join_tables
@@ -107,6 +108,7 @@ class TrainingData:
             cannot be read.
         available: Number of rows of the training data.
         max_length: Maximum length in tokens.
+        cut: How many rows of the training data, and of the evaluation data, were cut.
         name: Name of the data.
         identity: A SHA-256 of each table and the columns that are read, to recognize the data when
             a run is resumed.
@@ -120,6 +122,7 @@ class TrainingData:
     skipped: int
     available: int
     max_length: int
+    cut: tuple[CutRows, ...]
     name: str
     identity: dict[str, str | None]
     evaluated_on: str = ""
@@ -210,6 +213,7 @@ def _read(
     max_length = choose_max_length(
         options.max_length,
         interface,
+        tokenizer,
         default=TRAINING_LENGTH,
         special=tokenizer.num_special_tokens_to_add(pair=paired),
     )
@@ -231,7 +235,13 @@ def _read(
             evaluation, lambda rows: reader.read(rows, read_with, encoding)
         )
     bad.finish()
-    notes = data_notes(train, evaluation, columns, found)
+    parts = (("training", examples, train), ("evaluation", evaluated, evaluation))
+    cut = tuple(
+        CutRows.count(made, encoding, rows=rows.rows, name=f"{kind} rows ({rows.short_name})")
+        for kind, made, rows in parts
+        if made is not None and rows is not None
+    )
+    notes = (cut_sentence(*cut), *data_notes(train, evaluation, columns, found))
     return TrainingData(
         examples,
         evaluated,
@@ -239,6 +249,7 @@ def _read(
         len(bad),
         whole.rows,
         max_length,
+        cut,
         name,
         {
             "training_data_sha256": whole.digest(),
@@ -246,5 +257,5 @@ def _read(
             **columns.identity(),
         },
         "" if evaluation is None else evaluation.name,
-        (*notes, *label_notes(examples, evaluated, labels)),
+        (*filter(None, notes), *label_notes(examples, evaluated, labels)),
     )

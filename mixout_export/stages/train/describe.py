@@ -56,7 +56,7 @@ def write_trained_card(
         "peak learning rate": f"{options.lr:g}",
         "schedule": f"{options.scheduler}, {options.warmup_ratio:.0%} of the steps are warm-up",
         **_special(options, metadata),
-        "maximum length": f"{data.max_length} tokens",
+        "maximum length": _length(data),
         "precision": options.precision,
         "seed": _seeds(options),
     }
@@ -91,6 +91,15 @@ def _examples(options: TrainOptions, data: TrainingData) -> str:
         f"{data.rows:,} of {data.available:,} rows, chosen at random with seed "
         f"{options.examples_seed}{skipped}"
     )
+
+
+def _length(data: TrainingData) -> str:
+    cut = [each for each in data.cut if each.cut]
+    if not cut:
+        return f"{data.max_length} tokens"
+    amounts = " and ".join(each.amount for each in cut)
+    longest = max(each.longest for each in cut)
+    return f"{data.max_length} tokens; {amounts} were cut, the longest has {longest:,} tokens"
 
 
 def _seeds(options: TrainOptions) -> str:

@@ -43,6 +43,8 @@ class TrainResult:
         confused: The labels that are confused most often, as `Confused` has them.
         notes: What a user should know about the data.
         titles: Metric → its name with the label that it is about, for metrics of one label.
+        max_length: Longest sequence in tokens; None in the record of an earlier version.
+        cut: How many rows of each file were cut there, as `CutRows` has them.
     """
 
     out: Path
@@ -59,6 +61,8 @@ class TrainResult:
     confused: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     titles: dict[str, str] = field(default_factory=dict)
+    max_length: int | None = None
+    cut: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_settings(

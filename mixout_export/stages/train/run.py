@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, gather_object
@@ -10,6 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from mixout_export.card.steps import model_title
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
 from mixout_export.checkpoint.saving import write_mixout
+from mixout_export.checkpoint.tokenizer_file import record_max_length
 from mixout_export.errors import OutputError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder, partial_path
@@ -19,7 +21,7 @@ from mixout_export.provenance.manifest import write_manifest
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.describe import write_trained_card
 from mixout_export.stages.train.finished import check_finished
-from mixout_export.stages.train.model import load_start
+from mixout_export.stages.train.model import Start, load_start
 from mixout_export.stages.train.record import RunRecord, TrainResult, run_settings
 from mixout_export.stages.train.settings import check_agreement, check_evaluation, check_options
 from mixout_export.stages.train.shared_data import SharedData
@@ -148,9 +150,7 @@ def train_checkpoint(
                 pretrained=start.pretrained,
                 snapshots=snapshots,
                 log=log,
-                write_model=lambda path: write_mixout(
-                    start.model, path, origin=source, metadata=start.metadata
-                ),
+                write_model=lambda path: _write_model(path, source, start, encoded.max_length),
                 observer=observer or Observer(),
                 must_stop=must_stop,
             )
@@ -176,6 +176,8 @@ def train_checkpoint(
                 confused=by_label.get("confused", []),
                 notes=list(encoded.notes),
                 titles=source.require_task().titles(source.labels or ()),
+                max_length=encoded.max_length,
+                cut=[asdict(each) for each in encoded.cut],
             )
 
             # Write the chosen model with everything that describes it.
@@ -200,6 +202,13 @@ def train_checkpoint(
             if is_main:
                 _write_manifest(partial, source, record)
         return result
+
+
+def _write_model(path: Path, source: PlainCheckpoint, start: Start, max_length: int) -> None:
+    """Write the model as it is now, with the length at which its texts were cut."""
+    write_mixout(start.model, path, origin=source, metadata=start.metadata)
+    limits_others = source.require_task().limits_others
+    record_max_length(path, max_length, limits_others=limits_others)
 
 
 def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
