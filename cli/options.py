@@ -97,6 +97,13 @@ def field_options(function: Callable[..., R]) -> Callable[..., R]:
     return delimiter(quoting(function))
 
 
+skip_option = option(
+    "--skip-bad-rows",
+    default=0,
+    metavar="N",
+    help="Leave out up to N rows that cannot be read or do not fit the task, and list them.",
+)
+
 overwrite_option = flag(
     "--overwrite",
     help="Replace OUT if it exists. The old OUT is kept until the new one is complete.",

@@ -17,6 +17,7 @@ from mixout_export.bundling.plan import BundleOptions
 from mixout_export.checkpoint.tokenizer import load_tokenizer, trained_max_length
 from mixout_export.checkpoint.tokenizer_file import record_max_length
 from mixout_export.data.lengths import CutRows, choose_max_length, cut_sentence
+from mixout_export.data.separated import FieldFormat
 from mixout_export.data.tables import read_table
 from mixout_export.errors import CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
@@ -326,12 +327,15 @@ def test_the_commands_show_them(
     assert "trained max length" in program("inspect", way["onnx"]).done().out
 
 
-def test_calibration_warns_of_them(
-    way: dict[str, Path], data: DataOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_calibration_warns_of_them_in_any_format(
+    way: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    file = tmp_path / "some.csv"
+    file.write_text(f"text;label\n{SHORT}, good;1\n{LONG}, good;1\n")
+    data = ExportData(data=file, fields=FieldFormat("semicolon"))
     with caplog.at_level("WARNING", logger="mixout_export"):
-        export_onnx(way["collapsed"], tmp_path / "onnx", data=ExportData(data=data.eval_file))
-    assert "2 of 3 rows of some.tsv have more than 8 tokens" in caplog.text
+        export_onnx(way["collapsed"], tmp_path / "onnx", data=data)
+    assert "1 of 2 rows of some.csv have more than 8 tokens" in caplog.text
 
 
 def test_a_second_training_reads_as_the_first(

@@ -26,6 +26,7 @@ from mixout_export.artifacts.opening import open_artifact
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import evaluation_data
+from mixout_export.data.separated import FieldFormat
 from mixout_export.data.tables import read_table
 from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
 from mixout_export.prediction.result import PredictionResult
@@ -205,6 +206,62 @@ def test_the_format_stays(graph: Path, tmp_path: Path, suffix: str) -> None:
     assert {row["predicted"] for row in after} <= set("abc")
     if "parquet" in suffix:
         assert pq.read_schema(out).field("id") == pq.read_schema(file).field("id")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content", "fields"),
+    [
+        (".csv", "id;text\n1;the dog\n2;a, cat\n", FieldFormat("semicolon")),
+        (".tsv", 'id\ttext\n1\t"the\tdog"\n2\t"a ""good"" cat"\n', FieldFormat(None, "csv")),
+        (
+            ".csv",
+            'id,text\n1,"the \\"good\\" dog"\n2,"a, c:\\\\cat"\n',
+            FieldFormat(None, "backslash"),
+        ),
+        (".csv", 'id|text\n1|the "dog\n2|a cat\n', FieldFormat("pipe", "none")),
+    ],
+    ids=["semicolons", "quotes in tsv", "backslashes", "pipes without quotes"],
+)
+def test_an_unusual_format_stays(
+    graph: Path, tmp_path: Path, suffix: str, content: str, fields: FieldFormat
+) -> None:
+    file, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    file.write_text(content)
+    run(graph, file, out, fields=fields)
+    before, after = read_table(file, fields=fields), read_table(out, fields=fields)
+    assert {name: after.columns[name] for name in ("id", "text")} == before.columns
+    assert list(after.columns) == ["id", "text", "predicted", "probability"]
+
+
+def test_bad_rows_are_left_out_of_every_part(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Lines that are no csv, rows that do not fit, and a last part with nothing else."""
+    monkeypatch.setattr(stage, "PART", 4)
+    lines = [f"{row},the dog,{'abc'[row % 3]}" for row in range(8)]
+    lines[1], lines[6] = "1,the,dog,a", "6,the dog,x"
+    file, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    file.write_text("\n".join(["id,text,label", *lines, "8,,a"]) + "\n")
+    for skip in (0, 2):
+        with pytest.raises(DataError, match=r"3 rows cannot be read: .*--skip-bad-rows 3"):
+            run(graph, file, out, skip_bad_rows=skip)
+        assert not out.exists()
+    with caplog.at_level("WARNING", logger="mixout_export"):
+        result = run(graph, file, out, skip_bad_rows=3)
+    assert (result.rows, result.skipped) == (6, 3)
+    assert result.metrics is not None
+    assert "skipped 3 rows" in caplog.text
+    assert "row 9 (line 10)" in caplog.text
+    assert [row["id"] for row in rows_of(out)] == ["0", "2", "3", "4", "5", "7"]
+    with pytest.raises(ArgumentError, match="skip-bad-rows: got -1"):
+        run(graph, file, out, skip_bad_rows=-1)
+
+
+def test_a_file_without_a_good_row(graph: Path, tmp_path: Path) -> None:
+    file = tmp_path / "in.csv"
+    file.write_text("text,label\nthe dog,x\na cat,y\n")
+    with pytest.raises(DataError, match="label 'x'"):
+        run(graph, file, tmp_path / "out.csv", skip_bad_rows=5)
 
 
 def test_a_graph_and_its_checkpoint_say_the_same(

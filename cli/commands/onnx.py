@@ -11,6 +11,7 @@ from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import (
     PATH,
     column_option,
+    field_options,
     flag,
     option,
     output_options,
@@ -118,6 +119,7 @@ def _describe_parity(result: "OnnxResult") -> str:
 @option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
 @column_option("--text-column", "the text in these files")
 @column_option("--text-pair-column", "the second text in these files")
+@field_options
 @option(
     "--min-agreement",
     type=float,
@@ -135,10 +137,12 @@ def onnx(source: Path, out: Path, *, output: Output, **given: Any) -> None:
     """
     with quick_imports():
         from mixout_export.data.columns import ColumnNames
+        from mixout_export.data.separated import FieldFormat
         from mixout_export.export.precision import Conversion
         from mixout_export.stages.onnx_export import ExportData, export_onnx
 
     given["columns"] = ColumnNames(given.pop("text_column"), given.pop("text_pair_column"))
+    given["fields"] = FieldFormat(given.pop("delimiter"), given.pop("quoting"))
     result = export_onnx(
         source,
         out,

@@ -10,10 +10,12 @@ from mixout_export_cli.imports import quick_imports
 from mixout_export_cli.options import (
     PATH,
     column_option,
+    field_options,
     flag,
     option,
     output_options,
     overwrite_option,
+    skip_option,
 )
 from mixout_export_cli.output import Output, count_of, labeled, number, table
 from mixout_export_cli.serving import PathOrAddress
@@ -74,11 +76,12 @@ def _cut(text: str) -> str:
 def _describe(result: "PredictionResult") -> str:
     from mixout_export.data.lengths import cut_sentence
 
+    skipped = f", {result.skipped:,} skipped," if result.skipped else ""
     lines = [
         labeled("model", f"{result.model} ({result.kind}, {result.task}, {result.runs_in})"),
         labeled(
             "rows",
-            f"{result.rows:,} of {result.file} in {result.seconds:.1f} s, "
+            f"{result.rows:,} of {result.file}{skipped} in {result.seconds:.1f} s, "
             f"{result.rows_per_second:.1f} rows/s",
         ),
         labeled("predictions", f"{result.out}, with the columns {', '.join(result.columns)}"),
@@ -111,6 +114,8 @@ def _describe(result: "PredictionResult") -> str:
 @column_option("--text-pair-column", "the second text")
 @column_option("--label-column", "the labels, which are optional")
 @column_option("--choices-column", "the choices")
+@field_options
+@skip_option
 @flag("--no-labels", help="Leave the labels of FILE unread, for example those of another model.")
 @option("--batch-size", type=int, default=32, help="Number of rows that are run together.")
 @option(
@@ -168,11 +173,13 @@ def predict(
     """
     with quick_imports():
         from mixout_export.data.columns import ColumnNames
+        from mixout_export.data.separated import FieldFormat
         from mixout_export.stages.predict import PredictOptions, predict_file
         from mixout_export_cli.predicting import PredictionDisplay
 
     names = ("text", "text_pair", "label", "choices")
     columns = ColumnNames.named(**{name: options.pop(f"{name}_column") for name in names})
+    options["fields"] = FieldFormat(options.pop("delimiter"), options.pop("quoting"))
     with stopped_by_sigterm(), PredictionDisplay(output) as display:
         result = predict_file(
             model,

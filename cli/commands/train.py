@@ -23,6 +23,7 @@ from mixout_export_cli.options import (
     output_options,
     overwrite_option,
     seed_option,
+    skip_option,
     take,
 )
 from mixout_export_cli.output import (
@@ -96,12 +97,7 @@ def _data_files(
 @column_option("--label-column", "the label, labels or answers. Several columns: NAME,NAME,…")
 @column_option("--choices-column", "lists of choices, or one column per choice: NAME,NAME,…")
 @field_options
-@option(
-    "--skip-bad-rows",
-    default=0,
-    metavar="N",
-    help="Leave out up to N rows that cannot be read or do not fit the task, and list them.",
-)
+@skip_option
 @option(
     "--metric",
     metavar="NAME",

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import NamedTuple, TypeVar
 
 from mixout_export.data.table import Table
-from mixout_export.errors import DataError, RowError
+from mixout_export.errors import ArgumentError, DataError, RowError
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,14 @@ class BadRows:
     Args:
         limit: Most rows that may be skipped, in all files together. None means that the user has
             no way to skip rows.
+
+    Raises:
+        ArgumentError: The limit is negative.
     """
 
     def __init__(self, limit: int | None = None) -> None:
+        if limit is not None and limit < 0:
+            raise ArgumentError(f"skip-bad-rows: got {limit}, expected 0 or more")
         self.limit = limit
         self._rows: list[BadRow] = []
         self._errors: list[RowError] = []
@@ -87,10 +92,30 @@ class BadRows:
             except RowError as error:
                 if len(error.problems) == table.rows:
                     raise (self.error() if len(self) else error) from error
-                self._errors.append(error)
-                for row, problem in error.problems.items():
-                    self.add(table.name, table.where(row), problem)
-                table = table.without(error.problems)
+                table = self._without(table, error)
+
+    def read_part(self, table: Table, read: Callable[[Table], T]) -> tuple[T, Table] | None:
+        """Read a part of a file like `read`; return None if no row of a later part can be read.
+
+        Raises:
+            DataError: No row of the first part can be read, or the problem is not one of single
+                rows.
+        """
+        if not table.first:
+            return self.read(table, read)
+        while table.rows:
+            try:
+                return read(table), table
+            except RowError as error:
+                table = self._without(table, error)
+        return None
+
+    def _without(self, table: Table, error: RowError) -> Table:
+        """Add the rows of an error, and return the table without them."""
+        self._errors.append(error)
+        for row, problem in error.problems.items():
+            self.add(table.name, table.where(row), problem)
+        return table.without(error.problems)
 
     def finish(self) -> None:
         """Warn of the rows that were skipped.

@@ -63,6 +63,10 @@ class FieldFormat:
                 f"quoting: got {self.quoting!r}, expected one of {', '.join(QUOTINGS)}"
             )
 
+    def completed(self, usual: "FieldFormat") -> "FieldFormat":
+        """Return the format with what it leaves open as in the usual one."""
+        return FieldFormat(self.delimiter or usual.delimiter, self.quoting or usual.quoting)
+
     def difference(self, other: "FieldFormat") -> str:
         """Return in words how this format differs from another one, and the options for it."""
         seen, options = [], []

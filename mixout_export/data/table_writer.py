@@ -5,7 +5,7 @@ import gzip
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import IO, Any, Literal, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mixout_export.data.tables import Table, parquet_schema
+from mixout_export.data.separated import FieldFormat
+from mixout_export.data.tables import USUAL_FORMATS, Table, parquet_schema
 
 #: How a column's values are stored: text, an integer, a number, a list of texts, or anything that
 #: JSON can express.
@@ -27,7 +28,6 @@ _ARROW: dict[Kind, pa.DataType] = {
     "texts": pa.list_(pa.string()),
     "json": pa.string(),
 }
-_NO_TABS = str.maketrans("\t\n\r", "   ")
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,33 @@ class _RowWriter(TableWriter):
         """Write a line."""
 
 
-class _CsvWriter(_RowWriter):
-    def __init__(self, file: IO[str], columns: Sequence[Column]) -> None:
+class _QuotedWriter(_RowWriter):
+    def __init__(self, file: IO[str], columns: Sequence[Column], used: FieldFormat) -> None:
         super().__init__(file, columns)
-        self._writer = csv.writer(file, lineterminator="\n")
+        escapes = used.quoting == "backslash"
+        self._writer = csv.writer(
+            file,
+            delimiter=used.delimiter or ",",
+            doublequote=not escapes,
+            escapechar="\\" if escapes else None,
+            lineterminator="\n",
+        )
 
     def _line(self, fields: Sequence[str]) -> None:
         self._writer.writerow(fields)
 
 
-class _TsvWriter(_RowWriter):
+class _UnquotedWriter(_RowWriter):
+    def __init__(self, file: IO[str], columns: Sequence[Column], used: FieldFormat) -> None:
+        super().__init__(file, columns)
+        self._delimiter = used.delimiter or "\t"
+        # Without quotes, what would end a field within a new text becomes a space.
+        self._spaces = str.maketrans(dict.fromkeys((self._delimiter, "\n", "\r"), " "))
+
     def _line(self, fields: Sequence[str]) -> None:
-        # The format has no quotes, so a tab or a line end within a new text becomes a space.
         old = len(fields) - len(self._columns)
-        new = [field.translate(_NO_TABS) for field in fields[old:]]
-        self._file.write("\t".join([*fields[:old], *new]) + "\n")
+        new = [field.translate(self._spaces) for field in fields[old:]]
+        self._file.write(self._delimiter.join([*fields[:old], *new]) + "\n")
 
 
 class _JsonWriter(TableWriter):
@@ -147,16 +159,26 @@ class _ParquetWriter(TableWriter):
         self._file.write_table(pa.Table.from_pydict({**table.columns, **new}, self._file.schema))
 
 
-_LINES: dict[str, Callable[[IO[str], Sequence[Column]], TableWriter]] = {
-    ".csv": _CsvWriter,
-    ".tsv": _TsvWriter,
-    ".jsonl": _JsonWriter,
-}
+def _line_writer(
+    file: IO[str], kind: str, columns: Sequence[Column], fields: FieldFormat
+) -> TableWriter:
+    """Return what writes a file of lines."""
+    if kind == ".jsonl":
+        return _JsonWriter(file, columns)
+    used = fields.completed(USUAL_FORMATS[kind])
+    made = _UnquotedWriter if used.quoting == "none" else _QuotedWriter
+    return made(file, columns, used)
 
 
 @contextmanager
 def table_writer(
-    path: Path, kind: str, *, zipped: bool, source: Path, columns: Sequence[Column]
+    path: Path,
+    kind: str,
+    *,
+    zipped: bool,
+    source: Path,
+    columns: Sequence[Column],
+    fields: FieldFormat,
 ) -> Iterator[TableWriter]:
     """Yield what writes the rows of a file, with new columns, to `path`.
 
@@ -166,6 +188,7 @@ def table_writer(
         zipped: Whether to compress it with gzip.
         source: The file that the rows come from. A parquet file keeps the types of its columns.
         columns: The new columns.
+        fields: How the fields of the source were said to be separated and quoted.
     """
     with ExitStack() as opened:
         raw = cast(IO[bytes], opened.enter_context(path.open("wb")))
@@ -179,4 +202,4 @@ def table_writer(
             yield _ParquetWriter(opened.enter_context(pq.ParquetWriter(raw, schema)), columns)
         else:
             lines = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)
-            yield _LINES[kind](opened.enter_context(lines), columns)
+            yield _line_writer(opened.enter_context(lines), kind, columns, fields)

@@ -33,7 +33,15 @@ from mixout_export.data.separated import (
 from mixout_export.data.table import Table
 from mixout_export.errors import DataError
 
-__all__ = ["Table", "data_format", "is_data", "parquet_schema", "read_parts", "read_table"]
+__all__ = [
+    "USUAL_FORMATS",
+    "Table",
+    "data_format",
+    "is_data",
+    "parquet_schema",
+    "read_parts",
+    "read_table",
+]
 
 T = TypeVar("T")
 
@@ -51,8 +59,8 @@ _JSON_NAMES = {
 }
 
 #: How the fields of a file are separated and quoted, by its suffix.
-_USUAL_FORMATS = {".csv": FieldFormat(",", "csv"), ".tsv": FieldFormat("\t", "none")}
-_FORMATS = (*_USUAL_FORMATS, ".jsonl", ".parquet")
+USUAL_FORMATS = {".csv": FieldFormat(",", "csv"), ".tsv": FieldFormat("\t", "none")}
+_FORMATS = (*USUAL_FORMATS, ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -177,7 +185,7 @@ def _read_separated(
 ) -> Iterator[Table]:
     """Read a csv or tsv file, or say in which format it seems to be instead."""
     path, sample = file.path, file.sample()
-    used = FieldFormat(asked.delimiter or usual.delimiter, asked.quoting or usual.quoting)
+    used = asked.completed(usual)
     used, start = declared_format(sample, asked, used)
     sample = sample[start:]
     if used.quoting == "none" and asked.quoting is None and has_csv_quotes(sample):
@@ -351,7 +359,7 @@ def _read(
     elif kind == ".jsonl":
         yield from _read_jsonl(file, rows, bad)
     else:
-        yield from _read_separated(file, rows, _USUAL_FORMATS[kind], fields, bad)
+        yield from _read_separated(file, rows, USUAL_FORMATS[kind], fields, bad)
 
 
 def read_parts(
@@ -365,7 +373,8 @@ def read_parts(
     """Read a data file in parts, so that a large one need not fit into memory.
 
     The format is as in `read_table`. Each part has at most `rows` rows; None gives one part. A part
-    of a jsonl file has the columns of all parts before it, and its own.
+    of a jsonl file has the columns of all parts before it, and its own. A part without a row that
+    can be read is left out.
 
     Args:
         path: The file or folder.
@@ -380,19 +389,21 @@ def read_parts(
             unknown format.
     """
     bad = BadRows() if bad is None else bad
+    found = 0
     for table in _read(path, rows, fields or FieldFormat(), bad, splits):
         if not table.columns:
             for problem in table.unreadable.values():
                 raise DataError(f"{path}: {problem}")
             raise DataError(f"{path}: is empty, expected a header and at least one row")
-        if not table.rows:
-            if len(bad):
-                raise bad.error()
-            raise DataError(
-                f"{path}: has the columns {', '.join(table.columns)} but no rows, expected at "
-                "least one"
-            )
-        yield table
+        found += table.rows
+        if table.rows:
+            yield table
+    if not found:
+        if len(bad):
+            raise bad.error()
+        raise DataError(
+            f"{path}: has the columns {', '.join(table.columns)} but no rows, expected at least one"
+        )
 
 
 def read_table(

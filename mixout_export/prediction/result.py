@@ -41,7 +41,8 @@ class PredictionResult:
         file: The data.
         out: The file that was written.
         columns: The columns that were added.
-        rows: Number of rows.
+        rows: Number of rows that were predicted.
+        skipped: Number of rows that were left out because they cannot be read.
         max_length: Longest sequence in tokens.
         cut: How many rows were cut there.
         seconds: Time of reading, running and writing, in seconds.
@@ -68,6 +69,7 @@ class PredictionResult:
     out: Path
     columns: tuple[str, ...]
     rows: int
+    skipped: int
     max_length: int
     cut: CutRows
     seconds: float

@@ -16,6 +16,7 @@ from mixout_export.checkpoint.padding import padding_side
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer, set_padding_side
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.lengths import cut_sentence
+from mixout_export.data.separated import FieldFormat
 from mixout_export.errors import ArgumentError, ExportError, ParityError
 from mixout_export.export.document import Declared, finalize_graph, write_graph
 from mixout_export.export.generation import export_cached_graph
@@ -57,6 +58,7 @@ class ExportData:
             the test inputs, which values are too large.
         calibration_examples: Most rows of `calibration`.
         columns: Columns that the user named, for both tables.
+        fields: How the fields of csv and tsv files are separated and quoted.
     """
 
     data: Path | None = None
@@ -64,6 +66,7 @@ class ExportData:
     calibration: Path | None = None
     calibration_examples: int = 256
     columns: ColumnNames = field(default_factory=ColumnNames)
+    fields: FieldFormat = field(default_factory=FieldFormat)
 
     def check(self, conversion: Conversion, *, verify: bool) -> None:
         """Refuse options that would have no effect.
@@ -158,11 +161,19 @@ def _capture(source: PlainCheckpoint, *, opset: int, cache: bool) -> dict[str, E
 
 
 def _table(
-    source: PlainCheckpoint, path: Path | None, columns: ColumnNames, rows: int | None
+    source: PlainCheckpoint, data: ExportData, path: Path | None, rows: int | None
 ) -> tuple[Batch, ...]:
     if path is None:
         return ()
-    read = read_data(path, source, source, source.interface, columns=columns, max_examples=rows)
+    read = read_data(
+        path,
+        source,
+        source,
+        source.interface,
+        columns=data.columns,
+        max_examples=rows,
+        fields=data.fields,
+    )
     cut = cut_sentence(read.cut, remedy=False)
     if cut is not None:
         logger.warning("%s", cut)
@@ -285,8 +296,8 @@ def _prepare(source: Path, data: ExportData, precision: str, *, opset: int, cach
     checkpoint = open_checkpoint(source)
     checkpoint.load()
     checkpoint.check_anchors()
-    examples = _table(checkpoint, data.data, data.columns, data.max_examples)
-    calibration = _table(checkpoint, data.calibration, data.columns, data.calibration_examples)
+    examples = _table(checkpoint, data, data.data, data.max_examples)
+    calibration = _table(checkpoint, data, data.calibration, data.calibration_examples)
     batteries = partial(build_battery, checkpoint.interface, task=checkpoint.task_name)
     battery = batteries(vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples)
     samples: tuple[Batch, ...] = ()

@@ -9,12 +9,15 @@ from pathlib import Path
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.confusion import CONFUSED_SHOWN
 from mixout_export.data.evaluation import TableReading, settle_reading
 from mixout_export.data.examples import Examples
 from mixout_export.data.lengths import CutRows
 from mixout_export.data.readers.question_answering import Questions
+from mixout_export.data.separated import FieldFormat
+from mixout_export.data.table import Table
 from mixout_export.data.table_writer import table_writer
 from mixout_export.data.tables import data_format, read_parts
 from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
@@ -65,6 +68,8 @@ class PredictOptions:
         reference: For a server: the folder of the model that it serves, whose tokenizer, task and
             labels are used.
         no_labels: Whether to leave the labels of the file unread.
+        fields: How the fields of a csv or tsv file are separated and quoted.
+        skip_bad_rows: Most rows that may be left out because they cannot be read.
     """
 
     columns: ColumnNames = field(default_factory=ColumnNames)
@@ -74,6 +79,8 @@ class PredictOptions:
     provider: str = CPU_PROVIDER
     reference: Path | None = None
     no_labels: bool = False
+    fields: FieldFormat = field(default_factory=FieldFormat)
+    skip_bad_rows: int = 0
 
     def check(self) -> None:
         """Raise `ArgumentError` if an option is outside its domain."""
@@ -82,7 +89,12 @@ class PredictOptions:
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}: got {getattr(self, name)}, expected at least 1")
+        BadRows(self.skip_bad_rows)
         check_provider(self.provider)
+
+    def parts(self, path: Path, bad: BadRows) -> Iterator[Table]:
+        """Read a file in parts, and collect the rows that cannot be read."""
+        return read_parts(path, PART, fields=self.fields, bad=bad)
 
 
 @dataclass(frozen=True)
@@ -160,28 +172,35 @@ class _Data:
 
     Attributes:
         path: The file.
+        options: How its format is read.
         columns: The names of all its columns.
         reading: How it is read.
-        rows: Number of rows.
+        rows: Number of rows that can be read.
+        skipped: Number of rows that are left out.
         labeled: Whether it has labels.
         has_unanswerable: Whether it has questions without an answer.
         cut: How many rows were cut.
-        only: The examples of the whole file if it is a single part, so that they are encoded once.
+        only: The examples of the whole file, and its rows, if it is a single part, so that they are
+            encoded once.
     """
 
     path: Path
+    options: PredictOptions
     columns: tuple[str, ...]
     reading: TableReading
     rows: int
+    skipped: int
     labeled: bool
     has_unanswerable: bool
     cut: CutRows
-    only: Examples | None
+    only: tuple[Examples, Table] | None
 
     def parts(self) -> Iterator[Part]:
         """Read the parts of the file."""
-        for table in read_parts(self.path, PART):
-            examples = self.reading.read(table) if self.only is None else self.only
+        bad = BadRows(self.skipped)
+        whole = () if self.only is None else (self.only,)
+        read = (bad.read_part(t, self.reading.read) for t in self.options.parts(self.path, bad))
+        for examples, table in whole or filter(None, read):
             yield Part(table, self.reading.columns, examples)
 
 
@@ -190,7 +209,8 @@ def _read(
 ) -> _Data:
     """Find the columns, then read and check every row."""
     tokenizer = model.described.require_tokenizer()
-    first = next(read_parts(path, PART))
+    skip = options.skip_bad_rows
+    first = next(options.parts(path, BadRows(skip)))
     reading = settle_reading(
         first,
         model.task,
@@ -200,21 +220,38 @@ def _read(
         columns=options.columns,
         max_length=options.max_length,
     )
-    if options.no_labels or not any(map(reading.has_labels, read_parts(path, PART))):
+    if options.no_labels or not any(map(reading.has_labels, options.parts(path, BadRows(skip)))):
         reading = reading.without_labels()
     rows, unanswerable, labeled, only = 0, False, False, None
     cut: list[CutRows] = []
-    for table in read_parts(path, PART):
-        only = reading.read(table) if not rows else None
-        examples = reading.read(table) if only is None else only
+    bad = BadRows(skip)
+    for part in options.parts(path, bad):
+        found = bad.read_part(part, reading.read)
+        only = None if rows else found
+        if found is None:
+            continue
+        examples, table = found
         rows += table.rows
         labeled = examples.labeled
         cut.append(reading.count_cut(examples, table))
         if isinstance(examples, Questions) and examples.answers is not None:
             unanswerable |= not all(examples.answers)
         observer.checking(rows=rows)
-    whole = reduce(CutRows.joined, cut)
-    return _Data(path, tuple(first.columns), reading, rows, labeled, unanswerable, whole, only)
+    if not rows:
+        raise bad.error()
+    bad.finish()
+    return _Data(
+        path,
+        options,
+        tuple(first.columns),
+        reading,
+        rows,
+        len(bad),
+        labeled,
+        unanswerable,
+        reduce(CutRows.joined, cut),
+        only,
+    )
 
 
 def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
@@ -293,7 +330,14 @@ def predict_file(
     observer.started(rows=data.rows)
     with (
         replaced_file(out) as partial,
-        table_writer(partial, kind, zipped=zipped, source=file, columns=answers.columns) as writer,
+        table_writer(
+            partial,
+            kind,
+            zipped=zipped,
+            source=file,
+            columns=answers.columns,
+            fields=options.fields,
+        ) as writer,
     ):
         for part in data.parts():
             predictions = run_part(
@@ -354,6 +398,7 @@ def _result(
         out=out,
         columns=tuple(column.name for column in answers.columns),
         rows=data.rows,
+        skipped=data.skipped,
         max_length=data.reading.encoding.max_length,
         cut=data.cut,
         seconds=seconds,

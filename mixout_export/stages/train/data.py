@@ -25,7 +25,6 @@ from mixout_export.data.reader import Reader
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table, join_tables
 from mixout_export.data.tables import EVALUATION_SPLITS, TRAINING_SPLITS, read_table
-from mixout_export.errors import ArgumentError
 from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.training.options import TrainOptions
 
@@ -65,8 +64,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         FieldFormat(self.delimiter, self.quoting)
-        if self.skip_bad_rows < 0:
-            raise ArgumentError(f"skip-bad-rows: got {self.skip_bad_rows}, expected 0 or more")
+        BadRows(self.skip_bad_rows)
 
     @property
     def columns(self) -> ColumnNames:
