@@ -255,7 +255,7 @@ def test_every_option_has_help_that_shows_its_default(name: str) -> None:
         text = record[1]
         assert text[0].isalpha()
         if not option.is_flag:
-            assert re.search(r"\[(default: \S.*|required|optional)\]$", text), option.opts
+            assert re.search(r"\[(default: \S.*|required( for .+)?|optional)\]$", text), option.opts
             no_value = re.search(r"\[default: (none|no|nothing|not?|do not)\b", text)
             assert no_value is None, option.opts
 

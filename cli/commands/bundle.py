@@ -41,8 +41,8 @@ def _name_of(folder: Path) -> str:
 @option(
     "--name",
     metavar="NAME",
-    help="Name of the model on the server.  [default: name of the ONNX folder, for "
-    "transformers-js name of OUT]",
+    help="Name of the model on the server.  [default: the name of the ONNX folder; for "
+    "transformers-js, the name of OUT]",
 )
 @option(
     "--add-precision",
@@ -52,8 +52,8 @@ def _name_of(folder: Path) -> str:
     type=PATH,
     multiple=True,
     metavar="ONNX",
-    help="ONNX folder of the same checkpoint in another precision, to include as well. Can be "
-    "given several times.  [optional]",
+    help="Also include this ONNX folder, the same checkpoint in another precision. Can be "
+    "repeated.  [optional]",
 )
 @option(
     "--model-version",

@@ -31,7 +31,8 @@ from mixout_export_cli.output import Output, human_size
 def collapse(trained: Path, out: Path, *, output: Output, **options: Any) -> None:
     """Turn TRAINED, a mixout checkpoint, into OUT, a plain Hugging Face folder.
 
-    The weights do not change by a single bit, and OUT loads where this tool is not installed.
+    OUT loads where this tool is not installed. Without --interpolate and --dtype, the weights do
+    not change by a single bit.
     """
     from mixout_export.stages.collapse import collapse_checkpoint
 

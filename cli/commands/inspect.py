@@ -188,7 +188,8 @@ def _data_lines(found: "DataInspection") -> list[str]:
     "--plot",
     type=PATH,
     metavar="FILE",
-    help="Plot the distances to this file: png, svg or pdf.  [optional]",
+    help="For a mixout checkpoint: draw how far each layer has moved, and write the picture to "
+    "this file, png, svg or pdf.  [optional]",
 )
 @option(
     "--model",
@@ -212,9 +213,9 @@ def _data_lines(found: "DataInspection") -> list[str]:
 def inspect(path: Path, *, plot: Path | None, output: Output, **options: Any) -> None:
     """Describe PATH: a model folder, an ONNX graph, a bundle, or a data file.
 
-    Of a model, it shows how it was made and how far each mixed layer has moved. The exit code is 3
-    if its files do not match its manifest. Of a data file, it shows lengths, labels, duplicates and
-    a batch size to start with.
+    For a model, the command shows how it was made and how far each mixed layer has moved from its
+    pretrained weights. The exit code is 3 if the files do not match their manifest. For a data
+    file, the command shows lengths, labels, duplicates and a batch size to start with.
     """
     if _is_data(path):
         if plot is not None:

@@ -116,7 +116,7 @@ def _describe(result: "PredictionResult") -> str:
 @column_option("--choices-column", "the choices")
 @field_options
 @skip_option
-@flag("--no-labels", help="Leave the labels of FILE unread, for example those of another model.")
+@flag("--no-labels", help="Ignore the labels of FILE, for example if MODEL does not know them.")
 @option("--batch-size", type=int, default=32, help="Number of rows that are run together.")
 @option(
     "--max-length",
@@ -135,15 +135,15 @@ def _describe(result: "PredictionResult") -> str:
     "report_to",
     type=PATH,
     metavar="FILE.html",
-    help="Write metrics, confused labels and notable rows as one HTML file, for viewing offline.  "
-    "[optional]",
+    help="Write metrics, confused labels, and the rows that are most wrong or least sure as one "
+    "HTML file, for viewing offline.  [optional]",
 )
 @option(
     "--reference",
     type=PATH,
     metavar="FOLDER",
-    help="For a server, required: the folder of the model that it serves, which has its "
-    "tokenizer, task and labels.  [optional]",
+    help="Folder of the model that the server serves. It provides the tokenizer, the task and the "
+    "labels.  [required for a server]",
 )
 @option(
     "--provider",
@@ -169,7 +169,7 @@ def predict(
     model on a server: http://HOST:PORT/v2/models/NAME.
 
     FILE and OUT are csv, tsv, jsonl or parquet, optionally with .gz. If FILE has labels, the
-    metrics, the labels that are confused, and the rows that are most wrong are shown, too.
+    command also shows metrics, confused labels, and the rows that are most wrong.
     """
     with quick_imports():
         from mixout_export.data.columns import ColumnNames

@@ -137,7 +137,7 @@ def _read_labels(path: Path) -> list[str]:
 @option(
     "--revision",
     metavar="NAME",
-    help="Branch, tag or commit, if BASE is a hub id.  [default: main]",
+    help="Branch, tag or commit, if BASE is a name on the hub.  [default: main]",
 )
 @flag("--allow-pickle", help="Allow weights in pickle format. Only tensors are read from it.")
 @flag(
@@ -146,17 +146,17 @@ def _read_labels(path: Path) -> list[str]:
 )
 @flag(
     "--merge-adapter",
-    help="Merge the PEFT adapter in BASE into its weights first (extra peft).",
+    help="First merge the PEFT adapter in BASE into its weights. Needs the extra peft.",
 )
-@flag("--trust-remote-code", help="Run the Python code in the checkpoint.")
+@flag("--trust-remote-code", help="Run the Python code that comes with BASE. Read it first.")
 @seed_option("Seed for the initial weights of a fresh head.")
 @overwrite_option
 @output_options
 def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: Any) -> None:
-    """Add Mixout to the layers of BASE, a Hugging Face folder or hub id, and write OUT.
+    """Add Mixout to the layers of BASE, a pretrained model, and write OUT.
 
-    OUT is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones. The BASE
-    demo-base is the small model of the demo.
+    BASE is a Hugging Face folder, a name on the hub, or demo-base, the small model of the demo. OUT
+    is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones.
     """
     from mixout_export.files.weight_files import BaseDigest
 

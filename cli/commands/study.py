@@ -156,7 +156,7 @@ def study(
     it. docs/study.md explains plans, and examples/plans has some to start from.
 
     Each run is a `prepare` and a `train`. Ctrl-C saves the runs in progress. The same command
-    continues the study. If you change PLAN, it does only the runs that are new.
+    continues the study. If you change PLAN, the command does only the runs that are new.
     """
     with quick_imports():
         from mixout_export.errors import TrainingError, TrainingStoppedError

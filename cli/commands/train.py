@@ -70,8 +70,8 @@ def _data_files(
     multiple=True,
     callback=_data_files,
     help="Training data: csv, tsv, jsonl or parquet, optionally with .gz, or a folder of "
-    "datasets.save_to_disk. Repeat it to train on several files. Required for a new run unless "
-    "--dataset is given. The name demo-data is the demo's file.  [optional]",
+    "datasets.save_to_disk. Repeat it to train on several files. demo-data is the file of the "
+    "demo.  [required for a new run without --dataset]",
 )
 @option(
     "--eval-file",
@@ -256,8 +256,9 @@ def _data_files(
 )
 @flag(
     "--resume",
-    help="Continue an unfinished run with its options, which need not be repeated. Without "
-    "one, start a new run. If OUT is complete, check only that it was made with the options given.",
+    help="Continue the unfinished run of OUT with its options. You need not repeat them. If there "
+    "is no unfinished run, start a new one. If OUT is complete, only check that it was made with "
+    "the options that you give.",
 )
 @overwrite_option
 @output_options

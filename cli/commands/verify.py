@@ -302,10 +302,11 @@ def verify(
     output: Output,
     **options: Any,
 ) -> int:
-    """Check that CANDIDATE computes the same as REFERENCE: every weight, then the outputs.
+    """Check that CANDIDATE computes the same as REFERENCE.
 
-    Each can be a mixout checkpoint, a Hugging Face folder, an ONNX folder or file, or a bundle.
-    CANDIDATE can also be a model on a server: http://HOST:PORT/v2/models/NAME.
+    The command compares every weight, then the outputs. Each model can be a mixout checkpoint, a
+    Hugging Face folder, an ONNX folder or file, or a bundle. CANDIDATE can also be a model on a
+    server: http://HOST:PORT/v2/models/NAME.
 
     The exit code is 3 if the models differ, if a manifest or signature check fails, or if
     --self-test finds a fault that the comparison misses.
