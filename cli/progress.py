@@ -101,7 +101,8 @@ class TrainingDisplay(Observer):
 
     def estimated(self, *, seconds: float, memory: int) -> None:
         """Write how long the run will take, and how much memory it needs."""
-        self._say(self._done, f"about {duration(seconds)} and {human_size(memory)} of memory")
+        needs = f"{duration(seconds)} and {human_size(memory)} of memory"
+        self._say(self._done, f"the run needs about {needs}")
 
     def started(self, *, steps: int, done: int, examples: int) -> None:
         """Start the bar."""

@@ -120,7 +120,7 @@ def test_contradictory_names_in_the_configuration_are_said(
     ids = {name: 2 - index for index, name in enumerate(NAMES)}
     base = labeled(tiny.classifier(), tmp_path, NAMES, label2id=ids)
     assert prepare(base, tmp_path / "out").labels == NAMES
-    assert "id2label calls output 0 'neutral', and label2id says 2" in caplog.text
+    assert "'neutral', but label2id gives this label to output 2" in caplog.text
 
 
 # Trained weights under other names ----------------------------------------------------------------

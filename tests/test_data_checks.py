@@ -73,8 +73,8 @@ def test_constant_predictions_and_confused_labels_are_noted(tmp_path: Path) -> N
         confused=[{"expected": "spam", "predicted": "ham", "count": 10}],
     )
     first, second = notes_for(constant, TrainOptions())
-    assert first == "the model predicts 'ham' for everything"
-    assert second == "the model takes 'spam' for 'ham' (10 times)"
+    assert first == "the model always predicts 'ham'"
+    assert second == "most confused: 'spam' predicted as 'ham' (10 times)"
 
 
 @pytest.mark.parametrize("key", ["loss", "eval_loss"])

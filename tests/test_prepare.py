@@ -379,8 +379,8 @@ def test_another_task_gets_a_head_of_its_own(tiny: TinyCheckpoints, tmp_path: Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "multi-label"}, "the task multi-label needs them; give --labels"),
-        ({"task": "token-classification"}, "the task token-classification needs them"),
+        ({"task": "multi-label"}, "the task multi-label needs labels; give --labels"),
+        ({"task": "token-classification"}, "the task token-classification needs labels"),
         ({"task": "text-classification", "labels": 1}, "got 1, expected at least 2"),
         ({"task": "text-classification", "labels": 0}, "got 0, expected at least 2"),
         ({"task": "multi-label", "labels": 0}, "got 0, expected at least 1"),
@@ -389,7 +389,7 @@ def test_another_task_gets_a_head_of_its_own(tiny: TinyCheckpoints, tmp_path: Pa
         ({"task": "text-classification", "labels": ["a", " "]}, "expected different, non-empty"),
         ({"task": "text-classification", "labels": ["a\nb", "c"]}, "expected names of one line"),
         ({"task": "regression", "labels": 2}, "regression has one output"),
-        ({"task": "masked-lm", "labels": 2}, "the task masked-lm has none"),
+        ({"task": "masked-lm", "labels": 2}, "the task masked-lm has no labels"),
         ({"task": "translation"}, "task: got 'translation', expected one of"),
         ({}, "has no task head, so its task is unknown; give --task"),
         ({"task": "regression", "dropout": 1.0}, r"dropout: got 1\.0, expected a probability"),

@@ -112,7 +112,7 @@ def test_decay_toward_what_is_not_there(ground: TrainingGround, tmp_path: Path) 
         ({"max_length": 2}, ("max-length", "2", "tokens")),
         ({"device": None, "precision": "fp16"}, ("fp16 needs a GPU",)),
         ({"device": "tpu"}, ("device", "'tpu'", "cpu, cuda")),
-        ({"device": "cuda:99"}, ("'cuda:99' is not there",)),
+        ({"device": "cuda:99"}, ("'cuda:99' is not available",)),
         ({"tracker": "wandb"}, ("wandb is not installed", "pip install wandb")),
         ({"metric": "bleu"}, ("'bleu'", "accuracy, f1, matthews")),
         ({"metric": "pearson"}, ("'pearson'", "text-classification")),

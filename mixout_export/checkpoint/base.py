@@ -130,7 +130,9 @@ def locate_base(base: str, *, revision: str | None) -> tuple[Path, str | None]:
     if base == DEMO_BASE:
         return demo_base(), None
     if path.exists():
-        raise CheckpointError(f"{base}: is a file, expected a checkpoint folder or a hub id")
+        raise CheckpointError(
+            f"{base}: is a file, expected a checkpoint folder or a name on the hub"
+        )
     if not _HUB_ID.fullmatch(base):
         raise CheckpointError(f"{base}: no such folder; check the path")
     patterns = ["*.json", "*.safetensors", "*.py", "*.bin", LAYOUT.card, *TOKENIZER_PATTERNS]
@@ -222,8 +224,8 @@ def _load_config(folder: PlainCheckpoint, options: BaseOptions) -> PretrainedCon
         )
     if "model_type" not in raw:
         raise CheckpointError(
-            f"{path / LAYOUT.config}: has no 'model_type', so the architecture is unknown; add it "
-            'for example "model_type": "bert"'
+            f"{path / LAYOUT.config}: has no 'model_type', so the architecture is unknown; add "
+            'it, for example "model_type": "bert"'
         )
     try:
         with quiet_libraries():
@@ -256,13 +258,13 @@ def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, o
     labels = options.labels
     if not task.has_labels:
         if labels is not None:
-            raise ArgumentError(f"labels: the task {task.name} has none; leave --labels out")
+            raise ArgumentError(f"labels: the task {task.name} has no labels; leave --labels out")
         return
     if labels is None and not own:
         labels = task.default_labels
         if labels is None:
             raise ArgumentError(
-                f"labels: the task {task.name} needs them; give --labels a number or names"
+                f"labels: the task {task.name} needs labels; give --labels a number or names"
             )
     if task.single_output and labels is not None and labels != 1:
         raise ArgumentError(f"labels: {task.name} has one output; leave --labels out")

@@ -125,8 +125,8 @@ class BaseFit:
         names = {name for name, _ in self.model.named_parameters()}
         if names <= set(self.fresh):
             raise CheckpointError(
-                f"{self.folder.path}: none of its weights fits {type(self.model).__name__}; is "
-                f"{LAYOUT.config} the right one for these weights?"
+                f"{self.folder.path}: none of its weights fits {type(self.model).__name__}; check "
+                f"that {LAYOUT.config} belongs to these weights"
             )
 
     def _refuse_lost(self) -> None:
@@ -134,10 +134,10 @@ class BaseFit:
         for key in self.missing:
             if lost := [other for other in self.unexpected if _contains(other, self._in_body(key))]:
                 raise CheckpointError(
-                    f"{self.folder.path}: has no {key!r}, but {_listed(lost)}, which nothing "
-                    "reads; another tool has renamed the weights, so let it restore their names "
-                    "before it saves them (PEFT: model.merge_and_unload()), or delete those "
-                    "tensors if they are of no use"
+                    f"{self.folder.path}: has no {key!r}; instead it has {_listed(lost)}, which "
+                    "nothing reads. Another tool has probably renamed the weights. Restore the "
+                    "names with that tool and save again (PEFT: model.merge_and_unload()), or "
+                    "delete those tensors if you do not need them"
                 )
 
     def _refuse_headless(self) -> None:
@@ -193,7 +193,7 @@ class BaseFit:
         if found and min(DTYPE_SIZES[name] for name in found) > dtype.itemsize:
             logger.warning(
                 "%s: names the dtype %s, and the weights are %s, so they are rounded; to keep "
-                "them as they are, correct the file's dtype",
+                "the exact weights, correct the dtype in this file",
                 self.folder.path / LAYOUT.config,
                 str(dtype).removeprefix("torch."),
                 " and ".join(sorted(found)),
@@ -234,7 +234,7 @@ class BaseFit:
             return
         if own_task != self.task.name:
             logger.warning(
-                "%s: its head was trained for %s, and training for %s begins with it: %s",
+                "%s: its head was trained for %s, and training for %s starts from this head: %s",
                 self.folder.path,
                 own_task,
                 self.task.name,
@@ -271,8 +271,8 @@ def _compare_ids(folder: PlainCheckpoint) -> None:
     for number, name in names.items():
         if str(ids.get(name, number)) != str(number):
             logger.warning(
-                "%s: id2label calls output %s %r, and label2id says %s; the outputs are named by "
-                "id2label, so correct the file if the model was trained with the other",
+                "%s: id2label calls output %s %r, but label2id gives this label to output %s. The "
+                "names of id2label are used. If label2id is right, correct id2label",
                 folder.path / LAYOUT.config,
                 number,
                 name,

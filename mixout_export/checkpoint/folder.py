@@ -64,7 +64,7 @@ def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
             if earlier is not entry and not entry.same_bytes(earlier):
                 raise CheckpointError(
                     f"{file}: {key!r} differs from the one in {earlier.file.name}; "
-                    "it is unclear which is right, so remove one of them"
+                    "it is unclear which of them is right, so remove one of the files"
                 )
     return tensors
 

@@ -78,8 +78,8 @@ def refuse_mismatched(path: Path, mismatched: Iterable[tuple[str, Size, Size]]) 
     """Refuse weights of another shape, from the `mismatched_keys` that transformers found."""
     for key, found, expected in sorted(mismatched):
         raise CheckpointError(
-            f"{path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; does "
-            f"{LAYOUT.config} belong to these weights?"
+            f"{path}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}; check that "
+            f"{LAYOUT.config} belongs to these weights"
         )
 
 
@@ -104,7 +104,7 @@ def settle_tied_flag(model: PreTrainedModel, path: Path) -> None:
         "%s: tie_word_embeddings is true, but %r and %r hold different values; both are kept%s",
         path / LAYOUT.config,
         *apart[0],
-        ", and what is written says false" if len(apart) == len(tied) else "",
+        ", and the flag becomes false in what is written" if len(apart) == len(tied) else "",
     )
     if len(apart) == len(tied):
         model.config.tie_word_embeddings = False

@@ -135,7 +135,7 @@ def check_inputs(interface: ModelInterface) -> None:
     unknown = set(interface.inputs) - {*KNOWN_INPUTS, "position_ids"}
     if unknown:
         raise ArgumentError(
-            f"input {sorted(unknown)[0]!r}: no values are known for it; the battery makes "
+            f"input {sorted(unknown)[0]!r}: no values are known for it; the test inputs have only "
             f"{', '.join(KNOWN_INPUTS)} and position_ids, or {IMAGE_INPUT} alone"
         )
 

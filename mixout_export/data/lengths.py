@@ -43,7 +43,7 @@ def choose_max_length(
         return min(wanted, limit or wanted)
     if limit is not None and requested > limit:
         raise ArgumentError(
-            f"max-length: got {requested}, the model takes at most {limit} tokens; lower it"
+            f"max-length: got {requested}, but the model takes at most {limit} tokens; lower it"
         )
     if requested <= special:
         raise ArgumentError(

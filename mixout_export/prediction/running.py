@@ -62,5 +62,5 @@ def _refuse_nan(value: torch.Tensor, part: Part, indices: list[int]) -> None:
     row = int(part.examples.rows[indices[int(wrong)]])
     raise CheckpointError(
         f"{part.table.name}: the model's outputs for {part.table.where(row)} are not numbers; "
-        "compare the model with its checkpoint by verify, or use a model in fp32"
+        "compare the model with its checkpoint (verify), or use a model in fp32"
     )

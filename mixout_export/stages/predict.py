@@ -85,7 +85,7 @@ class PredictOptions:
     def check(self) -> None:
         """Raise `ArgumentError` if an option is outside its domain."""
         if self.no_labels and self.columns.label is not None:
-            raise ArgumentError("no_labels: contradicts a column of labels; leave one out")
+            raise ArgumentError("no_labels: contradicts --label-column; leave one of them out")
         for name in ("batch_size", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name}: got {getattr(self, name)}, expected at least 1")
@@ -126,8 +126,8 @@ def _open(model: Path | str, options: PredictOptions) -> _Model:
         return _described(described, described, described.described_by(None))
     if options.reference is None:
         raise ArgumentError(
-            f"{model}: a server shows neither tokenizer nor labels; give the folder of the model "
-            "that it serves with --reference"
+            f"{model}: a server does not provide a tokenizer or labels; give the folder of the "
+            "model that it serves with --reference"
         )
     address = parse_address(str(model))
     described = _open_folder(options.reference, options.provider)

@@ -174,8 +174,8 @@ def _notes(loaded: LoadedBase, mixed: Sequence[str], options: PrepareOptions) ->
         notes.append(f"{type(loaded.model).__name__} has no dropout before its head")
     if loaded.pads_right:
         notes.append(
-            "the tokenizer of the base pads on the left, where a text's answer would depend on the "
-            "other texts of its batch; that of OUT pads on the right"
+            "the tokenizer of the base pads on the left, and the model's answer to a text would "
+            "then depend on the other texts of its batch; the tokenizer of OUT pads on the right"
         )
     return (*notes, *_finetuned_anchors(loaded), *loaded.notes)
 
@@ -188,9 +188,9 @@ def _finetuned_anchors(loaded: LoadedBase) -> list[str]:
         return []
     first = next((link.name for link in steps if link.name), "its base")
     return [
-        f"the anchors are the finetuned weights of {loaded.folder.path}, not those of {first}; to "
-        f"go on with those of {first}, run train on the mixout checkpoint that it was collapsed "
-        "from"
+        f"the anchors are the finetuned weights of {loaded.folder.path}, not the weights of "
+        f"{first}; to keep {first} as the anchors, run train on the mixout checkpoint from which "
+        f"{loaded.folder.path} was collapsed"
     ]
 
 

@@ -30,7 +30,7 @@ def _check_device(name: str | None) -> None:
     count = torch.cuda.device_count() if kind == "cuda" else 1
     index = name.partition(":")[2]
     if not available[kind] or (index and not (index.isdigit() and int(index) < count)):
-        raise ArgumentError(f"device: {name!r} is not there; leave --device out, or use cpu")
+        raise ArgumentError(f"device: {name!r} is not available; leave --device out, or use cpu")
 
 
 @contextmanager

@@ -64,16 +64,16 @@ def _constant(by_label: Sequence[Mapping[str, Any]]) -> str | None:
     given = [scores["label"] for scores in by_label if scores["predicted"]]
     if len(given) != 1 or sum(scores["rows"] > 0 for scores in by_label) < 2:
         return None
-    return f"the model predicts {given[0]!r} for everything"
+    return f"the model always predicts {given[0]!r}"
 
 
 def _confused(confused: Sequence[Mapping[str, Any]]) -> str | None:
     """Return a sentence on the labels that are confused most often."""
     pairs = [
-        f"{pair['expected']!r} for {pair['predicted']!r} ({pair['count']:,} times)"
+        f"{pair['expected']!r} predicted as {pair['predicted']!r} ({pair['count']:,} times)"
         for pair in confused[:_PAIRS]
     ]
-    return f"the model takes {', '.join(pairs)}" if pairs else None
+    return f"most confused: {', '.join(pairs)}" if pairs else None
 
 
 def _too_short(result: TrainResult) -> str | None:

@@ -176,8 +176,8 @@ def load_training_data(
         interface = settle_padding(model, interface)
         if not interface.left_padding:
             logger.warning(
-                "the tokenizer pads on the left, where the model's answer to a text would depend "
-                "on the other texts of its batch; texts are padded on the right"
+                "the tokenizer pads on the left, and the model's answer to a text would then "
+                "depend on the other texts of its batch; texts are padded on the right instead"
             )
 
     def read() -> TrainingData:

@@ -37,9 +37,9 @@ def check_finished(
     ]
     if found:
         raise ArgumentError(
-            f"{out}: the run is complete, so --resume has nothing to do, but it differs from what "
-            f"is asked for: {'; '.join(found)}. To train its model further, run train {out} NEW: "
-            "that is a new run, and its anchors stay those of the base. To start again from "
+            f"{out}: the run is complete, so there is nothing to resume, but the run differs from "
+            f"this command: {'; '.join(found)}. To train its model further, run train {out} NEW, a "
+            "new run with the anchors of the base. To start again from "
             f"{prepared}, give --overwrite. To keep {out} as it is, leave these options out"
         )
 
