@@ -64,6 +64,25 @@ def test_copy_overflows_where_fp16_does(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_graph_with_subgraphs_is_not_rounded_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_graph(tmp_path / "half.onnx", TensorProto.FLOAT16)
+    model = onnx.load(path)
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["large"], ["same"])],
+        "body",
+        [],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT16, None)],
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "always"))
+    choose = helper.make_node("If", ["always"], ["chosen"], then_branch=body, else_branch=body)
+    model.graph.node.insert(0, choose)
+    onnx.save(model, path)
+    assert round_results(path) is None
+    assert "half.onnx: how a GPU rounds in fp16 is not checked, because it has" in caplog.text
+
+
 def test_graph_in_fp32_needs_no_copy(tmp_path: Path) -> None:
     assert round_results(write_graph(tmp_path / "float.onnx", TensorProto.FLOAT)) is None
 
