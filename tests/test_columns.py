@@ -1,10 +1,12 @@
 """Columns are found by their usual names, or the message says how to choose."""
 
+from pathlib import Path
+
 import pytest
 
-from mixout_export.data.columns import ColumnNames
+from mixout_export.data.columns import ColumnNames, find_optional_label, find_texts
 from mixout_export.data.readers.text_classification import TextClassification
-from mixout_export.data.tables import Table
+from mixout_export.data.tables import Table, read_table
 from mixout_export.errors import DataError
 
 
@@ -100,5 +102,15 @@ def test_what_cannot_be_found_is_refused(
     [(("a", "label"), "--text-column"), (("text", "a"), "--label-column")],
 )
 def test_the_message_names_the_option(names: tuple[str, ...], option: str) -> None:
-    with pytest.raises(DataError, match=f"choose one with {option}$"):
+    with pytest.raises(DataError, match=f"choose one with {option}($|,)"):
         find(_table(*names))
+
+
+def test_a_file_without_a_header_and_nameless_columns_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text("a good film,1\na bad one,0\n")
+    with pytest.raises(DataError, match="write the names of the columns on the first line"):
+        find_texts(read_table(file), ColumnNames())
+    file.write_text("text,\na good film,1\n")
+    with pytest.raises(DataError, match="its columns are text, and others without a name"):
+        find_optional_label(read_table(file), ColumnNames(), labeled=True)

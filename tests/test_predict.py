@@ -467,3 +467,37 @@ def test_a_page_shows_hostile_labels_and_texts_as_text(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "onerror=alert(1)>" not in page.replace("&gt;", "")
     assert "\u202e" not in page
+
+
+def test_a_carriage_return_stays_within_its_field(models: dict[str, Path], tmp_path: Path) -> None:
+    file, out = tmp_path / "in.csv", tmp_path / "out.csv"
+    file.write_bytes(b'text,n\n"a\rdog",1\n')
+    run(models["text-classification"], file, out)
+    assert read_table(out).columns["text"] == ["a\rdog"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_columns_that_out_cannot_have_are_named(
+    models: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    file, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    if suffix == ".csv":
+        file.write_text(",text,id,id\n0,a dog,1,2\n")
+    else:
+        columns = [pa.array(["a dog"]), pa.array([1]), pa.array([2])]
+        pq.write_table(pa.Table.from_arrays(columns, names=["text", "id", "id"]), file)
+    run(models["text-classification"], file, out)
+    assert list(read_table(out).columns) == ["text", "predicted", "probability"]
+    assert "'id'" in caplog.text
+    assert ("those without a name" in caplog.text) == (suffix == ".csv")
+
+
+def test_a_missing_label_is_refused_with_the_option_to_leave_labels_unread(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    file = tmp_path / "in.csv"
+    for content, remedy in (("a dog,\na cat,a\n", True), (",a\na cat,\n", False)):
+        file.write_text("text,label\n" + content)
+        with pytest.raises(DataError) as caught:
+            run(models["text-classification"], file, tmp_path / "out.csv")
+        assert ("give --no-labels" in str(caught.value)) == remedy

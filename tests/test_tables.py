@@ -271,6 +271,8 @@ def test_column_names_those_there_are(tmp_path: Path) -> None:
         ("d.jsonl", b'{"a": "\xff"}', "is not UTF-8 text (byte 0xff on line 1)"),
         ("d.jsonl", '{"a": 1}\n{"a": \n', "line 2 is not valid JSON (Expecting value"),
         ("d.jsonl", '{"a": 1}\n\n[1]\n', "line 3 holds an array, expected an object"),
+        ("d.jsonl", '[{"a": 1}, {"a": 2}]', "is one JSON array, expected one object on each line"),
+        ("d.jsonl", '[\n {\n  "a": 1\n }\n]\n', "is one JSON array"),
         ("d.jsonl", '"a"\n', "line 1 holds a string, expected an object"),
         ("d.jsonl", "null\n", "line 1 holds null, expected an object"),
         ("d.jsonl", '{"a": 1, "b": 2, "a": 3}\n', "line 1 cannot be read as JSON (the key 'a'"),

@@ -27,6 +27,9 @@ SINGLES = (
 _LABELS = ("label", "labels")
 _OTHER_LABELS = ("target", "class", "category", "score", "stars", "rating")
 
+#: What to do about a csv or tsv file without a header.
+_HEADER = ", or write the names of the columns on the first line if they are not there"
+
 
 @dataclass(frozen=True)
 class ColumnNames:
@@ -140,9 +143,11 @@ def _not_one(table: Table, found: Sequence[str], kind: str, option: str) -> Data
     what = (
         f"several columns may hold {kind} ({', '.join(found)})"
         if found
-        else f"no column has a usual name for {kind}; its columns are {', '.join(table.columns)}"
+        else f"no column has a usual name for {kind}; its columns are {table.described()}"
     )
-    return DataError(f"{table.name}: {what}; choose one with {option}")
+    has_header = bool(table.lines) and table.lines[0] > 1
+    header = _HEADER if has_header and not found else ""
+    return DataError(f"{table.name}: {what}; choose one with {option}{header}")
 
 
 def _by_lower_name(table: Table) -> dict[str, str]:

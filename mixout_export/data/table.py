@@ -40,7 +40,8 @@ class Table:
         lines: Line of the file on which each row starts, from 1; None if the format has no lines.
         numbers: Number of each row in the file, from 0; None if the table has all rows.
         first: Number of the first row in the file, if the table is a part of it; else 0.
-        unreadable: Column that cannot be read → why not, and what to do.
+        unreadable: Column that cannot be read → why not, and what to do. Columns without a name are
+            the column "" together.
         files: Name of the file of each row; None if all are from the file `name`.
     """
 
@@ -125,10 +126,15 @@ class Table:
             raise DataError(f"{self.name}: {self.unreadable[name]}")
         if name not in self.columns:
             raise DataError(
-                f"{self.name}: has no column {name!r}; its columns are "
-                f"{', '.join(self.columns)}; choose one with {option}"
+                f"{self.name}: has no column {name!r}; its columns are {self.described()}; choose "
+                f"one with {option}"
             )
         return self.columns[name]
+
+    def described(self) -> str:
+        """Return the names of the columns, for a message."""
+        nameless = ", and others without a name" if "" in self.unreadable else ""
+        return ", ".join(self.columns) + nameless
 
 
 def join_tables(tables: Sequence[Table]) -> Table:

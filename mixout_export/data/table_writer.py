@@ -5,10 +5,11 @@ import gzip
 import io
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any, Literal, cast
 
 import pyarrow as pa
@@ -103,12 +104,13 @@ class _QuotedWriter(_RowWriter):
     def __init__(self, file: IO[str], columns: Sequence[Column], used: FieldFormat) -> None:
         super().__init__(file, columns)
         escapes = used.quoting == "backslash"
+        # The csv module quotes a field with a carriage return only if lines end in one.
         self._writer = csv.writer(
-            file,
+            SimpleNamespace(write=lambda line: file.write(line.removesuffix("\r\n") + "\n")),
             delimiter=used.delimiter or ",",
             doublequote=not escapes,
             escapechar="\\" if escapes else None,
-            lineterminator="\n",
+            lineterminator="\r\n",
         )
 
     def _line(self, fields: Sequence[str]) -> None:
@@ -179,6 +181,7 @@ def table_writer(
     source: Path,
     columns: Sequence[Column],
     fields: FieldFormat,
+    left_out: Collection[str] = (),
 ) -> Iterator[TableWriter]:
     """Yield what writes the rows of a file, with new columns, to `path`.
 
@@ -189,6 +192,7 @@ def table_writer(
         source: The file that the rows come from. A parquet file keeps the types of its columns.
         columns: The new columns.
         fields: How the fields of the source were said to be separated and quoted.
+        left_out: Columns of a parquet file that cannot be read, and so are not written.
     """
     with ExitStack() as opened:
         raw = cast(IO[bytes], opened.enter_context(path.open("wb")))
@@ -196,9 +200,10 @@ def table_writer(
             packed = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0)
             raw = cast(IO[bytes], opened.enter_context(packed))
         if kind == ".parquet":
-            schema = parquet_schema(source)
-            for column in columns:
-                schema = schema.append(pa.field(column.name, _ARROW[column.kind]))
+            whole = parquet_schema(source)
+            old = [field for field in whole if field.name not in left_out]
+            new = [pa.field(column.name, _ARROW[column.kind]) for column in columns]
+            schema = pa.schema([*old, *new], whole.metadata)
             yield _ParquetWriter(opened.enter_context(pq.ParquetWriter(raw, schema)), columns)
         else:
             lines = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=False)

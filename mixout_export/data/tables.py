@@ -8,6 +8,7 @@ import codecs
 import gzip
 import io
 import json
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -164,6 +165,9 @@ def _from_records(
             kept.append(record)
             numbers.append(number)
     unreadable = _twice(names)
+    nameless = [place for place, name in enumerate(names) if not name]
+    if any(any(record.fields[place : place + 1]) for record in kept for place in nameless):
+        unreadable[""] = "has columns without a name; name them in its first line"
     columns = {
         name: [record.fields[place] for record in kept]
         for place, name in enumerate(names)
@@ -247,9 +251,18 @@ def _parse_json(line: str) -> dict[str, Any]:
     return value
 
 
+def _is_json_array(text: str) -> bool:
+    """Return whether a text begins with an array of objects, on one line or on several."""
+    return re.match(r"\s*\[\s*(\{|$)", text) is not None
+
+
 def _read_jsonl(file: _File, size: int | None, bad: BadRows) -> Iterator[Table]:
     names: dict[str, None] = {}
-    file.sample()  # refuses what is not text
+    if _is_json_array(file.sample()):
+        raise DataError(
+            f"{file.path}: is one JSON array, expected one object on each line; write it so, for "
+            "example with jq -c '.[]'"
+        )
     with file.text(newline="\n") as lines:
         filled = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
         for first, group in _groups(filled, size):
@@ -392,6 +405,8 @@ def read_parts(
     found = 0
     for table in _read(path, rows, fields or FieldFormat(), bad, splits):
         if not table.columns:
+            if len(bad):
+                raise bad.error()
             for problem in table.unreadable.values():
                 raise DataError(f"{path}: {problem}")
             raise DataError(f"{path}: is empty, expected a header and at least one row")

@@ -1,5 +1,6 @@
 """`predict`: answer each row of a file, and score the answers if the file has labels."""
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,13 @@ from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table
 from mixout_export.data.table_writer import table_writer
 from mixout_export.data.tables import data_format, read_parts
-from mixout_export.errors import ArgumentError, CheckpointError, DataError, OutputError
+from mixout_export.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    OutputError,
+    RowError,
+)
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.output import check_file, replaced_file
 from mixout_export.prediction.answers import BINS, Answers, Part, Setting, answers_of
@@ -34,6 +41,8 @@ from mixout_export.runners import CPU_PROVIDER
 from mixout_export.runners.onnx_runner import check_provider
 from mixout_export.served.address import is_address, parse_address
 from mixout_export.tasks import Task, known_task
+
+logger = logging.getLogger(__name__)
 
 #: Rows that are read, sorted by length, and predicted together.
 PART = 4096
@@ -180,6 +189,7 @@ class _Data:
         labeled: Whether it has labels.
         has_unanswerable: Whether it has questions without an answer.
         cut: How many rows were cut.
+        left_out: Columns that cannot be read; "" is those without a name.
         only: The examples of the whole file, and its rows, if it is a single part, so that they are
             encoded once.
     """
@@ -193,6 +203,7 @@ class _Data:
     labeled: bool
     has_unanswerable: bool
     cut: CutRows
+    left_out: frozenset[str]
     only: tuple[Examples, Table] | None
 
     def parts(self) -> Iterator[Part]:
@@ -224,9 +235,10 @@ def _read(
         reading = reading.without_labels()
     rows, unanswerable, labeled, only = 0, False, False, None
     cut: list[CutRows] = []
-    bad = BadRows(skip)
+    bad, left_out = BadRows(skip), set[str]()
     for part in options.parts(path, bad):
-        found = bad.read_part(part, reading.read)
+        left_out.update(part.unreadable)
+        found = bad.read_part(part, lambda one: _read_examples(reading, one))
         only = None if rows else found
         if found is None:
             continue
@@ -250,8 +262,21 @@ def _read(
         labeled,
         unanswerable,
         reduce(CutRows.joined, cut),
+        frozenset(left_out),
         only,
     )
+
+
+def _read_examples(reading: TableReading, table: Table) -> Examples:
+    """Read the examples of a table. If only labels are wrong, say how to leave them unread."""
+    try:
+        return reading.read(table)
+    except RowError as error:
+        if reading.columns.label is None:
+            raise
+        reading.without_labels().read(table)  # raises if a text is wrong, too
+        said = f"{error}; or give --no-labels, which leaves the labels unread"
+        raise RowError(said, error.problems) from error
 
 
 def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
@@ -279,6 +304,19 @@ def _refuse_present(data: _Data, answers: Answers) -> None:
                 f"{data.path}: has a column {column.name!r} already, which predict adds; rename "
                 "that column"
             )
+
+
+def _warn_of_left_out(data: _Data, out: Path) -> None:
+    """Warn of columns that OUT does not have."""
+    names = [repr(name) if name else "those without a name" for name in sorted(data.left_out)]
+    if names:
+        logger.warning(
+            "%s: lacks some columns of %s, because they have no name, the name of another column, "
+            "or values that cannot be read: %s",
+            out,
+            data.path,
+            ", ".join(names),
+        )
 
 
 def predict_file(
@@ -325,6 +363,7 @@ def predict_file(
     data = _read(file, opened, options, observer)
     answers = answers_of(_setting(opened, data, options))
     _refuse_present(data, answers)
+    _warn_of_left_out(data, out)
     notable = NotableRows(NOTABLE)
     runner = opened.artifact.runner(opened.interface.inputs)
     observer.started(rows=data.rows)
@@ -337,6 +376,7 @@ def predict_file(
             source=file,
             columns=answers.columns,
             fields=options.fields,
+            left_out=data.left_out,
         ) as writer,
     ):
         for part in data.parts():
