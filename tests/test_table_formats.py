@@ -72,6 +72,11 @@ def test_a_byte_order_mark_says_the_encoding(
     ("encoding", "text", "name"),
     [
         ("cp1252", "Das Café hat schöne Türen, müde Gäste", "CP1252"),
+        ("cp1252", "It’s fine", "CP1252"),
+        ("cp1252", "über", "CP1252"),
+        ("cp1252", "Très déçu – c’est à éviter, 5 €", "CP1252"),
+        ("cp1250", "Zażółć gęślą jaźń, bardzo dobry film", "CP1250"),
+        ("cp850", "schöne Türen, café là", "CP850"),
         ("cp1251", "Это хороший фильм, и я его люблю", "CP1251"),
         ("gb18030", "这是一部好电影，我喜欢", "GB18030"),
         ("cp932", "これは良い映画です", "CP932"),

@@ -145,7 +145,7 @@ def _not_one(table: Table, found: Sequence[str], kind: str, option: str) -> Data
         if found
         else f"no column has a usual name for {kind}; its columns are {table.described()}"
     )
-    has_header = bool(table.lines) and table.lines[0] > 1
+    has_header = table.lines is not None and table.lines[:1] > [1]
     header = _HEADER if has_header and not found else ""
     return DataError(f"{table.name}: {what}; choose one with {option}{header}")
 

@@ -1,6 +1,7 @@
 """Decode the bytes of a text file: UTF-8, or UTF-16 and UTF-32 with a byte order mark."""
 
 import codecs
+import re
 from pathlib import Path
 
 from mixout_export.errors import DataError
@@ -24,6 +25,13 @@ _USUAL = {
     "koi8_r": "KOI8-R",
     "mac_roman": "MACINTOSH",
 }
+
+#: What text of another encoding has if it is read as Windows-1252: signs and capitals inside words,
+#: signs that only begin a word behind one, and accents in a row.
+_NOT_WESTERN = re.compile(
+    "[a-z][²³¹ªº¼½¾ˆ˜¨¸¤¦¬¯µÞþÐð][a-z]|[a-zà-ÿ][À-ÞŠŒŽŸ][a-zà-ÿ]|[a-z][‚„¿¡]"
+    r"|[a-z][^\w\s\x00-\x7f’‘´–—·\xad][a-z]|[À-ÿŠŒŽšœžŸƒ]{3}|[^\x00-\x7f]{4}"
+)
 
 _SAMPLE = 1 << 16  # bytes
 
@@ -102,8 +110,22 @@ def _detected(data: bytes) -> str | None:
 
     lines = b"\n".join(line for line in data.split(b"\n") if not line.isascii())[:_SAMPLE]
     best = from_bytes(lines, cp_isolation=list(_USUAL), threshold=0.5).best()
+    # Without a language, the detector takes a few accents among ASCII letters for anything.
+    if (best is None or not best.coherence) and _is_western(lines):
+        return _USUAL["cp1252"]
     if best is None:
         return None
     # Among encodings that give the same text, the first of the list is the most common.
     alike = {best.encoding, *best.could_be_from_charset}
     return next(name for codec, name in _USUAL.items() if codec in alike)
+
+
+def _is_western(data: bytes) -> bool:
+    """Return whether bytes read as a Western European language in Windows-1252."""
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    letters = sum(character.isalpha() for character in text)
+    ours = sum(character.isascii() and character.isalpha() for character in text)
+    return 2 * ours >= letters and _NOT_WESTERN.search(text) is None
