@@ -67,7 +67,7 @@ def test_a_headless_base_has_no_task(tiny: TinyCheckpoints) -> None:
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
-        (lambda path: path, "no such folder; check the path"),
+        (lambda path: path, "no such file or folder; check the path"),
         (lambda path: make(path), "holds no config.json"),
         (lambda path: path.write_text("x"), "is a file, expected a checkpoint folder"),
         (lambda path: make(path, "{"), r"config\.json: is not valid JSON"),

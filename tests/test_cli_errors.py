@@ -93,7 +93,7 @@ def sound(command: str, way: Way) -> Path:
 @pytest.mark.parametrize("command", READERS)
 def test_no_such_folder(command: str, way: Way, program: Program, out: Path) -> None:
     run = program(*on(command, "./no/where", out, way))
-    run.failed(1, "no/where: no such folder; check the path")
+    run.failed(1, "no/where: no such ", "folder; check the path")
 
 
 def test_no_such_hub_id(way: Way, program: Program, out: Path) -> None:

@@ -56,7 +56,9 @@ def test_an_old_report_stays_where_nothing_could_be_compared(
 ) -> None:
     path = tmp_path / "a.html"
     path.write_text("old")
-    program("verify", reference, "nowhere", "--report", path).failed(1, "nowhere: no such folder")
+    program("verify", reference, "nowhere", "--report", path).failed(
+        1, "nowhere: no such file or folder"
+    )
     assert path.read_text() == "old"
 
 

@@ -373,7 +373,7 @@ def test_bad_arguments_are_refused(plain: Path, graph: Path, tmp_path: Path) -> 
         verify_checkpoints(plain, graph, provider="Abacus")
     with pytest.raises(ArgumentError, match="provider: got 'Abacus'"):
         verify_checkpoints(plain, plain, provider="Abacus")  # though no graph is run
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
         verify_checkpoints(plain, tmp_path / "nowhere")
 
 

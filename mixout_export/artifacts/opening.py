@@ -60,7 +60,7 @@ def open_artifact(
     files = source if isinstance(source, InputFiles) else InputFiles(source)
     path = files.folder
     if not path.exists():
-        raise CheckpointError(f"{path}: no such folder; check the path")
+        raise CheckpointError(f"{path}: no such file or folder; check the path")
     if path.is_file():
         if path.suffix != ".onnx":
             raise CheckpointError(
