@@ -196,9 +196,12 @@ def test_bad_conversions_are_refused() -> None:
 
 
 def small_graph(nodes: list, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """Return a graph from x to y, both float `(1, n)`."""
+    """Return a graph from x to y, both float `(1, n)`. A node may end with its attributes."""
     graph = helper.make_graph(
-        [helper.make_node(*node, name=f"{node[0]}_{i}") for i, node in enumerate(nodes)],
+        [
+            helper.make_node(*node[:3], name=f"{node[0]}_{i}", **dict(*node[3:]))
+            for i, node in enumerate(nodes)
+        ],
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])],
@@ -278,6 +281,23 @@ def test_a_normalization_of_small_numbers_stays_accurate() -> None:
     converted, kept = to_half(model, [{"x": x.astype(np.float32)}])
     assert {"Pow_0", "ReduceMean_1", "Add_2", "Sqrt_3"} <= set(kept)
     np.testing.assert_allclose(run_small(converted, x), expected, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        [("Cast", ["a"], ["whole"], {"to": TensorProto.INT64}),
+         ("Cast", ["whole"], ["y"], {"to": TensorProto.FLOAT})],
+        [("Sin", ["a"], ["y"])],
+    ],
+)  # fmt: skip
+def test_what_needs_all_digits_stays_in_fp32(last: list) -> None:
+    model = small_graph([("Mul", ["x", "factor"], ["a"]), *last], {"factor": np.array([[8.001]])})
+    x = np.array([[0.9999, 400.0]])
+    expected = run_small(model, x)
+    converted, kept = to_half(model, [{"x": x.astype(np.float32)}])
+    assert {"Mul_0", f"{last[0][0]}_1"} <= set(kept)
+    np.testing.assert_allclose(run_small(converted, x), expected, rtol=1e-3)
 
 
 def test_tiny_weights_are_rounded_as_numpy_does() -> None:

@@ -30,7 +30,13 @@ _NORMALIZATION_OPERATORS = frozenset(
     ("Pow", "ReduceMean", "ReduceSumSquare", "ReduceL2", "Sqrt", "Reciprocal")
 )
 
+#: Operators whose results depend on every digit of what they are given: an angle of many turns.
+_EXACT_OPERATORS = frozenset(("Sin", "Cos"))
+
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+
+#: Types that a float may be cast to without becoming a whole number.
+_FLOATING = frozenset((_FLOAT, _HALF, onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16))
 
 #: Names of the constants that the nodes take which measure magnitudes.
 _LIMIT, _ZERO = "magnitude.limit", "magnitude.zero"
@@ -134,6 +140,40 @@ def _nodes_between(model: onnx.ModelProto, kept: Set[str], floats: Set[str]) -> 
     return found
 
 
+def _needs_all_digits(node: onnx.NodeProto) -> bool:
+    """Tell whether a small change of a node's input can change its result much.
+
+    A float that is cast to a whole number is cut: 7.99 becomes 7, as in T5's table of distances.
+    """
+    if node.op_type != "Cast":
+        return node.op_type in _EXACT_OPERATORS
+    target = next(attribute.i for attribute in node.attribute if attribute.name == "to")
+    return target not in _FLOATING and target != onnx.TensorProto.BOOL
+
+
+def _nodes_of_exact_values(model: onnx.ModelProto, floats: Set[str]) -> set[str]:
+    """Return the names of nodes that need all digits, and of those that compute only for them.
+
+    `floats` names the float values. Nodes without any have nothing to lose.
+    """
+    users: dict[str, set[str]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            users.setdefault(name, set()).add(node.name)
+    for value in model.graph.output:
+        users.setdefault(value.name, set()).add("")
+    found: set[str] = set()
+    for node in reversed(model.graph.node):  # users come after what they use
+        given = [users[name] for name in node.output if name in users]
+        if _needs_all_digits(node) or (given and all(used <= found for used in given)):
+            found.add(node.name)
+    return {
+        node.name
+        for node in model.graph.node
+        if node.name in found and not floats.isdisjoint((*node.input, *node.output))
+    }
+
+
 def _round_weights(converted: onnx.ModelProto, weights: Mapping[str, Array]) -> None:
     """Round the weights that became fp16 to the nearest number, in place, as `tensor.half()` does.
 
@@ -154,7 +194,8 @@ def to_half(
     """Convert a graph's weights and arithmetic to fp16.
 
     The graph's inputs and outputs keep their types. A node stays in fp32 if one of its values
-    leaves the range of fp16 in any batch, or if it is a part of a normalization.
+    leaves the range of fp16 in any batch, if it is a part of a normalization, or if its result
+    needs all digits (an angle, or a number that is cut to a whole one).
 
     Args:
         model: A graph in fp32 whose nodes have names. It is changed.
@@ -166,6 +207,7 @@ def to_half(
     magnitudes = measure_magnitudes(model, batches)
     kept = _nodes_with_large_values(model, magnitudes)
     kept |= {node.name for node in model.graph.node if node.op_type in _NORMALIZATION_OPERATORS}
+    kept |= _nodes_of_exact_values(model, magnitudes.keys())
     while more := _nodes_between(model, kept, magnitudes.keys()) - kept:
         kept |= more
     weights = {tensor.name: values for tensor, values in _float_constants(model)}
