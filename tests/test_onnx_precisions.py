@@ -142,10 +142,12 @@ def test_refusal_of_int8_says_what_to_try(
         export_onnx(bert, tmp_path / "out", conversion=Conversion("int8"))
 
 
-def test_card_says_how_much_padding_matters_to_int8(graphs: dict[str, Path]) -> None:
+def test_card_says_how_much_padding_matters(graphs: dict[str, Path]) -> None:
     cards = {name: (path / "README.md").read_text("utf-8") for name, path in graphs.items()}
-    assert "predictions change when a text is padded to 24 tokens or is in" in cards["int8"]
-    assert "Padding:" not in cards["fp32"] + cards["fp16"]
+    assert "predictions change when a text is padded on the right to 24 tokens" in cards["int8"]
+    for exact in ("fp32", "fp16"):
+        assert "Padding: the result of a row changes by at most" in cards[exact]
+        assert "Padding: a row padded on the left gets other results from PyTorch" in cards[exact]
     assert "It needs onnxruntime 1.17 or newer, and Triton 24.03 or newer." in cards["fp16"]
 
 

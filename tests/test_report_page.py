@@ -62,12 +62,14 @@ def test_the_verdict_comes_first_and_says_why(sound: Facts, hostile: Facts) -> N
 
 def test_everything_is_on_the_page(sound: Facts) -> None:
     page = Page(render_page(sound))
-    sections = ["Outputs", "Decisions", "Weights", "Test inputs", "Provenance"]
-    assert page.all("h2") == ["Reference", "Candidate", *sections]
+    sections = ["Outputs", "Padding and other rows", "Decisions", "Weights", "Test inputs"]
+    assert page.all("h2") == ["Reference", "Candidate", *sections, "Provenance"]
     text = page.text
     (output,) = sound.result.outputs
     assert f"{output.max_abs:.1e}" in text
     assert all(how in page.all("th") for how in sound.result.weights.counts)
+    assert all(effect.title in page.all("th") for effect in sound.result.padding.effects)
+    assert "A row padded on the left gets other results from the reference itself" in text
     assert all(name in page.all("bdi") for name in output.by_batch)
     for side in (sound.reference, sound.candidate):
         assert side.artifact.where in text
@@ -179,7 +181,7 @@ def test_faults_of_the_self_test_are_shown(sound: Facts) -> None:
 
 
 def test_nothing_run_is_said(sound: Facts) -> None:
-    result = replace(sound.result, outputs=(), coverage=None)
+    result = replace(sound.result, outputs=(), coverage=None, padding=None)
     facts = replace(sound, result=result, outputs=())
     page = Page(render_page(facts))
     assert page.all("h2")[2:] == ["Outputs", "Weights", "Provenance"]

@@ -34,8 +34,8 @@ def _describe(result: "OnnxResult") -> str:
 def _describe_padding(result: "OnnxResult") -> str:
     if result.padding is None:
         return ""
-    lines = [f"padding: {sentence}" for sentence in result.padding.sentences]
-    moved = any(output.flips or output.max_abs for output in result.padding.outputs)
+    lines = [f"padding: {count}" for count in result.padding.counts]
+    moved = lines and any(effect.moves for effect in result.padding.effects)
     if moved and not result.static:
         lines.append(
             "padding matters because activations are quantized by the range of each batch; "

@@ -102,6 +102,28 @@ def _way(name: str) -> str:
     return name.removeprefix("direct, ").replace("direct", "unchanged").replace(", ", " and ")
 
 
+def _describe_padding(result: "ParityResult") -> list[str]:
+    """Return how far the result of a row moves if something is around it."""
+    from mixout_export.rounding import difference, share
+
+    padding = result.padding
+    if padding is None:
+        return []
+    rows = [
+        [
+            effect.title,
+            difference(effect.reference_moves),
+            difference(effect.moves),
+            share(effect.agreement),
+            ("yes" if effect.holds else "NO") if effect.judged else "not judged",
+        ]
+        for effect in padding.effects
+    ]
+    header = ["a row", "reference changes", "candidate changes", "same label", "within tolerance"]
+    notes = [labeled("note", note) for note in padding.notes()]
+    return ["", *([table(header, rows)] if rows else []), *notes]
+
+
 def _describe_judged(result: "ParityResult") -> list[str]:
     """Return which decisions count, for each output, if a share of them has to be equal."""
     lines = []
@@ -178,6 +200,7 @@ def _describe_graph(result: "ParityResult") -> str:
         ]
         header = ["output", "max diff", "mean diff", "same label", "within tolerance"]
         lines += ["", table(header, rows), *_describe_judged(result)]
+    lines += _describe_padding(result)
     if result.metrics is not None:
         rows = [
             [name, number(ours), number(theirs)] for name, (ours, theirs) in result.metrics.items()

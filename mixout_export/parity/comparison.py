@@ -23,6 +23,7 @@ from mixout_export.parity.decisions import DATA_BATCH, DECISION_LIMITS, Decision
 from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
 from mixout_export.parity.generation import GenerationParity, compare_generation
 from mixout_export.parity.graph_weights import audit_graph, audit_graphs
+from mixout_export.parity.padding import InHalf, check_padding
 from mixout_export.parity.result import IN_HALF, ParityResult
 from mixout_export.parity.weights import WeightAudit, audit_folders, weights_of
 from mixout_export.runners.runner import Array
@@ -149,6 +150,13 @@ def check_agreement(least: float | None) -> None:
         raise ArgumentError(f"min-agreement: got {least!r}, expected a share in [0, 1]")
 
 
+def _scaled(tolerance: Tolerance | None) -> Tolerance | None:
+    """Return the tolerance where each result is rounded to fp16."""
+    if tolerance is None:
+        return None
+    return Tolerance(_ROUNDING * tolerance.atol, _ROUNDING * tolerance.rtol)
+
+
 class _Rounding:
     """Compares what an fp16 graph computes on a GPU, where each result is rounded to fp16."""
 
@@ -160,8 +168,7 @@ class _Rounding:
         task: str | None,
     ) -> None:
         self._runner = candidate.half_runner()
-        if tolerance is not None:
-            tolerance = Tolerance(*(_ROUNDING * value for value in vars(tolerance).values()))
+        self._tolerance = tolerance = _scaled(tolerance)
         limits = DecisionLimits()
         self._comparisons = comparisons_of(outputs, tolerance=tolerance, limits=limits, task=task)
 
@@ -172,12 +179,27 @@ class _Rounding:
             for name, comparison in self._comparisons.items():
                 comparison.add(batch, expected[name], found[name])
 
+    @property
+    def graph(self) -> InHalf | None:
+        """The graph with this rounding; None if the candidate is not an fp16 graph on a CPU."""
+        if self._runner is None:
+            return None
+        return InHalf(self._runner, self._tolerance, IN_HALF)
+
     def result(self) -> tuple[OutputDifference, ...]:
         """Return the differences; () if the candidate is not an fp16 graph on a CPU."""
         if self._runner is None:
             return ()
         found = [comparison.result() for comparison in self._comparisons.values()]
         return tuple(replace(each, name=f"{each.name} {IN_HALF}") for each in found)
+
+
+def _loosest(given: Tolerance | None, precision: str) -> Tolerance | None:
+    """Return how far the result of a row may move, at least by what rounding explains."""
+    usual = TOLERANCES.get(precision)
+    if given is None or usual is None:
+        return given
+    return Tolerance(max(given.atol, usual.atol), max(given.rtol, usual.rtol))
 
 
 def _check_heads(reference: LocalArtifact, candidate: Artifact) -> bool:
@@ -243,18 +265,19 @@ def compare_artifacts(
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     in_half: tuple[OutputDifference, ...] = ()
-    coverage = generation = None
+    coverage = generation = padding = None
     if headless or candidate.can_answer(ours, theirs):
+        shared = shared_interface(ours, theirs)
         if battery is None:
-            shared = shared_interface(ours, theirs)
             battery = build_battery(shared, task=reference.task_name, seed=seed)
         coverage = battery.coverage
+        examples = [batch for batch in battery.batches if batch.name == DATA_BATCH]
         generation = _generate(
             reference,
             candidate,
             tolerance=tolerance,
             limits=limits,
-            examples=[batch for batch in battery.batches if batch.name == DATA_BATCH],
+            examples=examples,
             seed=seed,
         )
         left = reference.runner(ours.inputs, headless=headless)
@@ -271,6 +294,16 @@ def compare_artifacts(
                 watch(number, expected, found)
         outputs = tuple(comparison.result() for comparison in comparisons.values())
         in_half = rounding.result()
+        padding = check_padding(
+            right,
+            shared,
+            reference=left,
+            task=task,
+            tolerance=_loosest(tolerance, precision),
+            in_half=rounding.graph,
+            data=examples,
+            seed=seed,
+        )
     return ParityResult(
         reference=reference.where,
         candidate=candidate.where,
@@ -283,6 +316,7 @@ def compare_artifacts(
         coverage=coverage,
         headless=headless,
         in_half=in_half,
+        padding=padding,
         generation=generation,
         settings=() if given else different_epsilons(reference, candidate),
         seconds=time.perf_counter() - start,

@@ -1,60 +1,131 @@
-"""Measure how much the result of a row depends on its padding and on the other rows of its batch.
+"""Check that the result of a row depends neither on its padding nor on the rows beside it.
 
-int8 graphs that quantize dynamically take the range of an activation from everything in a batch,
-padding included. So the result of a row changes with its company.
+Each row is run alone, and then with padding and other rows around it. Both sides do this: if the
+reference's own results change, the model depends on what is around a row by its architecture, so
+the candidate is not judged there. int8 is not judged either: dynamic quantization takes the range
+of an activation from everything in a batch, padding included. Its changes are shown.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from mixout_export.checkpoint.interface import KNOWN_INPUTS, ModelInterface
-from mixout_export.checkpoint.model_inputs import Batch, InputMaker
+from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.parity.compare import (
+    TOLERANCES,
     OutputComparison,
     OutputDifference,
+    Tolerance,
     decision_of,
     is_per_token,
 )
+from mixout_export.parity.padded_rows import LEFT, NEIGHBORS, RIGHT, SIDES, Plan, make_plan
 from mixout_export.rounding import difference
 from mixout_export.runners.runner import Runner
 
-Array = npt.NDArray[Any]
+#: Number of rows that are padded, and of those whose changes are counted for int8.
+_ROWS, _COUNTED_ROWS = 12, 32
 
-#: Rows that are run, and the lengths of random ones.
-_ROWS, _LENGTHS = 32, (4, 24)
+#: What is around a row → when its result changes, as the end of a sentence.
+_WHEN = {
+    NEIGHBORS: "beside other rows",
+    RIGHT: "padded on the right",
+    LEFT: "padded on the left",
+}
 
-#: Lengths in tokens that rows are padded to. Longer than the model allows are left out.
-WIDTHS = (64, 128, 512)
+#: What is around a row → what a model that depends on it gets wrong.
+_CAUSES = {
+    NEIGHBORS: "the candidate mixes the rows of a batch",
+    RIGHT: "the candidate reads padding as text; check that it uses attention_mask",
+    LEFT: "the candidate reads padding as text or counts it in positions; check that it uses "
+    "attention_mask, and that position ids follow it",
+}
 
 
 @dataclass(frozen=True)
 class PaddingEffect:
-    """How far results move when a row is padded, or run together with others.
+    """How far results move if something is around a row.
 
     Attributes:
+        around: "neighbors" for other rows of the same length, or the side of the padding, "right"
+            or "left".
         rows: Number of rows.
-        widths: The lengths in tokens that they were padded to.
-        outputs: The difference of each output to that of the row alone without padding.
+        widths: The lengths in tokens that rows were padded to.
+        tolerance: How far a value may move; None if that is not judged, as for int8.
+        outputs: The difference of each output to that of the row alone. An fp16 graph also has its
+            outputs "in fp16 arithmetic".
+        reference: The same for the reference; () if it was not measured.
     """
 
+    around: str
     rows: int
     widths: tuple[int, ...]
+    tolerance: Tolerance | None
     outputs: tuple[OutputDifference, ...]
+    reference: tuple[OutputDifference, ...] = ()
 
     @property
-    def sentences(self) -> tuple[str, ...]:
-        """What was found, one sentence for each output."""
-        return tuple(self._sentence(output) for output in self.outputs)
+    def title(self) -> str:
+        """What is around the row, in words."""
+        return _WHEN[self.around]
 
-    def _sentence(self, output: OutputDifference) -> str:
+    @property
+    def safe(self) -> bool:
+        """Whether the reference's results do not move."""
+        return all(output.holds for output in self.reference)
+
+    @property
+    def judged(self) -> bool:
+        """Whether the candidate must not move: not for int8, or where the reference itself does."""
+        return self.tolerance is not None and self.safe
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing moves that must not."""
+        return not self.judged or all(each.holds for each in self.outputs)
+
+    @property
+    def moves(self) -> float:
+        """The largest change of any value."""
+        return max((each.max_abs for each in self.outputs), default=0.0)
+
+    @property
+    def reference_moves(self) -> float | None:
+        """The same for the reference; None if it was not measured."""
+        return max((each.max_abs for each in self.reference), default=None)
+
+    @property
+    def agreement(self) -> float | None:
+        """The smallest share of decisions that stay the same; None if nothing is decided."""
+        shares = (each.agreement for each in self.outputs)
+        return min((share for share in shares if share is not None), default=None)
+
+    @property
+    def reason(self) -> str:
+        """Why it does not hold, as a sentence; "" if it does."""
+        if self.holds or self.tolerance is None:
+            return ""
+        worst = next(each for each in self.outputs if not each.holds)
+        moved = worst.problem or f"changes by up to {difference(worst.max_abs)}"
+        own = difference(self.reference_moves)
+        limit = f"{self.tolerance.atol:g} + {self.tolerance.rtol:g}·|result|"
+        return (
+            f"output {worst.name!r} of a row {moved} when it is {self.title}, expected at most "
+            f"{limit}; the reference's changes by up to {own}; {_CAUSES[self.around]}"
+        )
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """How many predictions change, one sentence for each output."""
+        return tuple(self._count(output) for output in self.outputs)
+
+    def _count(self, output: OutputDifference) -> str:
         *first, last = map(str, self.widths)
         widths = f"{', '.join(first)} or {last}" if first else last
-        how = f"padded to {widths} tokens or is in a batch with others"
+        how = f"{_WHEN[self.around]} to {widths} tokens or is in a batch with others"
         if not output.decisions:
             return f"{output.name} moves by up to {difference(output.max_abs)} when a text is {how}"
         return (
@@ -64,86 +135,194 @@ class PaddingEffect:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
-        return fields_as_json(self, "sentences")
+        return fields_as_json(self, "judged", "holds", "moves", "reference_moves")
 
 
-def _rows_of(batches: Sequence[Batch]) -> list[dict[str, Array]]:
-    """Return the first rows of some batches, each alone and without padding."""
-    rows: list[dict[str, Array]] = []
-    for batch in batches:
-        mask = batch.inputs["attention_mask"]
-        for row in range(min(len(mask), _ROWS - len(rows))):
-            real = np.flatnonzero((mask[row] != 0).reshape(-1, mask.shape[-1]).any(axis=0))
-            if real.size:
-                part = slice(real[0], real[-1] + 1)
-                rows.append({n: v[row : row + 1, ..., part] for n, v in batch.inputs.items()})
-    return rows
+@dataclass(frozen=True)
+class PaddingCheck:
+    """Whether the result of a row depends on what is around it.
+
+    Attributes:
+        effects: What was measured.
+        not_padded: Why rows were not padded, as the end of a sentence; "" if they were.
+    """
+
+    effects: tuple[PaddingEffect, ...] = ()
+    not_padded: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether no result moves that must not."""
+        return all(effect.holds for effect in self.effects)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it does not hold, as sentences."""
+        return tuple(effect.reason for effect in self.effects if not effect.holds)
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """How many predictions change where that is not judged, as sentences."""
+        return tuple(
+            count
+            for effect in self.effects
+            if effect.tolerance is None and effect.around in SIDES and effect.safe
+            for count in effect.counts
+        )
+
+    def notes(self, reference: str = "the reference") -> tuple[str, ...]:
+        """Return what a user of the model must know, as sentences."""
+        found = list(self.counts)
+        unsafe = {effect.around: effect for effect in self.effects if not effect.safe}
+        for around, effect in unsafe.items():
+            moved = difference(effect.reference_moves)
+            note = (
+                f"a row {effect.title} gets other results from {reference} itself, by up to "
+                f"{moved}, so this is not judged"
+            )
+            other = {LEFT: RIGHT, RIGHT: LEFT}.get(around)
+            found.append(
+                f"{note}; pad texts on the {other}" if other and other not in unsafe else note
+            )
+        if self.not_padded:
+            found.append(f"padding was not tested, because {self.not_padded}")
+        return tuple(found)
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was found, for the card of a graph that was compared with PyTorch."""
+        judged = [effect for effect in self.effects if effect.judged]
+        moved = [f"{difference(effect.moves)} {effect.title}" for effect in judged]
+        found = [f"the result of a row changes by at most {', '.join(moved)}"] if moved else []
+        return (*found, *self.notes("PyTorch"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        values = fields_as_json(self, "holds", "reasons")
+        return values | {"notes": list(self.notes())}
 
 
-def _random_rows(interface: ModelInterface, seed: int) -> list[Batch]:
-    maker = InputMaker(interface, seed)
-    shortest, longest = _LENGTHS
-    longest = max(shortest, min(longest, maker.longest // 2))  # which leaves room for padding
-    lengths = maker.random.integers(shortest, longest + 1, size=_ROWS)
-    return [
-        maker.batch("row", maker.random_ids(1, maker.length(int(length)))) for length in lengths
-    ]
-
-
-def _padded(row: Mapping[str, Array], width: int, interface: ModelInterface) -> dict[str, Array]:
-    """Return a row padded on the right to `width` tokens."""
-    found = {}
-    for name, value in row.items():
-        fill = (interface.pad_token_id or 0) if name == "input_ids" else 0
-        missing = [(0, 0)] * (value.ndim - 1) + [(0, width - value.shape[-1])]
-        found[name] = np.pad(value, missing, constant_values=fill)
-    return found
-
-
-def measure_padding(
+def _run(
     runner: Runner,
-    interface: ModelInterface,
+    plan: Plan,
+    names: Sequence[str],
     *,
     task: str | None,
+    tolerance: Tolerance | None,
+) -> dict[str, tuple[OutputDifference, ...]]:
+    """Run rows alone, then with something around them: what is around → each output's change."""
+    alone = [runner.run(row) for row in plan.rows]
+    comparisons: dict[str, dict[str, OutputComparison]] = {}
+    for batch in plan.batches:
+        found = runner.run(plan.inputs(batch))
+        if batch.around not in comparisons:
+            comparisons[batch.around] = _comparisons(names, task=task, tolerance=tolerance)
+        for place, row in enumerate(batch.rows):
+            for name, comparison in comparisons[batch.around].items():
+                own = plan.own_part(batch, place, alone[row][name], found[name])
+                comparison.add(Batch(batch.around, plan.rows[row]), alone[row][name], own)
+    return {
+        around: tuple(comparison.result() for comparison in outputs.values())
+        for around, outputs in comparisons.items()
+    }
+
+
+def _comparisons(
+    names: Sequence[str], *, task: str | None, tolerance: Tolerance | None
+) -> dict[str, OutputComparison]:
+    return {
+        name: OutputComparison(
+            name, tolerance, decision=decision_of(task, name), per_token=is_per_token(task, name)
+        )
+        for name in names
+    }
+
+
+@dataclass(frozen=True)
+class InHalf:
+    """An fp16 graph that is run with each result rounded to fp16.
+
+    Attributes:
+        runner: What runs it.
+        tolerance: How far a value may move.
+        name: What follows the name of its outputs.
+    """
+
+    runner: Runner
+    tolerance: Tolerance | None
+    name: str
+
+
+def check_padding(
+    candidate: Runner,
+    interface: ModelInterface,
+    *,
+    reference: Runner | None = None,
+    task: str | None,
+    tolerance: Tolerance | None,
+    in_half: InHalf | None = None,
     data: Sequence[Batch] = (),
     seed: int = 0,
-) -> PaddingEffect | None:
-    """Run rows alone, padded, and together, and compare the results.
+) -> PaddingCheck:
+    """Check whether results of rows depend on padding and on the rows beside them.
 
     Args:
-        runner: What runs the model.
-        interface: Its inputs.
-        task: Name of its task; None if it has no head.
+        candidate: What runs the candidate.
+        interface: The inputs of both sides.
+        reference: What runs the reference; None measures the candidate alone.
+        task: Name of the task; None if only bodies are run.
+        tolerance: How far a value of the candidate may move; None shows how many predictions
+            change, and judges nothing.
+        in_half: The candidate with each result rounded to fp16, which is judged, too; None if it
+            is not an fp16 graph.
         data: The user's own texts. Without them, rows are random.
         seed: Seed of random rows.
 
-    Returns:
-        The differences; None if the model's rows cannot be padded.
+    Raises:
+        CheckpointError: The candidate does not run on rows on which the reference runs.
     """
-    if "attention_mask" not in interface.inputs or set(interface.inputs) - set(KNOWN_INPUTS):
-        return None
-    rows = _rows_of(data or _random_rows(interface, seed))
-    longest = max((row["attention_mask"].shape[-1] for row in rows), default=0)
-    limit = interface.sequence_limit or max(WIDTHS)
-    widths = tuple(width for width in WIDTHS if longest < width < limit)
-    widths = (*widths, limit) if longest < limit <= max(WIDTHS) else widths
-    if not rows or not widths:
-        return None
-    comparisons = {
-        name: OutputComparison(
-            name, None, decision=decision_of(task, name), per_token=is_per_token(task, name)
+    counted = tolerance is None
+    try:
+        plan = make_plan(
+            interface,
+            task=task,
+            data=data,
+            count=_COUNTED_ROWS if counted else _ROWS,
+            seed=seed,
         )
-        for name in runner.outputs
-    }
-    together = [_padded(row, longest, interface) for row in rows]
-    joined = runner.run({name: np.concatenate([row[name] for row in together]) for name in rows[0]})
-    for number, row in enumerate(rows):
-        alone = runner.run(row)
-        others = [runner.run(_padded(row, width, interface)) for width in widths]
-        others.append({name: value[number : number + 1] for name, value in joined.items()})
-        for found in others:
-            for name, comparison in comparisons.items():
-                tokens = tuple(slice(0, size) for size in alone[name].shape)
-                comparison.add(Batch("padding", row), alone[name], found[name][tokens])
-    outputs = tuple(comparison.result() for comparison in comparisons.values())
-    return PaddingEffect(len(rows), widths, outputs)
+    except ArgumentError as error:
+        return PaddingCheck(not_padded=str(error))
+    names = candidate.outputs if reference is None else reference.outputs
+    own: dict[str, tuple[OutputDifference, ...]] = {}
+    if reference is not None:
+        limit = tolerance or TOLERANCES["fp32"]
+        try:
+            own = _run(reference, plan, names, task=task, tolerance=limit)
+        except CheckpointError as error:
+            return PaddingCheck(not_padded=f"the reference does not run on padded texts: {error}")
+    if counted:
+        safe = [around for around, outputs in own.items() if all(each.holds for each in outputs)]
+        plan = plan.one_by_one(safe if reference else _expected_safe(interface))
+    moved = _run(candidate, plan, names, task=task, tolerance=tolerance)
+    if in_half is not None:
+        rounded = _run(in_half.runner, plan, names, task=task, tolerance=in_half.tolerance)
+        for around, outputs in rounded.items():
+            named = (replace(each, name=f"{each.name} {in_half.name}") for each in outputs)
+            moved[around] = (*moved[around], *named)
+    effects = [
+        PaddingEffect(
+            around=around,
+            rows=plan.count(around),
+            widths=plan.widths(around),
+            tolerance=tolerance,
+            outputs=outputs,
+            reference=own.get(around, ()),
+        )
+        for around, outputs in moved.items()
+    ]
+    return PaddingCheck(tuple(effects), plan.no_padding)
+
+
+def _expected_safe(interface: ModelInterface) -> list[str]:
+    """Return what may be around a row according to the interface."""
+    return [NEIGHBORS, RIGHT, *([LEFT] if interface.left_padding else [])]

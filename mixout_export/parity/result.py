@@ -11,6 +11,7 @@ from mixout_export.parity.compare import OutputDifference, Tolerance
 from mixout_export.parity.decisions import DecisionCounts, DecisionLimits
 from mixout_export.parity.drift import DriftMap
 from mixout_export.parity.generation import GenerationParity
+from mixout_export.parity.padding import PaddingCheck
 from mixout_export.parity.self_test.outcome import SelfTest
 from mixout_export.parity.serving import Serving
 from mixout_export.parity.weights import WeightAudit
@@ -25,7 +26,8 @@ class ParityResult:
     """The result of comparing a candidate with a reference.
 
     Parity holds if the descriptions and the module settings of both sides agree, every weight is
-    accounted for, and every output of the battery is within tolerance.
+    accounted for, every output of the battery is within tolerance, and the result of a row does not
+    depend on padding or on other rows where the reference's does not.
 
     Attributes:
         reference: Path of the reference.
@@ -44,6 +46,8 @@ class ParityResult:
         flips: Decisions that differ, as sentences, those on the user's own data first.
         in_half: The differences of each output of an fp16 graph if each result is rounded to fp16,
             as on a GPU. A CPU computes in fp32. Empty for other graphs, and if a GPU was used.
+        padding: Whether the result of a row depends on padding and on other rows; None if nothing
+            was run.
         generation: The comparison of generated text; None if it was not run.
         metrics: Metric → its value for the reference and for the candidate; None without labels.
         cut: How many rows of the user's own data were cut; None without data.
@@ -68,6 +72,7 @@ class ParityResult:
     headless: bool
     seconds: float
     in_half: tuple[OutputDifference, ...] = ()
+    padding: PaddingCheck | None = None
     others: tuple["ParityResult", ...] = ()
     flips: tuple[str, ...] = ()
     generation: GenerationParity | None = None
@@ -92,8 +97,9 @@ class ParityResult:
         generation_holds = self.generation is None or self.generation.holds
         weights_hold = self.weights is None or self.weights.holds
         agree = not self.mismatches and not self.settings and weights_hold
+        padding_holds = self.padding is None or self.padding.holds
         serving_holds = self.serving is None or self.serving.holds
-        return agree and outputs_hold and generation_holds and serving_holds
+        return agree and outputs_hold and padding_holds and generation_holds and serving_holds
 
     @property
     def all_outputs(self) -> tuple[OutputDifference, ...]:
@@ -146,6 +152,7 @@ class ParityResult:
             *self.mismatches,
             *self._weight_reasons(),
             *self._output_reasons(),
+            *(() if self.padding is None else self.padding.reasons),
             *self.settings,
             *self._serving_reasons(),
             *self._drift_reasons(),

@@ -7,7 +7,7 @@ from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.export.document import Declared
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference
-from mixout_export.parity.padding import PaddingEffect
+from mixout_export.parity.padding import PaddingCheck
 from mixout_export.parity.result import ParityResult
 
 
@@ -16,7 +16,7 @@ def export_facts(
     precision: str,
     declared: Declared,
     parity: ParityResult | None,
-    padding: PaddingEffect | None = None,
+    padding: PaddingCheck | None = None,
 ) -> ExportFacts:
     """Return what a card says of a graph.
 
@@ -25,7 +25,7 @@ def export_facts(
         precision: "fp32", "fp16" or "int8".
         declared: What the graph needs to run.
         parity: The comparison with PyTorch; None where there was none.
-        padding: How much the graph's results depend on padding; None where it was not measured.
+        padding: Whether results depend on padding and on other rows; None if not measured.
     """
     return ExportFacts(
         task=source.task,

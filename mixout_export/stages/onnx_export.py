@@ -32,7 +32,7 @@ from mixout_export.files.streams import data_digest
 from mixout_export.parity.battery import Battery, build_battery
 from mixout_export.parity.comparison import check_agreement, compare_artifacts
 from mixout_export.parity.decisions import DATA_BATCH
-from mixout_export.parity.padding import PaddingEffect, measure_padding
+from mixout_export.parity.padding import PaddingCheck, check_padding
 from mixout_export.parity.result import ParityResult
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
@@ -106,7 +106,8 @@ class OnnxResult:
         parity: The comparison with PyTorch; None if it was not requested.
         precision: "fp32", "fp16" or "int8".
         optimized: Whether the graph has the optimizations of onnxruntime.
-        padding: How much the results of an int8 graph depend on padding; None for other graphs.
+        padding: Whether results depend on padding and on other rows; None if it was not measured.
+            `--no-verify` measures only int8.
         static: Whether int8 was calibrated on data.
     """
 
@@ -121,7 +122,7 @@ class OnnxResult:
     cached_graph: Path | None = None
     precision: str = "fp32"
     optimized: bool = False
-    padding: PaddingEffect | None = None
+    padding: PaddingCheck | None = None
     static: bool = False
 
     def to_dict(self) -> dict[str, Any]:
@@ -232,13 +233,14 @@ class _Export:
             size += sum(file.stat().st_size for file in files)
         return _Written(size, nodes[0], max(declared, key=lambda needs: needs.opset))
 
-    def measure_padding(self, folder: Path) -> PaddingEffect | None:
-        """Measure how much results of the graph depend on padding."""
-        graph, interface = open_artifact(folder), self.source.interface
-        return measure_padding(
-            graph.runner(interface.inputs),
+    def measure_padding(self, folder: Path) -> PaddingCheck:
+        """Measure how much results of the graph depend on padding, without PyTorch."""
+        interface = self.source.interface
+        return check_padding(
+            open_artifact(folder).runner(interface.inputs),
             interface,
             task=self.source.task_name,
+            tolerance=None,
             data=[batch for batch in self.battery.batches if batch.name == DATA_BATCH],
         )
 
@@ -385,8 +387,8 @@ def export_onnx(
                 f"{source}: the exported graph is not the same model, {parity.reasons()[0]}; "
                 f"nothing was written{_advice(parity, conversion, data)}"
             )
-        padding = None
-        if conversion.precision == "int8":
+        padding = None if parity is None else parity.padding
+        if parity is None and conversion.precision == "int8":
             padding = export.measure_padding(folder.partial)
         declared = written.declared
         facts = export_facts(export.source, conversion.precision, declared, parity, padding)
