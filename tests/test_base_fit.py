@@ -10,7 +10,9 @@ import torch
 from checkpoints import TinyCheckpoints
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import AutoModel
 
+from mixout_export import MixoutConfig, inject_mixout
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.errors import ArgumentError, CheckpointError
@@ -245,3 +247,36 @@ def test_a_head_that_should_have_been_tied_is_not_random(
     base = configured(tiny.folder("gpt2", "LMHeadModel"), tmp_path, tie_word_embeddings=False)
     with pytest.raises(CheckpointError, match=r"lack its head, lm_head\.weight"):
         prepare(base, tmp_path / "out")
+
+
+def test_a_regression_with_several_outputs_is_refused(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    base = labeled(tiny.classifier(), tmp_path, NAMES, problem_type="regression")
+    with pytest.raises(CheckpointError, match="names 3 outputs for regression, expected 1"):
+        prepare(base, tmp_path / "out")
+
+
+def test_a_head_of_another_size_is_named_when_the_folder_is_opened(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    base = labeled(tiny.classifier(), tmp_path, NAMES[:2])
+    with pytest.raises(
+        CheckpointError, match=r"'classifier.bias' has shape \(3,\), expected \(2,\)"
+    ):
+        open_artifact(base).load()
+
+
+def test_the_state_of_a_module_around_the_model_is_not_collapsed(
+    tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    model = AutoModel.from_pretrained(tiny.folder("bert"))
+    inject_mixout(model, MixoutConfig(p=0.5))
+    model.save_pretrained(tmp_path / "inner")
+    collapse_checkpoint(tmp_path / "inner", tmp_path / "plain")
+    state = load_file(tmp_path / "inner/model.safetensors")
+    around = {f"backbone.{key}": value for key, value in state.items()}
+    save_file(around, tmp_path / "inner/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="the state of a module around the model"):
+        collapse_checkpoint(tmp_path / "inner", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import TinyCheckpoints
+from checkpoints import TinyCheckpoints, make_model, make_tokenizer
 from training_runs import TrainingGround, write_tsv
 
 from mixout_export import load_mixout
@@ -46,6 +46,18 @@ def rows(path: Path, *values: tuple[Any, ...], header: tuple[str, ...] = ("text"
 
 
 # The checkpoint
+
+
+def test_a_classifier_that_cannot_find_the_end_of_a_text(
+    ground: TrainingGround, tmp_path: Path
+) -> None:
+    make_model("gpt2", pad_token_id=None).save_pretrained(tmp_path / "base")
+    tokenizer = make_tokenizer("gpt2")
+    tokenizer._special_tokens_map.pop("pad_token", None)
+    tokenizer.save_pretrained(tmp_path / "base")
+    prepared = ground.prepared("gpt2", base=tmp_path / "base")
+    message = refusal(ground, tmp_path / "out", CheckpointError, prepared=prepared)
+    assert "as pad_token in tokenizer_config.json" in message
 
 
 def test_no_such_checkpoint(ground: TrainingGround, tmp_path: Path) -> None:

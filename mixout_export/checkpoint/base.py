@@ -49,7 +49,7 @@ from mixout_export.files.tensors import read_tensors
 from mixout_export.files.weight_files import BaseDigest, find_pickles
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
-from mixout_export.tasks import Task, get_task
+from mixout_export.tasks import Task, check_outputs, get_task
 
 logger = logging.getLogger(__name__)
 
@@ -276,6 +276,7 @@ def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, o
         names = [str(name).strip() for name in labels]
         _check_label_names(names, task)
         config.id2label = dict(enumerate(names))
+    check_outputs(task, config.to_dict())
     config.label2id = {name: index for index, name in enumerate(_label_names(config))}
     if task.problem_type is not None:
         config.problem_type = task.problem_type  # type: ignore[assignment]

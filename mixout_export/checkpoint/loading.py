@@ -110,6 +110,31 @@ def settle_tied_flag(model: PreTrainedModel, path: Path) -> None:
         model.config.tie_word_embeddings = False
 
 
+def refuse_other_names(folder: PlainCheckpoint) -> None:
+    """Refuse a folder of which no tensor has a name that its architecture reads.
+
+    It then holds the state of another module, for example of one around the model.
+    """
+    if needs_remote_code(folder.config):
+        return
+    with quiet_libraries(), torch.device("meta"):
+        try:
+            config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
+            model_class = _model_class(folder)
+            build = getattr(model_class, "from_config", model_class)  # AutoModel has it
+            model = build(config)
+        except (*LOADING_ERRORS, CheckpointError):
+            return  # that is reported when the model is loaded
+    prefix = f"{model.base_model_prefix}."
+    known = {key.removeprefix(prefix) for key in disk_keys(model).values()}
+    if folder.tensors and not any(key.removeprefix(prefix) in known for key in folder.tensors):
+        raise CheckpointError(
+            f"{folder.path}: holds {next(iter(folder.tensors))!r} and other tensors under names "
+            f"that {type(model).__name__} does not read; they seem to be the state of a module "
+            "around the model, so load them into that module and write the folder with save_mixout"
+        )
+
+
 def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a plain checkpoint, or a mixout checkpoint as the plain model it stands for.
 
@@ -142,16 +167,17 @@ def load_plain(folder: PlainCheckpoint, *, dtype: torch.dtype | None = None) -> 
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
+                ignore_mismatched_sizes=True,  # they are refused below, by their names
             )
         except LOADING_ERRORS as error:
             raise CheckpointError(f"{path}: cannot be loaded ({first_line(error)})") from error
     forget_weights_name(model)
+    refuse_mismatched(path, info["mismatched_keys"])
     if missing := sorted(info["missing_keys"]):
         raise CheckpointError(
             f"{path}: lacks {len(missing)} tensors that its architecture "
             f"{folder.config.get('architectures')} has, {missing[0]!r} first; restore the weights"
         )
-    refuse_mismatched(path, info["mismatched_keys"])
     if unread := sorted(key for key in info["unexpected_keys"] if not is_anchor(key)):
         logger.warning(
             "%s: %s has no place for %r%s, so it is not used",

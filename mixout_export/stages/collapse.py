@@ -58,6 +58,10 @@ def _open_mixout(source: Path) -> MixoutCheckpoint:
         )
     checkpoint.require_weights()
     checkpoint.tensors  # noqa: B018 (reads the headers, so that damage is reported now)
+    if not checkpoint.native:
+        from mixout_export.checkpoint.loading import refuse_other_names  # PyTorch only if needed
+
+        refuse_other_names(checkpoint)
     return checkpoint
 
 

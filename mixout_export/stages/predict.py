@@ -40,7 +40,7 @@ from mixout_export.report.page import check_report
 from mixout_export.runners import CPU_PROVIDER
 from mixout_export.runners.onnx_runner import check_provider
 from mixout_export.served.address import is_address, parse_address
-from mixout_export.tasks import Task, known_task
+from mixout_export.tasks import Task, check_outputs, known_task
 
 logger = logging.getLogger(__name__)
 
@@ -167,6 +167,7 @@ def _described(artifact: Artifact, folder: LocalArtifact, interface: ModelInterf
             f"{folder.where}: {what}, expected a model that answers rows of text; finetune it "
             "for a task first"
         )
+    check_outputs(task, folder.config)
     labels = artifact.labels or folder.labels or ()
     if task.has_labels and not labels:
         raise CheckpointError(

@@ -91,6 +91,21 @@ def task_of_config(config: Mapping[str, Any]) -> Task | None:
     )
 
 
+def check_outputs(task: Task, config: Mapping[str, Any]) -> None:
+    """Refuse a head with several outputs if the task's answer is one number.
+
+    Raises:
+        CheckpointError: `config.json` names several outputs.
+    """
+    outputs = config.get("id2label") or ()
+    if task.single_output and len(outputs) > 1:
+        raise CheckpointError(
+            f"config.json: names {len(outputs)} outputs for {task.name}, expected 1; such a model "
+            "can be exported and compared, but not trained or used by predict. If its outputs are "
+            "labels, correct problem_type"
+        )
+
+
 for _task in (
     TEXT_CLASSIFICATION,
     REGRESSION,
@@ -110,6 +125,7 @@ __all__ = [
     "Metric",
     "Task",
     "Usage",
+    "check_outputs",
     "get_task",
     "known_task",
     "register",

@@ -11,6 +11,7 @@ from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import (
     ModelInterface,
     describe_interface,
+    is_decoder,
     settle_pad_token,
 )
 from mixout_export.checkpoint.padding import settle_padding
@@ -25,7 +26,9 @@ from mixout_export.data.reader import Reader
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table, join_tables
 from mixout_export.data.tables import EVALUATION_SPLITS, TRAINING_SPLITS, read_table
+from mixout_export.errors import CheckpointError
 from mixout_export.stages.train.shared_data import SharedData, data_key
+from mixout_export.tasks import check_outputs
 from mixout_export.training.options import TrainOptions
 
 logger = logging.getLogger(__name__)
@@ -151,6 +154,11 @@ def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrained
     return tokenizer
 
 
+def _finds_end(model: PreTrainedModel) -> bool:
+    """Return whether a classifier reads the last token that is not padding."""
+    return is_decoder(model) and type(model).__name__.endswith("ForSequenceClassification")
+
+
 def load_training_data(
     folder: PlainCheckpoint,
     reader: Reader,
@@ -171,7 +179,14 @@ def load_training_data(
     """
     tokenizer = _tokenizer_of(folder, model)
     reader.check(model)
+    check_outputs(folder.require_task(), folder.config)
     interface = describe_interface(model, folder.require_task(), tokenizer)
+    if interface.pad_token_id is None and _finds_end(model):
+        raise CheckpointError(
+            f"{folder.path}: {type(model).__name__} finds the end of a text by its padding, but "
+            "the tokenizer has neither a padding token nor one for the end of a text; name a "
+            "token of its vocabulary as pad_token in tokenizer_config.json"
+        )
     if tokenizer.padding_side == "left":
         interface = settle_padding(model, interface)
         if not interface.left_padding:
