@@ -50,7 +50,7 @@ def write(
     graph, interface = captured
     inputs = [batch(interface)]
     converted, made = convert_graph(graph, conversion, samples=inputs, **options)
-    provenance = Provenance("", (), "", {}, conversion.precision, made)
+    provenance = Provenance("", (), "", {}, precision=conversion.precision, conversion=made)
     if converted is not graph:  # finalizing changes the graph, which other tests use too
         finalize_graph(converted, provenance, captured=graph)
     (path,) = write_graph(converted, folder)

@@ -141,7 +141,7 @@ def test_options_that_cannot_be_met(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_gpu_that_is_not_there(ground: TrainingGround, tmp_path: Path) -> None:
-    assert "not there" in refusal(ground, tmp_path / "out", ArgumentError, device="cuda")
+    assert "not available" in refusal(ground, tmp_path / "out", ArgumentError, device="cuda")
 
 
 @pytest.mark.parametrize(
