@@ -147,9 +147,11 @@ def _inspect_data(path: Path, output: Output, options: dict[str, Any]) -> None:
     output.result(found, "\n".join(_data_lines(found)))
 
 
-def _long_rows(found: "DataInspection") -> tuple[str, str]:
-    """Return what happens to the rows that are longer than a sequence."""
-    about = "" if found.counted else "about "
+def _long_rows(found: "DataInspection", about: str) -> tuple[str, str]:
+    """Return what happens to the rows that are longer than a sequence.
+
+    `about` is "about " if lengths are estimated, else "".
+    """
     if found.split:
         rows = count_of(found.split, "row")
         return "windows", f"{rows} longer than --max-length {found.max_length}, none is cut"
@@ -164,7 +166,7 @@ def _data_lines(found: "DataInspection") -> list[str]:
     facts = [
         *found.columns.items(),
         ("tokens", tokens + ("" if found.counted else " (estimated; --model counts them)")),
-        _long_rows(found),
+        _long_rows(found, about),
         ("duplicates", count_of(found.duplicates, "row")),
         ("contradictions", f"{count_of(found.contradictions, 'text')} with different labels"),
         ("bad rows", f"{found.bad_rows:,}{found.bad and ': ' + found.bad}"),

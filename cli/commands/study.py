@@ -45,9 +45,12 @@ def _describe(result: "StudyResult") -> str:
 
 
 def _to_train(result: "StudyResult", plan: Path) -> str | None:
-    """Return the command that trains a model with the recommended arm; None if there are several.
+    """Return the command that trains a model with the recommended arm.
 
-    The paths in it are those of the plan, so it changes to the plan's folder if that is another.
+    Its paths are those of the plan, so it first changes to the folder of the plan.
+
+    Returns:
+        The command; None if the plan has several tasks, or if runs are left.
     """
     if not result.commands or result.done < result.runs:
         return None

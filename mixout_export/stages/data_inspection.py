@@ -172,7 +172,10 @@ def _as_text(value: Any) -> str:
 
 
 def _seconds(table: Table, columns: ColumnNames) -> list[str] | None:
-    """Return the second text of each row, with its longest choice; None if there is none."""
+    """Return what follows each row's text: its second text, then its longest choice.
+
+    None if the table has neither.
+    """
     parts = []
     if columns.text_pair is not None:
         parts.append([_as_text(value) for value in table.columns[columns.text_pair]])

@@ -344,9 +344,11 @@ class _Study:
 
     def _warn_of_missing_checkpoints(self) -> None:
         """Say which runs kept no checkpoint because the plan did not ask for it at that time."""
+        if not self._plan.keep:
+            return
         done = [record for key, record in self._records.items() if key in self._unique]
         missing = sum(r.status == DONE and not self._folder.has_kept(r.key) for r in done)
-        if self._plan.keep and missing:
+        if missing:
             logger.warning(
                 "keep: %s of the runs ended without keep = true, so their checkpoints are not in "
                 "%s; the commands in %s train them again, as does --overwrite",
