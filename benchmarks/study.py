@@ -17,7 +17,7 @@ _PLAN = """
 [study]
 base = "demo-base"
 seeds = {seeds}
-train = {{ lr = 1e-4, epochs = 3, max-length = 64 }}
+train = {{ lr = 1e-4, epochs = 3.6, max-length = 64 }}
 
 [[task]]
 name = "acceptability"
