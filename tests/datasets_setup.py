@@ -6,9 +6,9 @@ from checkpoints import POSITIONS, make_tokenizer
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import Encoding
 from mixout_export.data.reader import reader_of
 from mixout_export.data.tables import Table
+from mixout_export.data.texts import TextEncoding
 from mixout_export.tasks import TASKS
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -23,15 +23,15 @@ def table(*rows: dict[str, Any]) -> Table:
 
 def encoding(
     *labels: str, max_length: int = POSITIONS, tokenizer: Any = None, **options: Any
-) -> Encoding:
+) -> TextEncoding:
     made = tokenizer if tokenizer is not None else make_tokenizer()
     ids = 256  # as many as any tokenizer of these tests has
     interface = ModelInterface(INPUTS, ("logits",), ids, POSITIONS, 2, 0)
-    return Encoding(made, interface, max_length, labels=labels, **options)
+    return TextEncoding(made, interface, max_length, labels=labels, **options)
 
 
 def read(
-    task: str, data: Table, made: Encoding | None = None, *, labeled: bool = True, **named: str
+    task: str, data: Table, made: TextEncoding | None = None, *, labeled: bool = True, **named: str
 ) -> Any:
     """Find a task's columns and read them."""
     made = made if made is not None else encoding()

@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from mixout_export.data.columns import ColumnNames, find_first, find_optional_label
-from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import class_ids, text_values
 from mixout_export.data.reader import Reader
 from mixout_export.data.tables import Table
+from mixout_export.data.texts import TextEncoding
 from mixout_export.tasks import Metric, Task, Usage
 from mixout_export.tasks.decision import Decision, Words
 
@@ -68,7 +68,7 @@ class FollowsReader(Reader):
         label = find_optional_label(table, named, labeled=labeled, others=("order",))
         return ColumnNames(first, then, label)
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Pairs:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> Pairs:
         assert columns.text_pair is not None
         texts = [text_values(table, name) for name in (columns.first, columns.text_pair)]
         encoded = encoding.texts(*texts)

@@ -7,7 +7,7 @@ import torch
 from checkpoints import make_tokenizer
 
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.data.encoding import EncodedExamples, Encoding
+from mixout_export.data.texts import EncodedTexts, TextEncoding
 from mixout_export.training.batches import (
     StepPlan,
     evaluation_batches,
@@ -25,9 +25,9 @@ def encode(
     *,
     inputs: tuple[str, ...],
     max_length: int,
-) -> EncodedExamples:
+) -> EncodedTexts:
     interface = ModelInterface(inputs, ("logits",), len(tokenizer), None, 2, None)
-    made = Encoding(tokenizer, interface, max_length).texts(texts, pairs)
+    made = TextEncoding(tokenizer, interface, max_length).texts(texts, pairs)
     return replace(made, labels=labels)
 
 
@@ -135,14 +135,14 @@ def test_processes_know_the_mean_of_their_targets() -> None:
         assert first.mean_targets == second.mean_targets == sum(counts) / 2
 
 
-def examples(padding_side: str) -> EncodedExamples:
+def examples(padding_side: str) -> EncodedTexts:
     columns = {
         "input_ids": [[5, 6], [7, 8, 9], [4]],
         "attention_mask": [[1, 1], [1, 1, 1], [1]],
         "token_type_ids": [[0, 1], [0, 1, 1], [0]],
     }
     fill = {"input_ids": 99, "attention_mask": 0, "token_type_ids": 0}
-    return EncodedExamples(columns, np.array([1, 0, 1]), fill, padding_side)
+    return EncodedTexts(columns, np.array([1, 0, 1]), fill, padding_side)
 
 
 def test_a_batch_is_padded_on_the_right_to_its_own_longest() -> None:

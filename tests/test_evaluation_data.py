@@ -7,6 +7,7 @@ from checkpoints import make_tokenizer
 from datasets_setup import INPUTS, encoding, table
 
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.encoding import EncodingOptions
 from mixout_export.data.evaluation import evaluation_data
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import TASKS
@@ -18,8 +19,14 @@ TEXTS = ("the dog sees", "a cat", "the old house in the garden", "he")
 def make(data: Any, task: str | None = "text-classification", **options: Any) -> Any:
     interface = options.pop("interface", INTERFACE)
     tokenizer = options.pop("tokenizer", make_tokenizer())
+    asked = {name: options.pop(name) for name in ("max_length", "doc_stride") if name in options}
     return evaluation_data(
-        data, None if task is None else TASKS[task], tokenizer, interface, **options
+        data,
+        None if task is None else TASKS[task],
+        tokenizer,
+        interface,
+        options=EncodingOptions(**asked),
+        **options,
     )
 
 

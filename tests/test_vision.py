@@ -19,7 +19,7 @@ from mixout_export import MixoutLinear, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
 from mixout_export.checkpoint.loading import load_plain
-from mixout_export.errors import ArgumentError, CheckpointError, DataError
+from mixout_export.errors import ArgumentError, DataError
 from mixout_export.parity.battery import build_battery, measure_coverage
 from mixout_export.quiet import quiet_libraries
 from mixout_export.runners.onnx_runner import OnnxRunner
@@ -174,7 +174,7 @@ def test_train_and_data_say_that_they_read_texts(
     table.write_text("text\tlabel\na\tcat\n")
     with pytest.raises(ArgumentError, match="train cannot read data for image-class"):
         train_checkpoint(prepared, tmp_path / "out", DataOptions(train_file=table))
-    with pytest.raises(CheckpointError, match="takes images, but --data reads texts"):
+    with pytest.raises(ArgumentError, match="tables cannot be read for the task image"):
         verify_checkpoints(base, exported, data=table)
     assert not (tmp_path / "out").exists()
 

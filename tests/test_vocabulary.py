@@ -15,7 +15,7 @@ from training_runs import write_tsv
 from mixout_export import MixoutConfig, load_mixout
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.data.encoding import Encoding
+from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.prepare import PrepareOptions, PrepareResult, prepare_checkpoint
@@ -74,7 +74,7 @@ def test_ids_of_the_data_are_checked(tiny: TinyCheckpoints) -> None:
     assert artifact.interface is not None
     assert artifact.tokenizer is not None
     interface = replace(artifact.interface, vocabulary_size=50)
-    encoding = Encoding(artifact.tokenizer, interface, 16)
+    encoding = TextEncoding(artifact.tokenizer, interface, 16)
     with pytest.raises(DataError, match=r"the id \d+ for '\w+', but the model has ids below 50;"):
         encoding.texts(["the dog sleeps"])
     assert len(encoding.texts(["a"])) == 1

@@ -13,7 +13,7 @@ from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.folder import is_onnx_folder
 from mixout_export.errors import CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
-from mixout_export.files.layout import LAYOUT, PROCESSOR_FILES, is_tokenizer_file
+from mixout_export.files.layout import LAYOUT, is_preprocessor_file
 from mixout_export.files.runtimes import OldestRuntimes, oldest_runtimes
 from mixout_export.files.streams import file_digest
 from mixout_export.runners.onnx_runner import open_session
@@ -213,7 +213,7 @@ class OnnxFolder:
         return tuple(
             path
             for path in sorted(self.path.iterdir())
-            if path.is_file() and (is_tokenizer_file(path.name) or path.name in PROCESSOR_FILES)
+            if path.is_file() and is_preprocessor_file(path.name)
         )
 
     @property

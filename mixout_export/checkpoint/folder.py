@@ -257,8 +257,8 @@ class PlainCheckpoint(LocalArtifact):
 
     @property
     def row_by_row(self) -> bool:
-        """Whether it is run one row at a time, because it has no padding id."""
-        return self.interface.pad_token_id is None
+        """Whether it is run one row at a time, because rows of texts have no padding."""
+        return not self.interface.takes_batches
 
     def runner(self, inputs: tuple[str, ...], *, headless: bool = False) -> "TorchRunner":
         """Return what runs the model on these inputs, or only its body."""
@@ -274,7 +274,7 @@ class PlainCheckpoint(LocalArtifact):
             inputs=inputs,
             outputs=HEADLESS_OUTPUTS if headless else interface.outputs,
             headless=headless,
-            row_by_row=interface.pad_token_id is None,
+            row_by_row=not interface.takes_batches,
         )
 
     def described_by(self, other: "ModelInterface | None") -> "ModelInterface":

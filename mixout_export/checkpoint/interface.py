@@ -63,6 +63,11 @@ class ModelInterface:
     image: tuple[int, int, int] | None = None
     shortest_sequence: int = 1
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether rows of any data can share a batch: images have one size, texts need padding."""
+        return self.image is not None or self.pad_token_id is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

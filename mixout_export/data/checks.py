@@ -2,23 +2,19 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.examples import Examples
+from mixout_export.data.reader import Reader
 from mixout_export.data.table import Table
 
 #: Labels that a note names.
 _SHOWN = 10
 
 
-def contents(table: Table, columns: ColumnNames) -> list[str]:
-    """Return what the model reads of each row, in a form in which equal rows are equal."""
-    read = [columns.first, *filter(None, (columns.text_pair,)), *(columns.choices or ())]
-    values = [table.columns[name] for name in read]
-    return [repr(row) for row in zip(*values, strict=True)]
-
-
 def data_notes(
+    reader: Reader[Any],
     train: Table,
     evaluation: Table | None,
     columns: ColumnNames,
@@ -27,8 +23,8 @@ def data_notes(
     """Return a sentence if rows of the evaluation data are also in the training data."""
     if evaluation is None or evaluated is None:
         return ()
-    known = set(contents(train, columns))
-    shared = sum(row in known for row in contents(evaluation, evaluated))
+    known = set(reader.contents(train, columns))
+    shared = sum(row in known for row in reader.contents(evaluation, evaluated))
     if not shared:
         return ()
     rows = "row is" if shared == 1 else "rows are"

@@ -1,193 +1,146 @@
-"""From texts to token ids, and from examples to padded batches."""
+"""How the rows of a table become a model's inputs, whatever the rows hold."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
+from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
+from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
-from mixout_export.checkpoint.padding import padding_side
-from mixout_export.checkpoint.vocabulary import RESIZE
-from mixout_export.errors import CheckpointError, DataError
 
-#: Label of a token that the loss ignores, in PyTorch and transformers.
+if TYPE_CHECKING:
+    from mixout_export.data.columns import ColumnNames
+    from mixout_export.data.examples import Examples
+    from mixout_export.data.lengths import CutRows
+
+#: Label that the loss ignores, in PyTorch and transformers.
 IGNORED = -100
 
-#: One value for each token of an example, for example its ids.
-Row = Sequence[int] | NDArray[Any]
 
-
-def _pad(rows: Sequence[Row], *, fill: int, side: str) -> NDArray[np.int64]:
-    """Pad rows to the longest, shape (examples, longest). Side is "right" or "left"."""
-    width = max(1, *(len(row) for row in rows))
-    padded = np.full((len(rows), width), fill, np.int64)
-    for line, row in zip(padded, rows, strict=True):
-        if side == "left":
-            line[width - len(row) :] = row
-        else:
-            line[: len(row)] = row
-    return padded
-
-
-@dataclass(frozen=True)
-class EncodedExamples:
-    """Tokenized examples.
+class EncodedRows(ABC):
+    """Rows as the model takes them.
 
     Attributes:
-        columns: Input name → one row of integers per example.
         labels: int64 class ids or float32 values, shape (examples,) or (examples, labels); None
-            if there are none, or if they are one of the columns.
-        fill: Input name → the value of its padding.
-        padding_side: "right" or "left".
-        cut: Number of each sequence that was cut → the tokens that it had before.
+            if there are none, or if they are one of the inputs.
+        cut: Number of each example that was cut → the tokens that it had before.
     """
 
-    columns: Mapping[str, Sequence[Row]]
     labels: NDArray[Any] | None
-    fill: Mapping[str, int]
-    padding_side: str
-    cut: Mapping[int, int] = field(default_factory=dict)
+    cut: Mapping[int, int]
 
+    @abstractmethod
     def __len__(self) -> int:
-        return len(next(iter(self.columns.values())))
+        """Return the number of examples."""
 
     @property
+    @abstractmethod
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of each example, shape (examples,)."""
-        return np.array([len(row) for row in next(iter(self.columns.values()))], np.int64)
+        """Length of each example, by which similar ones share a batch, shape (examples,)."""
 
-    def starts(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Return the position of each example's first token in a padded batch, shape (batch,)."""
-        first = next(iter(self.columns.values()))
-        lengths = np.array([len(first[i]) for i in indices])
-        starts: NDArray[np.int64] = max(1, lengths.max()) - lengths
-        return starts if self.padding_side == "left" else np.zeros_like(lengths)
+    @abstractmethod
+    def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
+        """Return some examples as a batch: input name → tensor `(batch, …)`.
 
-    def with_token_labels(self, rows: Sequence[Row]) -> "EncodedExamples":
-        """Return them with a label for each token; the loss ignores the padding."""
-        columns, fill = {**self.columns, "labels": rows}, {**self.fill, "labels": IGNORED}
-        return replace(self, columns=columns, fill=fill)
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return some examples as a batch, padded to the longest.
-
-        Each input is int64, shape (batch, longest). "labels", if there are any, has the shape
-        (batch,) or (batch, labels).
+        What is drawn anew in each epoch depends on its number; None means evaluation.
         """
-        batch = {
-            name: torch.from_numpy(
-                _pad([rows[i] for i in indices], fill=self.fill[name], side=self.padding_side)
-            )
-            for name, rows in self.columns.items()
-        }
-        if self.labels is not None:
-            batch["labels"] = torch.from_numpy(self.labels[list(indices)])
-        return batch
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How texts become a model's inputs.
+class EncodingOptions:
+    """What a user asks of an encoding. Each kind of rows uses its own part.
 
     Attributes:
-        tokenizer: The checkpoint's tokenizer.
-        interface: What the model takes.
-        max_length: Longest sequence in tokens.
-        labels: The checkpoint's label names in the order of its outputs.
+        max_length: Longest sequence in tokens; None takes that of the model's training, else
+            `default_length`, or the model's limit if that is lower.
+        default_length: Longest sequence without a request and without a record of the training.
         doc_stride: Tokens that neighboring windows of a long context share; None takes a third
-            of `max_length`.
-        pack_sequences: Whether texts are joined and cut into blocks of `max_length`.
+            of the longest sequence.
+        pack_sequences: Whether texts are joined and cut into blocks of the longest sequence.
         seed: Seed of what is drawn anew in each epoch.
     """
 
-    tokenizer: PreTrainedTokenizerBase
-    interface: ModelInterface
-    max_length: int
-    labels: tuple[str, ...] = ()
+    max_length: int | None = None
+    default_length: int = 512
     doc_stride: int | None = None
     pack_sequences: bool = False
     seed: int = 0
 
-    def texts(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> EncodedExamples:
-        """Tokenize texts, or pairs of texts, without padding and without labels."""
-        tokens = self.tokenize(texts, pairs)
-        return self.pack(tokens, cut=self.find_cut(tokens["input_ids"], texts, pairs))
 
-    def tokenize(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, **options: Any
-    ) -> BatchEncoding:
-        """Tokenize texts, or pairs of texts, cut to the longest sequence, without padding.
+class Encoding(ABC):
+    """How rows become a model's inputs, with what its folder has for that: the preprocessor.
 
-        The options are the tokenizer's own.
+    Attributes:
+        interface: What the model takes.
+        labels: The checkpoint's label names in the order of its outputs.
+        max_length: Longest sequence in tokens; None for rows that are no sequences.
+        missing: What a folder without a preprocessor lacks, to follow its name.
+    """
+
+    missing: ClassVar[str]
+    interface: ModelInterface
+    labels: tuple[str, ...]
+    max_length: int | None
+
+    @staticmethod
+    @abstractmethod
+    def preprocessor_of(artifact: Artifact) -> Any:
+        """Return the preprocessor of a model; None if the model has none."""
+
+    @staticmethod
+    @abstractmethod
+    def require_preprocessor(artifact: LocalArtifact) -> Any:
+        """Return the preprocessor of a folder.
+
+        Raises:
+            CheckpointError: The folder has none.
         """
-        settings = {"truncation": True, "max_length": self.max_length, "padding": False, **options}
-        seconds = None if pairs is None else list(pairs)
-        encoded: BatchEncoding = self.tokenizer(list(texts), seconds, **settings)
-        return encoded
 
-    def find_cut(
-        self, rows: Sequence[Row], texts: Sequence[str], pairs: Sequence[str] | None = None
-    ) -> dict[int, int]:
-        """Return which of the rows that `tokenize` made of texts were cut.
+    @staticmethod
+    @abstractmethod
+    def settle_for_training(
+        folder: PlainCheckpoint, model: PreTrainedModel
+    ) -> tuple[Any, ModelInterface]:
+        """Load the preprocessor, make model and preprocessor agree, and return what they take.
 
-        Only rows of the greatest length can be. They are tokenized once more, whole.
-
-        Returns:
-            Number of each such row, from 0 → the tokens that it had before.
+        Raises:
+            CheckpointError: The folder has no preprocessor, or it does not fit the model.
         """
-        full = [number for number, row in enumerate(rows) if len(row) >= self.max_length]
-        if not full:
-            return {}
-        whole = self.tokenizer(
-            [texts[number] for number in full],
-            None if pairs is None else [pairs[number] for number in full],
-            truncation=False,
-            padding=False,
-            verbose=False,
-        )["input_ids"]
-        lengths = zip(full, map(len, whole), strict=True)
-        return {number: length for number, length in lengths if length > self.max_length}
 
-    def pack(
-        self, columns: Mapping[str, Sequence[Row]], *, cut: Mapping[int, int] | None = None
-    ) -> EncodedExamples:
-        """Return those columns that are inputs of the model, without labels.
+    @staticmethod
+    @abstractmethod
+    def traits(preprocessor: Any) -> Hashable:
+        """Return what an encoding depends on that is not in the preprocessor's files."""
 
-        The padding id is the model's own, which heads and positions use, else the tokenizer's.
-        `cut` is the result of `find_cut`; None for rows that lose nothing.
+    @classmethod
+    @abstractmethod
+    def create(
+        cls,
+        preprocessor: Any,
+        interface: ModelInterface,
+        labels: Sequence[str],
+        options: EncodingOptions,
+        columns: "ColumnNames",
+    ) -> Self:
+        """Create the encoding of these columns.
+
+        Raises:
+            ArgumentError: The model cannot do what the user asks for.
+            CheckpointError: The preprocessor does not fit the model.
         """
-        inputs = {name: columns[name] for name in self.interface.inputs if name in columns}
-        self._require_known(inputs.get("input_ids", ()))
-        ids = (self.interface.pad_token_id, self.tokenizer.pad_token_id, 0)
-        fill = {
-            "input_ids": next(value for value in ids if value is not None),
-            "attention_mask": 0,
-            "token_type_ids": self.tokenizer.pad_token_type_id,
-        }
-        side = padding_side(self.tokenizer.padding_side, self.interface)
-        return EncodedExamples(inputs, None, fill, side, cut or {})
 
-    def _require_known(self, rows: Sequence[Row]) -> None:
-        """Refuse ids that the model has no embedding for: its lookup would fail later."""
-        size = self.interface.vocabulary_size
-        highest = max((int(max(row)) for row in rows if len(row)), default=0)
-        if size and highest >= size:
-            raise DataError(
-                f"the tokenizer gives the id {highest} for "
-                f"{self.tokenizer.convert_ids_to_tokens(highest)!r}, but the model has ids below "
-                f"{size}; {RESIZE}"
-            )
+    def count_cut(self, examples: "Examples", *, rows: int, name: str) -> "CutRows | None":
+        """Count which of the table's rows were cut; None for rows that are no sequences.
 
-    def require_offsets(self, task: str) -> None:
-        """Refuse a slow tokenizer, which does not report where its tokens lie in the text."""
-        if not self.tokenizer.is_fast:
-            raise CheckpointError(
-                f"{type(self.tokenizer).__name__}: is a slow tokenizer, which does not report "
-                f"where its tokens lie in the text; {task} needs that, so convert it to a "
-                "tokenizer.json"
-            )
+        Args:
+            examples: What was read from the table.
+            rows: Number of rows of the table.
+            name: The rows in words, for example "rows of dev.csv".
+        """
+        return None

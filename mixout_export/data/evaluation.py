@@ -3,7 +3,7 @@
 `verify --data` and calibration use `evaluation_data`. It makes NumPy batches for a graph or a
 model, and computes the task's metrics of the outputs if the table has labels::
 
-    data = evaluation_data(table, task, tokenizer, interface, labels=labels)
+    data = evaluation_data(table, task, preprocessor, interface, labels=labels)
     outputs = [run(batch) for batch in data.batches]     # for example {"logits": array of float}
     data.metrics(outputs)                                # {"accuracy": 0.9, ...}, or None
 """
@@ -16,22 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import Encoding
+from mixout_export.data.encoding import Encoding, EncodingOptions
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import is_missing
-from mixout_export.data.lengths import CutRows, choose_max_length
+from mixout_export.data.lengths import CutRows
 from mixout_export.data.reader import Reader, reader_of
 from mixout_export.data.table import Table
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
-
-#: Longest sequence in tokens if the caller sets no limit and the training is not recorded.
-_LONGEST = 512
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -45,19 +41,20 @@ class EvaluationData:
         interface: What the model takes.
         members: The examples of each batch.
         batches: Inputs of each batch: input name → int64 array `(batch, longest)`, with choices
-            `(batch, choices, longest)`; every input of the interface and nothing else.
+            `(batch, choices, longest)`; or the images alone, float32 `(batch, channels, height,
+            width)`; every input of the interface and nothing else.
         columns: The columns that were read; its `label` is None where there were no labels.
         table: The rows that were read.
-        cut: How many of them were cut.
+        cut: How many of them were cut; None for rows that are no sequences.
     """
 
     examples: Examples
     interface: ModelInterface
     members: tuple[tuple[int, ...], ...]
-    batches: tuple[dict[str, NDArray[np.int64]], ...]
+    batches: tuple[dict[str, NDArray[Any]], ...]
     columns: ColumnNames
     table: Table
-    cut: CutRows
+    cut: CutRows | None
 
     @property
     def labeled(self) -> bool:
@@ -114,12 +111,12 @@ class TableReading:
 
     Attributes:
         reader: The task's reader.
-        encoding: How texts become inputs.
+        encoding: How rows become inputs.
         columns: The columns to read.
         named_label: Whether the user named the column of the labels.
     """
 
-    reader: Reader
+    reader: Reader[Any]
     encoding: Encoding
     columns: ColumnNames
     named_label: bool
@@ -138,34 +135,44 @@ class TableReading:
         """Read, check and encode a table."""
         return self.reader.read(table, self.columns, self.encoding)
 
-    def count_cut(self, examples: Examples, table: Table) -> CutRows:
+    def count_cut(self, examples: Examples, table: Table) -> CutRows | None:
         """Count the rows of a table that were cut when its examples were read."""
         name = f"rows of {table.short_name}"
-        return CutRows.count(examples, self.encoding, rows=table.rows, name=name)
+        return self.encoding.count_cut(examples, rows=table.rows, name=name)
 
 
-def settle_reading(
-    table: Table,
-    task: Task | None,
-    tokenizer: PreTrainedTokenizerBase,
-    interface: ModelInterface,
-    *,
-    labels: Sequence[str] = (),
-    columns: ColumnNames | None = None,
-    max_length: int | None = None,
-    doc_stride: int | None = None,
-) -> TableReading:
-    """Find the columns of a table, or of the first part of a file; see `evaluation_data`."""
-    limit = choose_max_length(max_length, interface, tokenizer, default=_LONGEST)
-    encoding = Encoding(tokenizer, interface, limit, labels=tuple(labels), doc_stride=doc_stride)
-    named = columns or ColumnNames()
+def reader_for(task: Task | None) -> Reader[Any]:
+    """Return the reader of a task; None stands for a model without a head, which is given texts.
+
+    Raises:
+        ArgumentError: The task reads no tables.
+    """
     reader = reader_of(task or TEXT_CLASSIFICATION)
     if reader is None:
         raise ArgumentError(
             f"data: tables cannot be read for the task {task.name if task else ''}; run the "
             "command without --data"
         )
+    return reader
+
+
+def settle_reading(
+    table: Table,
+    task: Task | None,
+    preprocessor: Any,
+    interface: ModelInterface,
+    *,
+    labels: Sequence[str] = (),
+    columns: ColumnNames | None = None,
+    options: EncodingOptions | None = None,
+) -> TableReading:
+    """Find the columns of a table, or of the first part of a file; see `evaluation_data`."""
+    named = columns or ColumnNames()
+    reader = reader_for(task)
     found = reader.find(table, named, tuple(labels), labeled=False)
+    encoding = reader.encoding.create(
+        preprocessor, interface, labels, options or EncodingOptions(), found
+    )
     if task is None:
         found = replace(found, label=None)
     return TableReading(reader, encoding, found, named_label=named.label is not None)
@@ -174,14 +181,13 @@ def settle_reading(
 def evaluation_data(
     table: Table,
     task: Task | None,
-    tokenizer: PreTrainedTokenizerBase,
+    preprocessor: Any,
     interface: ModelInterface,
     *,
     labels: Sequence[str] = (),
     columns: ColumnNames | None = None,
     max_examples: int | None = None,
-    max_length: int | None = None,
-    doc_stride: int | None = None,
+    options: EncodingOptions | None = None,
     batch_size: int = 32,
 ) -> EvaluationData:
     """Read a table as `train` does, for any runtime.
@@ -192,21 +198,18 @@ def evaluation_data(
     Args:
         table: The data.
         task: The model's task; None for a model without a head, which is given texts.
-        tokenizer: The model's tokenizer.
+        preprocessor: The model's tokenizer, or whatever the encoding of the task's reader needs.
         interface: What the model takes.
         labels: The label names in the order of its outputs.
         columns: Columns that the user named; None finds all by their usual names.
         max_examples: Most rows of the table to read; None reads all.
-        max_length: Longest sequence in tokens; None takes that of the training, or, if the
-            tokenizer does not record it, the model's limit, at most 512.
-        doc_stride: Tokens that neighboring windows of a question's context share; None takes a
-            third of the longest sequence.
-        batch_size: Rows in a batch. If the model has no padding id, each row is a batch.
+        options: What the user asks of the encoding; None asks for nothing.
+        batch_size: Rows in a batch; one if the model takes only single rows.
 
     Raises:
         ArgumentError: The task reads no table, the user named a column that it does not read, or
             the model takes an input that a table does not give.
-        CheckpointError: The tokenizer lacks what the task needs.
+        CheckpointError: The preprocessor lacks what the task needs.
         DataError: A column or a value is missing, or a value does not fit. The message names the
             row.
     """
@@ -214,17 +217,16 @@ def evaluation_data(
     reading = settle_reading(
         table,
         task,
-        tokenizer,
+        preprocessor,
         interface,
         labels=labels,
         columns=columns,
-        max_length=max_length,
-        doc_stride=doc_stride,
+        options=options,
     )
     if not reading.has_labels(table):
         reading = reading.without_labels()
     examples = reading.read(table)
-    size = batch_size if interface.pad_token_id is not None else 1
+    size = batch_size if interface.takes_batches else 1
     members = tuple(
         tuple(range(start, min(start + size, len(examples))))
         for start in range(0, len(examples), size)
@@ -240,24 +242,28 @@ def _has_no_labels(table: Table, columns: Sequence[str]) -> bool:
     return all(is_missing(cell) or cell in (-1, "-1") for cell in cells)
 
 
-def model_inputs(
-    batch: Mapping[str, Tensor], interface: ModelInterface
-) -> dict[str, NDArray[np.int64]]:
-    """Return a padded batch's inputs, with those that the tokenizer does not make."""
+def model_inputs(batch: Mapping[str, Tensor], interface: ModelInterface) -> dict[str, NDArray[Any]]:
+    """Return a batch's inputs, with those that a tokenizer does not make."""
     made = {name: value.numpy() for name, value in batch.items()}
-    ids = made["input_ids"]
-    mask = made.get("attention_mask", np.ones_like(ids))
-    # Padding on the left takes no positions: the first token has position 0.
-    positions = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
-    others = {
-        "attention_mask": mask,
-        "token_type_ids": np.zeros_like(ids),
-        "position_ids": positions,
-    }
-    unknown = [name for name in interface.inputs if name not in made and name not in others]
+    if "input_ids" in made:
+        made = {**_implied(made), **made}
+    unknown = [name for name in interface.inputs if name not in made]
     if unknown:
         raise ArgumentError(
             f"data: the model takes the input {unknown[0]!r}, which a table does not give; run the "
             "command without --data"
         )
-    return {name: {**others, **made}[name] for name in interface.inputs}
+    return {name: made[name] for name in interface.inputs}
+
+
+def _implied(made: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return the inputs that follow from padded token ids."""
+    ids = made["input_ids"]
+    mask = made.get("attention_mask", np.ones_like(ids))
+    # Padding on the left takes no positions: the first token has position 0.
+    positions = np.maximum(np.cumsum(mask, axis=-1) - 1, 0)
+    return {
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": positions,
+    }

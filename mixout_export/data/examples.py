@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixout_export.data.confusion import LabelReport
-from mixout_export.data.encoding import EncodedExamples
+from mixout_export.data.encoding import EncodedRows
 
 
 @dataclass(frozen=True)
 class Examples(ABC):
     """A table as the model of a task takes it, with the task's metrics.
 
-    An example is one sequence or one group of choices. A row of the table may give several.
+    An example is one sequence, one group of choices, or one image. A row of the table may give
+    several.
 
     Attributes:
-        encoded: The sequences.
+        encoded: The inputs.
     """
 
-    encoded: EncodedExamples
+    encoded: EncodedRows
 
     #: Size of an evaluation batch in training batches. It keeps nothing for a backward pass.
     evaluation_scale: ClassVar[int] = 2
@@ -35,7 +36,7 @@ class Examples(ABC):
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
-        """Number of tokens of each example, shape (examples,)."""
+        """Length of each example, by which similar ones share a batch, shape (examples,)."""
         return self.encoded.lengths
 
     @cached_property
@@ -60,11 +61,11 @@ class Examples(ABC):
         return self.encoded.labels is not None
 
     def collate(self, indices: Sequence[int], *, epoch: int | None = None) -> dict[str, Tensor]:
-        """Return some examples as a padded batch with labels: name → tensor `(batch, …)`.
+        """Return some examples as a batch with labels: name → tensor `(batch, …)`.
 
         Tasks that draw anew in each epoch use its number; None means evaluation.
         """
-        return self.encoded.collate(indices)
+        return self.encoded.collate(indices, epoch=epoch)
 
     @abstractmethod
     def predict(self, indices: Sequence[int], outputs: Mapping[str, Tensor]) -> list[Any]:

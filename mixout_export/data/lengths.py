@@ -6,8 +6,6 @@ from transformers import PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.tokenizer import trained_max_length
-from mixout_export.data.encoding import Encoding
-from mixout_export.data.examples import Examples
 from mixout_export.errors import ArgumentError
 
 #: Longest sequence in tokens that `train` reads unless the user asks for another.
@@ -75,19 +73,6 @@ class CutRows:
     limit: int | None
     as_trained: bool
 
-    @classmethod
-    def count(cls, examples: Examples, encoding: Encoding, *, rows: int, name: str) -> "CutRows":
-        """Count them in the examples that an encoding made of so many rows."""
-        return cls(
-            name,
-            len(examples.cut),
-            rows,
-            max(examples.cut.values(), default=0),
-            encoding.max_length,
-            encoding.interface.sequence_limit,
-            trained_max_length(encoding.tokenizer) == encoding.max_length,
-        )
-
     def joined(self, other: "CutRows") -> "CutRows":
         """Return the counts of both, which are parts of one file."""
         return replace(
@@ -112,14 +97,14 @@ class CutRows:
         return "the model takes no more tokens, so split long texts"
 
 
-def cut_sentence(*found: CutRows, remedy: bool = True) -> str | None:
+def cut_sentence(*found: CutRows | None, remedy: bool = True) -> str | None:
     """Return a sentence on the rows that were cut; None if there are none.
 
     Args:
-        found: The counts of one or several files, all read with the same length.
+        found: The counts of one or several files, all read with the same length. None is left out.
         remedy: Whether the command has `--max-length`, so that the sentence can recommend it.
     """
-    there = [each for each in found if each.cut]
+    there = [each for each in found if each is not None and each.cut]
     if not there:
         return None
     longest = max(there, key=lambda each: each.longest)

@@ -3,7 +3,7 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -11,20 +11,25 @@ from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.table import Table
+from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 
+E = TypeVar("E", bound=Encoding)
 
-class Reader(ABC):
+
+class Reader(ABC, Generic[E]):
     """Finds the columns of a task and encodes them.
 
     Attributes:
+        encoding: How it encodes them.
         uses: Options of `train` that only some tasks have and this one supports: "doc-stride",
             "pack-sequences", "choices-column", "label-smoothing" or "class-weights".
         splits: Whether a long text is read in several sequences, so that none is cut.
         draws: Whether the examples draw something anew in each epoch, from the seed of the run.
     """
 
+    encoding: ClassVar[type[Encoding]] = TextEncoding
     uses: ClassVar[frozenset[str]] = frozenset()
     splits: ClassVar[bool] = False
     draws: ClassVar[bool] = False
@@ -59,14 +64,20 @@ class Reader(ABC):
         """
         raise ArgumentError("labels-from: the task has no labels; leave it out")
 
+    def contents(self, table: Table, columns: ColumnNames) -> list[str]:
+        """Return what the model reads of each row, in a form in which equal rows are equal."""
+        read = [columns.first, *filter(None, (columns.text_pair,)), *(columns.choices or ())]
+        values = [table.columns[name] for name in read]
+        return [repr(row) for row in zip(*values, strict=True)]
+
     @abstractmethod
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Examples:
+    def read(self, table: Table, columns: ColumnNames, encoding: E) -> Examples:
         """Read, check and encode a table.
 
         Args:
             table: The data.
             columns: The result of `find`. Without a label column, the examples have no labels.
-            encoding: How texts become inputs.
+            encoding: How rows become inputs.
 
         Raises:
             CheckpointError: The tokenizer lacks what the task needs.
@@ -74,10 +85,10 @@ class Reader(ABC):
         """
 
 
-def reader_of(task: Task) -> Reader | None:
+def reader_of(task: Task) -> Reader[Any] | None:
     """Import and return a task's reader; None for a task that reads no tables."""
     if task.reader is None:
         return None
     module, _, name = task.reader.partition(":")
-    reader: Reader = getattr(importlib.import_module(module), name)()
+    reader: Reader[Any] = getattr(importlib.import_module(module), name)()
     return reader

@@ -75,3 +75,8 @@ def is_tokenizer_file(name: str) -> bool:
     """Tell whether a file of that name belongs to a tokenizer."""
     base = PurePath(name).name
     return any(fnmatch(base, pattern) for pattern in TOKENIZER_PATTERNS)
+
+
+def is_preprocessor_file(name: str) -> bool:
+    """Tell whether a file of that name belongs to a tokenizer or an image processor."""
+    return is_tokenizer_file(name) or PurePath(name).name in PROCESSOR_FILES

@@ -79,7 +79,7 @@ class Setting:
     Attributes:
         task: Its task.
         labels: Its label names in the order of the outputs.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer; None if it reads no texts.
         labeled: Whether the file has labels.
         has_unanswerable: Whether the file has questions that have no answer.
         generate: Continues texts; None if the model does not generate.
@@ -87,7 +87,7 @@ class Setting:
 
     task: Task
     labels: tuple[str, ...]
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: "PreTrainedTokenizerBase | None"
     labeled: bool
     has_unanswerable: bool = False
     generate: Callable[[Sequence[str]], list[str]] | None = None
@@ -97,8 +97,8 @@ class Setting:
         return self.labels[index] if index < len(self.labels) else str(index)
 
     def token(self, token_id: int) -> str:
-        """Return the text of a token."""
-        return str(self.tokenizer.decode([token_id]))
+        """Return the text of a token, or its id without a tokenizer."""
+        return str(token_id if self.tokenizer is None else self.tokenizer.decode([token_id]))
 
 
 class Bins:

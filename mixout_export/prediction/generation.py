@@ -10,7 +10,7 @@ from transformers import GenerationConfig
 
 from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.checkpoint.folder import PlainCheckpoint
-from mixout_export.data.encoding import Encoding
+from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import ArgumentError
 from mixout_export.quiet import quiet_libraries
 from mixout_export.runners.cache import CachedRunner
@@ -34,7 +34,7 @@ class Generator:
     """
 
     artifact: Artifact
-    encoding: Encoding
+    encoding: TextEncoding
     new_tokens: int = NEW_TOKENS
     batch_size: int = 32
 

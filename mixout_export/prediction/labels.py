@@ -19,7 +19,7 @@ from mixout_export.data.confusion import (
 )
 from mixout_export.data.examples import Examples
 from mixout_export.data.metrics import multi_label_scores, regression_metrics
-from mixout_export.data.readers.text_classification import LabeledTexts
+from mixout_export.data.readers.labeled import LabeledRows
 from mixout_export.data.table_writer import Column
 from mixout_export.prediction.answers import (
     Answers,
@@ -58,7 +58,7 @@ class OneLabel(Answers):
         """Return the most likely label of each row."""
         shares = softmax(np.stack(list(predictions)))
         chosen = shares.argmax(axis=-1)
-        return self.score(shares, chosen, cast(LabeledTexts, part.examples).encoded.labels)
+        return self.score(shares, chosen, cast(LabeledRows, part.examples).encoded.labels)
 
     def score(
         self, shares: NDArray[np.float64], chosen: NDArray[np.int64], right: NDArray[Any] | None
@@ -130,7 +130,7 @@ class ManyLabels(Answers):
         chosen = logits > 0
         shares = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
         self._said += chosen.sum(axis=0)
-        labels = cast(LabeledTexts, part.examples).encoded.labels
+        labels = cast(LabeledRows, part.examples).encoded.labels
         if labels is None:
             return [self._row(*one) for one in zip(chosen, shares, strict=True)]
         right = labels.astype(bool)
@@ -196,7 +196,7 @@ class OneNumber(Answers):
     def answer(self, part: Part, predictions: Sequence[Any]) -> list[RowAnswer]:
         """Return the number of each row."""
         numbers = np.stack(list(predictions)).reshape(len(predictions)).astype(np.float32)
-        labels = cast(LabeledTexts, part.examples).encoded.labels
+        labels = cast(LabeledRows, part.examples).encoded.labels
         if labels is None:
             return [RowAnswer((float(one),), f"{one:.4g}") for one in numbers]
         self._predicted.extend(numbers.tolist())

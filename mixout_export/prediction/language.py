@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mixout_export.data.examples import Examples
 from mixout_export.data.readers.language_modeling import RunningText, Surprise
@@ -57,6 +58,11 @@ class FilledText(_Losses):
 
     columns = (PREDICTED, PROBABILITY, _LOSS)
 
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer."""
+        return cast(PreTrainedTokenizerBase, self.setting.tokenizer)
+
     def inputs(self, examples: Examples, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a batch in which only texts without a mask have hidden tokens."""
         batch, plain = examples.collate(indices), examples.encoded.collate(indices)
@@ -67,7 +73,7 @@ class FilledText(_Losses):
     def _masks(self, examples: Examples, indices: Sequence[int]) -> Tensor:
         """Return where the texts themselves have masks, shape (batch, longest)."""
         ids = examples.encoded.collate(indices)["input_ids"]
-        found: Tensor = ids == self.setting.tokenizer.mask_token_id
+        found: Tensor = ids == self.tokenizer.mask_token_id
         return found
 
     def predict(
@@ -90,7 +96,7 @@ class FilledText(_Losses):
         if isinstance(found, _Filled):
             for token in found.tokens:
                 word = self.setting.token(token).strip()
-                text = text.replace(str(self.setting.tokenizer.mask_token), word, 1)
+                text = text.replace(str(self.tokenizer.mask_token), word, 1)
             return RowAnswer((text, found.probability, None), text, found.probability)
         loss = self._add(examples, found)
         return RowAnswer((None, None, loss), f"loss {loss:.3f}", None, None, loss)

@@ -43,8 +43,8 @@ class PredictionResult:
         columns: The columns that were added.
         rows: Number of rows that were predicted.
         skipped: Number of rows that were left out because they cannot be read.
-        max_length: Longest sequence in tokens.
-        cut: How many rows were cut there.
+        max_length: Longest sequence in tokens; None for rows that are no sequences.
+        cut: How many rows were cut there; None for the same rows.
         seconds: Time of reading, running and writing, in seconds.
         metrics: The task's metrics; None without labels.
         notes: What metrics mean, by name.
@@ -70,8 +70,8 @@ class PredictionResult:
     columns: tuple[str, ...]
     rows: int
     skipped: int
-    max_length: int
-    cut: CutRows
+    max_length: int | None
+    cut: CutRows | None
     seconds: float
     metrics: dict[str, float] | None
     notes: Mapping[str, str]

@@ -31,7 +31,7 @@ def run_part(
         interface: What the model takes.
         part: The examples.
         answers: Reads the outputs.
-        batch_size: Examples in a batch; one if the model has no padding id.
+        batch_size: Examples in a batch; one if the model takes only single rows.
         advanced: Called with the number of rows that are done, after each batch.
 
     Raises:
@@ -39,7 +39,7 @@ def run_part(
     """
     examples = part.examples
     order = np.argsort(-examples.lengths, kind="stable")
-    size = batch_size if interface.pad_token_id is not None else 1
+    size = batch_size if interface.takes_batches else 1
     rows_each = part.table.rows / len(examples)
     made: list[Any] = [None] * len(examples)
     for start in range(0, len(order), size):

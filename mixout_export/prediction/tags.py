@@ -47,7 +47,7 @@ class Tags(Answers):
         """Return the label of each word and its probability."""
         tagged = cast(TaggedWords, examples)
         shares = outputs["logits"].float().softmax(-1).max(-1).values.numpy()
-        starts = examples.encoded.starts(indices)
+        starts = tagged.encoded.starts(indices)
         ids = tagged.predict(indices, outputs)
         return [
             _Words(chosen, line[start + tagged.places[index]])

@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
 from mixout_export.checkpoint.tokenizer import trained_max_length
 from mixout_export.data.bad_rows import BadRows
-from mixout_export.data.checks import contents
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.label_names import ordered_names
 from mixout_export.data.labels import is_missing, label_name
@@ -109,7 +108,7 @@ def inspect_data(
     read = [found.first, *filter(None, (found.text_pair,)), *(found.choices or ())]
     lengths = _lengths(table, found, tokenizer)
     longer = int((lengths > limit).sum())
-    rows = contents(table, found)
+    rows = reader.contents(table, found)
     return DataInspection(
         path=path,
         rows=table.rows,
@@ -132,7 +131,7 @@ def inspect_data(
     )
 
 
-def _reader(checkpoint: PlainCheckpoint | None) -> Reader:
+def _reader(checkpoint: PlainCheckpoint | None) -> Reader[Any]:
     task = TEXT_CLASSIFICATION if checkpoint is None else checkpoint.require_task()
     reader = reader_of(task)
     if reader is None:
@@ -205,7 +204,7 @@ def _lengths(
     return np.array([len(row) for row in ids], np.int64)
 
 
-def _label_counts(reader: Reader, table: Table, columns: ColumnNames) -> dict[str, int]:
+def _label_counts(reader: Reader[Any], table: Table, columns: ColumnNames) -> dict[str, int]:
     """Return how often each label occurs; {} if there are none, or they are numbers."""
     if columns.label is None:
         return {}

@@ -13,7 +13,8 @@ from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.confusion import CONFUSED_SHOWN
-from mixout_export.data.evaluation import TableReading, settle_reading
+from mixout_export.data.encoding import EncodingOptions
+from mixout_export.data.evaluation import TableReading, reader_for, settle_reading
 from mixout_export.data.examples import Examples
 from mixout_export.data.lengths import CutRows
 from mixout_export.data.readers.question_answering import Questions
@@ -21,6 +22,7 @@ from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table
 from mixout_export.data.table_writer import table_writer
 from mixout_export.data.tables import data_format, read_parts
+from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import (
     ArgumentError,
     CheckpointError,
@@ -189,7 +191,7 @@ class _Data:
         skipped: Number of rows that are left out.
         labeled: Whether it has labels.
         has_unanswerable: Whether it has questions without an answer.
-        cut: How many rows were cut.
+        cut: How many rows were cut; None for rows that are no sequences.
         left_out: Columns that cannot be read; "" is those without a name.
         only: The examples of the whole file, and its rows, if it is a single part, so that they are
             encoded once.
@@ -203,7 +205,7 @@ class _Data:
     skipped: int
     labeled: bool
     has_unanswerable: bool
-    cut: CutRows
+    cut: CutRows | None
     left_out: frozenset[str]
     only: tuple[Examples, Table] | None
 
@@ -220,17 +222,17 @@ def _read(
     path: Path, model: _Model, options: PredictOptions, observer: PredictionObserver
 ) -> _Data:
     """Find the columns, then read and check every row."""
-    tokenizer = model.described.require_tokenizer()
+    preprocessor = reader_for(model.task).encoding.require_preprocessor(model.described)
     skip = options.skip_bad_rows
     first = next(options.parts(path, BadRows(skip)))
     reading = settle_reading(
         first,
         model.task,
-        tokenizer,
+        preprocessor,
         model.interface,
         labels=model.labels,
         columns=options.columns,
-        max_length=options.max_length,
+        options=EncodingOptions(max_length=options.max_length),
     )
     if options.no_labels or not any(map(reading.has_labels, options.parts(path, BadRows(skip)))):
         reading = reading.without_labels()
@@ -246,7 +248,8 @@ def _read(
         examples, table = found
         rows += table.rows
         labeled = examples.labeled
-        cut.append(reading.count_cut(examples, table))
+        counted = reading.count_cut(examples, table)
+        cut += [] if counted is None else [counted]
         if isinstance(examples, Questions) and examples.answers is not None:
             unanswerable |= not all(examples.answers)
         observer.checking(rows=rows)
@@ -262,7 +265,7 @@ def _read(
         len(bad),
         labeled,
         unanswerable,
-        reduce(CutRows.joined, cut),
+        reduce(CutRows.joined, cut) if cut else None,
         frozenset(left_out),
         only,
     )
@@ -404,13 +407,14 @@ def predict_file(
 
 def _setting(model: _Model, data: _Data, options: PredictOptions) -> Setting:
     encoding = data.reading.encoding
+    tokenizer = encoding.tokenizer if isinstance(encoding, TextEncoding) else None
     generate = None
-    if model.task.generates:
+    if model.task.generates and isinstance(encoding, TextEncoding):
         generate = Generator(model.artifact, encoding, options.max_new_tokens, options.batch_size)
     return Setting(
         model.task,
         model.labels,
-        encoding.tokenizer,
+        tokenizer,
         labeled=data.labeled,
         has_unanswerable=data.has_unanswerable,
         generate=generate,

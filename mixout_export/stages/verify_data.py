@@ -12,7 +12,7 @@ from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.evaluation import EvaluationData, evaluation_data
+from mixout_export.data.evaluation import EvaluationData, evaluation_data, reader_for
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.tables import EVALUATION_SPLITS, read_table
 from mixout_export.errors import CheckpointError
@@ -32,29 +32,27 @@ def read_data(
     max_examples: int | None,
     fields: FieldFormat | None = None,
 ) -> EvaluationData:
-    """Read a table with the tokenizer and labels of the reference, or else of the candidate.
+    """Read a table with the preprocessor and labels of the reference, or else of the candidate.
 
     Raises:
         ArgumentError: The user named a column that the task does not read.
-        CheckpointError: Neither side has a tokenizer, or they take images.
+        CheckpointError: Neither side has a tokenizer, or whatever the data need.
         DataError: The table cannot be read or does not fit.
     """
-    if interface.image is not None:
-        raise CheckpointError(
-            f"{reference.where}: takes images, but --data reads texts; give your own images with "
-            "--inputs FILE.npz"
-        )
-    tokenizer = reference.tokenizer or candidate.tokenizer
-    if tokenizer is None:
-        raise CheckpointError(
-            f"{reference.where}: has no tokenizer files, which --data needs; copy those of the "
-            "base into it"
-        )
     headless = reference.headless or candidate.headless
+    task = None if headless else known_task(reference.task_name)
+    encoding = reader_for(task).encoding
+    found = map(encoding.preprocessor_of, (reference, candidate))
+    preprocessor = next((each for each in found if each is not None), None)
+    if preprocessor is None:
+        raise CheckpointError(
+            f"{reference.where}: {encoding.missing}, which --data needs; copy those of the base "
+            "into it"
+        )
     return evaluation_data(
         read_table(path, fields=fields, splits=EVALUATION_SPLITS),
-        None if headless else known_task(reference.task_name),
-        tokenizer,
+        task,
+        preprocessor,
         interface,
         labels=reference.labels or candidate.labels or (),
         columns=columns,

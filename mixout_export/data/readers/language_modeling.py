@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.data.columns import SINGLES, ColumnNames, find_first
-from mixout_export.data.encoding import IGNORED, Encoding
+from mixout_export.data.encoding import IGNORED
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
 from mixout_export.data.reader import Reader
 from mixout_export.data.table import Table
+from mixout_export.data.texts import EncodedTexts, TextEncoding
 from mixout_export.errors import ArgumentError, CheckpointError, RowError
 from mixout_export.tasks import Task
 from mixout_export.tasks.causal_lm import CAUSAL_LM
@@ -53,6 +54,7 @@ class RunningText(Examples):
         origins: Row of the table in which each sequence begins, shape (examples,).
     """
 
+    encoded: EncodedTexts
     origins: NDArray[np.int64]
 
     #: Every token has as many logits as the vocabulary has words, which fills the memory.
@@ -187,7 +189,7 @@ def _hidden_count(tokens: int) -> int:
     return max(1, round(_CHOSEN * tokens)) if tokens else 0
 
 
-class TextReader(Reader):
+class TextReader(Reader[TextEncoding]):
     """Reads one text per row."""
 
     uses: ClassVar[frozenset[str]] = frozenset({"pack-sequences"})
@@ -226,7 +228,7 @@ class CausalLM(TextReader):
                 f"copy them; set is_decoder in its config.json, or prepare it for {MASKED_LM.name}"
             )
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> ContinuedText:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> ContinuedText:
         """Read rows or blocks of text."""
         sequences = _read_sequences(
             table, columns.first, encoding, end=encoding.tokenizer.eos_token_id
@@ -243,7 +245,7 @@ class MaskedLM(TextReader):
     task = MASKED_LM
     draws: ClassVar[bool] = True
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> MaskedText:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> MaskedText:
         """Read rows or blocks of text."""
         mask = encoding.tokenizer.mask_token_id
         if mask is None:
@@ -304,7 +306,7 @@ class _Sequences:
 
 
 def _read_sequences(
-    table: Table, column: str, encoding: Encoding, *, end: int | None
+    table: Table, column: str, encoding: TextEncoding, *, end: int | None
 ) -> _Sequences:
     """Tokenize each row, or join the rows and cut them into blocks.
 

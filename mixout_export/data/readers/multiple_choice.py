@@ -20,13 +20,13 @@ from mixout_export.data.columns import (
     require_columns,
     single_column,
 )
-from mixout_export.data.encoding import Encoding
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import as_integer, refuse_missing, require_text, show
 from mixout_export.data.metrics import most_frequent
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.text_classification import read_texts
 from mixout_export.data.table import Table
+from mixout_export.data.texts import EncodedTexts, TextEncoding
 from mixout_export.errors import RowError
 
 _LISTS = ("choices", "endings", "options")
@@ -48,6 +48,7 @@ class Choices(Examples):
         texts: The choices of each group.
     """
 
+    encoded: EncodedTexts
     count: int
     right: NDArray[np.int64] | None
     texts: Sequence[Sequence[str]] = ()
@@ -102,7 +103,7 @@ class Choices(Examples):
         return {"accuracy": float(np.mean(chosen == self.right))}
 
 
-class MultipleChoice(Reader):
+class MultipleChoice(Reader[TextEncoding]):
     """Reads a prompt, choices, and the number or letter of the correct choice.
 
     The prompt is the text. The second text begins every choice, like `sent2` in SWAG. Choices are
@@ -125,7 +126,7 @@ class MultipleChoice(Reader):
         pairs = (lower[name] for name in _BEGINNINGS if name in lower and lower[name] != text)
         return ColumnNames(text, next(pairs, None), label, choices)
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Choices:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> Choices:
         """Read groups of choices, all of one size."""
         prompts, beginnings = read_texts(table, columns)
         groups, keys = _read_choices(table, columns.choices or ())

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import BatchEncoding
 
 from mixout_export.data.columns import ColumnNames, find_first, require_columns
-from mixout_export.data.encoding import Encoding, Row
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import list_rows, text_values
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.answers import Answer, answer_scores, read_answers
 from mixout_export.data.table import Table
+from mixout_export.data.texts import EncodedTexts, Row, TextEncoding
 from mixout_export.errors import ArgumentError, DataError, RowError
 from mixout_export.tasks.question_answering import QUESTION_ANSWERING
 
@@ -84,6 +84,7 @@ class Questions(Examples):
         answers: The correct answers of each row; None without labels.
     """
 
+    encoded: EncodedTexts
     windows: Sequence[Window]
     contexts: Sequence[str]
     answers: Sequence[tuple[Answer, ...]] | None
@@ -194,7 +195,7 @@ def best_spans(start: Tensor, end: Tensor, inside: Tensor) -> tuple[Tensor, Tens
     return best, first, last
 
 
-class QuestionAnswering(Reader):
+class QuestionAnswering(Reader[TextEncoding]):
     """Reads a question, its context, and answers.
 
     A long context is cut into windows that overlap. The first token stands for "no answer": it is
@@ -222,7 +223,7 @@ class QuestionAnswering(Reader):
             )
         return ColumnNames(text, pair, _find_answers(table, named, labeled=labeled))
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> Questions:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> Questions:
         """Read questions, cut contexts into windows, and find the answers' tokens."""
         encoding.require_offsets(QUESTION_ANSWERING.name)
         stride = _stride(encoding)
@@ -276,7 +277,7 @@ def _find_answers(table: Table, named: ColumnNames, *, labeled: bool) -> tuple[s
     )
 
 
-def _stride(encoding: Encoding) -> int:
+def _stride(encoding: TextEncoding) -> int:
     """Return how many tokens neighboring windows share."""
     if encoding.doc_stride is None:
         return encoding.max_length // 3
@@ -288,7 +289,9 @@ def _stride(encoding: Encoding) -> int:
     return encoding.doc_stride
 
 
-def _rooms(table: Table, column: str, questions: Sequence[str], encoding: Encoding) -> list[int]:
+def _rooms(
+    table: Table, column: str, questions: Sequence[str], encoding: TextEncoding
+) -> list[int]:
     """Return how many tokens of context fit next to each question."""
     tokenizer = encoding.tokenizer
     alone = tokenizer(list(questions), add_special_tokens=False, verbose=False)["input_ids"]

@@ -1,12 +1,11 @@
 """Reads tables for text classification with one label or any number of labels, and regression."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mixout_export.data.bad_rows import read_each
 from mixout_export.data.columns import (
@@ -15,81 +14,29 @@ from mixout_export.data.columns import (
     find_texts,
     single_column,
 )
-from mixout_export.data.confusion import LabelReport
-from mixout_export.data.encoding import Encoding
-from mixout_export.data.examples import Examples
 from mixout_export.data.labels import (
     LabelMap,
     as_integer,
-    class_ids,
     label_ids,
     list_rows,
     number_values,
-    refuse_missing,
     show,
     text_values,
 )
 from mixout_export.data.metrics import (
-    class_report,
-    classification_metrics,
-    constant_logits,
     multi_label_metrics,
     multi_label_report,
     regression_metrics,
 )
 from mixout_export.data.reader import Reader
+from mixout_export.data.readers.labeled import LabeledReader, LabeledRows
 from mixout_export.data.table import Table
+from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import DataError, RowError
 
 
-@dataclass(frozen=True)
-class LabeledTexts(Examples):
-    """Texts, each with a class id, a number, or a row of zeros and ones.
-
-    Attributes:
-        compute: Computes the metrics of the logits, shape (examples, outputs), and the labels.
-        outputs: Number of the model's outputs.
-        names: The label names; empty if the task has none.
-        report: Returns the figures of each label from the same values and the names.
-    """
-
-    compute: Callable[[NDArray[Any], NDArray[Any]], dict[str, float]]
-    outputs: int
-    names: tuple[str, ...] = ()
-    report: Callable[[NDArray[Any], NDArray[Any], Sequence[str]], LabelReport] | None = None
-
-    def predict(
-        self, indices: Sequence[int], outputs: Mapping[str, Tensor]
-    ) -> list[NDArray[np.float32]]:
-        """Return each example's logits, shape (labels,)."""
-        return list(outputs["logits"].float().cpu().numpy())
-
-    def class_ids(self) -> list[NDArray[np.int64]]:
-        """Return the class id of each text, shape (1,)."""
-        return list(np.asarray(self.encoded.labels)[:, None])
-
-    def constant_predictions(self) -> list[NDArray[Any]]:
-        """Return logits for the most frequent label, or the mean of numbers."""
-        return [constant_logits(np.asarray(self.encoded.labels), self.outputs)] * len(self)
-
-    def metrics(self, predictions: Sequence[NDArray[Any]]) -> dict[str, float]:
-        """Return the task's metrics."""
-        return self.compute(np.stack(list(predictions)), np.asarray(self.encoded.labels))
-
-    def label_report(self, predictions: Sequence[NDArray[Any]]) -> LabelReport | None:
-        """Return the figures of each label; None for numbers, and if a logit is not one."""
-        logits = np.stack(list(predictions))
-        if self.report is None or np.isnan(logits).any():
-            return None
-        return self.report(logits, np.asarray(self.encoded.labels), self.names)
-
-
-class TextClassification(Reader):
+class TextClassification(LabeledReader[TextEncoding]):
     """Reads a text, optionally a second text, and a label."""
-
-    uses: ClassVar[frozenset[str]] = frozenset({"label-smoothing", "class-weights"})
-    compute = staticmethod(classification_metrics)
-    report: ClassVar[Callable[..., LabelReport] | None] = staticmethod(class_report)
 
     def find(
         self, table: Table, named: ColumnNames, labels: Sequence[str], *, labeled: bool = True
@@ -98,24 +45,12 @@ class TextClassification(Reader):
         text, pair = find_texts(table, named)
         return ColumnNames(text, pair, find_optional_label(table, named, labeled=labeled))
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> LabeledTexts:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> LabeledRows:
         """Read texts and labels."""
         texts = read_texts(table, columns)
-        labels = None  # checked before the texts are encoded, which takes longer
-        if columns.label is not None:
-            labels = self.labels(table, columns.label, encoding.labels)
-        encoded = replace(encoding.texts(*texts), labels=labels)
-        outputs = max(1, len(encoding.labels))
-        return LabeledTexts(encoded, self.compute, outputs, encoding.labels, self.report)
-
-    def label_values(self, table: Table, named: ColumnNames) -> list[Any]:
-        """Return the label of each row."""
-        columns = find_optional_label(table, named, labeled=True) or ()
-        return refuse_missing(table, single_column(table, columns, "--label-column"))
-
-    def labels(self, table: Table, columns: Sequence[str], names: Sequence[str]) -> NDArray[Any]:
-        """Return the label of each row: a class id."""
-        return class_ids(table, single_column(table, columns, "--label-column"), names)
+        # The labels are checked before the texts are encoded, which takes longer.
+        labels = self.labels_of(table, columns, encoding.labels)
+        return self.labeled(replace(encoding.texts(*texts), labels=labels), encoding.labels)
 
 
 class Regression(TextClassification):

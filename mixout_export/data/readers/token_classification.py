@@ -18,13 +18,14 @@ from mixout_export.data.columns import (
     single_column,
 )
 from mixout_export.data.confusion import LabelReport, confusion_matrix, report_of
-from mixout_export.data.encoding import IGNORED, Encoding
+from mixout_export.data.encoding import IGNORED
 from mixout_export.data.examples import Examples
 from mixout_export.data.labels import LabelMap, label_ids, refuse_missing, require_text, show
 from mixout_export.data.metrics import most_frequent
 from mixout_export.data.reader import Reader
 from mixout_export.data.readers.entities import entity_scores, has_scheme
 from mixout_export.data.table import Table
+from mixout_export.data.texts import EncodedTexts, TextEncoding
 from mixout_export.errors import ArgumentError, RowError
 from mixout_export.tasks.token_classification import TOKEN_CLASSIFICATION
 
@@ -47,6 +48,7 @@ class TaggedWords(Examples):
         seen: Which of these words the model sees, shape (words,) for each example.
     """
 
+    encoded: EncodedTexts
     places: Sequence[NDArray[np.int64]]
     tags: Sequence[NDArray[np.int64]] | None
     names: tuple[str, ...]
@@ -109,7 +111,7 @@ class TaggedWords(Examples):
         return {**scores, "accuracy": float(np.mean(guesses == right))}
 
 
-class TokenClassification(Reader):
+class TokenClassification(Reader[TextEncoding]):
     """Reads words and as many labels: lists, or texts separated by spaces.
 
     Words are joined with spaces and tokenized as running text. That is what a trained model is
@@ -137,7 +139,7 @@ class TokenClassification(Reader):
         lists = (value.split() if isinstance(value, str) else value for value in values)
         return [tag for tags in lists for tag in (tags if isinstance(tags, list) else [tags])]
 
-    def read(self, table: Table, columns: ColumnNames, encoding: Encoding) -> TaggedWords:
+    def read(self, table: Table, columns: ColumnNames, encoding: TextEncoding) -> TaggedWords:
         """Read words and tokenize them. Words beyond the longest sequence are not read."""
         encoding.require_offsets(TOKEN_CLASSIFICATION.name)
         words = _word_lists(table, columns.first)

@@ -1,37 +1,27 @@
 """Read the data of a training run."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.folder import PlainCheckpoint
-from mixout_export.checkpoint.interface import (
-    ModelInterface,
-    describe_interface,
-    is_decoder,
-    settle_pad_token,
-)
-from mixout_export.checkpoint.padding import settle_padding
-from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
+from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import data_notes, label_notes
 from mixout_export.data.columns import ColumnNames
-from mixout_export.data.encoding import Encoding
+from mixout_export.data.encoding import EncodingOptions
 from mixout_export.data.examples import Examples
-from mixout_export.data.lengths import TRAINING_LENGTH, CutRows, choose_max_length, cut_sentence
+from mixout_export.data.lengths import TRAINING_LENGTH, CutRows, cut_sentence
 from mixout_export.data.reader import Reader
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table, join_tables
 from mixout_export.data.tables import EVALUATION_SPLITS, TRAINING_SPLITS, read_table
-from mixout_export.errors import CheckpointError
 from mixout_export.stages.train.shared_data import SharedData, data_key
 from mixout_export.tasks import check_outputs
 from mixout_export.training.options import TrainOptions
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,7 +98,7 @@ class TrainingData:
         skipped: Number of rows, also of the evaluation data, that were left out because they
             cannot be read.
         available: Number of rows of the training data.
-        max_length: Maximum length in tokens.
+        max_length: Maximum length in tokens; None for rows that are no sequences.
         cut: How many rows of the training data, and of the evaluation data, were cut.
         name: Name of the data.
         identity: A SHA-256 of each table and the columns that are read, to recognize the data when
@@ -122,7 +112,7 @@ class TrainingData:
     rows: int
     skipped: int
     available: int
-    max_length: int
+    max_length: int | None
     cut: tuple[CutRows, ...]
     name: str
     identity: dict[str, str | None]
@@ -144,24 +134,9 @@ def _tables(data: DataOptions, bad: BadRows) -> tuple[Table, Table | None, str]:
     return train, evaluation, name.split(".")[0] or name
 
 
-def _tokenizer_of(folder: PlainCheckpoint, model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """Load the tokenizer, and give it and the model the same padding id."""
-    tokenizer = folder.require_tokenizer()
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders often have none
-    require_rows(folder.path, tokenizer, vocabulary_rows(model))
-    settle_pad_token(model, tokenizer)
-    return tokenizer
-
-
-def _finds_end(model: PreTrainedModel) -> bool:
-    """Return whether a classifier reads the last token that is not padding."""
-    return is_decoder(model) and type(model).__name__.endswith("ForSequenceClassification")
-
-
 def load_training_data(
     folder: PlainCheckpoint,
-    reader: Reader,
+    reader: Reader[Any],
     model: PreTrainedModel,
     data: DataOptions,
     options: TrainOptions,
@@ -174,34 +149,21 @@ def load_training_data(
     Raises:
         ArgumentError: `max_length` is above the model's limit or leaves no room for text, or there
             are fewer than `examples` rows.
-        CheckpointError: The checkpoint has no tokenizer, or its model cannot learn the task.
+        CheckpointError: The checkpoint has no tokenizer or other preprocessor, or its model cannot
+            learn the task.
         DataError: The data cannot be read or do not fit.
     """
-    tokenizer = _tokenizer_of(folder, model)
+    preprocessor, interface = reader.encoding.settle_for_training(folder, model)
     reader.check(model)
     check_outputs(folder.require_task(), folder.config)
-    interface = describe_interface(model, folder.require_task(), tokenizer)
-    if interface.pad_token_id is None and _finds_end(model):
-        raise CheckpointError(
-            f"{folder.path}: {type(model).__name__} finds the end of a text by its padding, but "
-            "the tokenizer has neither a padding token nor one for the end of a text; name a "
-            "token of its vocabulary as pad_token in tokenizer_config.json"
-        )
-    if tokenizer.padding_side == "left":
-        interface = settle_padding(model, interface)
-        if not interface.left_padding:
-            logger.warning(
-                "the tokenizer pads on the left, and the model's answer to a text would then "
-                "depend on the other texts of its batch; texts are padded on the right instead"
-            )
 
     def read() -> TrainingData:
-        return _read(folder, reader, tokenizer, interface, data, options)
+        return _read(folder, reader, preprocessor, interface, data, options)
 
     if shared is None or data.dataset is not None:
         return read()
     try:
-        key = data_key(folder, reader, tokenizer, interface, data, options)
+        key = data_key(folder, reader, preprocessor, interface, data, options)
     except OSError:
         return read()  # a file is missing, which is reported there
     return shared.get(key, read)
@@ -209,8 +171,8 @@ def load_training_data(
 
 def _read(
     folder: PlainCheckpoint,
-    reader: Reader,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader[Any],
+    preprocessor: Any,
     interface: ModelInterface,
     data: DataOptions,
     options: TrainOptions,
@@ -222,23 +184,14 @@ def _read(
         train = whole.sample(options.examples, seed=options.examples_seed)
     labels = tuple(folder.labels or ())
     columns = reader.find(train, data.columns, labels)
-    paired = columns.text_pair is not None or columns.choices is not None
-    max_length = choose_max_length(
-        options.max_length,
-        interface,
-        tokenizer,
-        default=TRAINING_LENGTH,
-        special=tokenizer.num_special_tokens_to_add(pair=paired),
-    )
-    encoding = Encoding(
-        tokenizer,
-        interface,
-        max_length,
-        labels=labels,
+    asked = EncodingOptions(
+        max_length=options.max_length,
+        default_length=TRAINING_LENGTH,
         doc_stride=options.doc_stride,
         pack_sequences=options.pack_sequences,
         seed=options.seed,
     )
+    encoding = reader.encoding.create(preprocessor, interface, labels, asked, columns)
     examples, train = bad.read(train, lambda rows: reader.read(rows, columns, encoding))
     evaluated, found = None, None
     if evaluation is not None:
@@ -249,19 +202,20 @@ def _read(
         )
     bad.finish()
     parts = (("training", examples, train), ("evaluation", evaluated, evaluation))
-    cut = tuple(
-        CutRows.count(made, encoding, rows=rows.rows, name=f"{kind} rows ({rows.short_name})")
+    counted = (
+        encoding.count_cut(made, rows=rows.rows, name=f"{kind} rows ({rows.short_name})")
         for kind, made, rows in parts
         if made is not None and rows is not None
     )
-    notes = (cut_sentence(*cut), *data_notes(train, evaluation, columns, found))
+    cut = tuple(each for each in counted if each is not None)
+    notes = (cut_sentence(*cut), *data_notes(reader, train, evaluation, columns, found))
     return TrainingData(
         examples,
         evaluated,
         train.rows,
         len(bad),
         whole.rows,
-        max_length,
+        encoding.max_length,
         cut,
         name,
         {

@@ -56,7 +56,7 @@ def write_trained_card(
         "peak learning rate": f"{options.lr:g}",
         "schedule": f"{options.scheduler}, {options.warmup_ratio:.0%} of the steps are warm-up",
         **_special(options, metadata),
-        "maximum length": _length(data),
+        **({} if data.max_length is None else {"maximum length": _length(data)}),
         "precision": options.precision,
         "seed": _seeds(options),
     }

@@ -204,11 +204,12 @@ def train_checkpoint(
         return result
 
 
-def _write_model(path: Path, source: PlainCheckpoint, start: Start, max_length: int) -> None:
+def _write_model(path: Path, source: PlainCheckpoint, start: Start, max_length: int | None) -> None:
     """Write the model as it is now, with the length at which its texts were cut."""
     write_mixout(start.model, path, origin=source, metadata=start.metadata)
-    limits_others = source.require_task().limits_others
-    record_max_length(path, max_length, limits_others=limits_others)
+    if max_length is not None:
+        limits_others = source.require_task().limits_others
+        record_max_length(path, max_length, limits_others=limits_others)
 
 
 def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:

@@ -14,7 +14,7 @@ from mixout_export.tasks import Task
 from mixout_export.training.options import TrainOptions
 
 
-def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple[Reader, str]:
+def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple[Reader[Any], str]:
     """Check that the options fit the task.
 
     Returns:

@@ -3,14 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import astuple
-from typing import TYPE_CHECKING
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.data.reader import Reader
-from mixout_export.files.layout import is_tokenizer_file
+from mixout_export.files.layout import is_preprocessor_file
 from mixout_export.files.streams import data_digest, file_digest
 from mixout_export.training.options import TrainOptions
 
@@ -45,8 +43,8 @@ class SharedData:
 
 def data_key(
     folder: PlainCheckpoint,
-    reader: Reader,
-    tokenizer: PreTrainedTokenizerBase,
+    reader: Reader[Any],
+    preprocessor: Any,
     interface: ModelInterface,
     data: "DataOptions",
     options: TrainOptions,
@@ -55,7 +53,7 @@ def data_key(
 
     A data set of the hub has no key of its own, so only files can be shared.
     """
-    names = sorted(path.name for path in folder.path.iterdir() if is_tokenizer_file(path.name))
+    names = sorted(path.name for path in folder.path.iterdir() if is_preprocessor_file(path.name))
     read_with = tuple((name, file_digest(folder.path / name)) for name in names)
     return (
         tuple((str(file), data_digest(file)) for file in data.files()),
@@ -63,7 +61,7 @@ def data_key(
         (data.delimiter, data.quoting, data.skip_bad_rows),
         type(reader),
         (folder.task_name, folder.labels, folder.config.get("model_type")),
-        (read_with, tokenizer.pad_token, tokenizer.padding_side),
+        (read_with, reader.encoding.traits(preprocessor)),
         interface,
         (options.max_length, options.doc_stride, options.pack_sequences),
         (options.examples, options.examples_seed),
