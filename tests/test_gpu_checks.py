@@ -20,7 +20,7 @@ from gpu.waits import no_waiting
 from mixout_export import fused, layers
 from mixout_export.fast_linear import element, neuron
 from mixout_export.fast_linear.gathering import ActiveNeurons, never_gather
-from mixout_export.layers import MixoutLayer
+from mixout_export.layers import MixoutLayer, base, embedding
 from mixout_export.masks import PackedMask
 from mixout_export.training import loop, snapshots
 
@@ -71,7 +71,7 @@ def test_products_pass() -> None:
         (element, "weight_gradient"),
         (neuron, "input_gradient"),
         (element, "input_gradient"),
-        (layers, "mix"),  # embeddings, and where plain operations are needed
+        (embedding, "mix"),
     ],
 )
 def test_a_wrong_scale_is_noticed(
@@ -106,9 +106,9 @@ def test_a_mask_that_is_not_shared_by_all_outputs_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(MixoutLayer, "takes_fast_path", lambda *_: False)
-    draw = layers.draw_mask
+    draw = base.draw_mask
     monkeypatch.setattr(
-        layers,
+        base,
         "draw_mask",
         lambda *given, **named: draw(*given, **{**named, "granularity": "element"}),
     )
@@ -196,7 +196,7 @@ def test_compiled_layers_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     quick = lambda layer, **named: whole(layer, **named, backend="aot_eager")  # noqa: E731
     monkeypatch.setattr(torch, "compile", quick)
     assert "2 compiled layers" in correct.check_compiled(CPU).text
-    monkeypatch.setattr(layers, "mix", scaled(layers.mix, 1.05))
+    monkeypatch.setattr(base, "mix", scaled(base.mix, 1.05))
     assert "× the tolerance" in fails(correct.check_compiled)
 
 
