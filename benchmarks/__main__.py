@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arguments, files, memory, steps, training
-from benchmarks.arms import Batch
 from benchmarks.measure import machine
+from benchmarks.shapes import Batch
 
 _BATCHES = ("8x32", "8x128", "32x32", "32x128", "64x256")
 _PROBABILITIES = ("neuron 0.1", "neuron 0.3", "neuron 0.5", "neuron 0.7", "neuron 0.9")

@@ -1,6 +1,5 @@
 """The strategies (arms) that are compared: for each one a model and its training step."""
 
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -8,35 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
+from benchmarks.shapes import Shape
 from mixout_export import MixoutConfig, fused, inject_mixout
+from mixout_export.config import GRANULARITIES
 from mixout_export.fast_linear.gathering import never_gather
 from mixout_export.surgery.injection import mixout_layers
 from mixout_export.training.optimizer import Attraction, PretrainedDecay
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a BERT.
-
-    Attributes:
-        layers: Number of layers.
-        hidden: Width.
-        heads: Attention heads.
-    """
-
-    layers: int
-    hidden: int
-    heads: int
-
-
-SHAPES = {
-    "tiny": Shape(2, 128, 2),
-    "22M": Shape(6, 384, 12),
-    "BERT-base": Shape(12, 768, 12),
-    "BERT-large": Shape(24, 1024, 16),
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +23,8 @@ class Arm:
     Attributes:
         dropout: Drop probability in the body.
         p: Mix probability.
-        kind: "neuron", "element", "literal" or "left out"; None if nothing is mixed.
+        kind: A granularity, "literal" or "left out"; None if nothing is mixed. The last two are for
+            linear layers only.
         one_pass: Whether Φ comes from the one-pass kernel, on a GPU.
         half_anchors: Whether anchors are bfloat16 in memory (`--anchor-dtype bfloat16`).
         gathers: Whether the product for the weight's gradient skips dropped neurons.
@@ -72,9 +50,14 @@ ARMS: dict[str, Arm] = {
     "neuron 0.7": Arm(p=0.7, kind="neuron"),
     "neuron 0.8": Arm(p=0.8, kind="neuron"),
     "neuron 0.9": Arm(p=0.9, kind="neuron"),
+    "filter 0.7": Arm(p=0.7, kind="filter"),
+    "filter 0.8": Arm(p=0.8, kind="filter"),
+    "filter 0.9": Arm(p=0.9, kind="filter"),
     "element 0.7": Arm(p=0.7, kind="element"),
+    "element 0.8": Arm(p=0.8, kind="element"),
     "literal 0.7": Arm(p=0.7, kind="literal"),
     "neuron 0.7, whole gradient": Arm(p=0.7, kind="neuron", gathers=False),
+    "filter 0.8, whole gradient": Arm(p=0.8, kind="filter", gathers=False),
     "neuron 0.7, one pass": Arm(p=0.7, kind="neuron", one_pass=True),
     "neuron 0.7, one pass, bf16 anchors": Arm(
         p=0.7, kind="neuron", one_pass=True, half_anchors=True
@@ -149,18 +132,10 @@ def build_model(arm: str, shape: Shape, *, device: str = "cpu") -> nn.Module:
     kind, p = chosen.kind, chosen.p
     torch.manual_seed(0)
     with torch.device(device):  # a GPU initializes BERT-large in a fraction of a CPU's time
-        model = BertForSequenceClassification(
-            BertConfig(
-                hidden_size=shape.hidden,
-                num_hidden_layers=shape.layers,
-                num_attention_heads=shape.heads,
-                intermediate_size=4 * shape.hidden,
-                hidden_dropout_prob=chosen.dropout,
-                attention_probs_dropout_prob=chosen.dropout,
-            )
-        )
-    if kind in ("neuron", "element"):
-        inject_mixout(model, MixoutConfig(p=p, granularity=kind))  # type: ignore[arg-type]
+        model = shape.build(chosen.dropout)
+    if kind in GRANULARITIES:
+        config = MixoutConfig(p, kind, target_modules=shape.targets)  # type: ignore[arg-type]
+        inject_mixout(model, config)
         for layer in mixout_layers(model).values():
             if chosen.half_anchors:
                 layer.pretrained_weight = layer.pretrained_weight.to(torch.bfloat16)
@@ -172,39 +147,6 @@ def build_model(arm: str, shape: Shape, *, device: str = "cpu") -> nn.Module:
             layer.__class__ = LiteralLinear
             layer.p, layer.target = p, layer.weight.detach().clone()  # type: ignore[assignment]
     return model.train()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Sizes of a batch.
-
-    Attributes:
-        examples: Number of sequences.
-        tokens: Number of tokens in each sequence.
-    """
-
-    examples: int
-    tokens: int
-
-    @classmethod
-    def parse(cls, text: str) -> "Batch":
-        """Read `32x128`: examples x tokens."""
-        examples, _, tokens = text.partition("x")
-        if not all(part.isdigit() and int(part) for part in (examples, tokens)):
-            raise ArgumentTypeError(f"got {text}, expected examples x tokens, for example 32x128")
-        return cls(int(examples), int(tokens))
-
-    def __str__(self) -> str:
-        """Return the form that `parse` reads."""
-        return f"{self.examples}x{self.tokens}"
-
-    def tensors(self, device: str) -> dict[str, Tensor]:
-        """Return random tokens without padding, and labels."""
-        generator = torch.Generator().manual_seed(1)
-        ids = torch.randint(1000, 30000, (self.examples, self.tokens), generator=generator)
-        labels = torch.randint(0, 2, (self.examples,), generator=generator)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-        return {name: value.to(device) for name, value in inputs.items()}
 
 
 def build_step(

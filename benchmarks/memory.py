@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks import arguments
-from benchmarks.arms import SHAPES, Batch, build_model, build_step
+from benchmarks.arms import build_model, build_step
 from benchmarks.measure import markdown_table
+from benchmarks.shapes import SHAPES, Batch, inputs_on
 from mixout_export.layers import MixoutLayer
 
 DEFAULT_ARMS = ("plain", "neuron 0.7", "element 0.7", "literal 0.7")
@@ -37,7 +38,7 @@ def _peak_bytes(device: str) -> int:
 def measure_here(arm: str, shape: str, batch: Batch, *, device: str, precision: str) -> int:
     """Run a few steps of one arm and return the peak memory of this process, in bytes."""
     step = build_step(arm, SHAPES[shape], device=device, precision=precision)
-    tensors = batch.tensors(device)
+    tensors = inputs_on(device, SHAPES[shape], batch)
     for _ in range(_STEPS):
         step(tensors)
     return _peak_bytes(device)
@@ -69,7 +70,7 @@ def measure_memory(
             peaks[arm].append(json.loads(run.stdout))
     return {
         "shape": shape,
-        "batch": [batch.examples, batch.tokens],
+        "batch": [batch.examples, batch.size],
         "device": device,
         "anchors": anchor_bytes("neuron 0.7", shape),
         "peaks": peaks,

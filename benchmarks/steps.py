@@ -1,6 +1,7 @@
 """Measure a training step of each strategy against plain finetuning.
 
 python -m benchmarks.steps [--shape 22M] [--batch 32x128] [--device cuda --precision bf16]
+python -m benchmarks.steps --shape ResNet-18 --batch 16x224 --arms plain "plain again" "filter 0.8"
 """
 
 import argparse
@@ -10,8 +11,9 @@ from functools import partial
 from typing import Any
 
 from benchmarks import arguments
-from benchmarks.arms import SHAPES, Batch, build_step
+from benchmarks.arms import build_step
 from benchmarks.measure import Ratio, by_turns, machine, markdown_table
+from benchmarks.shapes import SHAPES, Batch, inputs_on
 
 _CONTROL, _LEFT_OUT = "plain again", "product left out"
 DEFAULT_ARMS = (
@@ -44,7 +46,7 @@ def measure_steps(
     Returns:
         The settings, and the seconds of each round for each arm.
     """
-    tensors = batch.tensors(device)
+    tensors = inputs_on(device, SHAPES[shape], batch)
     settings = {"device": device, "precision": precision, "compiled": compiled}
     steps = {arm: partial(build_step(arm, SHAPES[shape], **settings), tensors) for arm in arms}
     seconds = by_turns(
@@ -56,7 +58,7 @@ def measure_steps(
     print(file=sys.stderr)
     return {
         "shape": shape,
-        "batch": [batch.examples, batch.tokens],
+        "batch": [batch.examples, batch.size],
         **settings,
         "machine": machine(device),
         "seconds": seconds,
@@ -78,7 +80,7 @@ def table(result: dict[str, Any]) -> str:
     for arm, times in seconds.items():
         words = arm.split()
         floor = ""
-        if share is not None and words[0] == "neuron":
+        if share is not None and words[0] in ("neuron", "filter"):
             floor = f"{1 - float(words[1]) * share:.3f}"
         against = Ratio.of(times, seconds["plain"])
         other = ""

@@ -11,8 +11,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.arms import SHAPES, Batch, build_step
+from benchmarks.arms import build_step
 from benchmarks.measure import Ratio, by_turns, markdown_table
+from benchmarks.shapes import SHAPES, Batch, inputs_on
 from gpu.results import Finding
 
 _ARMS = (
@@ -35,7 +36,7 @@ def _prepare(
 ) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
     """Build every arm. Return its step, and the peak memory of building it and doing two steps."""
     precision = "bf16" if device.type == "cuda" else "fp32"
-    tensors = batch.tensors(str(device))
+    tensors = inputs_on(str(device), SHAPES[shape], batch)
     steps: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int] = {}
     for arm in arms:
