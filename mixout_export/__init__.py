@@ -13,7 +13,13 @@ if TYPE_CHECKING:
     from mixout_export.config import MixoutConfig
     from mixout_export.errors import MixoutError
     from mixout_export.functional import mixconnect, mixout
-    from mixout_export.layers import MixoutConv1D, MixoutEmbedding, MixoutLinear
+    from mixout_export.layers import (
+        MixoutConv1D,
+        MixoutConv1d,
+        MixoutConv2d,
+        MixoutEmbedding,
+        MixoutLinear,
+    )
     from mixout_export.surgery.injection import InjectionReport, collapse_mixout, inject_mixout
     from mixout_export.version import __version__
 
@@ -21,6 +27,8 @@ __all__ = [
     "InjectionReport",
     "MixoutConfig",
     "MixoutConv1D",
+    "MixoutConv1d",
+    "MixoutConv2d",
     "MixoutEmbedding",
     "MixoutError",
     "MixoutLinear",
@@ -38,6 +46,8 @@ _MODULES = {
     "InjectionReport": "mixout_export.surgery.injection",
     "MixoutConfig": "mixout_export.config",
     "MixoutConv1D": "mixout_export.layers",
+    "MixoutConv1d": "mixout_export.layers",
+    "MixoutConv2d": "mixout_export.layers",
     "MixoutEmbedding": "mixout_export.layers",
     "MixoutError": "mixout_export.errors",
     "MixoutLinear": "mixout_export.layers",

@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 
 from mixout_export.errors import ArgumentError, TargetError
 
-Granularity = Literal["neuron", "element"]
+Granularity = Literal["neuron", "filter", "element"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
-#: Selects every Linear and Conv1D in the model's body.
-ALL_LINEAR = "all-linear"
+#: Words that select layers of the model's body by their kind: every `nn.Linear` and transformers'
+#: `Conv1D`, and every `nn.Conv1d` and `nn.Conv2d`.
+ALL_LINEAR, ALL_CONV = "all-linear", "all-conv"
 
 _SUFFIX_LIST = re.compile(r"[A-Za-z0-9_.,\-]+")
 
@@ -34,7 +35,7 @@ def check_granularity(granularity: str) -> Granularity:
     """Validate and return `granularity`.
 
     Raises:
-        ArgumentError: It is neither "neuron" nor "element".
+        ArgumentError: It is not one of `GRANULARITIES`.
     """
     if granularity not in GRANULARITIES:
         raise ArgumentError(
@@ -51,14 +52,16 @@ class TargetPattern:
         text: The pattern as the user wrote it.
         suffixes: The suffixes, empty if the pattern is a regular expression.
         regex: The compiled expression, None if the pattern is a list of suffixes.
+        words: Those of the list that are not suffixes, but select layers by their kind.
     """
 
     text: str
     suffixes: tuple[str, ...]
     regex: re.Pattern[str] | None
+    words: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str, *, option: str) -> "TargetPattern":
+    def parse(cls, text: str, *, option: str, words: Sequence[str] = ()) -> "TargetPattern":
         """Parse a pattern.
 
         A string of only letters, digits, `_ . , -` is a comma-separated list of suffixes; anything
@@ -67,14 +70,16 @@ class TargetPattern:
         Args:
             text: The pattern.
             option: Name of the option that the pattern came from, for error messages.
+            words: Words that may stand in the list and are not suffixes.
 
         Raises:
             TargetError: The pattern is empty or does not compile.
         """
         if _SUFFIX_LIST.fullmatch(text):
-            suffixes = tuple(part for part in text.split(",") if part)
-            if suffixes:
-                return cls(text, suffixes, None)
+            parts = [part for part in text.split(",") if part]
+            if parts:
+                suffixes = tuple(part for part in parts if part not in words)
+                return cls(text, suffixes, None, tuple(part for part in parts if part in words))
         if not text.strip(" ,"):
             default = f" or {ALL_LINEAR}" if option == "target_modules" else ""
             raise TargetError(f"{option}: {text!r} is empty; name modules{default}")
@@ -88,7 +93,7 @@ class TargetPattern:
 
     def parts(self) -> tuple[str, ...]:
         """Return the suffixes or the expression; each of them must match a module."""
-        return self.suffixes or (self.text,)
+        return self.suffixes if self.regex is None else (self.text,)
 
     def part_matches(self, part: str, name: str) -> bool:
         """Tell whether one of `parts()` matches a module's name."""
@@ -122,10 +127,11 @@ class MixoutConfig:
     Attributes:
         p: Mix probability in [0, 1): the probability that a training step replaces an input
             neuron's weights by the pretrained ones.
-        granularity: "neuron" draws one mask bit per input neuron, as in the paper. "element" draws
-            one per weight.
-        target_modules: "all-linear", a comma-separated list (or sequence) of name suffixes, or a
-            regular expression matched against whole names.
+        granularity: "neuron" draws one mask bit per input neuron or input channel, as in the paper.
+            "filter" draws one per output neuron or output channel, "element" one per weight.
+        target_modules: A comma-separated list (or sequence) of name suffixes, or a regular
+            expression matched against whole names. In a list, "all-linear" stands for every linear
+            layer of the model's body, and "all-conv" for every convolution.
         exclude_modules: Modules that are not mixed, in the same notation; None excludes nothing.
 
     Raises:
@@ -151,7 +157,9 @@ class MixoutConfig:
 
     def targets(self) -> TargetPattern:
         """Return the parsed `target_modules`."""
-        return TargetPattern.parse(self.target_modules, option="target_modules")
+        return TargetPattern.parse(
+            self.target_modules, option="target_modules", words=(ALL_LINEAR, ALL_CONV)
+        )
 
     def exclusions(self) -> TargetPattern | None:
         """Return the parsed `exclude_modules`; None if nothing is excluded."""

@@ -18,6 +18,11 @@ def is_full_precision(dtype: torch.dtype) -> bool:
     return dtype in (torch.float32, torch.float64)
 
 
+def output_dim(weight: Tensor, input_dim: int) -> int:
+    """Return the dimension that counts output neurons: the first that does not count inputs."""
+    return 1 if input_dim % weight.dim() == 0 else 0
+
+
 def draw_mask(
     weight: Tensor,
     p: float,
@@ -31,18 +36,20 @@ def draw_mask(
     Args:
         weight: The weight to mask, any shape with at least one dimension.
         p: Mix probability in [0, 1).
-        granularity: "neuron" draws one bit per index of `input_dim`, "element" one per weight.
+        granularity: "neuron" draws one bit per index of `input_dim`, "filter" one per index of
+            `output_dim`, "element" one per weight.
         input_dim: The dimension that counts input neurons.
         device: Where to draw; None means the weight's device.
 
     Returns:
-        Bool tensor that broadcasts against `weight`. For "neuron", every dimension except
-        `input_dim` has size 1. For "element", the shape is the weight's.
+        Bool tensor that broadcasts against `weight`. For "neuron" and "filter", every dimension
+        except the one that has the bits has size 1. For "element", the shape is the weight's.
     """
     shape = list(weight.shape)
-    if granularity == "neuron":
+    if granularity != "element":
         shape = [1] * weight.dim()
-        shape[input_dim] = weight.shape[input_dim]
+        dim = input_dim if granularity == "neuron" else output_dim(weight, input_dim)
+        shape[dim] = weight.shape[dim]
     # Always float32: if the default dtype is a half precision, `rand` has at most 2048 levels.
     device = weight.device if device is None else device
     return torch.rand(shape, device=device, dtype=torch.float32) >= p
@@ -195,9 +202,11 @@ def mixout(
         pretrained_weight: u, of the same shape and device. It receives no gradient.
         p: Mix probability in [0, 1). At 0 the weight itself is returned and nothing is drawn.
         granularity: "neuron" replaces all weights of a dropped input neuron by the pretrained
-            ones, as in the paper. "element" replaces single weights.
+            ones, as in the paper. "filter" replaces all weights of an output neuron, which are a
+            convolution's filter. "element" replaces single weights.
         training: False returns the weight itself, which is the expectation of Φ.
-        input_dim: The dimension of `weight` that counts input neurons.
+        input_dim: The dimension of `weight` that counts input neurons; 1 for a convolution without
+            groups. Output neurons are counted by the first dimension that is not `input_dim`.
 
     Returns:
         Φ, of the shape, dtype and device of `weight`.
@@ -222,6 +231,8 @@ def mixout(
             f"input_dim: got {input_dim}, expected a dimension of the {weight.dim()}-dimensional "
             "weight"
         )
+    if granularity == "filter" and weight.dim() < 2:
+        raise ArgumentError("weight: got one dimension, expected two or more for filter masks")
     if not training or p == 0.0:
         return weight
     mask = draw_mask(weight, p, granularity=granularity, input_dim=input_dim)

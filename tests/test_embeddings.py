@@ -23,7 +23,7 @@ from mixout_export.stages.verify import verify_checkpoints
 ROWS, WIDTH, P = 11, 6, 0.6
 IDS = torch.tensor([[1, 4, 4, 0], [9, 1, 10, 4]])
 
-GRANULARITIES = pytest.mark.parametrize("granularity", ["neuron", "element"])
+GRANULARITIES = pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 
 
 def embedding(granularity: str = "neuron", padding_idx: int | None = None) -> MixoutEmbedding:
@@ -40,6 +40,8 @@ def mixed_table(layer: MixoutEmbedding, seed: int) -> Tensor:
     w, u, m = layer.weight, layer.pretrained_weight, torch.zeros(ROWS, 1)
     if layer.granularity == "neuron":
         m = torch.rand(ROWS, 1) >= P
+    elif layer.granularity == "filter":
+        m = torch.rand(1, WIDTH) >= P
     else:  # a row of bits for each different id, in order, of as many rows as are looked up
         ids = IDS.unique()
         m = torch.zeros(ROWS, WIDTH).index_copy(

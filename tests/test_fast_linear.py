@@ -129,7 +129,7 @@ def test_plain_operations_where_they_are_needed() -> None:
     assert needs_plain_ops(layer.weight.to("meta"), inputs.to("meta"))
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 def test_whether_gradients_are_enabled_does_not_change_the_mask(granularity: str) -> None:
     layer = MixoutLinear(80, 60, granularity=granularity)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_whether_gradients_are_enabled_does_not_change_the_mask(granularity: str
     assert torch.equal(layer(torch.eye(80)), without)
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 @pytest.mark.parametrize("use_reentrant", [True, False])
 def test_checkpointing_recomputes_with_the_same_mask(granularity: str, use_reentrant: bool) -> None:
     layer = MixoutLinear(80, 60, bias=False, granularity=granularity)
@@ -152,13 +152,13 @@ def test_checkpointing_recomputes_with_the_same_mask(granularity: str, use_reent
     assert torch.equal(mixed.t() != layer.pretrained_weight, layer.weight.grad != 0)
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 def test_a_layer_on_meta_gives_its_shape(granularity: str) -> None:
     layer = MixoutLinear(80, 60, granularity=granularity, device="meta")
     assert layer(torch.randn(4, 80, device="meta")).shape == (4, 60)
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 @pytest.mark.usefixtures("always_gathered")
 def test_many_gradients_at_once(granularity: str) -> None:
     layer = MixoutLinear(80, 60, granularity=granularity)
@@ -181,7 +181,7 @@ def test_the_biases_gradient_keeps_nothing_else(kind: str) -> None:
     assert layer.bias.grad.untyped_storage().nbytes() == layer.bias.grad.nbytes
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 @pytest.mark.filterwarnings("ignore:Trace had nondeterministic nodes", "ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
 def test_a_layer_that_trains_can_be_traced(granularity: str) -> None:
@@ -190,7 +190,7 @@ def test_a_layer_that_trains_can_be_traced(granularity: str) -> None:
     assert traced(torch.randn(7, 80)).shape == (7, 60)
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 @pytest.mark.parametrize("shape", [(3, 7), ()])
 def test_an_input_of_another_width_is_refused_as_by_the_plain_layer(
     granularity: str, shape: tuple[int, ...]
@@ -350,7 +350,7 @@ def test_second_derivatives_of_the_element_product() -> None:
     assert torch.autograd.gradgradcheck(product, (inputs,))
 
 
-@pytest.mark.parametrize("granularity", ["neuron", "element"])
+@pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 def test_checkpointing_redraws_the_same_mask(granularity: str) -> None:
     torch.manual_seed(0)
     layer = MixoutLinear(96, 96, p=0.7, granularity=granularity)

@@ -72,6 +72,8 @@ def test_public_names() -> None:
         "InjectionReport",
         "MixoutConfig",
         "MixoutConv1D",
+        "MixoutConv1d",
+        "MixoutConv2d",
         "MixoutEmbedding",
         "MixoutError",
         "MixoutLinear",

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from mixout_export import MixoutConv1D, MixoutLinear
 from mixout_export.layers import MixoutLayer, to_mixout, to_plain
 
-GRANULARITIES = ("neuron", "element")
+GRANULARITIES = ("neuron", "filter", "element")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -45,10 +45,12 @@ def dense_weight(layer: MixoutLayer, seed: int) -> Tensor:
     """Return the weight (out, in) that the layer uses under a seed, by the paper's eq. 4."""
     torch.manual_seed(seed)
     weight, anchor, p = layer.weight, layer.pretrained_weight, layer.p
+    # neurons are columns of Linear's weight, and rows of Conv1D's; filters are the other way around
+    by_column = (layer.granularity == "neuron") == isinstance(layer, nn.Linear)
     if layer.granularity == "element":
         shape = weight.shape
     else:
-        shape = (1, weight.shape[1]) if isinstance(layer, nn.Linear) else (weight.shape[0], 1)
+        shape = (1, weight.shape[1]) if by_column else (weight.shape[0], 1)
     m = (torch.rand(shape) >= p).to(weight.dtype)
     mixed = ((1 - m) * anchor + m * weight - p * anchor) / (1 - p)
     return mixed if isinstance(layer, nn.Linear) else mixed.T
@@ -104,7 +106,7 @@ def test_masks_follow_input_neurons(make) -> None:
 @MAKERS
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_masks_are_independent_between_layers_and_steps(make, granularity: str) -> None:
-    one = make(inputs=64, granularity=granularity)
+    one = make(inputs=64, outputs=64, granularity=granularity)
     two = copy.deepcopy(one)
     torch.manual_seed(0)
     weights = [layer.mixed_weight() for _ in range(2) for layer in (one, two)]
@@ -341,7 +343,8 @@ def test_only_exact_types_are_converted_and_a_refusal_changes_nothing() -> None:
         pass
 
     with pytest.raises(
-        ValueError, match="got Special, expected exactly Linear, Conv1D or Embedding"
+        ValueError,
+        match="got Special, expected exactly Linear, Conv1D, Conv1d, Conv2d or Embedding",
     ):
         to_mixout(Special(2, 2), None, p=0.5, granularity="neuron")
     plain = nn.Linear(2, 3)

@@ -110,16 +110,18 @@ def _read_labels(path: Path) -> list[str]:
 @option("--p", default=0.7, help="Probability of using the pretrained weight, in [0, 1).")
 @option(
     "--granularity",
-    type=click.Choice(["neuron", "element"]),
+    type=click.Choice(["neuron", "filter", "element"]),
     default="neuron",
-    help="Draw one mask bit per input neuron (as in the paper) or per weight.",
+    help="Draw one mask bit per input neuron or input channel (as in the paper), per output neuron "
+    "or filter of a convolution, or per weight.",
 )
 @option(
     "--target-modules",
     default="all-linear",
     metavar="PATTERN",
-    help="Modules to mix: all-linear, name suffixes separated by commas, or a regular expression "
-    "that matches whole names. Embeddings are mixed only if they are named.",
+    help="Modules to mix: all-linear, all-conv (convolutions), name suffixes, or several of these "
+    "separated by commas; or a regular expression that matches whole names. Embeddings are mixed "
+    "only if they are named.",
 )
 @option(
     "--exclude-modules",
@@ -171,12 +173,13 @@ def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: A
     mixout = take(MixoutConfig, given)
     options = PrepareOptions(base=take(BaseOptions, given), mixout=mixout, **given)
     result = prepare_checkpoint(base, out, options, overwrite=overwrite, digest=digest)
-    unit = "input neuron" if mixout.granularity == "neuron" else "weight"
+    unit = {"neuron": "input neuron", "filter": "filter", "element": "weight"}
     share = result.mixed_parameters / result.parameters
     lines = [
         f"{out}: {result.architecture} for {result.task}",
         f"  mixed      {count_of(len(result.mixed), 'layer')}, {result.mixed_parameters:,} of "
-        f"{result.parameters:,} weights ({share:.0%}), p = {mixout.p:g}, one mask bit per {unit}",
+        f"{result.parameters:,} weights ({share:.0%}), p = {mixout.p:g}, one mask bit per "
+        f"{unit[mixout.granularity]}",
         f"  new        {', '.join(result.fresh) or 'nothing, the head is that of the base'}",
     ]
     known = known_task(result.task)

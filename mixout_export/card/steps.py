@@ -49,8 +49,8 @@ def strategy_name(metadata: MixoutMetadata, *, decay_toward: str, weight_decay: 
     """Return the strategy in the paper's notation, as in "mixout(0.7) + wdecay(pre, 0.01)"."""
     p = metadata.config.p
     mixed = f"mixout({p:g})" if p else "no mixout"
-    if metadata.config.granularity == "element" and p:
-        mixed = f"element mixout({p:g})"
+    if metadata.config.granularity != "neuron" and p:
+        mixed = f"{metadata.config.granularity} mixout({p:g})"
     dropout = f" + dropout({metadata.dropout:g})" if metadata.dropout else ""
     toward = "pre" if decay_toward == "pretrained" else "0"
     decay = f" + wdecay({toward}, {weight_decay:g})" if weight_decay else ""

@@ -1,14 +1,17 @@
-"""The fast product: when it applies, and what both granularities have in common."""
+"""The fast product: when it applies, and what all granularities have in common."""
 
 import torch
 from torch import Tensor
 
 from mixout_export.fast_linear.element import element_product
+from mixout_export.fast_linear.filter import filter_product
 from mixout_export.fast_linear.neuron import neuron_product
 from mixout_export.fast_linear.products import product
 from mixout_export.torch_internals import computes_forward_gradients, is_transformed
 
 _DEVICES = ("cpu", "cuda")
+
+_PRODUCTS = {"neuron": neuron_product, "filter": filter_product, "element": element_product}
 
 
 def needs_plain_ops(weight: Tensor, input: Tensor) -> bool:
@@ -67,7 +70,7 @@ def mixed_product(
         pretrained_weight: u, of the same shape.
         bias: Shape (out,), or None.
         p: Mix probability in (0, 1).
-        granularity: "neuron", or "element" if `masks.can_pack` holds.
+        granularity: "neuron", "filter", or "element" if `masks.can_pack` holds.
         input_dim: The dimension of `weight` that counts input neurons.
 
     Returns:
@@ -85,6 +88,6 @@ def mixed_product(
     # As a matrix, so that the output is not a view made inside an autograd function. Such a view
     # must not be changed in place, and Longformer does that with its queries.
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-    multiply = neuron_product if granularity == "neuron" else element_product
+    multiply = _PRODUCTS[granularity]
     output = multiply(rows, weight, pretrained_weight, bias, p, input_dim)
     return output.view(*input.shape[:-1], weight.shape[1 - input_dim])

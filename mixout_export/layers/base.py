@@ -20,7 +20,7 @@ class MixoutLayer(nn.Module):
 
     Attributes:
         p: Mix probability in [0, 1).
-        granularity: "neuron" or "element".
+        granularity: "neuron", "filter" or "element": what shares a bit of the mask.
         pretrained_weight: u, the anchor: a persistent buffer of the weight's shape, without a
             gradient.
     """
@@ -68,7 +68,7 @@ class MixoutLayer(nn.Module):
         """Tell whether `fast_linear` computes the output for this input."""
         if not self.is_mixing() or needs_plain_ops(self.weight, input):
             return False
-        return self.granularity == "neuron" or can_pack(self.weight.numel(), self.p)
+        return self.granularity != "element" or can_pack(self.weight.numel(), self.p)
 
     def fast_product(self, input: Tensor) -> Tensor:
         """Map (..., in) to (..., out) under a fresh mask; see `fast_linear`."""

@@ -7,6 +7,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mixout_export.errors import ArgumentError
 from mixout_export.layers.base import MixoutLayer
+from mixout_export.layers.convolution import MixoutConv1d, MixoutConv2d
 from mixout_export.layers.embedding import MixoutEmbedding
 from mixout_export.layers.linear import MixoutConv1D, MixoutLinear
 
@@ -14,8 +15,13 @@ from mixout_export.layers.linear import MixoutConv1D, MixoutLinear
 LAYER_CLASSES: dict[type[nn.Module], type[MixoutLayer]] = {
     nn.Linear: MixoutLinear,
     Conv1D: MixoutConv1D,
+    nn.Conv1d: MixoutConv1d,
+    nn.Conv2d: MixoutConv2d,
     nn.Embedding: MixoutEmbedding,
 }
+
+#: The plain classes, as errors name them.
+MIXABLE = f"{', '.join(plain.__name__ for plain in list(LAYER_CLASSES)[:-1])} or Embedding"
 
 #: Subclasses of `nn.Linear` in transformers that compute the same product.
 _SAME_AS_LINEAR = frozenset({"transformers.models.falcon.modeling_falcon.FalconLinear"})
@@ -28,10 +34,10 @@ def mixout_class(plain: type[nn.Module]) -> type[MixoutLayer] | None:
     return LAYER_CLASSES.get(plain)
 
 
-def is_mixable(module: nn.Module, *, embeddings: bool = True) -> bool:
-    """Tell whether a module can be mixed; `embeddings` says whether an Embedding counts."""
+def is_mixable(module: nn.Module, kinds: tuple[type[MixoutLayer], ...] = (MixoutLayer,)) -> bool:
+    """Tell whether a module can be mixed, and then is a layer of one of these classes."""
     found = mixout_class(type(module))
-    return found is not None and (embeddings or found is not MixoutEmbedding)
+    return found is not None and issubclass(found, kinds)
 
 
 def to_mixout(
@@ -43,11 +49,11 @@ def to_mixout(
     device, dtype, hooks and `requires_grad`, and all references to it stay valid.
 
     Args:
-        module: An `nn.Linear`, a `Conv1D` or an `nn.Embedding`, not a subclass of one.
+        module: A module of one of the `LAYER_CLASSES`, not of a subclass.
         pretrained_weight: u, of the weight's shape; None means a copy of the current weight. That
             of an `nn.Embedding` may have fewer rows, or more.
         p: Mix probability in [0, 1).
-        granularity: "neuron" or "element".
+        granularity: "neuron", "filter" or "element".
 
     Returns:
         The module.
@@ -57,9 +63,7 @@ def to_mixout(
     """
     layer_class = mixout_class(type(module))
     if layer_class is None:
-        raise ArgumentError(
-            f"module: got {type(module).__name__}, expected exactly Linear, Conv1D or Embedding"
-        )
+        raise ArgumentError(f"module: got {type(module).__name__}, expected exactly {MIXABLE}")
     plain_class = type(module)
     module.__class__ = layer_class
     try:

@@ -25,7 +25,8 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         embedding_dim: Size of a row.
         padding_idx: The row that gets no gradient, or None.
         p: Mix probability in [0, 1).
-        granularity: "neuron" (one bit per row) or "element" (one bit per value).
+        granularity: "neuron" (one bit per row), "filter" (one bit per column, as columns are the
+            output neurons) or "element" (one bit per value).
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -71,10 +72,12 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
     def _row_mask(self, input: Tensor) -> Tensor:
         """Draw a mask in which equal row numbers get equal bits.
 
-        It is Bool, of shape (..., 1) for "neuron" and (..., embedding_dim) for "element".
+        It is Bool and broadcasts against the rows, (..., embedding_dim).
         """
         if self.granularity == "neuron":
             return F.embedding(input, self.draw_mask())
+        if self.granularity == "filter":
+            return self.draw_mask().view(-1)
         # Draw one row of bits per lookup, not per row of the table, and read the row of bits whose
         # index is the id's rank in the batch. All shapes are known without waiting for a GPU.
         ids = input.reshape(-1)

@@ -21,7 +21,7 @@ class MixoutLinear(MixoutLayer, nn.Linear):
         out_features: Size of each output sample.
         bias: Whether the layer has a bias. The bias is never mixed.
         p: Mix probability in [0, 1).
-        granularity: "neuron" or "element".
+        granularity: "neuron", "filter" (one bit per output neuron) or "element".
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
@@ -64,7 +64,7 @@ class MixoutConv1D(MixoutLayer, Conv1D):  # type: ignore[misc]
         nf: Number of output features.
         nx: Number of input features.
         p: Mix probability in [0, 1).
-        granularity: "neuron" or "element".
+        granularity: "neuron", "filter" or "element".
 
     Raises:
         ArgumentError: `p` or `granularity` is not valid.

@@ -111,7 +111,9 @@ def _targets(loaded: LoadedBase, options: PrepareOptions) -> tuple[list[str], di
     skipped = dict(selection.skipped)
     if options.head == "mixout":
         head = [
-            n for n, m in model.named_modules() if n in fresh and is_mixable(m, embeddings=False)
+            n
+            for n, m in model.named_modules()
+            if n in fresh and is_mixable(m) and not isinstance(m, nn.Embedding)
         ]
         if not head:
             raise ArgumentError(

@@ -8,11 +8,24 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedModel
 
-from mixout_export.config import ALL_LINEAR, MixoutConfig, TargetPattern
+from mixout_export.config import ALL_CONV, ALL_LINEAR, MixoutConfig, TargetPattern
 from mixout_export.errors import TargetError
-from mixout_export.layers import is_mixable
+from mixout_export.layers import (
+    MIXABLE,
+    MixoutConv1D,
+    MixoutConvolution,
+    MixoutLayer,
+    MixoutLinear,
+    is_mixable,
+)
 
 _HEAD = "belongs to the head"
+
+#: Word in the targets → the kinds of layers that it stands for.
+_KINDS: dict[str, tuple[type[MixoutLayer], ...]] = {
+    ALL_LINEAR: (MixoutLinear, MixoutConv1D),
+    ALL_CONV: (MixoutConvolution,),
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,7 @@ def _all_names(model: nn.Module) -> dict[str, nn.Module]:
 def _similar_names(model: nn.Module, part: str, *, mixable_only: bool = True) -> str:
     names = [n for n, m in model.named_modules() if n and (is_mixable(m) or not mixable_only)]
     if not names:
-        return "the model has no Linear or Conv1D module"
+        return "the model has no module that can be mixed"
     tails = sorted({name.rsplit(".", 1)[-1] for name in names})
     close = difflib.get_close_matches(part.rsplit(".", 1)[-1], tails, n=5, cutoff=0.5)
     close += difflib.get_close_matches(part, names, n=3, cutoff=0.6)
@@ -131,40 +144,46 @@ def match_modules(
 def _candidates(
     model: nn.Module, config: MixoutConfig, protected: dict[int, str]
 ) -> dict[str, nn.Module]:
-    if config.target_modules == ALL_LINEAR:
+    """Return the modules that the targets match and that can be mixed."""
+    pattern = config.targets()
+    found: dict[str, nn.Module] = {}
+    if pattern.words:
+        kinds = tuple(kind for word in pattern.words for kind in _KINDS[word])
         inside = module_ids(body_of(model))
         # Tied weights and output embeddings outside the body are reported as skipped. The rest of
         # the head is not: "all-linear" means the body.
         inside |= {i for i, reason in protected.items() if reason != _HEAD}
-        return {n: m for n, m in _all_names(model).items() if id(m) in inside}
-    pattern = config.targets()
+        names = _all_names(model)
+        found = {n: m for n, m in names.items() if id(m) in inside and is_mixable(m, kinds)}
     matched = match_modules(model, pattern, option="target_modules")
     if pattern.regex is None:
         for name, module in matched.items():
             if not is_mixable(module):
                 raise TargetError(
                     f"target_modules: {name!r} is a {type(module).__name__}, which cannot be "
-                    "mixed, only Linear, Conv1D and Embedding can; write a longer name suffix, or "
+                    f"mixed, only {MIXABLE} can; write a longer name suffix, or "
                     "a regular expression that does not match it"
                 )
-    return matched
+    return found | {n: m for n, m in matched.items() if is_mixable(m)}
 
 
 def _reason(
     name: str,
     module: nn.Module,
-    config: MixoutConfig,
+    pattern: TargetPattern,
     *,
     protected: dict[int, str],
     fresh: Collection[str],
 ) -> str | None:
     """Return why a module that matched is not mixed, or None if it is mixed."""
-    pattern = config.targets()
-    if config.target_modules != ALL_LINEAR and pattern.names_exactly(name):
+    if pattern.names_exactly(name):
         return None
     own = name.rpartition(".")[2]
-    if isinstance(module, nn.Embedding) and pattern.regex is not None and own not in pattern.text:
-        return f"is an Embedding, which a regular expression mixes only if it contains {own!r}"
+    own = own.rstrip("0123456789") or own
+    linear = is_mixable(module, _KINDS[ALL_LINEAR])
+    if pattern.regex is not None and not linear and own not in pattern.text:
+        kind = "an Embedding" if isinstance(module, nn.Embedding) else f"a {type(module).__name__}"
+        return f"is {kind}, which a regular expression mixes only if it contains {own!r}"
     reason = protected.get(id(module))
     return "has no pretrained weight" if reason is None and name in fresh else reason
 
@@ -174,9 +193,9 @@ def select_targets(
 ) -> Selection:
     """Select the modules to mix, at least one. `inject_mixout` describes the arguments and errors.
 
-    Modules are selected by exact type: `nn.Linear`, transformers' `Conv1D` and `nn.Embedding`.
-    "all-linear" never selects an Embedding. A regular expression selects one only if it contains
-    the last part of the module's name, so ".*" does not.
+    Modules are selected by exact type; see `layers.LAYER_CLASSES`. A regular expression selects
+    every linear layer that it matches. It selects an embedding or a convolution only if it contains
+    the last part of the module's name, without a number at its end. So ".*" selects neither.
 
     Some modules are skipped unless a pattern is their full name: those of the head, those with a
     tied weight, output embeddings, and those whose weight did not come from the base.
@@ -184,14 +203,13 @@ def select_targets(
     exclusions = config.exclusions()
     excluded = set() if exclusions is None else _excluded(model, exclusions)
     protected = _protected(model)
-    named = config.target_modules != ALL_LINEAR
+    pattern = config.targets()
     chosen: dict[int, str] = {}
     skipped: dict[str, str] = {}
     for name, module in _candidates(model, config, protected).items():
-        mixable = is_mixable(module, embeddings=named)
-        if not mixable or id(module) in excluded or id(module) in chosen:
+        if id(module) in excluded or id(module) in chosen:
             continue
-        reason = _reason(name, module, config, protected=protected, fresh=fresh)
+        reason = _reason(name, module, pattern, protected=protected, fresh=fresh)
         if reason is not None:
             skipped[name] = reason
         elif "forward" in vars(module):
@@ -223,4 +241,11 @@ def _nothing_left(model: nn.Module, config: MixoutConfig, skipped: dict[str, str
         name, reason = next(iter(skipped.items()))
         more = f", and {len(skipped) - 1} more are skipped" if len(skipped) > 1 else ""
         return f"{head}: {name!r} {reason}{more}; to mix it anyway, write its full name"
-    return f"{head} in {type(model).__name__}; {_similar_names(model, config.target_modules)}"
+    head = f"{head} in {type(model).__name__}"
+    missing = [word for word in _KINDS if word not in config.targets().words]
+    for word in missing if config.targets().words else ():
+        count = sum(is_mixable(m, _KINDS[word]) for m in body_of(model).modules())
+        if count:
+            layers = f"{count} layer{'s' if count > 1 else ''}"
+            return f"{head}, but {word!r} selects {layers}; write {word!r}"
+    return f"{head}; {_similar_names(model, config.target_modules)}"
