@@ -81,6 +81,8 @@ OPTIONS = {
         "precision": "fp32",
         "device": None,
         "anchor-dtype": None,
+        "augment": None,
+        "image-column": None,
         "seed": 0,
         "data-seed": None,
         "examples": None,

@@ -296,7 +296,7 @@ def test_no_such_file_and_a_folder(tmp_path: Path) -> None:
     for name in ("absent.csv", "absent.xlsx", "absent"):
         assert "no such file" in _refusal(tmp_path / name)
     (tmp_path / "folder.csv").mkdir()
-    assert "cannot be read (Is a directory)" in _refusal(tmp_path / "folder.csv")
+    assert "holds no data" in _refusal(tmp_path / "folder.csv")
 
 
 def test_damaged_parquet_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from mixout_export import MixoutLinear, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
 from mixout_export.checkpoint.loading import load_plain
-from mixout_export.errors import ArgumentError, DataError
+from mixout_export.errors import DataError
 from mixout_export.parity.battery import build_battery, measure_coverage
 from mixout_export.quiet import quiet_libraries
 from mixout_export.runners.onnx_runner import OnnxRunner
@@ -27,11 +27,9 @@ from mixout_export.stages.collapse import collapse_checkpoint
 from mixout_export.stages.inspection import inspect_path
 from mixout_export.stages.onnx_export import export_onnx
 from mixout_export.stages.prepare import prepare_checkpoint
-from mixout_export.stages.train import train_checkpoint
-from mixout_export.stages.train.data import DataOptions
 from mixout_export.stages.verify import verify_checkpoints
 from mixout_export.surgery.injection import mixout_layers
-from mixout_export.tasks import OWN_HEADS
+from mixout_export.tasks import TASKS
 
 SHAPE = (3, 16, 24)
 LABELS = ("cat", "dog", "horse")
@@ -167,27 +165,13 @@ def test_two_graphs_without_a_checkpoint(exported: Path, tmp_path: Path) -> None
     assert verify_checkpoints(exported, tmp_path / "model.onnx").holds
 
 
-def test_train_and_data_say_that_they_read_texts(
-    base: Path, prepared: Path, exported: Path, tmp_path: Path
-) -> None:
-    table = tmp_path / "data.tsv"
-    table.write_text("text\tlabel\na\tcat\n")
-    with pytest.raises(ArgumentError, match="train cannot read data for image-class"):
-        train_checkpoint(prepared, tmp_path / "out", DataOptions(train_file=table))
-    with pytest.raises(ArgumentError, match="tables cannot be read for the task image"):
-        verify_checkpoints(base, exported, data=table)
-    assert not (tmp_path / "out").exists()
-
-
 # Interface and battery ----------------------------------------------------------------------------
 
 
 def test_the_size_of_images_is_the_configurations_or_the_usual_one() -> None:
-    assert describe_interface(vit(), OWN_HEADS["image-classification"]) == IMAGES
+    assert describe_interface(vit(), TASKS["image-classification"]) == IMAGES
     small = ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], num_channels=1)
-    found = describe_interface(
-        ResNetForImageClassification(small), OWN_HEADS["image-classification"]
-    )
+    found = describe_interface(ResNetForImageClassification(small), TASKS["image-classification"])
     assert found.image == (1, 224, 224)
 
 

@@ -102,8 +102,8 @@ def _read_labels(path: Path) -> list[str]:
     type=PATH,
     multiple=True,
     metavar="FILE",
-    help="Take the names of the labels from this training file, sorted. Can be repeated. Needs "
-    "--task.  [optional]",
+    help="Take the names of the labels from this training file, or from the names of the class "
+    "folders in this folder, sorted. Can be repeated. Needs --task.  [optional]",
 )
 @column_option("--label-column", "the label in --labels-from")
 @field_options

@@ -69,9 +69,10 @@ def _data_files(
     type=PATH,
     multiple=True,
     callback=_data_files,
-    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz, or a folder of "
-    "datasets.save_to_disk. Repeat it to train on several files. demo-data is the file of the "
-    "demo.  [required for a new run without --dataset]",
+    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz, a folder of "
+    "datasets.save_to_disk, or for images a folder with a folder for each class. Repeat it to "
+    "train on several files. demo-data is the file of the demo.  [required for a new run without "
+    "--dataset]",
 )
 @option(
     "--eval-file",
@@ -96,6 +97,7 @@ def _data_files(
 @column_option("--text-pair-column", "the second text or the context")
 @column_option("--label-column", "the label, labels or answers. Several columns: NAME,NAME,…")
 @column_option("--choices-column", "lists of choices, or one column per choice: NAME,NAME,…")
+@column_option("--image-column", "the path of the image")
 @field_options
 @skip_option
 @option(
@@ -162,13 +164,13 @@ def _data_files(
 @option(
     "--label-smoothing",
     default=0.0,
-    help="For text and token classification: spread this share of each label evenly over all "
+    help="For labels of texts, words or images: spread this share of each label evenly over all "
     "labels, for example 0.1.",
 )
 @option(
     "--class-weights",
     metavar="balanced|W,W,…",
-    help="For text and token classification: weight of each label in the training loss, in the "
+    help="For labels of texts, words or images: weight of each label in the training loss, in the "
     "order of the labels. balanced gives rare labels larger weights, so that all labels count the "
     "same.  [optional]",
 )
@@ -191,6 +193,12 @@ def _data_files(
     old_name="--blocks",
     help="For language models: join the texts and cut them into blocks of --max-length tokens. "
     "Without it, each row is one sequence.",
+)
+@option(
+    "--augment",
+    type=click.Choice(["standard", "none"]),
+    help="For images: standard trains on random crops, and on mirror images half of the time. "
+    "none trains on the images as they are.  [default: standard]",
 )
 @option("--max-grad-norm", default=1.0, help="Clip gradients to this norm. 0 turns clipping off.")
 @option(

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mixout_export.errors import CheckpointError
 from mixout_export.files.input_files import InputFiles
+from mixout_export.files.layout import PROCESSOR_FILES
 from mixout_export.provenance.manifest import Manifest, ManifestCheck, check_manifest, find_manifest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
     from mixout_export.checkpoint.folder import PlainCheckpoint
     from mixout_export.checkpoint.interface import ModelInterface
@@ -75,6 +76,11 @@ class Artifact(ABC):
     @property
     def tokenizer(self) -> "PreTrainedTokenizerBase | None":
         """The tokenizer; None if the artifact has no tokenizer."""
+        return None
+
+    @property
+    def image_processor(self) -> "BaseImageProcessor | None":
+        """The image processor; None if the artifact has none."""
         return None
 
     @property
@@ -249,6 +255,22 @@ class LocalArtifact(Artifact):
                 "of the base into it"
             )
         return self.tokenizer
+
+    @cached_property
+    def image_processor(self) -> "BaseImageProcessor | None":
+        """The image processor; None if the folder has none."""
+        from mixout_export.checkpoint.image_processor import load_image_processor
+
+        return load_image_processor(self.folder)
+
+    def require_image_processor(self) -> "BaseImageProcessor":
+        """Return the image processor; raise `CheckpointError` if the folder has none."""
+        if self.image_processor is None:
+            raise CheckpointError(
+                f"{self.where}: has no {PROCESSOR_FILES[0]}, which is needed to read images; copy "
+                "that of the base into it"
+            )
+        return self.image_processor
 
     @cached_property
     def manifest(self) -> Manifest | None:

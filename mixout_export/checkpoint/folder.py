@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mixout_export.checkpoint.interface import ModelInterface
+    from mixout_export.checkpoint.model_inputs import Batch
     from mixout_export.runners.runner import Array
     from mixout_export.runners.torch_runner import TorchRunner
     from mixout_export.runners.trace import Trace
@@ -222,6 +223,8 @@ class PlainCheckpoint(LocalArtifact):
         if self.tokenizer is not None:
             require_rows(self.path, self.tokenizer, vocabulary_rows(self.model))
         described = describe_interface(self.model, self.task, self.tokenizer)
+        if described.image is not None:
+            return self._fit_images(described)
         for tried, batch in shortest_batches(described):
             try:
                 self._runner(tried, described.inputs).run(batch.inputs)
@@ -229,6 +232,20 @@ class PlainCheckpoint(LocalArtifact):
                 continue
             return settle_padding(self.model, tried)
         return described  # if the model does not run, that is reported when it is used
+
+    def _fit_images(self, described: "ModelInterface") -> "ModelInterface":
+        """Return the interface for images of the processor's size, if the model takes them."""
+        from mixout_export.checkpoint.image_processor import fit_images
+
+        def run(batch: "Batch") -> None:
+            self._runner(described, described.inputs).run(batch.inputs)
+
+        try:
+            if self.image_processor is not None:
+                return fit_images(described, self.image_processor, run)
+        except CheckpointError as error:
+            logger.warning("%s; the size in %s is used", error, LAYOUT.config)
+        return described
 
     def load(self) -> None:
         """Load the model and find out its interface."""

@@ -1,4 +1,4 @@
-"""Find the columns that hold texts and labels."""
+"""Find the columns that hold texts, images and labels."""
 
 import re
 from collections.abc import Sequence
@@ -40,12 +40,14 @@ class ColumnNames:
         text_pair: The second text.
         label: The label, in one or several columns.
         choices: Choices, in one column of lists or in several columns.
+        image: The image.
     """
 
     text: str | None = None
     text_pair: str | None = None
     label: tuple[str, ...] | None = None
     choices: tuple[str, ...] | None = None
+    image: str | None = None
 
     @classmethod
     def named(
@@ -55,6 +57,7 @@ class ColumnNames:
         text_pair: str | None = None,
         label: str | None = None,
         choices: str | None = None,
+        image: str | None = None,
     ) -> "ColumnNames":
         """Build it from what a user writes. Commas separate several columns."""
         return cls(
@@ -62,12 +65,13 @@ class ColumnNames:
             text_pair,
             None if label is None else (label,),
             None if choices is None else (choices,),
+            image,
         )
 
     @property
     def first(self) -> str:
-        """Column of the text, after `find`."""
-        return self.text or ""
+        """Column of the text or of the image, after `find`."""
+        return self.text or self.image or ""
 
     def identity(self) -> dict[str, str | None]:
         """Return the columns as JSON-ready values, to compare them with those of another run."""
@@ -79,6 +83,7 @@ class ColumnNames:
             "text_pair_column": self.text_pair,
             "label_column": label,
             "choices_column": choices,
+            "image_column": self.image,
         }
 
 

@@ -13,6 +13,8 @@ from transformers import PreTrainedModel
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.errors import ArgumentError
+from mixout_export.tasks import Task
 
 if TYPE_CHECKING:
     from mixout_export.data.columns import ColumnNames
@@ -63,6 +65,8 @@ class EncodingOptions:
         doc_stride: Tokens that neighboring windows of a long context share; None takes a third
             of the longest sequence.
         pack_sequences: Whether texts are joined and cut into blocks of the longest sequence.
+        augment: "standard" changes training images at random in each epoch, "none" does not; None
+            is "standard".
         seed: Seed of what is drawn anew in each epoch.
     """
 
@@ -70,6 +74,7 @@ class EncodingOptions:
     default_length: int = 512
     doc_stride: int | None = None
     pack_sequences: bool = False
+    augment: str | None = None
     seed: int = 0
 
 
@@ -81,9 +86,12 @@ class Encoding(ABC):
         labels: The checkpoint's label names in the order of its outputs.
         max_length: Longest sequence in tokens; None for rows that are no sequences.
         missing: What a folder without a preprocessor lacks, to follow its name.
+        uses: Options, without hyphens at the front, that only some encodings have and this one
+            supports: "max-length", "augment", or the option of a column.
     """
 
     missing: ClassVar[str]
+    uses: ClassVar[frozenset[str]]
     interface: ModelInterface
     labels: tuple[str, ...]
     max_length: int | None
@@ -117,6 +125,24 @@ class Encoding(ABC):
     @abstractmethod
     def traits(preprocessor: Any) -> Hashable:
         """Return what an encoding depends on that is not in the preprocessor's files."""
+
+    @classmethod
+    def refuse_unused(cls, task: Task, named: "ColumnNames", options: EncodingOptions) -> None:
+        """Refuse options and columns that a user gave and that have no effect.
+
+        Raises:
+            ArgumentError: There is one.
+        """
+        given = {
+            "max-length": options.max_length,
+            "augment": options.augment,
+            "text-column": named.text,
+            "text-pair-column": named.text_pair,
+            "image-column": named.image,
+        }
+        for name, value in given.items():
+            if value is not None and name not in cls.uses:
+                raise ArgumentError(f"{name}: has no effect for {task.name}; leave it out")
 
     @classmethod
     @abstractmethod

@@ -169,10 +169,10 @@ def settle_reading(
     """Find the columns of a table, or of the first part of a file; see `evaluation_data`."""
     named = columns or ColumnNames()
     reader = reader_for(task)
+    options = options or EncodingOptions()
+    reader.encoding.refuse_unused(task or TEXT_CLASSIFICATION, named, options)
     found = reader.find(table, named, tuple(labels), labeled=False)
-    encoding = reader.encoding.create(
-        preprocessor, interface, labels, options or EncodingOptions(), found
-    )
+    encoding = reader.encoding.create(preprocessor, interface, labels, options, found)
     if task is None:
         found = replace(found, label=None)
     return TableReading(reader, encoding, found, named_label=named.label is not None)

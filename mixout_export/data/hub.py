@@ -10,6 +10,7 @@ from datasets import (
     ClassLabel,
     Dataset,
     DatasetDict,
+    Image,
     are_progress_bars_disabled,
     disable_progress_bars,
     enable_progress_bars,
@@ -60,6 +61,9 @@ def _load(name: str) -> Any:
 
 
 def _as_table(name: str, rows: Dataset) -> Table:
+    for column, feature in rows.features.items():
+        if isinstance(feature, Image):  # its files, which are decoded when they are needed
+            rows = rows.cast_column(column, Image(decode=False))
     columns = {
         column: _values(rows.features[column], list(rows[column])) for column in rows.column_names
     }

@@ -70,6 +70,10 @@ class Reader(ABC, Generic[E]):
         values = [table.columns[name] for name in read]
         return [repr(row) for row in zip(*values, strict=True)]
 
+    def digest(self, table: Table, columns: ColumnNames) -> str:
+        """Return a SHA-256 of a table and of what its cells refer to."""
+        return table.digest()
+
     @abstractmethod
     def read(self, table: Table, columns: ColumnNames, encoding: E) -> Examples:
         """Read, check and encode a table.

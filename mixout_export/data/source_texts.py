@@ -19,7 +19,7 @@ class SourceText(NamedTuple):
 
 def source_texts(table: Table, columns: ColumnNames, row: int) -> Iterator[SourceText]:
     """Yield the texts of a row of a table."""
-    for column in (columns.text, columns.text_pair, *(columns.choices or ())):
+    for column in (columns.text, columns.text_pair, *(columns.choices or ()), columns.image):
         value = None if column is None else table.columns[column][row]
         if column is not None and value is not None:
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -356,15 +356,23 @@ def is_data(path: Path) -> bool:
     return path.is_file() and not {s.lower() for s in path.suffixes[-2:]}.isdisjoint(_FORMATS)
 
 
+def _read_folder(folder: Path, splits: Sequence[str]) -> Table:
+    from mixout_export.data.hub import is_saved_dataset, read_saved_dataset
+    from mixout_export.data.image_folder import read_image_folder
+
+    return (
+        read_saved_dataset(folder, splits)
+        if is_saved_dataset(folder)
+        else read_image_folder(folder)
+    )
+
+
 def _read(
     path: Path, rows: int | None, fields: FieldFormat, bad: BadRows, splits: Sequence[str]
 ) -> Iterator[Table]:
     if path.is_dir():
-        from mixout_export.data.hub import is_saved_dataset, read_saved_dataset
-
-        if is_saved_dataset(path):
-            yield from read_saved_dataset(path, splits).parts(rows)
-            return
+        yield from _read_folder(path, splits).parts(rows)
+        return
     kind, zipped = data_format(path)
     file = _File(path, zipped)
     if kind == ".parquet":
@@ -430,8 +438,9 @@ def read_table(
 ) -> Table:
     """Read a csv (RFC 4180), tsv (split at tabs, no quoting), jsonl or parquet file, also as .gz.
 
-    The suffix says the format. A folder that `datasets.save_to_disk` wrote is read too. The table
-    has at least one row. The arguments and errors are those of `read_parts`.
+    The suffix says the format. A folder that `datasets.save_to_disk` wrote is read too, and so is a
+    folder of images. The table has at least one row. The arguments and errors are those of
+    `read_parts`.
     """
     (table,) = read_parts(path, None, fields=fields, bad=bad, splits=splits)
     all_rows = table.numbers == list(range(table.rows))

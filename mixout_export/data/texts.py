@@ -123,6 +123,7 @@ class TextEncoding(Encoding):
     """
 
     missing: ClassVar[str] = "has no tokenizer files"
+    uses: ClassVar[frozenset[str]] = frozenset({"max-length", "text-column", "text-pair-column"})
 
     tokenizer: PreTrainedTokenizerBase
     interface: ModelInterface

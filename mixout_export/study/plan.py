@@ -20,7 +20,7 @@ COMMANDS = ("prepare", "train")
 _OF_STUDY = ("metric", "examples", "examples_seed")
 _OF_TASK = (
     *("train_file", "eval_file", "dataset"),
-    *("text_column", "text_pair_column", "label_column", "choices_column"),
+    *("text_column", "text_pair_column", "label_column", "choices_column", "image_column"),
 )
 
 _STUDY = ("base", "seeds", "baseline", "budget", "threads", "keep", *COMMANDS, *_OF_STUDY)

@@ -40,6 +40,22 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy")
+#: Metrics of one label for each row.
+LABEL_METRICS = (
+    ACCURACY,
+    Metric(
+        "f1",
+        note="f1 is the unweighted mean of the F1 of each label (macro F1).",
+        two_label_note="f1 is the F1 of the label “{}”.",
+    ),
+    Metric("matthews", hub_name="matthews_correlation"),
+    Metric(
+        "macro_f1",
+        hub_name="f1",
+        hub_arguments={"average": "macro"},
+        note="macro_f1 is the unweighted mean of the F1 of each label.",
+    ),
+)
 LANGUAGE_MODEL_METRICS = (
     Metric("loss", lower_is_better=True),
     Metric("perplexity", lower_is_better=True),

@@ -1,6 +1,6 @@
 """Text classification: one label for a text or a pair of texts."""
 
-from mixout_export.tasks.task import ACCURACY, Metric, Task, Usage
+from mixout_export.tasks.task import LABEL_METRICS, Task, Usage
 
 TEXT_CLASSIFICATION = Task(
     name="text-classification",
@@ -10,21 +10,7 @@ TEXT_CLASSIFICATION = Task(
     reader="mixout_export.data.readers.text_classification:TextClassification",
     answers="mixout_export.prediction.labels:OneLabel",
     problem_type="single_label_classification",
-    reports=(
-        ACCURACY,
-        Metric(
-            "f1",
-            note="f1 is the unweighted mean of the F1 of each label (macro F1).",
-            two_label_note="f1 is the F1 of the label “{}”.",
-        ),
-        Metric("matthews", hub_name="matthews_correlation"),
-        Metric(
-            "macro_f1",
-            hub_name="f1",
-            hub_arguments={"average": "macro"},
-            note="macro_f1 is the unweighted mean of the F1 of each label.",
-        ),
-    ),
+    reports=LABEL_METRICS,
     usage=Usage(
         text='"A text to classify."',
         pipeline='"A text to classify."',

@@ -28,6 +28,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "select": ("best", "last"),
     "tracker": ("tensorboard", "wandb", "trackio"),
     "recipe": tuple(RECIPES),
+    "augment": ("standard", "none"),
     "anchor_dtype": ("float32", "bfloat16", "float16"),
 }
 
@@ -98,6 +99,8 @@ class TrainOptions:
             the maximum length.
         pack_sequences: For language models: join the texts and cut them into blocks of the maximum
             length. Otherwise each row is one sequence.
+        augment: For images: "standard" crops each training image at random, to a random size and
+            shape, and mirrors half of them; "none" does neither. None is "standard".
         max_grad_norm: Gradients are clipped to this norm. 0 turns clipping off.
         gradient_accumulation: Forward passes per training step. Each draws its own masks.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
@@ -141,6 +144,7 @@ class TrainOptions:
     max_length: int | None = None
     doc_stride: int | None = None
     pack_sequences: bool = False
+    augment: str | None = None
     max_grad_norm: float = 1.0
     gradient_accumulation: int = 1
     gradient_checkpointing: bool = False

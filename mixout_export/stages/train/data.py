@@ -29,8 +29,9 @@ class DataOptions:
     """Where the data are and which columns to read.
 
     Attributes:
-        train_file: Training data: csv, tsv, jsonl or parquet, each also as .gz, or a folder that
-            `datasets.save_to_disk` wrote. The rows of several files are joined.
+        train_file: Training data: csv, tsv, jsonl or parquet, each also as .gz, a folder that
+            `datasets.save_to_disk` wrote, or a folder of class folders with images. The rows of
+            several files are joined.
         eval_file: Evaluation data in the same formats; optional.
         dataset: Name of a data set of the hub, instead of files.
         text_column: Column of the text; None finds it by its usual names.
@@ -38,6 +39,7 @@ class DataOptions:
         label_column: Column of the label, or several separated by commas; None finds it.
         choices_column: Column of lists of choices, or several of single ones separated by commas;
             None finds it.
+        image_column: Column of the image; None finds it by its usual names.
         delimiter: Character between the fields of csv and tsv files, or its name; None takes the
             usual one.
         quoting: How the fields of csv and tsv files are quoted; see `FieldFormat`.
@@ -51,6 +53,7 @@ class DataOptions:
     text_pair_column: str | None = None
     label_column: str | None = None
     choices_column: str | None = None
+    image_column: str | None = None
     delimiter: str | None = None
     quoting: str | None = None
     skip_bad_rows: int = 0
@@ -67,6 +70,7 @@ class DataOptions:
             text_pair=self.text_pair_column,
             label=self.label_column,
             choices=self.choices_column,
+            image=self.image_column,
         )
 
     @property
@@ -85,6 +89,18 @@ class DataOptions:
         fields = FieldFormat(self.delimiter, self.quoting)
         tables = [read_table(file, fields=fields, bad=bad, splits=splits) for file in files]
         return join_tables(tables)
+
+
+def encoding_options(options: TrainOptions) -> EncodingOptions:
+    """Return what the options of a run ask of its encoding."""
+    return EncodingOptions(
+        max_length=options.max_length,
+        default_length=TRAINING_LENGTH,
+        doc_stride=options.doc_stride,
+        pack_sequences=options.pack_sequences,
+        augment=options.augment,
+        seed=options.seed,
+    )
 
 
 @dataclass(frozen=True)
@@ -184,13 +200,7 @@ def _read(
         train = whole.sample(options.examples, seed=options.examples_seed)
     labels = tuple(folder.labels or ())
     columns = reader.find(train, data.columns, labels)
-    asked = EncodingOptions(
-        max_length=options.max_length,
-        default_length=TRAINING_LENGTH,
-        doc_stride=options.doc_stride,
-        pack_sequences=options.pack_sequences,
-        seed=options.seed,
-    )
+    asked = encoding_options(options)
     encoding = reader.encoding.create(preprocessor, interface, labels, asked, columns)
     examples, train = bad.read(train, lambda rows: reader.read(rows, columns, encoding))
     evaluated, found = None, None
@@ -219,8 +229,10 @@ def _read(
         cut,
         name,
         {
-            "training_data_sha256": whole.digest(),
-            "evaluation_data_sha256": None if evaluation is None else evaluation.digest(),
+            "training_data_sha256": reader.digest(whole, columns),
+            "evaluation_data_sha256": None
+            if evaluation is None or found is None
+            else reader.digest(evaluation, found),
             **columns.identity(),
         },
         "" if evaluation is None else evaluation.name,

@@ -9,7 +9,7 @@ from typing import Any
 from mixout_export.data.metrics import default_metric
 from mixout_export.data.reader import Reader, reader_of
 from mixout_export.errors import ArgumentError
-from mixout_export.stages.train.data import DataOptions, TrainingData
+from mixout_export.stages.train.data import DataOptions, TrainingData, encoding_options
 from mixout_export.tasks import Task
 from mixout_export.training.options import TrainOptions
 
@@ -39,6 +39,7 @@ def check_options(task: Task, data: DataOptions, options: TrainOptions) -> tuple
     ):
         if given and name not in reader.uses:
             raise ArgumentError(f"{name}: has no effect for {task.name}; leave it out")
+    reader.encoding.refuse_unused(task, data.columns, encoding_options(options))
     if options.examples_seed and options.examples is None:
         raise ArgumentError("examples-seed: has no effect without --examples; leave it out")
     if (data.train_file is None) == (data.dataset is None):

@@ -63,7 +63,7 @@ def data_key(
         (folder.task_name, folder.labels, folder.config.get("model_type")),
         (read_with, reader.encoding.traits(preprocessor)),
         interface,
-        (options.max_length, options.doc_stride, options.pack_sequences),
+        (options.max_length, options.doc_stride, options.pack_sequences, options.augment),
         (options.examples, options.examples_seed),
         options.seed if reader.draws else None,
     )
