@@ -1,15 +1,17 @@
 """The strategies (arms) that are compared: for each one a model and its training step."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.shapes import Shape
-from mixout_export import MixoutConfig, fused, inject_mixout
+from mixout_export import MaskSchedule, MixoutAdamW, MixoutConfig, fused, inject_mixout
+from mixout_export.adamw import Scope
 from mixout_export.config import GRANULARITIES
 from mixout_export.fast_linear.gathering import never_gather
 from mixout_export.surgery.injection import mixout_layers
@@ -28,6 +30,9 @@ class Arm:
         one_pass: Whether Φ comes from the one-pass kernel, on a GPU.
         half_anchors: Whether anchors are bfloat16 in memory (`--anchor-dtype bfloat16`).
         gathers: Whether the product for the weight's gradient skips dropped neurons.
+        compact: Whether gradients stay compact up to the optimizer, as in `train`.
+        held: Number of steps for which masks are held; None draws them at each step.
+        scope: What a step changes in a mixed weight (`--optimizer-scope`).
     """
 
     dropout: float = 0.0
@@ -36,6 +41,9 @@ class Arm:
     one_pass: bool = False
     half_anchors: bool = False
     gathers: bool = True
+    compact: bool = True
+    held: int | None = None
+    scope: Scope = "all"
 
 
 ARMS: dict[str, Arm] = {
@@ -56,8 +64,14 @@ ARMS: dict[str, Arm] = {
     "element 0.7": Arm(p=0.7, kind="element"),
     "element 0.8": Arm(p=0.8, kind="element"),
     "literal 0.7": Arm(p=0.7, kind="literal"),
-    "neuron 0.7, whole gradient": Arm(p=0.7, kind="neuron", gathers=False),
-    "filter 0.8, whole gradient": Arm(p=0.8, kind="filter", gathers=False),
+    "neuron 0.7, whole gradient": Arm(p=0.7, kind="neuron", gathers=False, compact=False),
+    "neuron 0.7, dense gradient": Arm(p=0.7, kind="neuron", compact=False),
+    "neuron 0.9, dense gradient": Arm(p=0.9, kind="neuron", compact=False),
+    "neuron 0.9, bf16 anchors": Arm(p=0.9, kind="neuron", half_anchors=True),
+    "neuron 0.9, bf16 anchors, held, active": Arm(
+        p=0.9, kind="neuron", half_anchors=True, held=100, scope="active"
+    ),
+    "filter 0.8, whole gradient": Arm(p=0.8, kind="filter", gathers=False, compact=False),
     "neuron 0.7, one pass": Arm(p=0.7, kind="neuron", one_pass=True),
     "neuron 0.7, one pass, bf16 anchors": Arm(
         p=0.7, kind="neuron", one_pass=True, half_anchors=True
@@ -149,10 +163,80 @@ def build_model(arm: str, shape: Shape, *, device: str = "cpu") -> nn.Module:
     return model.train()
 
 
+@dataclass(frozen=True)
+class Step:
+    """One training step of an arm: forward, backward, clipping, AdamW.
+
+    Attributes:
+        arm: The arm.
+        model: Its model.
+        run: The model, or its compiled form.
+        optimizer: The optimizer.
+        masks: The schedule of held masks; None if masks are not held.
+        decay: Decay toward the pretrained weights.
+        device: Kind of device.
+        precision: "fp32", or "bf16" for autocast with float32 weights.
+    """
+
+    arm: Arm
+    model: nn.Module
+    run: Any
+    optimizer: Optimizer
+    masks: MaskSchedule | None
+    decay: PretrainedDecay
+    device: str
+    precision: str
+
+    def __call__(self, batch: dict[str, Tensor]) -> None:
+        """Do the step."""
+        self.backward(batch)
+        self.update()
+
+    def backward(self, batch: dict[str, Tensor]) -> None:
+        """Compute the gradients."""
+        if self.masks is not None:
+            self.masks.step()
+        with _ways_of(self.arm):
+            with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+                loss = self.run(**batch).loss
+            loss.backward()
+
+    def update(self) -> None:
+        """Clip the gradients and change the weights."""
+        if isinstance(self.optimizer, MixoutAdamW):
+            self.optimizer.clip_grad_norm_(1.0)
+        else:
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.decay.apply(1e-5)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_bytes(self) -> dict[str, int]:
+        """Return the bytes of weights, anchors, gradients and the optimizer's state as they are."""
+        parameters, layers = list(self.model.parameters()), mixout_layers(self.model).values()
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        for layer in layers:
+            if layer.compact is not None and layer.compact.slices is not None:
+                gradients += [layer.compact.slices.values, layer.compact.slices.indices]
+        state = [v for values in self.optimizer.state.values() for v in values.values()]
+        if isinstance(self.optimizer, MixoutAdamW):
+            state += self.optimizer.buffers()
+        return {
+            "weights": _bytes(parameters),
+            "anchors": _bytes(layer.pretrained_weight for layer in layers),
+            "gradients": _bytes(gradients),
+            "optimizer": _bytes(state),
+        }
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
 def build_step(
     arm: str, shape: Shape, *, device: str = "cpu", precision: str = "fp32", compiled: bool = False
-) -> Callable[[dict[str, Tensor]], None]:
-    """Return a function that does one training step: forward, backward, clipping, AdamW.
+) -> Step:
+    """Return the training step of an arm.
 
     Args:
         arm: One of `ARMS`.
@@ -161,25 +245,19 @@ def build_step(
         precision: "fp32", or "bf16" for autocast with float32 weights.
         compiled: Whether to compile the model with `torch.compile`.
     """
+    chosen = ARMS[arm]
     model = build_model(arm, shape, device=device)
     parameters = list(model.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01, fused=True)
+    optimizer: Optimizer
+    if chosen.compact and chosen.kind in GRANULARITIES:
+        optimizer = MixoutAdamW(model, lr=1e-5, weight_decay=0.01, scope=chosen.scope)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-5, weight_decay=0.01, fused=True)
     decay = PretrainedDecay({}, 0.0)
     if arm == "wdecay(pre)":
         optimizer.param_groups[0]["weight_decay"] = 0.0
         weights = [p.data for p in parameters]
         decay = PretrainedDecay({1.0: Attraction(weights, [w.clone() for w in weights])}, 0.01)
+    masks = None if chosen.held is None else MaskSchedule(model, resample_every=chosen.held)
     run = torch.compile(model) if compiled else model
-
-    def step(batch: dict[str, Tensor]) -> None:
-        with _ways_of(ARMS[arm]):
-            kind = device.partition(":")[0]
-            with torch.autocast(kind, torch.bfloat16, enabled=precision == "bf16"):
-                loss = run(**batch).loss
-            loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        decay.apply(1e-5)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    return Step(chosen, model, run, optimizer, masks, decay, device.partition(":")[0], precision)

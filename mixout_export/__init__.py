@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixout_export.adamw import MixoutAdamW
     from mixout_export.checkpoint.loading import load_mixout
     from mixout_export.checkpoint.saving import save_mixout
     from mixout_export.config import MixoutConfig
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
         MixoutEmbedding,
         MixoutLinear,
     )
+    from mixout_export.mask_schedule import MaskSchedule
     from mixout_export.surgery.injection import InjectionReport, collapse_mixout, inject_mixout
     from mixout_export.version import __version__
 
 __all__ = [
     "InjectionReport",
+    "MaskSchedule",
+    "MixoutAdamW",
     "MixoutConfig",
     "MixoutConv1D",
     "MixoutConv1d",
@@ -44,6 +48,8 @@ __all__ = [
 #: Name → module that defines it.
 _MODULES = {
     "InjectionReport": "mixout_export.surgery.injection",
+    "MaskSchedule": "mixout_export.mask_schedule",
+    "MixoutAdamW": "mixout_export.adamw",
     "MixoutConfig": "mixout_export.config",
     "MixoutConv1D": "mixout_export.layers",
     "MixoutConv1d": "mixout_export.layers",

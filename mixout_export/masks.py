@@ -6,6 +6,7 @@ it draws the same bits again from the same seed.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,6 +61,15 @@ class PackedMask:
         """Make a mask with a seed from PyTorch's global CPU generator; p is in (0, 1)."""
         seed = int(torch.randint(1 << 62, (), dtype=torch.int64))
         return cls(seed, shape, round_probability(p))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `from_dict` needs to make the same mask."""
+        return {"seed": self.seed, "shape": list(self.shape), "p": self.p}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "PackedMask":
+        """Make the mask that `to_dict` described."""
+        return cls(values["seed"], torch.Size(values["shape"]), values["p"])
 
     def bits(self, like: Tensor) -> Tensor:
         """Draw the whole mask: zeros and ones, of the weight's shape.

@@ -8,6 +8,7 @@ one. The documented ways were measured and are slower: see "Private parts of PyT
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -19,6 +20,18 @@ def is_transformed() -> bool:
 def computes_forward_gradients() -> bool:
     """Tell whether the code runs inside `torch.autograd.forward_ad.dual_level`."""
     return forward_ad._current_level >= 0
+
+
+def accumulates_gradient(leaf: torch.Tensor) -> bool:
+    """Tell whether the backward pass that is running adds to a leaf's `grad`.
+
+    `torch.autograd.grad`, and `backward` with other inputs, do not.
+    """
+    node = get_gradient_edge(leaf).node
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # what it raises for a leaf whose gradient `torch.autograd.grad` returns
+        return False
 
 
 def synchronizing_ddp(model: nn.Module) -> DistributedDataParallel | None:

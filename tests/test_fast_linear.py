@@ -109,7 +109,7 @@ def test_nothing_of_the_weights_size_is_kept() -> None:
 @pytest.mark.parametrize("active", [0, 40])
 def test_all_or_no_neuron_active(active: int, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.full((1, 40), bool(active))
-    monkeypatch.setattr("mixout_export.fast_linear.neuron.draw_mask", lambda *_, **__: mask)
+    monkeypatch.setattr("mixout_export.layers.base.draw_mask", lambda *_, **__: mask)
     layer = make_layer("linear", p=0.5)
     result = outcome(layer, torch.float64, fast=True, autocast=False)
     weight = layer.pretrained_weight + (2.0 if active else 0.0) * (
@@ -241,11 +241,11 @@ def test_second_derivatives_of_gathered_columns(
     torch.manual_seed(0)
     layer = MixoutLinear(12, 3, bias, p=p).double()
     inputs = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+    mask = layer.draw_mask()
 
     def product(value: Tensor, weight: Tensor) -> Tensor:
-        torch.manual_seed(1)
         return mixed_product(
-            *(value, weight, layer.pretrained_weight, layer.bias),
+            *(value, weight, layer.pretrained_weight, layer.bias, mask),
             p=p,
             granularity="neuron",
             input_dim=1,

@@ -168,7 +168,7 @@ def test_a_mask_that_differs_in_the_recomputation_is_noticed(
         return PackedMask(int(torch.randint(1 << 62, (), generator=own)), shape, p)
 
     monkeypatch.setattr(correct, "_GRANULARITIES", (granularity,))
-    monkeypatch.setattr(neuron, "draw_mask", draw)
+    monkeypatch.setattr(base, "draw_mask", draw)
     monkeypatch.setattr(PackedMask, "draw", draw_packed)
     assert "gradient" in fails(correct.check_checkpointing)
 
@@ -205,16 +205,16 @@ def test_mask_statistics_pass() -> None:
 
 
 def test_a_wrong_share_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = neuron.draw_mask
+    draw = base.draw_mask
     monkeypatch.setattr(
-        neuron, "draw_mask", lambda weight, p, **named: draw(weight, p + 0.03, **named)
+        base, "draw_mask", lambda weight, p, **named: draw(weight, p + 0.03, **named)
     )
     assert "the share of kept neurons" in fails(correct.check_masks)
 
 
 def test_a_mask_that_stays_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     mask = torch.rand(1, 128, generator=torch.Generator().manual_seed(0)) >= 0.7
-    monkeypatch.setattr(neuron, "draw_mask", lambda *_, **__: mask)
+    monkeypatch.setattr(base, "draw_mask", lambda *_, **__: mask)
     fails(correct.check_masks)
 
 
@@ -225,7 +225,7 @@ def test_layers_that_share_a_mask_are_noticed(monkeypatch: pytest.MonkeyPatch) -
         generator = torch.Generator().manual_seed(next(numbers) // 2)
         return torch.rand(1, 128, generator=generator) >= 0.7
 
-    monkeypatch.setattr(neuron, "draw_mask", draw)
+    monkeypatch.setattr(base, "draw_mask", draw)
     assert "the correlation of two layers" in fails(correct.check_masks)
 
 

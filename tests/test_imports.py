@@ -15,11 +15,12 @@ ROOT = Path(mixout_export.__file__).parent
 ORDER = (
     ("errors", "printable", "quiet", "rounding", "torch_internals"),
     ("config", "recipes", "tasks", "version"),
-    ("functional", "masks", "fused_kernel"),
+    ("functional", "masks", "fused_kernel", "compact"),
     ("fused",),
     ("fast_linear",),
     ("layers",),
     ("surgery",),
+    ("adamw", "mask_schedule"),
     ("files",),
     ("provenance", "runners"),
     ("served",),
@@ -70,6 +71,8 @@ def sources(part: str) -> list[Path]:
 def test_public_names() -> None:
     assert mixout_export.__all__ == [
         "InjectionReport",
+        "MaskSchedule",
+        "MixoutAdamW",
         "MixoutConfig",
         "MixoutConv1D",
         "MixoutConv1d",

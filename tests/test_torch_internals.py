@@ -1,11 +1,14 @@
 """Each undocumented part of PyTorch that the package uses still exists and still works."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.autograd import forward_ad
 from torch.nn.parallel import DistributedDataParallel
 
 from mixout_export.torch_internals import (
+    accumulates_gradient,
     computes_forward_gradients,
     is_transformed,
     synchronizing_ddp,
@@ -43,6 +46,34 @@ def test_the_level_of_forward_gradients() -> None:
     with forward_ad.dual_level():
         within = computes_forward_gradients()
     assert (before, within, computes_forward_gradients()) == (False, True, False), message(name)
+
+
+class _Asks(torch.autograd.Function):
+    """Multiplies by a leaf, and notes in the backward pass whether it will get a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, leaf: Tensor, seen: list[bool]) -> Tensor:
+        ctx.leaf, ctx.seen = leaf, seen
+        return x * leaf
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        ctx.seen.append(accumulates_gradient(ctx.leaf))
+        return grad, grad, None
+
+
+def test_whether_a_backward_pass_adds_to_a_leaf() -> None:
+    name = "torch._C._will_engine_execute_node"
+    assert hasattr(torch._C, "_will_engine_execute_node"), message(name)
+    x, leaf = (torch.ones(2, requires_grad=True) for _ in range(2))
+    seen: list[bool] = []
+    loss = _Asks.apply(x, leaf, seen).sum()  # type: ignore[no-untyped-call]
+    loss.backward(retain_graph=True)
+    torch.autograd.grad(loss, x, retain_graph=True)
+    torch.autograd.grad(loss, leaf, retain_graph=True)
+    loss.backward(inputs=[leaf], retain_graph=True)
+    loss.backward(inputs=[x])
+    assert seen == [True, False, False, True, False], message(name)
 
 
 def test_what_a_running_ddp_says_of_itself() -> None:

@@ -209,6 +209,35 @@ def test_interrupted_at_a_step_and_resumed(
     assert_same_run(tmp_path / "out", undisturbed)
 
 
+#: Step 5, whose checkpoint is the one to resume from, lies within a mask of steps 4 to 6.
+HELD: dict[str, Any] = {**OPTIONS, "decay_toward": "zero", "resample_every": 3, "save_every": 5}
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"anchor_decay": 0.9},
+        {"anchor_decay": 0.9, "optimizer_scope": "active"},
+        {"anchor_dtype": "bfloat16", "optimizer_scope": "active"},
+    ],
+    ids=lambda held: " ".join(map(str, held.values())),
+)
+def test_held_masks_moments_and_anchors_are_resumed(
+    ground: TrainingGround, prepared: Path, tmp_path: Path, held: dict[str, Any]
+) -> None:
+    options = {**HELD, **held, "epochs": 2.0}
+    for folder in ("whole", "cut"):
+        (tmp_path / folder).mkdir()
+    whole, out = tmp_path / "whole" / "out", tmp_path / "cut" / "out"
+    ground.run(whole, prepared=prepared, data=ground.data(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        ground.run(out, prepared=prepared, observer=Interrupting(7), resume=True, **options)
+    ground.run(out, prepared=prepared, resume=True, **options)
+    assert_same_run(out, whole)
+    # The base's own values, whatever the anchors did.
+    assert (out / "pretrained.safetensors").samefile(prepared / "pretrained.safetensors")
+
+
 def test_a_run_that_is_asked_to_stop_saves_its_last_step_first(
     ground: TrainingGround, prepared: Path, undisturbed: Path, tmp_path: Path
 ) -> None:

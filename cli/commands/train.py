@@ -204,7 +204,7 @@ def _data_files(
 @option(
     "--gradient-accumulation",
     default=1,
-    help="Batches per training step. Each batch has its own masks.",
+    help="Batches per training step. Each has its own masks, unless --resample-every is given.",
 )
 @flag("--gradient-checkpointing", help="Recompute activations in the backward pass to save memory.")
 @option(
@@ -223,6 +223,25 @@ def _data_files(
     type=click.Choice(["float32", "bfloat16", "float16"]),
     help="Dtype of the pretrained weights in memory. bfloat16 halves their size.  "
     "[default: float32]",
+)
+@option(
+    "--resample-every",
+    type=int,
+    metavar="STEPS",
+    help="Training steps for which each mask is held.  [default: a new mask for each batch]",
+)
+@option(
+    "--anchor-decay",
+    default=1.0,
+    help="With --resample-every: each new mask moves the pretrained weights in memory toward the "
+    "trained ones, by 1 minus this. 1 leaves them where they are.",
+)
+@option(
+    "--optimizer-scope",
+    type=click.Choice(["all", "active"]),
+    default="all",
+    help="With --resample-every: what a step changes in a mixed weight. active changes only the "
+    "columns that its mask leaves active, and needs less memory.",
 )
 @seed_option("Seed for masks, dropout and the order of the training rows.")
 @seed_option(

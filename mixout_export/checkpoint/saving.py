@@ -28,6 +28,7 @@ from mixout_export.files.tensors import TensorEntry, TensorSource, read_tensors,
 from mixout_export.files.weight_files import find_weights
 from mixout_export.files.writing import ANCHOR_SHARD, finish_anchors, shards_of
 from mixout_export.files.writing import SHARD_SIZE as _SHARD_SIZE
+from mixout_export.layers import MixoutLayer
 from mixout_export.quiet import quiet_libraries
 from mixout_export.surgery.injection import ORIGIN_ATTRIBUTE, mixout_layers
 from mixout_export.surgery.key_names import disk_keys
@@ -130,6 +131,17 @@ def _model_to_save(model: nn.Module) -> tuple[PreTrainedModel, str]:
     return inner, name
 
 
+def _refuse_moved(layers: Mapping[str, MixoutLayer]) -> None:
+    """Refuse anchors that are no longer the pretrained weights, which nobody else has."""
+    moved = [name for name, layer in layers.items() if layer.anchor_moved]
+    if moved:
+        raise CheckpointError(
+            f"module {moved[0]!r}: its anchor has moved away from the pretrained weights, which a "
+            "mixout checkpoint must hold; prepare the model and begin with load_mixout, whose "
+            "folder keeps them"
+        )
+
+
 def _report_unsaved(model: nn.Module, inner: PreTrainedModel, name: str) -> None:
     """Say which parameters around the saved model are not in the folder."""
     saved = {id(parameter) for parameter in inner.parameters()}
@@ -203,7 +215,8 @@ def save_mixout(
 
     Raises:
         ArgumentError: There is no transformers model with mixout layers, or more than one.
-        CheckpointError: The tokenizer gives ids that the model has no row for.
+        CheckpointError: The tokenizer gives ids that the model has no row for, or the anchors have
+            moved (`MaskSchedule`) and no folder has the pretrained weights.
         OutputError: The folder cannot be written.
     """
     path = Path(path)
@@ -248,6 +261,7 @@ def write_mixout(
         still = tuple(module for module in metadata.modules if module.name in layers)
         metadata = replace(metadata, modules=still)
     else:
+        _refuse_moved(layers)
         kinds = {name: layer.plain_class.__name__ for name, layer in layers.items()}
         modules = mixed_modules(kinds, disk_keys(model), entries)
         anchors = [

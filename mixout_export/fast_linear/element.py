@@ -20,14 +20,14 @@ def element_product(
     weight: Tensor,
     pretrained_weight: Tensor,
     bias: Tensor | None,
-    p: float,
+    mask: PackedMask,
     input_dim: int,
 ) -> Tensor:
-    """Multiply (rows, in) with Φ under a fresh element mask and add the bias.
+    """Multiply (rows, in) with Φ under an element mask and add the bias.
 
-    The arguments are those of `linear.mixed_product`. p is rounded to a multiple of 2⁻¹⁶.
+    The arguments are those of `linear.mixed_product`. The mask has p rounded to a
+    multiple of 2⁻¹⁶.
     """
-    mask = PackedMask.draw(weight.shape, p)
     return _ElementProduct.apply(  # type: ignore[no-any-return, no-untyped-call]
         input, weight, pretrained_weight, bias, mask, input_dim
     )

@@ -65,17 +65,19 @@ class ActiveNeurons:
         return self.count < self.columns
 
     @classmethod
-    def of(cls, mask: Tensor, weight: Tensor, rows: int) -> "ActiveNeurons | None":
+    def of(
+        cls, mask: Tensor, weight: Tensor, rows: int, *, always: bool = False
+    ) -> "ActiveNeurons | None":
         """Return the active neurons of a mask, which is on the CPU, for an input of some rows.
 
-        Return None if gathering them costs more than it saves.
+        Return None if gathering them costs more than it saves, unless `always` asks for them.
         """
         total = mask.numel()
         neurons = mask.view(-1).nonzero()
         step = PADDING[weight.device.type]
         columns = min(-(-(neurons.shape[0] + 1) // step) * step, total)
         saved = (total - columns) * rows * (weight.numel() // max(1, total))
-        gathers = saved >= _FEWEST_SAVED if _forced is None else _forced
+        gathers = (always or saved >= _FEWEST_SAVED) if _forced is None else _forced
         return cls(neurons, columns, total, weight.device) if gathers else None
 
     def gather(self, input: Tensor) -> Tensor:
@@ -95,7 +97,8 @@ class ActiveNeurons:
     def scatter(self, values: Tensor, whole: Tensor, dim: int) -> Tensor:
         """Write the active neurons' values into `whole`, a tensor of zeros, and return it.
 
-        Along `dim`, `values` has `columns` elements, and `whole` has one per input neuron.
+        Along `dim`, `values` has `count` or `columns` elements, and `whole` has one per input
+        neuron.
         """
         neurons, values = self.indices.narrow(1, 0, self.count), values.narrow(dim, 0, self.count)
         if dim == 1 and whole.device.type == "cpu":  # takes two thirds of index_copy_'s time there

@@ -3,15 +3,16 @@
 import torch
 from torch import Tensor
 
+from mixout_export.compact import CompactGradient
 from mixout_export.fast_linear.element import element_product
-from mixout_export.fast_linear.filter import filter_product
+from mixout_export.fast_linear.masked import masked_operation
 from mixout_export.fast_linear.neuron import neuron_product
+from mixout_export.fast_linear.operations import MatrixProduct
 from mixout_export.fast_linear.products import product
+from mixout_export.masks import PackedMask
 from mixout_export.torch_internals import computes_forward_gradients, is_transformed
 
 _DEVICES = ("cpu", "cuda")
-
-_PRODUCTS = {"neuron": neuron_product, "filter": filter_product, "element": element_product}
 
 
 def needs_plain_ops(weight: Tensor, input: Tensor) -> bool:
@@ -57,21 +58,26 @@ def mixed_product(
     weight: Tensor,
     pretrained_weight: Tensor,
     bias: Tensor | None,
+    mask: Tensor | PackedMask,
     *,
     p: float,
     granularity: str,
     input_dim: int,
+    compact: CompactGradient | None = None,
 ) -> Tensor:
-    """Multiply an input with Φ = u + (m / (1 - p)) ⊙ (w - u) under a fresh mask; add the bias.
+    """Multiply an input with Φ = u + (m / (1 - p)) ⊙ (w - u), and add the bias.
 
     Args:
         input: Shape (..., in), floating point.
         weight: w, of shape (out, in) if `input_dim` is 1, (in, out) if it is 0.
         pretrained_weight: u, of the same shape.
         bias: Shape (out,), or None.
+        mask: m: packed for "element", else Bool on the CPU; it broadcasts against the weight.
         p: Mix probability in (0, 1).
-        granularity: "neuron", "filter", or "element" if `masks.can_pack` holds.
+        granularity: What shares a bit of the mask: "neuron", "filter" or "element".
         input_dim: The dimension of `weight` that counts input neurons.
+        compact: Where the active slices of the weight's gradient may be written instead of into
+            `weight.grad`; None for the dense gradient.
 
     Returns:
         Shape (..., out), of the input's dtype, or of autocast's if it is enabled.
@@ -88,6 +94,13 @@ def mixed_product(
     # As a matrix, so that the output is not a view made inside an autograd function. Such a view
     # must not be changed in place, and Longformer does that with its queries.
     rows = input if input.dim() == 2 else input.reshape(-1, input.shape[-1])
-    multiply = _PRODUCTS[granularity]
-    output = multiply(rows, weight, pretrained_weight, bias, p, input_dim)
+    tensors = (rows, weight, pretrained_weight, bias)
+    if isinstance(mask, PackedMask):
+        output = element_product(*tensors, mask, input_dim)
+    elif granularity == "neuron":
+        output = neuron_product(*tensors, mask, p, input_dim, compact)
+    else:
+        output = masked_operation(
+            MatrixProduct(input_dim), *tensors, mask, p=p, granularity=granularity, compact=compact
+        )
     return output.view(*input.shape[:-1], weight.shape[1 - input_dim])

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout_export.compact import CompactGradient
 from mixout_export.fast_linear.gathering import ActiveNeurons
 from mixout_export.fast_linear.operations import Operation
 from mixout_export.fast_linear.products import from_host, mask_gradient
@@ -24,6 +25,7 @@ def masked_operation(
     *,
     p: float,
     granularity: str,
+    compact: CompactGradient | None = None,
 ) -> Tensor:
     """Compute an operation with Φ = u + (m / (1 - p)) ⊙ (w - u) and add the bias.
 
@@ -37,6 +39,8 @@ def masked_operation(
             GPU; it broadcasts against the weight.
         p: Mix probability in (0, 1).
         granularity: "neuron" or "filter": what shares a bit of the mask.
+        compact: Where the active slices of the weight's gradient may be written instead of into
+            `weight.grad`; None for the dense gradient.
 
     Returns:
         Shape (batch, out, …), of the input's dtype, or of autocast's if it is enabled.
@@ -47,11 +51,12 @@ def masked_operation(
         input, bias = input.to(dtype), None if bias is None else bias.to(dtype)
     active = None
     if torch.is_grad_enabled() and operation.separable:
-        active = ActiveNeurons.of(mask, weight, operation.rows(input, weight))
+        rows = operation.rows(input, weight)
+        active = ActiveNeurons.of(mask, weight, rows, always=compact is not None)
     factors = coefficients(from_host(mask, weight.device), weight.dtype, 1.0 - p)
     output, _ = _MaskedOperation.apply(  # type: ignore[no-untyped-call]
         *(input, weight, pretrained_weight, bias, factors),
-        *(active, p, granularity == "filter", operation),
+        *(active, p, granularity == "filter", operation, compact),
     )
     return output  # type: ignore[no-any-return]
 
@@ -75,8 +80,10 @@ class _MaskedOperation(torch.autograd.Function):
         p: float,
         by_filter: bool,
         operation: Operation,
+        compact: CompactGradient | None,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
+        ctx.compact = compact
         ctx.active, ctx.p, ctx.by_filter, ctx.operation = active, p, by_filter, operation
         ctx.shape = input.shape
         mixed = mix_by(factors, weight, pretrained_weight, 1.0 - p)
@@ -105,7 +112,7 @@ class _MaskedOperation(torch.autograd.Function):
                 grad_weight = _weight_gradient(ctx, grad, kept, weight, factors)
             if needs_bias_grad:
                 grad_bias = grad.sum([dim for dim in range(grad.dim()) if dim != _NEURONS])
-        return grad_input, grad_weight, None, grad_bias, None, None, None, None, None
+        return grad_input, grad_weight, None, grad_bias, None, None, None, None, None, None
 
 
 def _gather(active: ActiveNeurons, values: Tensor) -> Tensor:
@@ -121,7 +128,8 @@ def _scatter(active: ActiveNeurons, values: Tensor, whole: Tensor, dim: int) -> 
 
 def _weight_gradient(
     ctx: Any, grad: Tensor, kept: Tensor, weight: Tensor, factors: Tensor
-) -> Tensor:
+) -> Tensor | None:
+    """Return the weight's gradient; None if it went to `ctx.compact`."""
     active, operation = ctx.active, ctx.operation
     if active is None:
         whole = operation.weight_gradient(grad, kept, weight.shape)
@@ -133,7 +141,10 @@ def _weight_gradient(
     shape = list(weight.shape)
     shape[dim] = active.columns
     part = operation.weight_gradient(grad, kept, torch.Size(shape))
-    scaled = part.to(weight.dtype) * (1.0 / (1.0 - ctx.p))
+    scaled = part.narrow(dim, 0, active.count).to(weight.dtype) * (1.0 / (1.0 - ctx.p))
+    if ctx.compact is not None and ctx.compact.accepts(grad.dtype):
+        ctx.compact.add(active.indices[0, : active.count], scaled)
+        return None
     # Zeros made from the values, not from the weight: under `is_grads_batched` the values have one
     # dimension more, and so must the zeros.
     return _scatter(active, scaled, scaled.new_zeros(weight.shape), dim)

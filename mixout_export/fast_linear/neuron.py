@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixout_export.compact import CompactGradient
 from mixout_export.fast_linear.gathering import ActiveNeurons
 from mixout_export.fast_linear.products import (
     from_host,
@@ -13,7 +14,7 @@ from mixout_export.fast_linear.products import (
     product,
     weight_gradient,
 )
-from mixout_export.functional import coefficients, draw_mask
+from mixout_export.functional import coefficients
 from mixout_export.fused import mixed_in
 
 
@@ -22,21 +23,22 @@ def neuron_product(
     weight: Tensor,
     pretrained_weight: Tensor,
     bias: Tensor | None,
+    mask: Tensor,
     p: float,
     input_dim: int,
+    compact: CompactGradient | None,
 ) -> Tensor:
-    """Multiply (rows, in) with Φ under a fresh neuron mask and add the bias.
+    """Multiply (rows, in) with Φ under a neuron mask and add the bias.
 
-    The arguments are those of `linear.mixed_product`. The mask is drawn on the CPU, where its
-    active neurons can be counted without waiting for a GPU.
+    The arguments are those of `linear.mixed_product`. On the CPU, the mask's active neurons can be
+    counted without waiting for a GPU.
     """
-    mask = draw_mask(weight, p, granularity="neuron", input_dim=input_dim, device="cpu")
     active = None
     if torch.is_grad_enabled():
-        active = ActiveNeurons.of(mask, weight, input.shape[0])
+        active = ActiveNeurons.of(mask, weight, input.shape[0], always=compact is not None)
     factors = coefficients(from_host(mask, weight.device), weight.dtype, 1.0 - p)
     output, _ = _NeuronProduct.apply(  # type: ignore[no-untyped-call]
-        input, weight, pretrained_weight, bias, factors, active, p, input_dim
+        input, weight, pretrained_weight, bias, factors, active, p, input_dim, compact
     )
     return output  # type: ignore[no-any-return]
 
@@ -59,8 +61,10 @@ class _NeuronProduct(torch.autograd.Function):
         active: ActiveNeurons | None,
         p: float,
         input_dim: int,
+        compact: CompactGradient | None,
     ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
+        ctx.compact = compact
         ctx.active, ctx.p, ctx.input_dim, ctx.shape = active, p, input_dim, input.shape
         gathered = active.gather(input) if active is not None and active.keeps_gathered else None
         kept = input if gathered is None else gathered
@@ -86,22 +90,28 @@ class _NeuronProduct(torch.autograd.Function):
                 grad_bias = grad.sum(0)
         if not needs_bias_grad:
             grad_bias = None
-        return grad_input, grad_weight, None, grad_bias, None, None, None, None
+        return grad_input, grad_weight, None, grad_bias, None, None, None, None, None
 
 
 def _parameter_gradients(
     ctx: Any, grad: Tensor, kept: Tensor, weight: Tensor, factors: Tensor
-) -> tuple[Tensor, Tensor | None]:
-    """Return the weight's gradient, and the bias's if the same product has computed it."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the weight's gradient, and the bias's if the same product has computed it.
+
+    The weight's is None if it went to `ctx.compact`.
+    """
     active, dim = ctx.active, ctx.input_dim
     if active is None:
         whole = weight_gradient(grad, kept, dim)
         return mask_gradient(whole.to(weight.dtype), factors, ctx.p), None
     gathered = kept if active.keeps_gathered else active.gather(kept)
     part = weight_gradient(grad, gathered, dim)
-    scaled = part.to(weight.dtype) * (1.0 / (1.0 - ctx.p))
+    # A copy of the bias's gradient: a view would keep the whole product alive.
+    grad_bias = part.select(dim, active.count).clone() if active.has_ones else None
+    scaled = part.narrow(dim, 0, active.count).to(weight.dtype) * (1.0 / (1.0 - ctx.p))
+    if ctx.compact is not None and ctx.compact.accepts(grad.dtype):
+        ctx.compact.add(active.indices[0, : active.count], scaled)
+        return None, grad_bias
     # Zeros made from the values, not from the weight: under `is_grads_batched` the values have one
     # dimension more, and so must the zeros.
-    grad_weight = active.scatter(scaled, scaled.new_zeros(weight.shape), dim)
-    # A copy of the bias's gradient: a view would keep the whole product alive.
-    return grad_weight, part.select(dim, active.count).clone() if active.has_ones else None
+    return active.scatter(scaled, scaled.new_zeros(weight.shape), dim), grad_bias

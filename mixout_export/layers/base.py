@@ -5,11 +5,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from mixout_export.compact import CompactGradient
 from mixout_export.config import check_granularity, check_probability
 from mixout_export.errors import ArgumentError
 from mixout_export.fast_linear.linear import mixed_product, needs_plain_ops
-from mixout_export.functional import draw_mask, mix
-from mixout_export.masks import can_pack
+from mixout_export.functional import draw_mask, mix, output_dim
+from mixout_export.masks import PackedMask, can_pack
 
 
 class MixoutLayer(nn.Module):
@@ -23,6 +24,10 @@ class MixoutLayer(nn.Module):
         granularity: "neuron", "filter" or "element": what shares a bit of the mask.
         pretrained_weight: u, the anchor: a persistent buffer of the weight's shape, without a
             gradient.
+        held_mask: The mask of all calls until another one is held; None if each call draws its own.
+        anchor_moved: Whether the anchor has moved away from the pretrained weight.
+        compact: Where the backward pass may leave the gradient of the active columns; None for a
+            dense gradient.
     """
 
     #: The plain layer that this class extends. `to_plain` restores it.
@@ -35,6 +40,9 @@ class MixoutLayer(nn.Module):
     pretrained_weight: Tensor
     p: float
     granularity: str
+    held_mask: Tensor | PackedMask | None = None
+    anchor_moved: bool = False
+    compact: CompactGradient | None = None
 
     def anchor(self, pretrained_weight: Tensor | None, *, p: float, granularity: str) -> None:
         """Set the anchor, the mix probability and the granularity; see `to_mixout`."""
@@ -59,6 +67,55 @@ class MixoutLayer(nn.Module):
     def release(self) -> None:
         """Remove everything that the plain layer does not have."""
         del self.pretrained_weight, self.p, self.granularity
+        for name in ("held_mask", "anchor_moved", "compact"):
+            vars(self).pop(name, None)
+
+    @torch.no_grad()
+    def move_anchor(self, share: float) -> None:
+        """Move the anchor toward the weight by a share of the way: u ← u + share · (w - u).
+
+        Rows that only one of both has stay as they are.
+        """
+        common = min(len(self.weight), len(self.pretrained_weight))
+        anchor = self.pretrained_weight[:common]
+        anchor.lerp_(self.weight[:common].to(anchor.dtype), share)
+        self.anchor_moved = True
+
+    def hold_mask(self) -> None:
+        """Draw a mask that all calls use until another one is held. At p = 0 there is none."""
+        self.held_mask = None if self.p == 0.0 else self.fresh_mask()
+
+    def packs_masks(self) -> bool:
+        """Tell whether an element mask is kept as a seed."""
+        return can_pack(self.weight.numel(), self.p)
+
+    def fresh_mask(self) -> Tensor | PackedMask:
+        """Draw a mask in the form that the fast path takes.
+
+        Masks over neurons are Bool on the CPU, where their bits can be counted without waiting for
+        a GPU.
+        """
+        if self.granularity != "element":
+            return self.draw_mask("cpu")
+        return (
+            PackedMask.draw(self.weight.shape, self.p) if self.packs_masks() else self.draw_mask()
+        )
+
+    def mask_dim(self) -> int:
+        """Return the dimension of the weight that has the mask's bits, unless each weight has."""
+        neuron = self.granularity == "neuron"
+        return self.input_dim if neuron else output_dim(self.weight, self.input_dim)
+
+    def takes_compact_gradients(self) -> bool:
+        """Tell whether the backward pass can leave out the slices that a mask makes zero."""
+        return self.granularity != "element"
+
+    def compact_gradient(self) -> CompactGradient | None:
+        """Return where a backward pass may leave its gradient; None for a dense gradient."""
+        compact = self.compact
+        if compact is None or compact.weight is not self.weight or not compact.is_read():
+            return None
+        return compact
 
     def is_mixing(self) -> bool:
         """Tell whether a call draws a mask: in training mode with p > 0."""
@@ -68,18 +125,20 @@ class MixoutLayer(nn.Module):
         """Tell whether `fast_linear` computes the output for this input."""
         if not self.is_mixing() or needs_plain_ops(self.weight, input):
             return False
-        return self.granularity != "element" or can_pack(self.weight.numel(), self.p)
+        return self.granularity != "element" or self.packs_masks()
 
     def fast_product(self, input: Tensor) -> Tensor:
-        """Map (..., in) to (..., out) under a fresh mask; see `fast_linear`."""
+        """Map (..., in) to (..., out) under the held mask or a fresh one; see `fast_linear`."""
         return mixed_product(
             input,
             self.weight,
             self.pretrained_weight,
             self.bias,
+            self.held_mask if self.held_mask is not None else self.fresh_mask(),
             p=self.p,
             granularity=self.granularity,
             input_dim=self.input_dim,
+            compact=self.compact_gradient(),
         )
 
     def draw_mask(self, device: torch.device | str | None = None) -> Tensor:
@@ -93,10 +152,19 @@ class MixoutLayer(nn.Module):
         )
 
     def mixed_weight(self) -> Tensor:
-        """Return Φ under a fresh mask; in evaluation mode or at p = 0, return `weight` itself."""
+        """Return Φ under the held mask or a fresh one; in evaluation mode or at p = 0, `weight`."""
         if not self.is_mixing():
             return self.weight
-        return mix(self.weight, self.pretrained_weight, self.draw_mask(), self.p)
+        if isinstance(self.held_mask, PackedMask):
+            bits = self.held_mask.bits(self.weight)
+            return mix(self.weight, self.pretrained_weight, bits, self.held_mask.p)
+        return mix(self.weight, self.pretrained_weight, self.current_mask(), self.p)
+
+    def current_mask(self) -> Tensor:
+        """Return the held mask or draw a fresh one: Bool, on the weight's device."""
+        if isinstance(self.held_mask, Tensor):
+            return self.held_mask.to(self.weight.device)
+        return self.draw_mask()
 
     def extra_repr(self) -> str:
         """Return the plain layer's description with p and the granularity."""

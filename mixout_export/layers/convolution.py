@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (PyTorch's own idiom)
 from torch import Tensor, nn
 
-from mixout_export.fast_linear.linear import needs_plain_ops
 from mixout_export.fast_linear.masked import masked_operation
 from mixout_export.fast_linear.operations import Convolution
 from mixout_export.layers.base import MixoutLayer
@@ -44,13 +43,18 @@ class MixoutConvolution(MixoutLayer):
 
     def takes_fast_path(self, input: Tensor) -> bool:
         """Tell whether `fast_linear` computes the output for this input."""
-        if not self.is_mixing() or needs_plain_ops(self.weight, input):
-            return False
-        # Element masks have none: beside a convolution, drawing a bit per weight takes little time.
-        return self.granularity != "element" and input.dim() == self.weight.dim()
+        return input.dim() == self.weight.dim() and super().takes_fast_path(input)
+
+    def packs_masks(self) -> bool:
+        """Tell that element masks take the plain path: a bit per weight costs little here."""
+        return False
+
+    def takes_compact_gradients(self) -> bool:
+        """Tell whether the backward pass can leave out the slices that a mask makes zero."""
+        return self.groups == 1 and super().takes_compact_gradients()
 
     def fast_product(self, input: Tensor) -> Tensor:
-        """Map (batch, in_channels, …) to (batch, out_channels, …) under a fresh mask."""
+        """Map (batch, in_channels, …) to (batch, out_channels, …) ; see `MixoutLayer`."""
         padding = self.padding
         if isinstance(padding, str) or self.padding_mode != "zeros":
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -58,9 +62,11 @@ class MixoutConvolution(MixoutLayer):
             padding = (0,) * len(self.kernel_size)
         return masked_operation(
             Convolution(self.stride, padding, self.dilation, self.groups),
-            *(input, self.weight, self.pretrained_weight, self.bias, self.draw_mask("cpu")),
+            *(input, self.weight, self.pretrained_weight, self.bias),
+            self.held_mask if isinstance(self.held_mask, Tensor) else self.draw_mask("cpu"),
             p=self.p,
             granularity=self.granularity,
+            compact=self.compact_gradient(),
         )
 
     def draw_mask(self, device: torch.device | str | None = None) -> Tensor:

@@ -69,15 +69,23 @@ class MixoutEmbedding(MixoutLayer, nn.Embedding):
         """Tell whether the anchor may have this shape: that of the weight, with any rows."""
         return shape[1:] == self.weight.shape[1:]
 
+    def packs_masks(self) -> bool:
+        """Tell that an element mask is kept as bits, of which a batch needs few."""
+        return False
+
+    def takes_compact_gradients(self) -> bool:
+        """Tell that a lookup's gradient is dense, as that of the plain layer."""
+        return False
+
     def _row_mask(self, input: Tensor) -> Tensor:
-        """Draw a mask in which equal row numbers get equal bits.
+        """Return a mask in which equal row numbers get equal bits.
 
         It is Bool and broadcasts against the rows, (..., embedding_dim).
         """
-        if self.granularity == "neuron":
-            return F.embedding(input, self.draw_mask())
         if self.granularity == "filter":
-            return self.draw_mask().view(-1)
+            return self.current_mask().view(-1)
+        if self.granularity == "neuron" or self.held_mask is not None:
+            return F.embedding(input, self.current_mask())
         # Draw one row of bits per lookup, not per row of the table, and read the row of bits whose
         # index is the id's rank in the batch. All shapes are known without waiting for a GPU.
         ids = input.reshape(-1)

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mixout_export.adamw import MixoutAdamW
 from mixout_export.checkpoint.loading import load_weights
 from mixout_export.data.examples import Examples
 from mixout_export.data.metrics import is_better
-from mixout_export.errors import TrainingError, TrainingStoppedError
+from mixout_export.errors import ArgumentError, TrainingError, TrainingStoppedError
+from mixout_export.mask_schedule import MaskSchedule
 from mixout_export.surgery.forward_watch import ForwardWatch
 from mixout_export.training.attention import step_attention
 from mixout_export.training.batches import StepBatches, StepPlan
@@ -82,6 +84,11 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         accelerator, options, fresh = self.accelerator, self.options, self.fresh
+        if options.optimizer_scope == "active" and accelerator.num_processes > 1:
+            raise ArgumentError(
+                "optimizer-scope: got active with several processes, whose masks differ; use all, "
+                "or one process"
+            )
         self.plan = StepPlan(
             self.train.lengths,
             self.criterion.targets(self.train) if self.criterion else self.train.targets,
@@ -93,10 +100,18 @@ class Finetuning:
         self.model = self.model.to(accelerator.device)
         optimizer = build_optimizer(self.model, options, fresh=fresh)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.clip = _clipping(accelerator, optimizer, self.parameters, options)
         self.wrapped, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.scheduler = build_scheduler(optimizer, options, steps=self.steps)
         self.decay = build_pretrained_decay(self.model, self.pretrained, options, fresh=fresh)
-        self.state = TrainerState(accelerator, self.optimizer, self.scheduler)
+        self.masks = None
+        if options.resample_every is not None:
+            self.masks = MaskSchedule(
+                self.model,
+                resample_every=options.resample_every,
+                anchor_decay=options.anchor_decay,
+            )
+        self.state = TrainerState(accelerator, self.optimizer, self.scheduler, self.masks)
 
     def run(self) -> bool:
         """Train to the end, from the newest checkpoint if there is one.
@@ -159,11 +174,15 @@ class Finetuning:
         self.observer.estimated(seconds=found.seconds, memory=found.memory)
 
     def _step(self, batches: StepBatches) -> None:
-        """Do one training step from one or more batches, each with masks of its own.
+        """Do one training step from one or more batches.
+
+        Each batch has masks of its own, unless these are held for whole steps.
 
         A batch's loss is a mean over its targets, and batches differ in how many they have. Each
         loss is weighted accordingly, so that the step equals that of a single large batch.
         """
+        if self.masks is not None:
+            self.masks.step()
         total: Tensor | float = 0.0
         last = len(batches.batches) - 1
         for position, indices in enumerate(batches.batches):
@@ -181,9 +200,8 @@ class Finetuning:
                 loss = self._loss(batch)
                 self.accelerator.backward(loss * (count / batches.mean_targets))
             total = total + loss.detach() * (count / sum(batches.targets))
-        limit = self.options.max_grad_norm or math.inf
-        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
-        overflow = self.options.precision == "fp16" and not math.isfinite(float(norm))
+        norm = self.clip(self.options.max_grad_norm or math.inf)
+        overflow = self.options.precision == "fp16" and not math.isfinite(float(norm or 0.0))
         if not overflow:  # else the scaler skips this step and lowers its scale
             self.decay.apply(peak_rate(self.scheduler, self.options))
         self.optimizer.step()
@@ -303,6 +321,21 @@ class Finetuning:
         saved = self.snapshots.paths()
         kept = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was saved"
         return f"{kept}; lower --lr, or use --precision fp32 if you used another one"
+
+
+def _clipping(
+    accelerator: Accelerator,
+    optimizer: MixoutAdamW,
+    parameters: list[nn.Parameter],
+    options: TrainOptions,
+) -> Callable[[float], Tensor | None]:
+    """Return what clips the gradients to a norm and returns the norm they had.
+
+    In fp16 it is accelerate, which knows the loss scaler; all gradients are dense then.
+    """
+    if options.precision == "fp16":
+        return lambda limit: accelerator.clip_grad_norm_(parameters, limit)
+    return optimizer.clip_grad_norm_
 
 
 def _warn_of_bypassed(layers: tuple[str, ...]) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 
+from mixout_export.adamw import MixoutAdamW
 from mixout_export.surgery.layer_list import find_layers
 from mixout_export.training.options import TrainOptions
 
@@ -84,14 +85,17 @@ def _is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.dim() > 1 and not name.endswith("bias")
 
 
-def build_optimizer(model: nn.Module, options: TrainOptions, *, fresh: frozenset[str]) -> AdamW:
+def build_optimizer(
+    model: nn.Module, options: TrainOptions, *, fresh: frozenset[str]
+) -> MixoutAdamW:
     """Build AdamW over the trainable parameters.
 
     With decay toward the pretrained weights, the parameters that came from the base do not decay
     here but by `PretrainedDecay`. `fresh` names the parameters that did not come from the base.
 
     Raises:
-        ArgumentError: The learning rate decays by layer, but the model has no list of layers.
+        ArgumentError: The learning rate decays by layer, but the model has no list of layers. Or
+            only active columns are to be changed, but the masks have none.
     """
     factors = lr_factors(model, options.layer_lr_decay, fresh=fresh)
     toward_pretrained = options.decay_toward == "pretrained"
@@ -109,7 +113,8 @@ def build_optimizer(model: nn.Module, options: TrainOptions, *, fresh: frozenset
         {"params": members, "weight_decay": decay, "lr": options.lr * factor}
         for (decay, factor), members in groups.items()
     ]
-    return AdamW(parameters, lr=options.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    scope: Any = options.optimizer_scope
+    return MixoutAdamW(model, parameters, lr=options.lr, scope=scope)
 
 
 def ceil_of(product: float) -> int:

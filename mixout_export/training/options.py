@@ -17,7 +17,7 @@ BALANCED = "balanced"
 
 _COUNTS = (
     *("epochs", "max_steps", "batch_size", "gradient_accumulation", "max_length"),
-    *("eval_every", "save_every", "keep", "patience", "log_every", "examples"),
+    *("eval_every", "save_every", "keep", "patience", "log_every", "examples", "resample_every"),
 )
 _SEEDS = ("seed", "data_seed", "examples_seed")
 _RATES = ("lr", "weight_decay", "head_weight_decay", "max_grad_norm")
@@ -30,6 +30,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "recipe": tuple(RECIPES),
     "augment": ("standard", "none"),
     "anchor_dtype": ("float32", "bfloat16", "float16"),
+    "optimizer_scope": ("all", "active"),
 }
 
 
@@ -55,6 +56,7 @@ _VALID: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_weights": (_are_weights, "balanced, or numbers above 0 separated by commas"),
     "reinit_layers": (lambda value: value >= 1, "1 or more"),
     "layer_lr_decay": (lambda value: 0 < value <= 1, "more than 0, at most 1"),
+    "anchor_decay": (lambda value: 0 <= value <= 1, "0 to 1"),
     "doc_stride": (lambda value: value >= 0, "0 or more"),
     "warmup_ratio": (lambda value: 0 <= value <= 1, "0 to 1"),
 }
@@ -107,6 +109,13 @@ class TrainOptions:
         precision: "fp32", or autocast to "bf16" or "fp16". Weights are always fp32.
         device: "cpu", "cuda", "cuda:1" or "mps". None takes a GPU if there is one.
         anchor_dtype: Dtype of the anchors in memory. None keeps the weights' dtype.
+        resample_every: Training steps for which a mask is held. None draws a mask at every forward
+            pass, which differs from 1 if gradients are accumulated or a layer runs several times.
+        anchor_decay: λ in [0, 1]: each time masks are drawn for new steps, the anchors move toward
+            the weights, u ← λu + (1 - λ)w. At 1 they do not move. Needs `resample_every`.
+        optimizer_scope: What a step changes in a mixed weight: "all" of it, or the "active" columns
+            only, which saves the moments of the others; see `MixoutAdamW`. "active" needs
+            `resample_every`.
         seed: Seed of masks and dropout, and of the data order unless `data_seed` is given. An
             integer in [0, 2**63), like the other seeds.
         data_seed: Seed of the order of the training examples. None takes `seed`.
@@ -151,6 +160,9 @@ class TrainOptions:
     precision: str = "fp32"
     device: str | None = None
     anchor_dtype: str | None = None
+    resample_every: int | None = None
+    anchor_decay: float = 1.0
+    optimizer_scope: str = "all"
     seed: int = 0
     data_seed: int | None = None
     examples: int | None = None
@@ -173,8 +185,25 @@ class TrainOptions:
                 raise ArgumentError(f"{name.replace('_', '-')}: got {value!r}, expected {expected}")
         if self.p is not None:
             check_probability(self.p)
+        self._check_masks()
         if self.freeze is not None:
             TargetPattern.parse(self.freeze, option="freeze")
+
+    def _check_masks(self) -> None:
+        """Refuse options of held masks that have no effect or would go wrong."""
+        if self.resample_every is None:
+            for name, value in (("anchor-decay", 1.0), ("optimizer-scope", "all")):
+                given = getattr(self, name.replace("-", "_"))
+                if given != value:
+                    raise ArgumentError(
+                        f"{name}: got {given}, which needs masks that are held for whole steps; "
+                        "give --resample-every, too"
+                    )
+        if self.anchor_decay < 1.0 and self.anchor_dtype not in (None, "float32"):
+            raise ArgumentError(
+                f"anchor-decay: got {self.anchor_decay} with --anchor-dtype {self.anchor_dtype}, "
+                "in which small moves would be rounded away; use --anchor-dtype float32"
+            )
 
     @classmethod
     def given(cls, **values: Any) -> Self:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from mixout_export.files.sidecar_files import link_or_copy
+from mixout_export.mask_schedule import MaskSchedule
 
 _STATE = "trainer_state.pt"
 _PREFIX = "step-"
@@ -45,25 +46,32 @@ class TrainerState:
     accelerator: Accelerator
     optimizer: Optimizer
     scheduler: LRScheduler
+    masks: MaskSchedule | None
 
     def take(self) -> dict[str, Any]:
-        """Return the state, with the random generators of all processes."""
+        """Return the state, with the random generators and the held masks of all processes."""
         scaler = self.accelerator.scaler
+        held = {} if self.masks is None else self.masks.state_dict()
+        anchors = held.pop("anchors", {})
         return {
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "generators": gather_object([rng_state(self.accelerator.device)]),
+            "masks": gather_object([held]),
+            "anchors": anchors,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Restore what `take` returned."""
+        rank = self.accelerator.process_index
+        if self.masks is not None:
+            self.masks.load_state_dict({**state["masks"][rank], "anchors": state["anchors"]})
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        generators = state["generators"][self.accelerator.process_index]
-        restore_rng(generators, self.accelerator.device)
+        restore_rng(state["generators"][rank], self.accelerator.device)
 
 
 def _save_state(state: dict[str, Any], path: Path) -> None:
