@@ -27,6 +27,8 @@ from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed, Finding
 from gpu.waits import no_waiting
 from mixout_export import (
+    MaskSchedule,
+    MixoutAdamW,
     MixoutConfig,
     collapse_mixout,
     fused,
@@ -218,7 +220,7 @@ def _check_no_waits(device: torch.device, *, autocast: bool) -> None:
     """Do training steps with every kind of layer; raise an error if one waits for the device."""
     network = _AllKinds(device)
     parameters = list(network.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)
+    optimizer = MixoutAdamW(network, lr=1e-3)
     # as many as a batch of 32 x 128 has: large batches use another code path in the gradient
     ids = torch.randint(0, 256, (4096,), generator=torch.Generator().manual_seed(1)).to(device)
 
@@ -226,13 +228,13 @@ def _check_no_waits(device: torch.device, *, autocast: bool) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
             loss = network(ids)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.clip_grad_norm_(1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     for _ in range(2):
         step()  # sets up allocators and kernels
-    state = [v for s in optimizer.state.values() for v in s.values()]
+    state = [*optimizer.buffers(), *(v for s in optimizer.state.values() for v in s.values())]
     with no_waiting(device, [*parameters, *network.buffers(), *state, ids]):
         for _ in range(3):
             step()
@@ -367,6 +369,40 @@ def _check_equal(what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Ten
             raise CheckFailed(f"{what}: {name} differs")
 
 
+def check_compact_gradients(device: torch.device) -> Finding:
+    """`MixoutAdamW` changes the weights exactly as AdamW does with dense gradients."""
+    ids = torch.randint(0, 128, (64, 16), generator=torch.Generator().manual_seed(1)).to(device)
+    labels = torch.arange(64, device=device) % 2
+    steps, kinds = 10, ((None, "all"), (torch.bfloat16, "all"))
+    for autocast, scope in (*kinds, (None, "active")):
+        ends = []
+        for compact in (True, False):
+            model = _random_bert(device).train()
+            inject_mixout(model, MixoutConfig(p=P))
+            _move_weights(model)
+            parameters = list(model.parameters())
+            ours = MixoutAdamW(model, lr=1e-3, scope=scope)  # type: ignore[arg-type]
+            schedule = MaskSchedule(model, resample_every=4)
+            optimizer = ours
+            if not compact and scope == "all":
+                del ours
+                optimizer = torch.optim.AdamW(parameters, lr=1e-3, fused=True)  # type: ignore
+            torch.manual_seed(3)
+            for _ in range(steps):
+                schedule.step()
+                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                    loss = model(ids, labels=labels).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            ends.append(dict(model.state_dict()))
+        _check_equal(f"MixoutAdamW, {autocast or 'fp32'}, scope {scope}", *ends)
+    return Finding(
+        f"{steps} steps in fp32 and bf16 end with AdamW's bits; {steps} steps with scope active "
+        "can be repeated"
+    )
+
+
 def check_checkpoints(device: torch.device) -> Finding:
     """The library's inject, save, load and collapse work with tensors on the device."""
     model = _random_bert(device)
@@ -454,6 +490,7 @@ def _on_gpu(check: Callable[..., Finding], why: str) -> Callable[..., Finding]:
 CHECKS: dict[str, Check] = {
     "layers against the formula": check_products,
     "training steps do not wait for the device": check_waits,
+    "compact gradients": check_compact_gradients,
     "save, load, collapse": check_checkpoints,
     "gradient checkpointing": check_checkpointing,
     "accumulated batches": check_accumulation,

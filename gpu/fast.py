@@ -19,7 +19,8 @@ from gpu.results import Finding
 _ARMS = (
     "plain", "plain again", "product left out", "dropout 0.1", "neuron 0.7", "neuron 0.9",
     "element 0.7", "literal 0.7", "neuron 0.7, whole gradient", "neuron 0.7, one pass",
-    "neuron 0.7, one pass, bf16 anchors", "neuron 0.9, one pass, bf16 anchors",
+    "neuron 0.7, dense gradient", "neuron 0.7, one pass, bf16 anchors",
+    "neuron 0.9, one pass, bf16 anchors", "neuron 0.9, bf16 anchors, held, active",
 )  # fmt: skip
 _PROFILED = ("plain", "neuron 0.7", "neuron 0.7, one pass, bf16 anchors", "element 0.7")
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 40

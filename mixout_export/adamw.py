@@ -188,15 +188,19 @@ class MixoutAdamW(AdamW):
         """Update the active slices of a weight, and nothing else."""
         weight, mask = layer.weight, _require_held(layer)
         if self._masks.get(id(weight)) is not mask:
-            known = self.state[weight].get("active")
-            if known is None or not torch.equal(known.to(torch.int64), slices.indices):
-                self.state.pop(weight)
+            if id(weight) in self._masks or not self._was_loaded_for(weight, slices):
+                self.state.pop(weight, None)
             self._masks[id(weight)] = mask
         part = Slices.of(weight, slices.indices, slices.dim)
         state = self._state_of(weight, part.values)
         state["active"] = slices.indices
         self._update(group, part.values, slices.values, state)
         part.write_to(weight)
+
+    def _was_loaded_for(self, weight: Tensor, slices: Slices) -> bool:
+        """Tell whether a loaded state has the moments of these slices."""
+        known = self.state[weight].get("active")
+        return known is not None and torch.equal(known.to(torch.int64), slices.indices)
 
     def _state_of(self, weight: Tensor, like: Tensor) -> dict[str, Any]:
         """Return a weight's state, new moments with the shape of `like` if it has none."""

@@ -51,6 +51,7 @@ class CompactGradient:
         self.weight, self.dim = weight, dim
         self._owner = weakref.ref(owner)
         self.slices: Slices | None = None
+        self._mask = torch.empty(0)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy or pickle it as None: a copy of a model has no optimizer that would read it."""
@@ -81,15 +82,18 @@ class CompactGradient:
             and accumulates_gradient(self.weight)
         )
 
-    def add(self, indices: Tensor, values: Tensor) -> None:
+    def add(self, mask: Tensor, indices: Tensor, values: Tensor) -> None:
         """Add a gradient. If other slices are active than before, it becomes dense.
 
-        `indices` and `values` are those of `Slices`, in the weight's dtype.
+        Args:
+            mask: The mask, on the CPU, where comparing it waits for no GPU.
+            indices: The active slices of the mask; see `Slices`.
+            values: Their gradient, in the weight's dtype.
         """
         known = self.slices
         if known is None:
-            self.slices = Slices(indices, values, self.dim)
-        elif known.indices is indices or torch.equal(known.indices, indices):
+            self.slices, self._mask = Slices(indices, values, self.dim), mask
+        elif self._mask is mask or torch.equal(self._mask, mask):
             known.values.add_(values)
         else:
             self.make_dense()

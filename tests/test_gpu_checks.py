@@ -17,7 +17,7 @@ from gpu.closed_form import Case, examine, make_layer
 from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed
 from gpu.waits import no_waiting
-from mixout_export import fused, layers
+from mixout_export import MixoutAdamW, fused, layers
 from mixout_export.fast_linear import element, neuron
 from mixout_export.fast_linear.gathering import ActiveNeurons, never_gather
 from mixout_export.layers import MixoutLayer, base, embedding
@@ -189,6 +189,15 @@ def test_a_batch_that_takes_anothers_mask_is_noticed(monkeypatch: pytest.MonkeyP
         assert correct.check_accumulation(CPU)
         monkeypatch.setattr(neuron, "_parameter_gradients", with_the_first_row)
         assert "the weight's gradient" in fails(correct.check_accumulation)
+
+
+def test_compact_gradients_pass() -> None:
+    assert "AdamW's bits" in correct.check_compact_gradients(CPU).text
+
+
+def test_a_compact_gradient_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MixoutAdamW, "_step_all", lambda *_: None)
+    assert "MixoutAdamW, fp32, scope all" in fails(correct.check_compact_gradients)
 
 
 def test_compiled_layers_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,17 +47,19 @@ class ActiveNeurons:
     """Which input neurons a mask leaves active, in a form that gathers and scatters.
 
     Attributes:
+        mask: The mask, on the CPU.
         indices: int64, shape (1, columns): the active neurons, then padding.
         count: Number of active neurons.
         columns: Number of columns that are multiplied: `count`, rounded up by the padding.
         keeps_gathered: Whether the backward pass keeps the gathered columns, not the whole input.
     """
 
-    def __init__(self, neurons: Tensor, columns: int, total: int, device: torch.device) -> None:
+    def __init__(self, mask: Tensor, neurons: Tensor, columns: int, device: torch.device) -> None:
+        self.mask = mask
         self.count, self.columns = neurons.shape[0], columns
         padded = torch.constant_pad_nd(neurons, (0, 0, 0, columns - self.count))
         self.indices = from_host(padded.view(1, -1), device)
-        self.keeps_gathered = columns <= _KEPT_SHARE * total
+        self.keeps_gathered = columns <= _KEPT_SHARE * mask.numel()
 
     @property
     def has_ones(self) -> bool:
@@ -78,7 +80,7 @@ class ActiveNeurons:
         columns = min(-(-(neurons.shape[0] + 1) // step) * step, total)
         saved = (total - columns) * rows * (weight.numel() // max(1, total))
         gathers = (always or saved >= _FEWEST_SAVED) if _forced is None else _forced
-        return cls(neurons, columns, total, weight.device) if gathers else None
+        return cls(mask, neurons, columns, weight.device) if gathers else None
 
     def gather(self, input: Tensor) -> Tensor:
         """Return the active neurons' columns, (rows, columns), of an input, (rows, in).
