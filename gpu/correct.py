@@ -36,6 +36,7 @@ from mixout_export import (
     load_mixout,
     save_mixout,
 )
+from mixout_export.fast_linear.gathering import always_gather
 from mixout_export.layers import MixoutLayer
 from mixout_export.surgery.injection import mixout_layers
 from mixout_export.training.records import Observer
@@ -390,7 +391,8 @@ def check_compact_gradients(device: torch.device) -> Finding:
             torch.manual_seed(3)
             for _ in range(steps):
                 schedule.step()
-                with torch.autocast(device.type, autocast, enabled=autocast is not None):
+                half = torch.autocast(device.type, autocast, enabled=autocast is not None)
+                with half, always_gather():  # the product that compact gradients come from
                     loss = model(ids, labels=labels).loss
                 loss.backward()
                 optimizer.step()
