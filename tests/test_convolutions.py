@@ -1,15 +1,23 @@
 """Mixed convolutions: the formula, what a neuron and a filter are, and the gathered channels."""
 
 import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from transformers import ResNetConfig, ResNetForImageClassification
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 
 from mixout_export import (
     MixoutConfig,
@@ -17,12 +25,22 @@ from mixout_export import (
     MixoutConv2d,
     collapse_mixout,
     inject_mixout,
+    load_mixout,
+    save_mixout,
 )
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.errors import TargetError
 from mixout_export.fast_linear import gathering
 from mixout_export.fast_linear.gathering import always_gather, never_gather
 from mixout_export.functional import mixout
 from mixout_export.layers import MixoutConvolution, to_mixout, to_plain
+from mixout_export.stages.collapse import collapse_checkpoint
+from mixout_export.stages.onnx_export import export_onnx
+from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
+from mixout_export.stages.train.model import load_start
+from mixout_export.stages.verify import verify_checkpoints
+from mixout_export.surgery.injection import mixout_layers
+from mixout_export.training.options import TrainOptions
 
 GRANULARITIES = pytest.mark.parametrize("granularity", ["neuron", "filter", "element"])
 #: Those that have a fast path.
@@ -459,3 +477,59 @@ def test_a_model_with_batch_normalization_collapses_bit_for_bit(granularity: str
         collapse_mixout(model)
         assert torch.equal(model(pixels).logits, mixed_logits)
     assert set(model.state_dict()) == keys
+
+
+def test_a_resnet_goes_the_whole_way(tmp_path: Path) -> None:
+    resnet().save_pretrained(tmp_path / "base")
+    options = PrepareOptions(mixout=MixoutConfig(0.5, "filter", target_modules="all-conv"))
+    prepare_checkpoint(str(tmp_path / "base"), tmp_path / "prepared", options)
+    model = load_mixout(tmp_path / "prepared").train()
+    assert {type(layer) for layer in mixout_layers(model).values()} == {MixoutConv2d}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    model(pixel_values=torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])).loss.backward()
+    optimizer.step()
+    save_mixout(model, tmp_path / "trained")
+    again = load_mixout(tmp_path / "trained")
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(again.state_dict()[k], v) for k, v in model.state_dict().items())
+    for alpha in (0.0, 0.5, 1.0):
+        collapse_checkpoint(tmp_path / "trained", tmp_path / str(alpha), interpolate=alpha)
+    base, half, trained = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("base", "0.5", "1.0")
+    )
+    whole = load_file(tmp_path / "0.0" / "model.safetensors")
+    assert all(torch.equal(whole[key], value) for key, value in base.items())
+    for key, value in half.items():  # the statistics of batch normalization, too
+        if value.is_floating_point():
+            assert not torch.equal(base[key], trained[key])
+            torch.testing.assert_close(value, (base[key] + trained[key]) / 2)
+    assert "mixout" not in json.loads((tmp_path / "1.0" / "config.json").read_text())
+
+
+def test_a_convnext_with_both_kinds_of_layers_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ConvNextConfig(
+        num_stages=2, hidden_sizes=[8, 16], depths=[1, 1], image_size=32, num_labels=3
+    )
+    model = ConvNextForImageClassification(config)
+    names = mixed(model, "all-linear,all-conv", "neuron")
+    depthwise = [m for m in mixout_layers(model).values() if getattr(m, "groups", 1) > 1]
+    assert (len(names), len(depthwise)) == (8, 2)
+    model.train()(
+        pixel_values=torch.randn(2, 3, 32, 32), labels=torch.tensor([0, 1])
+    ).loss.backward()
+    torch.optim.AdamW(model.parameters(), lr=1e-2).step()
+    save_mixout(model, tmp_path / "trained")
+    collapse_checkpoint(tmp_path / "trained", tmp_path / "collapsed")
+    export_onnx(tmp_path / "collapsed", tmp_path / "onnx")
+    assert verify_checkpoints(tmp_path / "trained", tmp_path / "onnx").holds
+
+
+def test_decay_toward_the_pretrained_weights_leaves_statistics_alone(tmp_path: Path) -> None:
+    resnet().save_pretrained(tmp_path / "base")
+    options = PrepareOptions(mixout=MixoutConfig(0.5, target_modules="all-conv"))
+    prepare_checkpoint(str(tmp_path / "base"), tmp_path / "prepared", options)
+    start = load_start(
+        open_checkpoint(tmp_path / "prepared"), TrainOptions(decay_toward="pretrained")
+    )
+    assert start.pretrained.keys() == {name for name, _ in start.model.named_parameters()}

@@ -56,6 +56,15 @@ def weight_key(key: str) -> str:
     return f"{module}.{name.removeprefix(LAYOUT.pretrained_prefix)}".lstrip(".")
 
 
+#: What batch normalization learns in buffers, not in parameters.
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def is_statistic(key: str) -> bool:
+    """Tell whether a tensor holds statistics of batch normalization, by its key or its name."""
+    return key.rpartition(".")[2] in _STATISTICS
+
+
 def _collect(files: Iterable[Path]) -> dict[str, TensorEntry]:
     """Gather the tensors of several files. A key that occurs twice must hold equal bytes."""
     tensors: dict[str, TensorEntry] = {}

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mixout_export.checkpoint.folder import is_statistic
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model_inputs import smallest_batch
 from mixout_export.layers import MixoutLayer
@@ -24,7 +25,9 @@ def unused_keys(model: PreTrainedModel, interface: ModelInterface) -> Set[str]:
     named = chain(
         model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     )
-    wanted = {key: value for key, value in named if value.is_floating_point()}
+    wanted = {  # batch normalization has no derivative by its statistics
+        key: value for key, value in named if value.is_floating_point() and not is_statistic(key)
+    }
     frozen = [value for value in wanted.values() if not value.requires_grad]
     try:
         for value in frozen:

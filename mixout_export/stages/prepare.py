@@ -13,7 +13,7 @@ from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
 from mixout_export.checkpoint.adapter import base_of_adapter, merged_adapter, refuse_merged
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
-from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
+from mixout_export.checkpoint.folder import anchor_key, is_statistic, open_checkpoint
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
 from mixout_export.checkpoint.moving import WrittenWeights, plan_saving
 from mixout_export.checkpoint.saving import mixed_modules, write_anchors, write_weights
@@ -143,9 +143,13 @@ def _apply_dropout(loaded: LoadedBase, options: PrepareOptions) -> tuple[ConfigC
 def _anchored_keys(
     loaded: LoadedBase, keys: Mapping[str, str], entries: Iterable[str], mixed: Sequence[str]
 ) -> list[str]:
-    """Return the keys on disk that get an anchor: those from the base, and those mixed."""
+    """Return the keys on disk that get an anchor: those from the base, and those mixed.
+
+    Statistics of batch normalization get one, because training changes them as it changes weights.
+    """
     fresh = {keys.get(key, key) for key in loaded.fresh_keys}
-    buffers = {keys.get(name, name) for name, _ in loaded.model.named_buffers()}
+    named = [name for name, _ in loaded.model.named_buffers() if not is_statistic(name)]
+    buffers = {keys.get(name, name) for name in named}
     mixed_keys = {keys.get(f"{name}.weight") for name in mixed}
     return [k for k in entries if (k not in fresh and k not in buffers) or k in mixed_keys]
 

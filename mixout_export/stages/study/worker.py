@@ -14,7 +14,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint, weight_key
+from mixout_export.checkpoint.folder import (
+    PlainCheckpoint,
+    is_statistic,
+    open_checkpoint,
+    weight_key,
+)
 from mixout_export.data.metrics import default_metric, is_lower_better
 from mixout_export.errors import (
     ArgumentError,
@@ -168,7 +173,7 @@ def _distance(folder: PlainCheckpoint) -> float:
     total = 0.0
     for key, anchor in folder.anchors.items():
         name = weight_key(key)
-        if name not in fresh:
+        if name not in fresh and not is_statistic(name):
             entry = folder.tensors.get(name)
             if entry is None:
                 raise CheckpointError(f"{folder.path}: the tensor {name!r} is missing")

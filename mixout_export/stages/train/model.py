@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import MixoutCheckpoint, PlainCheckpoint, weight_key
+from mixout_export.checkpoint.folder import (
+    MixoutCheckpoint,
+    PlainCheckpoint,
+    is_statistic,
+    weight_key,
+)
 from mixout_export.checkpoint.loading import load_mixout_from
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
 from mixout_export.checkpoint.torch_tensors import tensor_of
@@ -100,6 +105,7 @@ def _pretrained_values(
     by_key = {key: name for name, key in disk_keys(model).items()}
     stored = {weight_key(key): entry for key, entry in source.anchors.items()}
     values = {by_key.get(key, key): entry for key, entry in stored.items()}
+    values = {name: entry for name, entry in values.items() if not is_statistic(name)}
     foreign = sorted(
         name
         for name, entry in values.items()
