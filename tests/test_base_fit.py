@@ -125,6 +125,22 @@ def test_contradictory_names_in_the_configuration_are_said(
     assert "'neutral', but label2id gives this label to output 2" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        ({"1": "no", "2": "yes", "3": "maybe"}, "numbers the labels 1, 2, 3, expected 0 to 2"),
+        ({"0": "no", "1": "yes", "2": "no"}, "gives several outputs the name 'no'"),
+    ],
+)
+def test_labels_that_do_not_name_the_outputs_are_refused(
+    ids: dict[str, str], said: str, tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    base = configured(tiny.classifier(), tmp_path, id2label=ids, label2id={})
+    with pytest.raises(CheckpointError, match=said):
+        prepare(base, tmp_path / "out")
+    assert prepare(base, tmp_path / "out", labels=["a", "b", "c"]).labels == ("a", "b", "c")
+
+
 # Trained weights under other names ----------------------------------------------------------------
 
 
@@ -153,6 +169,35 @@ def test_layers_under_another_tools_keys_are_refused(tiny: TinyCheckpoints, tmp_
     )
     with pytest.raises(CheckpointError, match=r"query\.base_layer\.weight, which nothing reads"):
         prepare(base, tmp_path / "out", task="text-classification")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "wrapper"),
+    [("module.", "DistributedDataParallel"), ("_orig_mod.", "torch.compile")],
+)
+def test_weights_of_a_wrapped_model_are_explained(
+    prefix: str, wrapper: str, tiny: TinyCheckpoints, tmp_path: Path
+) -> None:
+    names = load_file(tiny.classifier() / "model.safetensors")
+    base = changed(tiny.classifier(), tmp_path, renamed({name: prefix + name for name in names}))
+    with pytest.raises(CheckpointError, match=f"which {wrapper} adds, so save the model inside"):
+        prepare(base, tmp_path / "out")
+
+
+def test_weights_that_are_not_numbers_are_refused(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    def diverge(tensors: Tensors) -> None:
+        tensors["classifier.weight"][0, 0] = float("nan")
+
+    base = changed(tiny.classifier(), tmp_path, diverge)
+    with pytest.raises(CheckpointError, match=r"'classifier\.weight' has values that are not numb"):
+        prepare(base, tmp_path / "out")
+
+
+def test_a_folder_of_checkpoints_names_its_newest(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    for step in (500, 1000):
+        shutil.copytree(tiny.classifier(), tmp_path / "run" / f"checkpoint-{step}")
+    with pytest.raises(CheckpointError, match=r"checkpoint-1000, so give that folder"):
+        prepare(tmp_path / "run", tmp_path / "out")
 
 
 def test_a_head_that_is_gone_is_not_replaced_unasked(

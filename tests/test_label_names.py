@@ -62,6 +62,19 @@ def test_the_classes_of_a_saved_data_set_keep_their_order(tmp_path: Path) -> Non
     assert labels_of_files([tmp_path / "d"], "text-classification") == ["no", "maybe"]
 
 
+def test_labels_that_differ_in_case_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("text,label\na,yes\nb,No\nc,Yes\n")
+    assert labels_of_files([path], "text-classification") == ["No", "Yes", "yes"]
+    assert "'Yes' and 'yes' differ only in upper and lower case" in caplog.text
+    path.write_text("text,label\na,yes\nb,No\n")
+    caplog.clear()
+    labels_of_files([path], "text-classification")
+    assert not caplog.text
+
+
 def test_what_has_no_labels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.csv"
     path.write_text("text,label\n" + "".join(f"a,{i}.5\n" for i in range(60)))

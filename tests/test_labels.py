@@ -101,6 +101,12 @@ def test_integers_are_no_ids_where_names_are_numbers() -> None:
     assert LabelMap(DEFAULT).takes_integers
 
 
+def test_a_decimal_comma_is_explained() -> None:
+    message = _refusal(["0.5", " 1,25"], regression=True)
+    assert "expected a number with a decimal point, such as 1.25; correct it" in message
+    assert "decimal point" not in _refusal(["0.5", "1,000,000"], regression=True)
+
+
 def test_long_lists_of_names_are_cut() -> None:
     names = tuple(f"name{i}" for i in range(30))
     message = _refusal(["x"], names)

@@ -253,7 +253,9 @@ def _choose_task(base: str, folder: PlainCheckpoint, options: BaseOptions) -> Ta
     return task
 
 
-def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, own: bool) -> None:
+def _set_labels(
+    config: PretrainedConfig, task: Task, options: BaseOptions, path: Path, *, own: bool
+) -> None:
     """Set the head's labels in the configuration; `own` tells whether the base has such a head."""
     labels = options.labels
     if not task.has_labels:
@@ -276,10 +278,28 @@ def _set_labels(config: PretrainedConfig, task: Task, options: BaseOptions, *, o
         names = [str(name).strip() for name in labels]
         _check_label_names(names, task)
         config.id2label = dict(enumerate(names))
+    else:
+        _check_own_labels(config, path)
     check_outputs(task, config.to_dict())
     config.label2id = {name: index for index, name in enumerate(_label_names(config))}
     if task.problem_type is not None:
         config.problem_type = task.problem_type  # type: ignore[assignment]
+
+
+def _check_own_labels(config: PretrainedConfig, path: Path) -> None:
+    """Refuse the labels of a trained head if it is unclear which output each of them names."""
+    where, names = path / LAYOUT.config, dict(config.id2label or {})
+    if sorted(map(int, names)) != list(range(len(names))):
+        raise CheckpointError(
+            f"{where}: id2label numbers the labels {', '.join(map(str, names))}, expected 0 to "
+            f"{len(names) - 1}, the outputs of the head; correct the numbers"
+        )
+    twice = sorted({name for name in names.values() if [*names.values()].count(name) > 1})
+    if twice:
+        raise CheckpointError(
+            f"{where}: id2label gives several outputs the name {twice[0]!r}; give each its own "
+            "name, or name the labels with --labels"
+        )
 
 
 def _label_names(config: PretrainedConfig) -> tuple[str, ...]:
@@ -331,7 +351,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
     config = _load_config(folder, options)
     tokenizer = folder.tokenizer  # says what is missing before the weights are read
     own = own_task_name(folder.config) == task.name
-    _set_labels(config, task, options, own=own)
+    _set_labels(config, task, options, path, own=own)
     pad = _hide_pad_id(config)
     model, info = _instantiate(path, task, config, options, folder.weights.name)
     if modules := anchored_modules(info["unexpected_keys"]):

@@ -30,6 +30,10 @@ logger = logging.getLogger(__name__)
 _GENERIC_LABEL = re.compile(r"LABEL_(\d+)")
 
 
+#: What a wrapper puts before the names of a model's weights, and the wrapper.
+_WRAPPERS = {"module.": "DistributedDataParallel", "_orig_mod.": "torch.compile"}
+
+
 @dataclass(frozen=True)
 class BaseFit:
     """How the tensors of a base fit the model of a task.
@@ -87,6 +91,7 @@ class BaseFit:
             CheckpointError: The base has tensors under names that nothing reads, or lacks some.
         """
         self._refuse_foreign()
+        self._refuse_nan()
         self._refuse_lost()
         self._refuse_headless()
         self._check_rounding()
@@ -124,10 +129,26 @@ class BaseFit:
         """Refuse weights of which nothing fits the model: training would start from noise."""
         names = {name for name, _ in self.model.named_parameters()}
         if names <= set(self.fresh):
-            raise CheckpointError(
-                f"{self.folder.path}: none of its weights fits {type(self.model).__name__}; check "
-                f"that {LAYOUT.config} belongs to these weights"
+            wrapper = next(
+                (w for w in _WRAPPERS if all(k.startswith(w) for k in self.unexpected)), ""
             )
+            remedy = f"check that {LAYOUT.config} belongs to these weights"
+            if wrapper and self.unexpected:
+                remedy = (
+                    f"all their names begin with {wrapper!r}, which {_WRAPPERS[wrapper]} adds, so "
+                    "save the model inside the wrapper"
+                )
+            model = type(self.model).__name__
+            raise CheckpointError(f"{self.folder.path}: none of its weights fits {model}; {remedy}")
+
+    def _refuse_nan(self) -> None:
+        """Refuse weights that are not numbers: a run that diverged was saved."""
+        for name, parameter in self.model.named_parameters():
+            if torch.isnan(parameter).any():
+                raise CheckpointError(
+                    f"{self.folder.path}: {name!r} has values that are not numbers (NaN); take a "
+                    "checkpoint from before the run diverged"
+                )
 
     def _refuse_lost(self) -> None:
         """Refuse trained weights that another tool has stored under longer names."""

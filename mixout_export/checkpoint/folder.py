@@ -4,7 +4,7 @@ What a folder holds is found out from file headers alone. PyTorch is loaded when
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -485,7 +485,22 @@ def other_kind(files: InputFiles) -> str:
     """Say what a folder is that is not a checkpoint, as the end of a sentence; "" if unknown."""
     if (files.folder / LAYOUT.onnx).exists():
         return "; it is an ONNX folder, so give the checkpoint that it was exported from"
-    return "; it is a bundle, so give the folder that it was made from" if files.is_bundle else ""
+    if files.is_bundle:
+        return "; it is a bundle, so give the folder that it was made from"
+    inside = sorted(path.parent for path in files.folder.glob(f"*/{LAYOUT.config}"))
+    if inside:
+        return f"; a checkpoint is in {_newest(inside)}, so give that folder"
+    return "; check the path, or download the missing files"
+
+
+def _newest(folders: Sequence[Path]) -> Path:
+    """Return the folder with the highest number at its end, such as a Trainer's checkpoint-500."""
+
+    def number(folder: Path) -> int:
+        digits = folder.name.rpartition("-")[2]
+        return int(digits) if digits.isdecimal() else -1
+
+    return max(folders, key=number)
 
 
 def refuse_adapter(folder: Path, has_weights: bool) -> None:

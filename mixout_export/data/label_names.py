@@ -1,5 +1,6 @@
 """Take the labels of a new head from the data that it will be trained on."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from mixout_export.data.table import ClassValue, join_tables
 from mixout_export.data.tables import read_table
 from mixout_export.errors import ArgumentError, DataError
 from mixout_export.tasks import get_task
+
+logger = logging.getLogger(__name__)
 
 #: Number of labels up to which nearly every row may have its own.
 _FEW = 50
@@ -45,7 +48,23 @@ def labels_of_files(
             f"{table.name}: has {len(names):,} different labels in {table.rows:,} rows, for "
             f"example {names[0]!r}; choose the column of the labels with --label-column"
         )
+    _warn_of_spellings(table.name, names)
     return names
+
+
+def _warn_of_spellings(where: str, names: Sequence[str]) -> None:
+    """Warn of labels that differ only in upper and lower case: they are probably the same."""
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(name.casefold(), []).append(name)
+    same = next((found for found in spellings.values() if len(found) > 1), None)
+    if same is not None:
+        logger.warning(
+            "%s: %s differ only in upper and lower case, and are different labels; if they should "
+            "be one, correct the file",
+            where,
+            " and ".join(map(repr, same)),
+        )
 
 
 def ordered_names(values: Sequence[Any]) -> list[str]:

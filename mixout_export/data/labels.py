@@ -229,11 +229,20 @@ def number_values(table: Table, column: str) -> NDArray[np.float32]:
     if wrong:
         raise RowError(
             f"{table.name}: column {column!r} holds {show(values[wrong[0]])} in "
-            f"{list_rows(table, wrong)}, expected a number; correct it, choose another column with "
-            "--label-column, or run prepare with --task text-classification",
+            f"{list_rows(table, wrong)}, expected a number{_decimal_comma(values[wrong[0]])}; "
+            "correct it, choose another column with --label-column, or run prepare with --task "
+            "text-classification",
             {row: f"has {show(values[row])} in column {column!r}, not a number" for row in wrong},
         )
     return np.array(numbers, np.float32)
+
+
+def _decimal_comma(value: Any) -> str:
+    """Return a hint if a value would be a number with a point in place of its comma."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text.count(",") != 1 or math.isnan(_as_number(text.replace(",", "."))):
+        return ""
+    return " with a decimal point, such as " + text.replace(",", ".")
 
 
 def class_ids(table: Table, column: str, names: Sequence[str]) -> NDArray[np.int64]:

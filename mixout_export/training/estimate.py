@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.data.examples import Examples
+from mixout_export.surgery.injection import mixout_layers
 from mixout_export.training.device import to_device
 from mixout_export.training.options import TrainOptions
 
 #: A training step in forward passes of the evaluation: forward, twice as much backward, optimizer.
 _STEP = 3.3
-#: Bytes of the optimizer's state and the gradient for each trained weight: three fp32 numbers.
-_TRAINED = 12
+#: Bytes of a number. Each trained weight has three: its gradient and two moments.
+_NUMBER = 4
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,8 @@ def estimate_run(
     """
     by_length = np.argsort(train.lengths, kind="stable")
     size = min(options.batch_size, len(train))
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     longest = to_device(train.collate(by_length[-size:].tolist()), accelerator.device)
-    memory = memory_in_use(accelerator.device) + _TRAINED * trained
+    memory = memory_in_use(accelerator.device) + _training_bytes(model, options)
     memory += _activations(accelerator, model, longest)
     start = (len(train) - size) // 2
     typical = by_length[start : start + size].tolist()
@@ -71,6 +71,16 @@ def estimate_run(
     step = options.batch_size * options.gradient_accumulation * float(train.lengths.mean())
     evaluated = 0.0 if evaluation is None else float(evaluation.lengths.sum()) * evaluations
     return RunEstimate(per_token * (_STEP * steps * step + evaluated), memory)
+
+
+def _training_bytes(model: PreTrainedModel, options: TrainOptions) -> int:
+    """Return the bytes of all gradients and of the optimizer's state."""
+    numbers = 3 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    left_out = 3 if options.optimizer_scope == "active" else 1
+    for layer in mixout_layers(model).values():
+        if layer.compact_gradient() is not None:
+            numbers -= left_out * int(layer.p * layer.weight.numel())
+    return _NUMBER * numbers
 
 
 def _activations(accelerator: Accelerator, model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
