@@ -36,7 +36,7 @@ class Case:
 
     Attributes:
         kind: "linear", "conv1d" or "embedding".
-        granularity: "neuron" or "element".
+        granularity: "neuron", "filter" or "element".
         dtype: Dtype of the weights.
         autocast: The dtype of autocast; None if it is disabled.
         inputs: Number of input neurons.
@@ -140,20 +140,22 @@ def _read_mask(case: Case, layer: MixoutLayer, observed: Tensor) -> _Mixed:
     mixed = min(choices, key=lambda choice: float((observed - choice.phi).abs().sum()))
     bias = 0.0 if layer.bias is None else layer.bias.detach().double().abs()[:, None]
     size = anchor.abs() + mixed.scale * away.abs() + bias
-    _compare(case, "Φ", observed, mixed.phi, size, case.computed_in)
+    compare(case, "Φ", observed, mixed.phi, size, case.computed_in)
     mask = mixed.mask
     if case.granularity == "neuron" and not torch.equal(mask, mask[:1].expand_as(mask)):
         raise CheckFailed(f"{case}: the mask is not the same for all outputs of an input neuron")
+    if case.granularity == "filter" and not torch.equal(mask, mask[:, :1].expand_as(mask)):
+        raise CheckFailed(f"{case}: the mask is not the same for all inputs of an output neuron")
     if mask.all() or not mask.any():
         raise CheckFailed(f"{case}: the mask keeps {'every weight' if mask.all() else 'no weight'}")
     mixed.phi = mixed.phi.to(case.computed_in).double()
     return mixed
 
 
-def _compare(
-    case: Case, what: str, got: Tensor, wanted: Tensor, size: Tensor, dtype: torch.dtype
+def compare(
+    case: object, what: str, got: Tensor, wanted: Tensor, size: Tensor, dtype: torch.dtype
 ) -> float:
-    """Compare a tensor with the formula.
+    """Compare a tensor of a case with the formula.
 
     Returns:
         The largest error divided by the tolerance.
@@ -250,7 +252,7 @@ def compare_passes(
         mixed = _read_mask(case, layer, columns.t())
         wanted = x @ mixed.phi.t() + (0.0 if bias is None else bias)
         squares = x.square() @ mixed.size.square().t() + (0 if bias is None else bias.square())
-        worst = max(worst, _compare(case, "the output", shown, wanted, squares.sqrt(), dtype))
+        worst = max(worst, compare(case, "the output", shown, wanted, squares.sqrt(), dtype))
         of_inputs = of_inputs + g @ mixed.phi
         squares_inputs = squares_inputs + g.square() @ mixed.size.square()
         of_weight = of_weight + mixed.scale * mixed.mask * (g.t() @ x)
@@ -266,7 +268,7 @@ def compare_passes(
     if layer.bias is not None:
         gradients.append(("the bias's gradient", layer.bias.grad, of_bias, squares_bias))
     for what, got, expected, squares in gradients:
-        worst = max(worst, _compare(case, what, got, expected, squares.sqrt(), dtype))
+        worst = max(worst, compare(case, what, got, expected, squares.sqrt(), dtype))
     return worst
 
 
@@ -288,7 +290,7 @@ def examine_embedding(case: Case, device: torch.device) -> float:
     mask = (table - anchor).abs() > (table - anchor - scale * (weight - anchor)).abs()
     wanted = anchor + scale * mask * (weight - anchor)
     size = anchor.abs() + scale * (weight - anchor).abs()
-    worst = _compare(case, "Φ", table, wanted, size, case.dtype)
+    worst = compare(case, "Φ", table, wanted, size, case.dtype)
     if case.granularity == "neuron" and not torch.equal(mask, mask[:, :1].expand_as(mask)):
         raise CheckFailed(f"{case}: the mask is not the same for all weights of a row")
     if not torch.equal(shown, table[ids]):
@@ -299,5 +301,5 @@ def examine_embedding(case: Case, device: torch.device) -> float:
     gradient = layer.weight.grad
     return max(
         worst,
-        _compare(case, "the table's gradient", gradient, of_table, squares.sqrt(), case.dtype),
+        compare(case, "the table's gradient", gradient, of_table, squares.sqrt(), case.dtype),
     )

@@ -23,6 +23,7 @@ from gpu.closed_form import (
     make_layer,
     make_upstream,
 )
+from gpu.convolutions import check_convolutions
 from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed, Finding
 from gpu.waits import no_waiting
@@ -73,6 +74,8 @@ def check_products(device: torch.device) -> Finding:
         errors.append(examine(Case("conv1d", granularity, dtype, autocast), device))
         case = Case("embedding", granularity, dtype, autocast)
         errors.append(examine_embedding(case, device))
+    for kind, (dtype, autocast) in itertools.product(_PRODUCTS, _PRECISIONS):
+        errors.append(examine(Case(kind, "filter", dtype, autocast), device))
     return _worst(errors, "layers compared with the formula in float64")
 
 
@@ -492,6 +495,7 @@ def _on_gpu(check: Callable[..., Finding], why: str) -> Callable[..., Finding]:
 CHECKS: dict[str, Check] = {
     "layers against the formula": check_products,
     "training steps do not wait for the device": check_waits,
+    "convolutions": lambda device: check_convolutions(device, _PRECISIONS),
     "compact gradients": check_compact_gradients,
     "save, load, collapse": check_checkpoints,
     "gradient checkpointing": check_checkpointing,

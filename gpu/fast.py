@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,14 +23,37 @@ _ARMS = (
     "neuron 0.7, dense gradient", "neuron 0.7, one pass, bf16 anchors",
     "neuron 0.9, one pass, bf16 anchors", "neuron 0.9, bf16 anchors, held, active",
 )  # fmt: skip
+_IMAGE_ARMS = ("plain", "plain again", "filter 0.8", "filter 0.8, whole gradient", "neuron 0.8")
 _PROFILED = ("plain", "neuron 0.7", "neuron 0.7, one pass, bf16 anchors", "element 0.7")
+_LARGE, _SMALL = Batch(32, 128), Batch(4, 32)
 _FEWEST_ROUNDS, _MOST_ROUNDS = 5, 40
 _KERNELS = 14
 
 
-def _arms(one_pass: bool) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Comparison:
+    """What `measure_steps` measures.
+
+    Attributes:
+        shape: Name of the model's shape on a GPU.
+        batch: Sizes of the batch there.
+        small: Name of the model's shape on a CPU.
+        small_batch: Sizes of the batch there.
+        arms: Names of the arms.
+        headline: The arm that the summary names.
+    """
+
+    shape: str
+    batch: Batch = _LARGE
+    small: str = "tiny"
+    small_batch: Batch = _SMALL
+    arms: tuple[str, ...] = _ARMS
+    headline: str = "neuron 0.7"
+
+
+def _arms(arms: tuple[str, ...], one_pass: bool) -> tuple[str, ...]:
     """Return the arms to measure. `one_pass` says whether the one-pass kernel works here."""
-    return tuple(arm for arm in _ARMS if one_pass or "one pass" not in arm)
+    return tuple(arm for arm in arms if one_pass or "one pass" not in arm)
 
 
 def _prepare(
@@ -55,13 +79,12 @@ def _prepare(
 
 
 def measure_steps(
-    shape: str, small: str, device: torch.device, deadline: float, parts: int, one_pass: bool
+    of: Comparison, device: torch.device, deadline: float, parts: int, one_pass: bool
 ) -> Finding:
     """Time the arms, which take turns, and report their peak memory.
 
     Args:
-        shape: Name of the model's shape on a GPU.
-        small: Name of the model's shape on a CPU.
+        of: The arms, and the sizes of the model and of the batch.
         device: Device to measure.
         deadline: Time at which the part must end, as `time.monotonic` gives it.
         parts: Number of benchmarks that share the remaining time.
@@ -69,8 +92,8 @@ def measure_steps(
     """
     started, left = time.monotonic(), deadline - time.monotonic()
     on_gpu = device.type == "cuda"
-    shape, batch = (shape, Batch(32, 128)) if on_gpu else (small, Batch(4, 32))
-    steps, peaks = _prepare(_arms(one_pass), shape, batch, device)
+    shape, batch = (of.shape, of.batch) if on_gpu else (of.small, of.small_batch)
+    steps, peaks = _prepare(_arms(of.arms, one_pass), shape, batch, device)
     trial = by_turns(steps, rounds=2, warmup=1, device=device.type)
     each = sum(times[-1] for times in trial.values())
     until = started + left / parts
@@ -82,15 +105,17 @@ def measure_steps(
         memory = f"{peaks[arm] / 2**30:.2f} GiB" if arm in peaks else "-"
         median = sorted(times)[len(times) // 2]
         against = Ratio.of(times, seconds["plain"])
-        dropout = Ratio.of(times, seconds["dropout 0.1"]).median
-        rows.append((arm, f"{1000 * median:.1f}", against, f"{dropout:.3f}", memory))
+        dropout = "-"
+        if "dropout 0.1" in seconds:
+            dropout = f"{Ratio.of(times, seconds['dropout 0.1']).median:.3f}"
+        rows.append((arm, f"{1000 * median:.1f}", against, dropout, memory))
     control = Ratio.of(seconds["plain again"], seconds["plain"]).median
-    ours = Ratio.of(seconds["neuron 0.7"], seconds["plain"]).median
+    ours = Ratio.of(seconds[of.headline], seconds["plain"]).median
     head = ("arm", "ms", "against plain (quartiles)", "against dropout 0.1", "peak memory")
     precision = "bf16 over fp32 weights" if on_gpu else "fp32"
     text = (
-        f"{shape}, {batch}, {precision}, fused AdamW, {rounds} rounds: neuron 0.7 takes {ours:.3f} "
-        f"of a plain step (control {control:.3f})"
+        f"{shape}, {batch}, {precision}, fused AdamW, {rounds} rounds: {of.headline} takes "
+        f"{ours:.3f} of a plain step (control {control:.3f})"
     )
     return Finding(text, markdown_table(head, rows), {"seconds": seconds, "peaks": peaks})
 
@@ -140,8 +165,8 @@ def _short(kernel: str) -> str:
 def profile_steps(device: torch.device, deadline: float, parts: int, one_pass: bool) -> Finding:
     """List the kernels of a mixout step, sorted by the difference from a plain step."""
     on_gpu = device.type == "cuda"
-    shape, batch = ("BERT-large", Batch(32, 128)) if on_gpu else ("tiny", Batch(4, 32))
-    arms = tuple(arm for arm in _PROFILED if arm in _arms(one_pass))
+    shape, batch = ("BERT-large", _LARGE) if on_gpu else ("tiny", _SMALL)
+    arms = tuple(arm for arm in _PROFILED if arm in _arms(_ARMS, one_pass))
     steps, _ = _prepare(arms, shape, batch, device)
     queued = {arm: _host_seconds(step, device) for arm, step in steps.items()}
     times = {arm: _kernel_times(step, device, 3) for arm, step in steps.items()}
@@ -165,11 +190,16 @@ def profile_steps(device: torch.device, deadline: float, parts: int, one_pass: b
     return Finding(text, table, {"microseconds": data, "host_seconds": queued})
 
 
+_IMAGES = Comparison(
+    "ResNet-18", Batch(64, 224), "tiny ResNet", Batch(2, 32), _IMAGE_ARMS, "filter 0.8"
+)
+
 Benchmark = Callable[[torch.device, float, int, bool], Finding]
 
 #: Name → benchmark. The benchmarks share the time of the part.
 BENCHMARKS: dict[str, Benchmark] = {
-    "a step at BERT-large's shape": partial(measure_steps, "BERT-large", "tiny"),
-    "a step at BERT-base's shape": partial(measure_steps, "BERT-base", "tiny"),
+    "a step at BERT-large's shape": partial(measure_steps, Comparison("BERT-large")),
+    "a step at BERT-base's shape": partial(measure_steps, Comparison("BERT-base")),
+    "a step at ResNet-18's shape": partial(measure_steps, _IMAGES),
     "where the time goes": profile_steps,
 }

@@ -18,7 +18,7 @@ from gpu.kit import Kit
 from gpu.results import CannotRun, CheckFailed
 from gpu.waits import no_waiting
 from mixout_export import MixoutAdamW, fused, layers
-from mixout_export.fast_linear import element, neuron
+from mixout_export.fast_linear import element, masked, neuron
 from mixout_export.fast_linear.gathering import ActiveNeurons, never_gather
 from mixout_export.layers import MixoutLayer, base, embedding
 from mixout_export.masks import PackedMask
@@ -59,7 +59,7 @@ def test_all_precisions_of_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_products_pass() -> None:
-    assert "24 layers" in correct.check_products(CPU).text
+    assert "28 layers" in correct.check_products(CPU).text
 
 
 @pytest.mark.parametrize(
@@ -87,6 +87,35 @@ def test_a_wrong_scale_is_noticed(
 
     monkeypatch.setattr(where, name, wrong)
     assert "× the tolerance" in fails(correct.check_products)
+
+
+def few_convolutions(device: torch.device) -> object:
+    return correct.check_convolutions(device, ((torch.float32, None),))
+
+
+def test_convolutions_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ((torch.float32, None), (torch.float32, torch.bfloat16))
+    assert "15 convolutions" in correct.check_convolutions(CPU, both).text
+    monkeypatch.setattr(masked, "_gather", lambda active, values: values[:, : active.columns])
+    assert "the weight's gradient" in fails(few_convolutions)
+
+
+def test_a_wrong_scale_of_a_convolution_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(masked, "mix_by", scaled(masked.mix_by, 1.05))
+    assert "× the tolerance" in fails(few_convolutions)
+
+
+def test_rows_of_a_group_with_bits_of_their_own_are_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = layers.MixoutConvolution.draw_mask
+
+    def by_row(self: MixoutLayer, device: str | None = None) -> Tensor:
+        mask = draw(self, device)
+        return mask if mask.shape[0] == 1 else torch.rand(mask.shape) >= self.p
+
+    monkeypatch.setattr(layers.MixoutConvolution, "draw_mask", by_row)
+    assert "the weights of one neuron have different bits" in fails(few_convolutions)
 
 
 def test_a_wrong_gradient_of_the_bias_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
