@@ -13,18 +13,22 @@ import numpy.typing as npt
 import onnxruntime
 import torch
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from matrix.outcome import Outcome
 from matrix.plain import exports_unmodified, random_rows
 from matrix.tiny import write_checkpoint
+from mixout_export.adamw import MixoutAdamW
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.loading import load_mixout
 from mixout_export.checkpoint.saving import save_mixout
 from mixout_export.config import MixoutConfig
 from mixout_export.errors import MixoutError
+from mixout_export.fast_linear.gathering import always_gather
 from mixout_export.files.layout import LAYOUT
+from mixout_export.mask_schedule import MaskSchedule
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -40,7 +44,7 @@ _TOLERANCE = 1e-4
 #: Sizes that are too short for some models, because they pool along the sequence.
 _MAY_BE_TOO_SHORT = ((1, 1), (3, 4))
 
-_LEARNING_RATE = 0.05
+_LEARNING_RATE = 1e-3
 
 #: Memory limit of one family, in bytes, in case its checkpoint is not tiny.
 _MEMORY = 8 << 30
@@ -57,24 +61,38 @@ def _inject(base: Path, out: Path) -> None:
     prepare_checkpoint(str(base), out, options)
 
 
-def _step(prepared: Path, out: Path) -> None:
-    """Train for one step, and check that mixed weights moved and anchors did not."""
-    model = load_mixout(prepared)
-    before = {name: layer.weight.detach().clone() for name, layer in mixout_layers(model).items()}
+def _train(model: PreTrainedModel, optimizer: Optimizer) -> None:
+    """Do two training steps under one held mask."""
     batch = random_rows(model.config, 4, 24, seed=1)
     model.train()
     torch.manual_seed(0)
-    loss = model(**batch, labels=torch.tensor([0, 1, 2, 1])).loss
-    if not torch.isfinite(loss):
-        raise MatrixError(f"the loss is {float(loss)}, expected a finite number")
-    loss.backward()
-    torch.optim.SGD(model.parameters(), lr=_LEARNING_RATE).step()
+    schedule = MaskSchedule(model, resample_every=2)
+    with always_gather():  # as compact gradients do, so that no rounding differs
+        for _ in range(2):
+            schedule.step()
+            loss = model(**batch, labels=torch.tensor([0, 1, 2, 1])).loss
+            if not torch.isfinite(loss):
+                raise MatrixError(f"the loss is {float(loss)}, expected a finite number")
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def _step(prepared: Path, out: Path) -> None:
+    """Train, and check what moved; the same with dense gradients must give the same weights."""
+    model, dense = load_mixout(prepared), load_mixout(prepared)
+    before = {name: layer.weight.detach().clone() for name, layer in mixout_layers(model).items()}
+    _train(model, MixoutAdamW(model, lr=_LEARNING_RATE))
+    _train(dense, AdamW(dense.parameters(), lr=_LEARNING_RATE, fused=True))
     moved = [n for n, m in mixout_layers(model).items() if not torch.equal(m.weight, before[n])]
     if not moved:
-        raise MatrixError("the training step changed no mixed weight")
+        raise MatrixError("the training steps changed no mixed weight")
     for name, layer in mixout_layers(model).items():
         if not torch.equal(layer.pretrained_weight, before[name]):
-            raise MatrixError(f"the training step changed the anchor of {name}")
+            raise MatrixError(f"the training steps changed the anchor of {name}")
+    for (name, ours), theirs in zip(model.named_parameters(), dense.parameters(), strict=True):
+        if not torch.equal(ours, theirs):
+            raise MatrixError(f"MixoutAdamW and AdamW disagree about {name}")
     with quiet_libraries():
         save_mixout(model, out)
 
