@@ -62,7 +62,7 @@ def estimate_run(
     by_length = np.argsort(train.lengths, kind="stable")
     size = min(options.batch_size, len(train))
     longest = to_device(train.collate(by_length[-size:].tolist()), accelerator.device)
-    memory = memory_in_use(accelerator.device) + _training_bytes(model, options)
+    memory = memory_in_use(accelerator.device) + training_bytes(model, options)
     memory += _activations(accelerator, model, longest)
     start = (len(train) - size) // 2
     typical = by_length[start : start + size].tolist()
@@ -73,7 +73,7 @@ def estimate_run(
     return RunEstimate(per_token * (_STEP * steps * step + evaluated), memory)
 
 
-def _training_bytes(model: PreTrainedModel, options: TrainOptions) -> int:
+def training_bytes(model: PreTrainedModel, options: TrainOptions) -> int:
     """Return the bytes of all gradients and of the optimizer's state."""
     numbers = 3 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     left_out = 3 if options.optimizer_scope == "active" else 1
