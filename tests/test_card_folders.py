@@ -77,7 +77,7 @@ def test_a_graph_that_was_compared_says_how_far_it_is(way: Way, tmp_path: Path) 
     assert "'logits': array([[" in outputs
 
 
-@pytest.mark.parametrize("task", sorted(TASKS))
+@pytest.mark.parametrize("task", sorted({*TASKS} - {"image-classification"}))
 def test_the_code_of_a_card_runs(task: str, tiny: TinyCheckpoints, tmp_path: Path) -> None:
     labels = ("a", "b") if task in ("multi-label", "token-classification") else None
     base = tiny.base("gpt2" if task == "causal-lm" else "bert")

@@ -98,7 +98,12 @@ def evaluate(folder: Path, file: Path, **options: Any) -> tuple[EvaluationData, 
 
 def test_every_task_has_a_reader_and_data_here() -> None:
     assert all(reader_of(task) for task in TASKS.values())
-    assert {*KINDS, "text-classification", "regression"} == set(TASKS)
+    others = {
+        "text-classification",
+        "regression",
+        "image-classification",
+    }  # have tests of their own
+    assert {*KINDS} | others == set(TASKS)
     assert set(LEARNS) == set(KINDS)
 
 

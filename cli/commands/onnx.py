@@ -113,12 +113,14 @@ def _describe_parity(result: "OnnxResult") -> str:
     "--data",
     type=PATH,
     metavar="FILE",
-    help="Also compare on the texts of this file, and count equal predicted labels on them: csv, "
-    "tsv, jsonl or parquet, optionally with .gz.  [optional]",
+    help="Also compare on the texts or images of this file or folder, and count equal predicted "
+    "labels on them: csv, tsv, jsonl or parquet, optionally with .gz, or a folder of images.  "
+    "[optional]",
 )
 @option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
 @column_option("--text-column", "the text in these files")
 @column_option("--text-pair-column", "the second text in these files")
+@column_option("--image-column", "the path of the image in these files")
 @field_options
 @option(
     "--min-agreement",
@@ -141,7 +143,8 @@ def onnx(source: Path, out: Path, *, output: Output, **given: Any) -> None:
         from mixout_export.export.precision import Conversion
         from mixout_export.stages.onnx_export import ExportData, export_onnx
 
-    given["columns"] = ColumnNames(given.pop("text_column"), given.pop("text_pair_column"))
+    names = ("text", "text_pair", "image")
+    given["columns"] = ColumnNames.named(**{name: given.pop(f"{name}_column") for name in names})
     given["fields"] = FieldFormat(given.pop("delimiter"), given.pop("quoting"))
     result = export_onnx(
         source,

@@ -114,6 +114,7 @@ def _describe(result: "PredictionResult") -> str:
 @column_option("--text-pair-column", "the second text")
 @column_option("--label-column", "the labels, which are optional")
 @column_option("--choices-column", "the choices")
+@column_option("--image-column", "the path of the image")
 @field_options
 @skip_option
 @flag("--no-labels", help="Ignore the labels of FILE, for example if MODEL does not know them.")
@@ -168,8 +169,9 @@ def predict(
     MODEL can be a mixout checkpoint, a Hugging Face folder, an ONNX folder or file, a bundle, or a
     model on a server: http://HOST:PORT/v2/models/NAME.
 
-    FILE and OUT are csv, tsv, jsonl or parquet, optionally with .gz. If FILE has labels, the
-    command also shows metrics, confused labels, and the rows that are most wrong.
+    FILE and OUT are csv, tsv, jsonl or parquet, optionally with .gz. FILE can also be a folder of
+    images, and OUT is then csv, tsv or jsonl. If FILE has labels, the command also shows metrics,
+    confused labels, and the rows that are most wrong.
     """
     with quick_imports():
         from mixout_export.data.columns import ColumnNames
@@ -177,7 +179,7 @@ def predict(
         from mixout_export.stages.predict import PredictOptions, predict_file
         from mixout_export_cli.predicting import PredictionDisplay
 
-    names = ("text", "text_pair", "label", "choices")
+    names = ("text", "text_pair", "label", "choices", "image")
     columns = ColumnNames.named(**{name: options.pop(f"{name}_column") for name in names})
     options["fields"] = FieldFormat(options.pop("delimiter"), options.pop("quoting"))
     with stopped_by_sigterm(), PredictionDisplay(output) as display:

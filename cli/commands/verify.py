@@ -234,6 +234,7 @@ def _describe_graph(result: "ParityResult") -> str:
 @column_option("--text-pair-column", "the second text in --data")
 @column_option("--label-column", "the labels in --data")
 @column_option("--choices-column", "the choices in --data")
+@column_option("--image-column", "the path of the image in --data")
 @field_options
 @option(
     "--atol",

@@ -1,7 +1,6 @@
 """What of a model's state is its own, and what its outputs depend on."""
 
 from collections.abc import Set
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,15 +17,17 @@ def unused_keys(model: PreTrainedModel, interface: ModelInterface) -> Set[str]:
     """Return the keys on disk of what no output depends on, by differentiating once.
 
     Those are parameters, and buffers such as the decay from block to block of a model that reads
-    texts of a single block.
+    texts of a single block. So is the counter of a batch normalization, which only training reads.
     """
     batch = smallest_batch(interface).inputs
     inputs = {name: torch.from_numpy(batch[name]) for name in interface.inputs}
-    named = chain(
-        model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
-    )
+    named = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    statistics = {key: value for key, value in named if is_statistic(key)}
     wanted = {  # batch normalization has no derivative by its statistics
-        key: value for key, value in named if value.is_floating_point() and not is_statistic(key)
+        key: value for key, value in named if value.is_floating_point() and key not in statistics
     }
     frozen = [value for value in wanted.values() if not value.requires_grad]
     try:
@@ -40,6 +41,7 @@ def unused_keys(model: PreTrainedModel, interface: ModelInterface) -> Set[str]:
         for value in frozen:
             value.requires_grad_(False)
     unused = {key for key, gradient in zip(wanted, gradients, strict=True) if gradient is None}
+    unused |= {key for key, value in statistics.items() if not value.is_floating_point()}
     keys = disk_keys(model)
     return {keys[key] for key in unused & keys.keys()}
 

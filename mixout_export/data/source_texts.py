@@ -1,4 +1,4 @@
-"""The texts of a row as they are in the user's file, to be shown."""
+"""The texts of a row as they are in the user's file, and the names of images, to be shown."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,6 +21,8 @@ def source_texts(table: Table, columns: ColumnNames, row: int) -> Iterator[Sourc
     """Yield the texts of a row of a table."""
     for column in (columns.text, columns.text_pair, *(columns.choices or ()), columns.image):
         value = None if column is None else table.columns[column][row]
+        if column == columns.image and not isinstance(value, str):
+            value = value.get("path") if isinstance(value, dict) else None  # not its bytes
         if column is not None and value is not None:
             text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
             more = "…" if len(text) > SHOWN_CHARACTERS else ""

@@ -3,7 +3,8 @@
 import ast
 import logging
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -246,14 +247,38 @@ def _optimize(model: ir.Model, parameters: Set[str]) -> None:
 
     A norm may scale by `1 + weight`. If that sum were folded, the weight would no longer be in the
     graph, and it could not be compared with the model's. Changes of layout are folded because they
-    keep every value.
+    keep every value. What they make is still a weight: Swin looks up rows of such a table.
     """
+    weights = set(parameters)
 
     def should_fold(node: ir.Node) -> bool | None:
-        takes_weight = any(value is not None and value.name in parameters for value in node.inputs)
-        return False if takes_weight and node.op_type not in _LAYOUT_CHANGES else None
+        if not any(value is not None and value.name in weights for value in node.inputs):
+            return None
+        if node.op_type not in _LAYOUT_CHANGES:
+            return False
+        weights.update(value.name for value in node.outputs if value.name is not None)
+        return None
 
-    optimize_ir(model, should_fold=should_fold)
+    with _batch_norms_apart(model):
+        optimize_ir(model, should_fold=should_fold)
+
+
+@contextmanager
+def _batch_norms_apart(model: ir.Model) -> Iterator[None]:
+    """Keep the optimizer from multiplying a batch normalization into the weight before it.
+
+    The weight would no longer be in the graph. Runtimes do it when they load the graph. The
+    optimizer leaves a normalization alone whose scale is also an input of the graph.
+    """
+    inputs = model.graph.inputs
+    norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
+    scales = {value.name: value for node in norms if (value := node.inputs[1]) is not None}
+    before = len(inputs)
+    inputs.extend(scales.values())
+    try:
+        yield
+    finally:
+        del inputs[before:]
 
 
 def rename_values(

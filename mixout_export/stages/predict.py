@@ -16,6 +16,7 @@ from mixout_export.data.confusion import CONFUSED_SHOWN
 from mixout_export.data.encoding import EncodingOptions
 from mixout_export.data.evaluation import TableReading, reader_for, settle_reading
 from mixout_export.data.examples import Examples
+from mixout_export.data.image_folder import is_image_folder
 from mixout_export.data.lengths import CutRows
 from mixout_export.data.readers.question_answering import Questions
 from mixout_export.data.separated import FieldFormat
@@ -283,15 +284,23 @@ def _read_examples(reading: TableReading, table: Table) -> Examples:
         raise RowError(said, error.problems) from error
 
 
+def _kinds_of_out(file: Path) -> tuple[str, ...]:
+    """Return the formats that OUT may have: that of the file, or for a folder of images several."""
+    if file.is_dir() and is_image_folder(file):
+        return (".csv", ".tsv", ".jsonl")
+    return (data_format(file)[0],)
+
+
 def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
     """Return the format of OUT and whether it is compressed, if it can be written."""
-    kind, _ = data_format(file)
+    kinds = _kinds_of_out(file)
     suffixes = [suffix.lower() for suffix in out.suffixes]
     zipped = suffixes[-1:] == [".gz"]
-    if (suffixes[:-1] if zipped else suffixes)[-1:] != [kind]:
+    (kind,) = (suffixes[:-1] if zipped else suffixes)[-1:] or ("",)
+    if kind not in kinds:
+        has = f"has the format of {file.name}" if len(kinds) == 1 else "is a table"
         raise ArgumentError(
-            f"{out}: OUT has the format of {file.name}, expected a name ending in {kind} or "
-            f"{kind}.gz"
+            f"{out}: OUT {has}, expected a name ending in {', '.join(kinds)} or {kinds[0]}.gz"
         )
     if out.exists() and out.resolve() == file.resolve():
         raise ArgumentError(f"{out}: OUT is the data file itself; choose another")
@@ -342,8 +351,10 @@ def predict_file(
     Args:
         model: A mixout checkpoint, a Hugging Face folder, an ONNX folder, a bundle or an `.onnx`
             file; or the address of a model on a server, `http://host:port/v2/models/NAME`.
-        file: A csv, tsv, jsonl or parquet file, also as .gz, with or without labels.
-        out: The file to write, in the same format. It appears complete or not at all.
+        file: A csv, tsv, jsonl or parquet file, also as .gz, or a folder of images, with or without
+            labels.
+        out: The file to write, in the same format; for a folder csv, tsv or jsonl. It appears
+            complete or not at all.
         options: How to read the file and run the model.
         overwrite: Whether OUT may be replaced.
         report_to: An `.html` file to show the result in.

@@ -138,6 +138,7 @@ def verify_checkpoints(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     choices_column: str | None = None,
+    image_column: str | None = None,
     delimiter: str | None = None,
     quoting: str | None = None,
     atol: float | None = None,
@@ -168,6 +169,7 @@ def verify_checkpoints(
         text_pair_column: Column of its second text; None finds it.
         label_column: Column of its labels; None finds it.
         choices_column: Column of its choices; None finds it.
+        image_column: Column of its images; None finds it.
         delimiter: Character between the fields of a csv or tsv file; None takes the usual one.
         quoting: How its fields are quoted; see `FieldFormat`.
         atol: Absolute tolerance. None means 1e-5, 5e-3 for weights rounded to fp16, and 4e-2 for
@@ -205,7 +207,11 @@ def verify_checkpoints(
     if max_examples is not None and data is None:
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
     columns = ColumnNames.named(
-        text=text_column, text_pair=text_pair_column, label=label_column, choices=choices_column
+        text=text_column,
+        text_pair=text_pair_column,
+        label=label_column,
+        choices=choices_column,
+        image=image_column,
     )
     for name, column in columns.identity().items():
         if column is not None and data is None:
@@ -278,6 +284,7 @@ def verify_checkpoints(
             text_pair_column=text_pair_column,
             label_column=label_column,
             choices_column=choices_column,
+            image_column=image_column,
             delimiter=delimiter,
             quoting=quoting,
             atol=atol,
