@@ -27,11 +27,20 @@ class Slices:
     @classmethod
     def of(cls, whole: Tensor, indices: Tensor, dim: int) -> "Slices":
         """Copy slices of a tensor."""
+        if _are_columns(whole, dim):  # takes half of index_select's time
+            return cls(indices, whole.gather(1, indices.expand(whole.shape[0], -1)), dim)
         return cls(indices, whole.index_select(dim, indices), dim)
 
-    def write_to(self, whole: Tensor) -> None:
-        """Write the values into a tensor, in place."""
-        whole.index_copy_(self.dim, self.indices, self.values)
+    def write_to(self, whole: Tensor) -> Tensor:
+        """Write the values into a tensor, in place, and return it."""
+        if _are_columns(whole, self.dim):  # takes two thirds of index_copy_'s time
+            return whole.scatter_(1, self.indices.expand(whole.shape[0], -1), self.values)
+        return whole.index_copy_(self.dim, self.indices, self.values)
+
+
+def _are_columns(whole: Tensor, dim: int) -> bool:
+    """Tell whether slices are columns of a matrix on a CPU, where other operations are faster."""
+    return dim == 1 and whole.dim() == 2 and whole.device.type == "cpu"
 
 
 class CompactGradient:

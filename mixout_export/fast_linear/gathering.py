@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
+from mixout_export.compact import Slices
 from mixout_export.fast_linear.products import from_host
 
 #: The number of gathered columns is rounded up to a multiple of this, by device. Matrix units
@@ -88,10 +89,7 @@ class ActiveNeurons:
         If there is room, the next column holds ones. In the weight gradient's product, that column
         becomes the gradient of the bias.
         """
-        if input.device.type == "cpu":  # takes half of index_select's time there
-            gathered = input.gather(1, self.indices.expand(input.shape[0], -1))
-        else:
-            gathered = input.index_select(1, self.indices.view(-1))
+        gathered = Slices.of(input, self.indices.view(-1), 1).values
         if self.has_ones:
             gathered.select(1, self.count).fill_(1.0)
         return gathered
@@ -102,7 +100,5 @@ class ActiveNeurons:
         Along `dim`, `values` has `count` or `columns` elements, and `whole` has one per input
         neuron.
         """
-        neurons, values = self.indices.narrow(1, 0, self.count), values.narrow(dim, 0, self.count)
-        if dim == 1 and whole.device.type == "cpu":  # takes two thirds of index_copy_'s time there
-            return whole.scatter_(1, neurons.expand(whole.shape[0], -1), values)
-        return whole.index_copy_(dim, neurons.view(-1), values)
+        values = values.narrow(dim, 0, self.count)
+        return Slices(self.indices[0, : self.count], values, dim).write_to(whole)

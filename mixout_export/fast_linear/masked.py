@@ -102,7 +102,7 @@ class _MaskedOperation(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = None
         if grad_gathered is not None and needs_input_grad:  # from a second derivative
             zeros = grad_gathered.new_zeros(ctx.shape)
-            grad_input = _scatter(ctx.active, grad_gathered, zeros, _NEURONS)
+            grad_input = ctx.active.scatter(grad_gathered, zeros, _NEURONS)
         if grad is not None:
             if needs_input_grad:
                 mixed = mix_by(factors, weight, pretrained_weight, 1.0 - ctx.p)
@@ -120,17 +120,12 @@ def _gather(active: ActiveNeurons, values: Tensor) -> Tensor:
     return values.index_select(_NEURONS, active.indices.view(-1))
 
 
-def _scatter(active: ActiveNeurons, values: Tensor, whole: Tensor, dim: int) -> Tensor:
-    """Write the active neurons' values into `whole`, a tensor of zeros, along a dimension."""
-    neurons = active.indices.view(-1)[: active.count]
-    return whole.index_copy_(dim, neurons, values.narrow(dim, 0, active.count))
-
-
 def _weight_gradient(
     ctx: Any, grad: Tensor, kept: Tensor, weight: Tensor, factors: Tensor
 ) -> Tensor | None:
     """Return the weight's gradient; None if it went to `ctx.compact`."""
-    active, operation = ctx.active, ctx.operation
+    active: ActiveNeurons | None = ctx.active
+    operation: Operation = ctx.operation
     if active is None:
         whole = operation.weight_gradient(grad, kept, weight.shape)
         return mask_gradient(whole.to(weight.dtype), factors, ctx.p)
@@ -147,4 +142,4 @@ def _weight_gradient(
         return None
     # Zeros made from the values, not from the weight: under `is_grads_batched` the values have one
     # dimension more, and so must the zeros.
-    return _scatter(active, scaled, scaled.new_zeros(weight.shape), dim)
+    return active.scatter(scaled, scaled.new_zeros(weight.shape), dim)
