@@ -82,6 +82,11 @@ def _by_size(options: Options) -> list[dict[str, Any]]:
     ]
 
 
+def _images(options: Options) -> list[dict[str, Any]]:
+    arms = ("plain", "plain again", "filter 0.8", "neuron 0.8", "element 0.8")
+    return [options.steps(arms, "ResNet-18", "16x224", options.rounds)]
+
+
 def _memory(options: Options) -> list[dict[str, Any]]:
     where = {"device": options.device, "precision": options.precision}
     return [
@@ -112,11 +117,12 @@ PARTS: dict[str, tuple[Callable[[Options], list[dict[str, Any]]], Callable[[Any]
     "batches": (_by_batch, steps.table),
     "probabilities": (_by_probability, steps.table),
     "sizes": (_by_size, steps.table),
+    "images": (_images, steps.table),
     "memory": (_memory, memory.table),
     "training": (_training, training.table),
     "files": (_files, files.table),
 }
-_ON_GPU = ("strategies", "probabilities", "sizes", "memory")
+_ON_GPU = ("strategies", "probabilities", "sizes", "images", "memory")
 
 
 def _write_tables(out: Path) -> None:
