@@ -56,6 +56,7 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
     "groups": {"groups": 2, "padding": 1},
     "depthwise": {"groups": 4, "padding": 1},
     "same": {"padding": "same", "dilation": 2},
+    "same, uneven": {"padding": "same", "kernel_size": 4},
     "reflect": {"padding": 1, "padding_mode": "reflect"},
     "circular": {"padding": 2, "padding_mode": "circular", "stride": 2},
     "replicate": {"padding": "same", "padding_mode": "replicate"},
@@ -66,11 +67,11 @@ ALL_GEOMETRIES = pytest.mark.parametrize("geometry", GEOMETRIES)
 
 def convolution(
     dims: int = 2, *, inputs: int = 4, outputs: int = 8, granularity: str = "filter", p: float = P,
-    **geometry: Any,
+    kernel_size: int = 3, **geometry: Any,
 ) -> MixoutConvolution:  # fmt: skip
     torch.manual_seed(0)
     kind = MixoutConv2d if dims == 2 else MixoutConv1d
-    layer = kind(inputs, outputs, 3, p=p, granularity=granularity, **geometry)
+    layer = kind(inputs, outputs, kernel_size, p=p, granularity=granularity, **geometry)
     with torch.no_grad():
         layer.weight.add_(torch.randn_like(layer.weight))
     return layer
@@ -276,7 +277,7 @@ def test_evaluation_and_p_zero_are_the_plain_layer_bit_for_bit(
 ) -> None:
     layer = convolution(**GEOMETRIES[geometry]).to(dtype)
     plain = to_plain(copy.deepcopy(layer))
-    reference = nn.Conv2d(4, 8, 3, **GEOMETRIES[geometry])
+    reference = nn.Conv2d(4, 8, **{"kernel_size": 3, **GEOMETRIES[geometry]})
     assert type(plain) is nn.Conv2d
     assert vars(plain).keys() == vars(reference).keys()
     assert repr(plain) == repr(reference)

@@ -5,10 +5,12 @@ counts neurons, or channels.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (PyTorch's own idiom)
 from torch import Tensor
 from torch.nn import grad as gradients
 
@@ -85,7 +87,8 @@ class MatrixProduct:
         return products.weight_gradient(grad, input, self.input_dim)
 
 
-#: Number of the weight's dimensions → PyTorch's functions for the gradients of a convolution.
+#: Number of the weight's dimensions → PyTorch's functions for a convolution and its gradients.
+_CONVOLVE: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
 _OF_INPUT = {3: gradients.conv1d_input, 4: gradients.conv2d_input}
 _OF_WEIGHT = {3: gradients.conv1d_weight, 4: gradients.conv2d_weight}
 
@@ -121,6 +124,12 @@ class Convolution:
         """Whether there are no groups."""
         return self.groups == 1
 
+    def convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Convolve as the plain layer does: dtypes must fit, and the batch may be left out."""
+        return _CONVOLVE[weight.dim()](
+            input, weight, bias, self.stride, self.padding, self.dilation, self.groups
+        )
+
     def rows(self, input: Tensor, weight: Tensor) -> int:
         """Return at how many positions of the whole batch the kernel is applied."""
         sizes = zip(
@@ -133,10 +142,7 @@ class Convolution:
 
     def output(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output, (batch, out, …)."""
-        return torch.convolution(
-            input, weight.to(input.dtype), bias, self.stride, self.padding, self.dilation,
-            False, (0,) * len(self.stride), self.groups,
-        )  # fmt: skip
+        return self.convolve(input, weight.to(input.dtype), bias)
 
     def input_gradient(self, grad: Tensor, shape: torch.Size, weight: Tensor) -> Tensor:
         """Return the gradient of the input, (batch, in, …)."""

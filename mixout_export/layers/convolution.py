@@ -31,7 +31,6 @@ class MixoutConvolution(MixoutLayer):
     dilation: tuple[int, ...]
     groups: int
     padding_mode: PaddingMode
-    _reversed_padding_repeated_twice: list[int]
 
     def forward(self, input: Tensor) -> Tensor:
         """Map (batch, in_channels, …) to (batch, out_channels, …); the batch may be left out."""
@@ -39,7 +38,8 @@ class MixoutConvolution(MixoutLayer):
             return self.fast_product(input)
         if not self.is_mixing():
             return self.plain_class.forward(self, input)  # type: ignore[no-any-return]
-        return self._conv_forward(input, self.mixed_weight(), self.bias)  # type: ignore[operator, no-any-return]
+        input, operation = self._padded(input)
+        return operation.convolve(input, self.mixed_weight(), self.bias)
 
     def takes_fast_path(self, input: Tensor) -> bool:
         """Tell whether `fast_linear` computes the output for this input."""
@@ -54,20 +54,32 @@ class MixoutConvolution(MixoutLayer):
         return self.groups == 1 and super().takes_compact_gradients()
 
     def fast_product(self, input: Tensor) -> Tensor:
-        """Map (batch, in_channels, …) to (batch, out_channels, …) ; see `MixoutLayer`."""
-        padding = self.padding
-        if isinstance(padding, str) or self.padding_mode != "zeros":
-            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=mode)
-            padding = (0,) * len(self.kernel_size)
+        """Map (batch, in_channels, …) to (batch, out_channels, …); see `MixoutLayer`."""
+        input, operation = self._padded(input)
         return masked_operation(
-            Convolution(self.stride, padding, self.dilation, self.groups),
+            operation,
             *(input, self.weight, self.pretrained_weight, self.bias),
             self.held_mask if isinstance(self.held_mask, Tensor) else self.draw_mask("cpu"),
             p=self.p,
             granularity=self.granularity,
             compact=self.compact_gradient(),
         )
+
+    def _padded(self, input: Tensor) -> tuple[Tensor, Convolution]:
+        """Return the input and the convolution, which pads with zeros itself where it can."""
+        if isinstance(self.padding, str):
+            same = self.padding == "same"
+            sizes = zip(self.kernel_size, self.dilation, strict=True)
+            totals = [dilation * (kernel - 1) if same else 0 for kernel, dilation in sizes]
+            sides = [(total // 2, total - total // 2) for total in totals]
+        else:
+            sides = [(padding, padding) for padding in self.padding]
+        padding = tuple(left for left, _ in sides)
+        if self.padding_mode != "zeros" or any(left != right for left, right in sides):
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            input = F.pad(input, [side for pair in reversed(sides) for side in pair], mode=mode)
+            padding = (0,) * len(sides)
+        return input, Convolution(self.stride, padding, self.dilation, self.groups)
 
     def draw_mask(self, device: torch.device | str | None = None) -> Tensor:
         """Draw a mask; see `MixoutLayer.draw_mask`. With groups, rows share their group's bits."""
