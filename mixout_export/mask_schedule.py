@@ -18,6 +18,8 @@ class MaskSchedule:
     With it, all forward passes of `resample_every` updates use the same masks, as in GMixout
     (arXiv 2510.06982). That includes all batches of an update whose gradients are accumulated.
 
+    The layers keep their masks until `release` is called, and so does a copy of the model.
+
     With `anchor_decay` λ below 1, the anchor is an exponential moving average of the weights: each
     time masks are drawn, except for the first, u ← λ u + (1 - λ) w.
 
@@ -42,8 +44,10 @@ class MaskSchedule:
     def __init__(
         self, model: nn.Module, *, resample_every: int = 1, anchor_decay: float = 1.0
     ) -> None:
-        if resample_every < 1:
-            raise ArgumentError(f"resample_every: got {resample_every}, expected 1 or more")
+        if not isinstance(resample_every, int) or resample_every < 1:
+            raise ArgumentError(
+                f"resample_every: got {resample_every}, expected an integer, 1 or more"
+            )
         if not 0.0 <= anchor_decay <= 1.0:
             raise ArgumentError(f"anchor_decay: got {anchor_decay}, expected 0 to 1")
         self._layers = mixout_layers(model)
@@ -72,25 +76,35 @@ class MaskSchedule:
             layer.held_mask = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of updates, the masks in use and the anchors, if these move."""
+        """Return the number of updates, the masks in use and the anchors that have moved."""
         layers = self._layers
         return {
             "updates": self.updates,
             "masks": {name: _plain(layer.held_mask) for name, layer in layers.items()},
-            "anchors": {name: layer.pretrained_weight for name, layer in layers.items()}
-            if self.anchor_decay < 1.0
-            else {},
+            "anchors": {
+                name: layer.pretrained_weight
+                for name, layer in layers.items()
+                if layer.anchor_moved
+            },
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned for a model with the same layers."""
+        """Restore what `state_dict` returned for a model with the same layers.
+
+        Raises:
+            ArgumentError: The state is that of other layers.
+        """
+        if state["masks"].keys() != self._layers.keys():
+            other = sorted(state["masks"].keys() ^ self._layers.keys())
+            raise ArgumentError(f"state: is that of other layers; {other[0]!r} is in one only")
         self.updates = state["updates"]
         for name, layer in self._layers.items():
             mask = state["masks"][name]
             layer.held_mask = PackedMask.from_dict(mask) if isinstance(mask, dict) else mask
             if name in state["anchors"]:
                 layer.pretrained_weight.copy_(state["anchors"][name])
+                layer.anchor_moved = True
 
 
 def _plain(mask: Tensor | PackedMask | None) -> Tensor | dict[str, Any] | None:

@@ -118,6 +118,22 @@ def test_state_restores_masks_and_anchors(granularity: str, tmp_path: Path) -> N
     assert again.updates == schedule.updates == 8
 
 
+def test_restored_anchors_count_as_moved() -> None:
+    schedule = MaskSchedule(network("neuron"), anchor_decay=0.5)
+    for moved in (False, True):
+        schedule.step()
+        other = network("neuron")
+        MaskSchedule(other).load_state_dict(schedule.state_dict())
+        assert all(layer.anchor_moved is moved for layer in mixout_layers(other).values())
+
+
+def test_state_of_other_layers_is_refused() -> None:
+    state = MaskSchedule(network("neuron")).state_dict()
+    del state["masks"]["1"]
+    with pytest.raises(ArgumentError, match="other layers; '1'"):
+        MaskSchedule(network("neuron")).load_state_dict(state)
+
+
 def test_layers_with_p_0_draw_nothing() -> None:
     model = network("neuron")
     for layer in mixout_layers(model).values():
@@ -131,6 +147,7 @@ def test_layers_with_p_0_draw_nothing() -> None:
     ("options", "message"),
     [
         ({"resample_every": 0}, "resample_every: got 0"),
+        ({"resample_every": 1.5}, "resample_every: got 1.5"),
         ({"anchor_decay": 1.5}, "anchor_decay: got 1.5"),
     ],
 )
