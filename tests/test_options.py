@@ -77,3 +77,8 @@ def test_the_defaults_are_the_contracts() -> None:
 def test_settings_survive_json() -> None:
     options = TrainOptions(p=0.5, select="last", max_steps=7)
     assert TrainOptions(**json.loads(json.dumps(asdict(options)))) == options
+
+
+def test_active_scope_refuses_decay_of_all_columns() -> None:
+    with pytest.raises(ArgumentError, match=r"optimizer-scope: .*--decay-toward"):
+        TrainOptions(resample_every=2, optimizer_scope="active", decay_toward="pretrained")

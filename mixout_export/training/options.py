@@ -199,6 +199,11 @@ class TrainOptions:
                         f"{name}: got {given}, which needs masks that are held for whole steps; "
                         "give --resample-every, too"
                     )
+        if self.optimizer_scope == "active" and self.decay_toward == "pretrained":
+            raise ArgumentError(
+                "optimizer-scope: got active with --decay-toward pretrained, which changes the "
+                "inactive columns, too; use --decay-toward zero"
+            )
         if self.anchor_decay < 1.0 and self.anchor_dtype not in (None, "float32"):
             raise ArgumentError(
                 f"anchor-decay: got {self.anchor_decay} with --anchor-dtype {self.anchor_dtype}, "
