@@ -214,7 +214,7 @@ class Step:
     def state_bytes(self) -> dict[str, int]:
         """Return the bytes of weights, anchors, gradients and the optimizer's state as they are."""
         parameters, layers = list(self.model.parameters()), mixout_layers(self.model).values()
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
         for layer in layers:
             if layer.compact is not None and layer.compact.slices is not None:
                 gradients += [layer.compact.slices.values, layer.compact.slices.indices]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from mixout_export.torch_internals import accumulates_gradient, is_transformed
+from mixout_export.errors import ArgumentError
+from mixout_export.torch_internals import accumulates_gradient, has_gradient_hooks, is_transformed
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,13 @@ def _are_columns(whole: Tensor, dim: int) -> bool:
     return dim == 1 and whole.dim() == 2 and whole.device.type == "cpu"
 
 
+def process_count() -> int:
+    """Return the number of processes of the process group, 0 if there is none."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return 0
+    return int(distributed.get_world_size())
+
+
 class CompactGradient:
     """The gradient of one mixed weight: only the slices that its mask leaves active.
 
@@ -50,46 +58,75 @@ class CompactGradient:
     others are zero. An optimizer that understands this form (`MixoutAdamW`) makes one of these for
     each mixed weight, and the backward pass then writes here instead of into `weight.grad`.
 
+    Meanwhile `weight.grad` is a placeholder, an empty sparse tensor. Whoever sets it to None drops
+    the gradient. Code that expects a dense gradient fails, instead of overlooking this one.
+
     Attributes:
         weight: The weight.
         dim: The dimension of `weight` whose slices a mask switches on and off.
-        slices: The gradient of the active slices; None without a gradient.
+        mask: The mask of the newest gradient, Bool, on the CPU.
     """
 
-    def __init__(self, weight: Tensor, dim: int, owner: object) -> None:
+    def __init__(self, weight: Tensor, dim: int) -> None:
         self.weight, self.dim = weight, dim
-        self._owner = weakref.ref(owner)
-        self.slices: Slices | None = None
-        self._mask = torch.empty(0)
+        self._readers: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._slices: Slices | None = None
+        self.mask = torch.empty(0, dtype=torch.bool)
+        self._placeholder: Tensor | None = None
+        self._version = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy or pickle it as None: a copy of a model has no optimizer that would read it."""
         return type(None), ()
 
-    def is_read(self) -> bool:
-        """Tell whether an optimizer will read the gradient, so that it may be written here.
+    def add_reader(self, optimizer: object) -> None:
+        """Name an optimizer that reads this gradient as long as it exists."""
+        self._readers.add(optimizer)
 
-        Several processes reduce dense gradients, so theirs stay in `weight.grad`.
+    def is_read(self) -> bool:
+        """Tell whether exactly one optimizer will read the gradient, so that it may be put here.
+
+        DistributedDataParallel reduces dense gradients, even those of a single process, so theirs
+        stay in `weight.grad`.
         """
-        return self._owner() is not None and not (
-            distributed.is_available()
-            and distributed.is_initialized()
-            and distributed.get_world_size() > 1
-        )
+        return len(self._readers) == 1 and process_count() == 0
 
     def accepts(self, computed_in: torch.dtype) -> bool:
         """Tell whether the backward pass that is running may write the gradient here.
 
         It may not if it records a graph for second derivatives, computes a batch of gradients, or
-        returns the gradient to the caller (`torch.autograd.grad`). A gradient that was computed in
-        float16 belongs to a loss scaler, which looks for it in `weight.grad`.
+        returns the gradient to the caller (`torch.autograd.grad`). Hooks on the weight get dense
+        gradients. A gradient that was computed in float16 belongs to a loss scaler, which looks for
+        it in `weight.grad`.
         """
         return (
             computed_in is not torch.float16
             and not torch.is_grad_enabled()
             and not is_transformed()
+            and not has_gradient_hooks(self.weight)
             and accumulates_gradient(self.weight)
+            and self.is_read()
         )
+
+    @property
+    def slices(self) -> Slices | None:
+        """The gradient of the active slices; None without a gradient, or if it is dense.
+
+        Raises:
+            ArgumentError: Someone has changed the placeholder.
+        """
+        grad, placeholder = self.weight.grad, self._placeholder
+        if grad is None:  # as Module.zero_grad leaves it
+            self._slices = None
+        elif (placeholder is not None and grad.is_sparse) and (
+            grad is not placeholder or placeholder._version != self._version
+        ):
+            raise ArgumentError(
+                "the gradient of a mixed weight was changed, but MixoutAdamW keeps it apart from "
+                "weight.grad; clip with the optimizer's clip_grad_norm_, and set gradients to None "
+                "instead of zero"
+            )
+        return self._slices
 
     def add(self, mask: Tensor, indices: Tensor, values: Tensor) -> None:
         """Add a gradient. If other slices are active than before, it becomes dense.
@@ -99,26 +136,56 @@ class CompactGradient:
             indices: The active slices of the mask; see `Slices`.
             values: Their gradient, in the weight's dtype.
         """
-        known = self.slices
-        if known is None:
-            self.slices, self._mask = Slices(indices, values, self.dim), mask
-        elif self._mask is mask or torch.equal(self._mask, mask):
+        known, new = self.slices, Slices(indices, values, self.dim)
+        if self.weight.grad is None:
+            self._slices, self.mask = new, mask
+            self.weight.grad = self._hold_place()
+        elif known is not None and (self.mask is mask or torch.equal(self.mask, mask)):
             known.values.add_(values)
         else:
             self.make_dense()
-            self._add_to_dense(Slices(indices, values, self.dim))
+            self._add_to_dense(new)
+
+    def take(self) -> Slices | None:
+        """Return the gradient of the active slices and drop it; None if it is dense or missing."""
+        slices = self.slices
+        self.clear()
+        return slices
 
     def make_dense(self) -> None:
         """Move the gradient into `weight.grad`."""
-        if self.slices is not None:
-            self._add_to_dense(self.slices)
-        self.clear()
+        slices = self.take()
+        if slices is not None:
+            self._add_to_dense(slices)
+
+    def replace_dense(self, mask: Tensor) -> None:
+        """Keep only the slices of a dense gradient that a mask, Bool, leaves active."""
+        grad = self.weight.grad
+        if grad is not None and not grad.is_sparse:
+            indices = mask.view(-1).nonzero().view(-1).to(grad.device)
+            self._slices, self.mask = Slices.of(grad, indices, self.dim), mask
+            self.weight.grad = self._hold_place()
+
+    def clear(self) -> None:
+        """Drop the gradient of the active slices."""
+        self._slices = None
+        if self.weight.grad is not None and self.weight.grad is self._placeholder:
+            self.weight.grad = None
 
     def _add_to_dense(self, slices: Slices) -> None:
         if self.weight.grad is None:
             self.weight.grad = torch.zeros_like(self.weight)
         self.weight.grad.index_add_(self.dim, slices.indices, slices.values)
 
-    def clear(self) -> None:
-        """Drop the gradient."""
-        self.slices = None
+    def _hold_place(self) -> Tensor:
+        """Return an empty sparse tensor like the weight, which `weight.grad` can be."""
+        place, weight = self._placeholder, self.weight
+        if place is None or (place.device, place.dtype) != (weight.device, weight.dtype):
+            place = torch.sparse_coo_tensor(
+                torch.empty(weight.dim(), 0, dtype=torch.int64, device=weight.device),
+                weight.new_empty(0),
+                weight.shape,
+                check_invariants=False,
+            )
+        self._placeholder, self._version = place, place._version
+        return place

@@ -27,11 +27,18 @@ def accumulates_gradient(leaf: torch.Tensor) -> bool:
 
     `torch.autograd.grad`, and `backward` with other inputs, do not.
     """
+    if not leaf.requires_grad:  # switched off since the forward pass
+        return False
     node = get_gradient_edge(leaf).node
     try:
         return bool(torch._C._will_engine_execute_node(node))
     except RuntimeError:  # what it raises for a leaf whose gradient `torch.autograd.grad` returns
         return False
+
+
+def has_gradient_hooks(leaf: torch.Tensor) -> bool:
+    """Tell whether a leaf has a hook that gets its gradient."""
+    return bool(leaf._backward_hooks or leaf._post_accumulate_grad_hooks)
 
 
 def synchronizing_ddp(model: nn.Module) -> DistributedDataParallel | None:

@@ -1,6 +1,7 @@
 """Models with mixout under loops that know nothing of it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from mixout_export import MixoutConfig, inject_mixout, load_mixout, save_mixout
+from mixout_export import MixoutAdamW, MixoutConfig, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.base import BaseOptions
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.loading import load_plain
@@ -33,7 +34,13 @@ def examples() -> list[dict[str, object]]:
 
 
 def fit(
-    model: PreTrainedModel, path: Path, *, resume: Path | None = None, **options: object
+    model: PreTrainedModel,
+    path: Path,
+    *,
+    resume: Path | None = None,
+    optimizers: tuple[torch.optim.Optimizer | None, None] = (None, None),
+    prepare: Callable[[Trainer], object] = lambda _: None,
+    **options: object,
 ) -> Trainer:
     """Train three steps under an unmodified Trainer, which saves a checkpoint at each."""
     arguments = TrainingArguments(
@@ -58,7 +65,9 @@ def fit(
         eval_dataset=examples(),
         processing_class=make_tokenizer(),
         data_collator=DataCollatorWithPadding(make_tokenizer()),
+        optimizers=optimizers,
     )
+    prepare(trainer)
     with quiet_libraries():
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
     return trainer
@@ -170,3 +179,30 @@ def test_a_plain_loop(native: bool, tiny: TinyCheckpoints, tmp_path: Path) -> No
         with quiet_libraries():
             model.save_pretrained(tmp_path / "saved")
     check_folder(tmp_path / "saved", model, tmp_path)
+
+
+def test_the_compact_optimizer_under_trainer(tiny: TinyCheckpoints, tmp_path: Path) -> None:
+    """It trains as PyTorch's AdamW does: Trainer clips with its method and drops gradients."""
+
+    def trained(name: str) -> dict[str, torch.Tensor]:
+        model = injected(tiny)
+        if name == "dense":
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
+        else:
+            optimizer = MixoutAdamW(model, lr=1e-2)
+
+        def prepare(trainer: Trainer) -> None:
+            if isinstance(optimizer, MixoutAdamW):
+                trainer.accelerator.clip_grad_norm_ = lambda _, limit: optimizer.clip_grad_norm_(
+                    limit
+                )
+
+        fit(
+            model, tmp_path / name, prepare=prepare, optimizers=(optimizer, None),
+            gradient_accumulation_steps=3, max_grad_norm=0.01,
+        )  # fmt: skip
+        return model.state_dict()
+
+    ours, dense = trained("ours"), trained("dense")
+    for key, value in dense.items():
+        torch.testing.assert_close(ours[key], value, rtol=0.0, atol=1e-5, msg=key)
