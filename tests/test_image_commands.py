@@ -4,6 +4,7 @@ import ast
 import csv
 import gzip
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from cli_runs import Program
 from huggingface_hub import ModelCard
+from served_models import served
 from test_card_folders import run_code
 from tiny_images import CLASSES, SIZE, class_folders, save_vision, write_processor
 
@@ -194,3 +196,37 @@ def test_the_code_of_the_cards_gives_the_labels_of_predict(
     best = ast.literal_eval(said)[0]
     assert best["label"] == first["predicted"] == CLASSES[logits[0].argmax()]
     assert best["score"] == pytest.approx(float(first["probability"]), rel=1e-4)
+
+
+# Bundles ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["triton", "mlserver", "transformers-js", "optimum"])
+def test_bundles_have_a_complete_processor_and_code_that_reads_an_image(
+    server: str, program: Program, graph: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "photos"
+    program("bundle", graph, out, "--server", server, "--name", "photos")
+    (file,) = out.rglob("preprocessor_config.json")
+    original = json.loads((model / "preprocessor_config.json").read_text())
+    written = json.loads(file.read_text())
+    assert written.items() >= {**original, "do_normalize": True, "do_rescale": True}.items()
+    guide = (out / "README.md").read_text()
+    assert "image.png" in guide
+    for code in re.findall(r"```python\n(.*?)\n```", guide, re.DOTALL):
+        compile(code, "README.md", "exec")
+
+
+def test_the_guides_program_sends_an_image_to_a_server(
+    program: Program, graph: Path, data: Path, model: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "repository"
+    program("bundle", graph, out, "--server", "triton", "--name", "photos")
+    program("predict", model, data / "dev", tmp_path / "out.csv")
+    (first, *_) = rows_of(tmp_path / "out.csv")
+    shutil.copy(data / "dev" / first["image"], out / "image.png")
+    with served(graph / "model.onnx", name="photos") as server:
+        guide = (out / "README.md").read_text()
+        said = run_code(out, guide.replace("http://127.0.0.1:8000", server.host))
+    (output,) = ast.literal_eval(said)
+    assert CLASSES[int(np.argmax(output["data"]))] == first["predicted"]

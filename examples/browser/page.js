@@ -1,5 +1,5 @@
-// Classify what the user types with the bundle in models/classifier. Nothing that is typed leaves the page.
-import { env, pipeline } from "@huggingface/transformers";
+// Classify what the user types, or an image, with the bundle in models/classifier. Nothing of it leaves the page.
+import { env, pipeline, RawImage } from "@huggingface/transformers";
 
 env.allowRemoteModels = false;
 env.allowLocalModels = true; // off by default in browsers
@@ -9,7 +9,9 @@ const runtime = new URL("node_modules/onnxruntime-web/dist/ort-wasm-simd-threade
 env.backends.onnx.wasm.wasmPaths = { mjs: `${runtime}.mjs`, wasm: `${runtime}.wasm` }; // otherwise it is loaded from a CDN
 env.backends.onnx.wasm.numThreads = 1; // more threads need a cross-origin isolated page
 
-const [sentence, state, answer] = ["sentence", "state", "answer"].map((id) => document.getElementById(id));
+const [text, sentence, image, file, shown, state, answer] = [
+  "text", "sentence", "image", "file", "shown", "state", "answer",
+].map((id) => document.getElementById(id));
 
 function row({ label, score }) {
   const cells = [label, document.createElement("meter"), score.toFixed(4)].map((content) => {
@@ -23,21 +25,53 @@ function row({ label, score }) {
   return line;
 }
 
-async function show(classify) {
-  const text = sentence.value;
-  const scores = await classify(text, { top_k: null });
-  if (text !== sentence.value) return; // the user has typed more since
-  answer.replaceChildren(...scores.map(row));
-  state.textContent = `${scores[0].label}, ${scores[0].score.toFixed(6)}`;
+let last = 0; // number of the newest input, because an older one may be answered later
+
+async function show(classify, input) {
+  const number = (last += 1);
+  try {
+    const scores = await classify(await input, { top_k: null });
+    if (number !== last) return;
+    answer.replaceChildren(...scores.map(row));
+    state.textContent = `${scores[0].label}, ${scores[0].score.toFixed(6)}`;
+  } catch (error) {
+    if (number === last) state.textContent = String(error);
+  }
+}
+
+function readTexts(classify) {
+  sentence.addEventListener("input", () => show(classify, sentence.value));
+  text.addEventListener("submit", (event) => event.preventDefault());
+  text.hidden = false;
+  sentence.focus();
+}
+
+function readImages(classify) {
+  const take = (files) => {
+    if (!files.length) return;
+    URL.revokeObjectURL(shown.src);
+    shown.src = URL.createObjectURL(files[0]);
+    shown.hidden = false;
+    show(classify, RawImage.fromBlob(files[0]));
+  };
+  file.addEventListener("change", () => take(file.files));
+  for (const name of ["dragover", "dragleave", "drop"]) {
+    // without this, the browser would open a file that misses the frame
+    document.addEventListener(name, (event) => {
+      event.preventDefault();
+      image.classList.toggle("over", name === "dragover");
+    });
+  }
+  document.addEventListener("drop", (event) => take(event.dataTransfer.files));
+  image.hidden = false;
 }
 
 try {
-  const classify = await pipeline("text-classification", "classifier", { dtype: "fp32", device: "wasm" });
-  const report = (error) => { state.textContent = String(error); };
-  sentence.addEventListener("input", () => show(classify).catch(report));
-  document.forms[0].addEventListener("submit", (event) => event.preventDefault());
-  sentence.disabled = false;
-  sentence.focus();
+  const config = await (await fetch("./models/classifier/config.json")).json();
+  const images = config.architectures[0].endsWith("ForImageClassification");
+  const task = images ? "image-classification" : "text-classification";
+  const classify = await pipeline(task, "classifier", { dtype: "fp32", device: "wasm" });
+  (images ? readImages : readTexts)(classify);
   state.textContent = "Ready.";
 } catch (error) {
   state.textContent = `The model cannot be loaded: ${error.message}`;

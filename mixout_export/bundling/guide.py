@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mixout_export.bundling.example import Example
 from mixout_export.bundling.plan import BundleOptions, Plan
 from mixout_export.bundling.source import Value
-from mixout_export.card.usage import usage_code
+from mixout_export.card.usage import served_usage, usage_code
 from mixout_export.tasks import known_task
 from mixout_export.version import __version__
 
@@ -40,7 +41,7 @@ def _usage(plan: Plan, options: BundleOptions, example: Example | None) -> str:
         dtype = DTYPES[model.folder.precision]
         return usage_code("javascript", task, name=options.name, dtype=dtype, text=text)
     if options.server == "optimum":
-        images = any(value.name == "pixel_values" for value in model.graph.inputs)
+        images = model.folder.takes_images
         return usage_code("optimum", task, images=images, file=model.path, text=text)
     return ""
 
@@ -74,6 +75,9 @@ def write_guide(plan: Plan, options: BundleOptions, example: Example | None) -> 
         cached=len(inputs) < len(first.graph.inputs),
         task=known_task(first.folder.task),
         usage=_usage(plan, options, example),
+        served=partial(served_usage, folder=f"{options.name}/tokenizer")
+        if first.folder.takes_images
+        else None,
         dtypes=DTYPES,
         example=example,
         body=None if example is None else json.dumps(example.request()),

@@ -11,6 +11,7 @@ from mixout_export.artifacts.onnx_model import external_files
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import LocalArtifact
 from mixout_export.checkpoint.folder import is_onnx_folder
+from mixout_export.checkpoint.interface import IMAGE_INPUT
 from mixout_export.errors import CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.layout import LAYOUT, is_preprocessor_file
@@ -195,6 +196,11 @@ class OnnxFolder:
     def takes_text(self) -> bool:
         """Whether the model takes token ids."""
         return any(value.name == "input_ids" for value in self.graph.inputs)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether the model takes images."""
+        return any(value.name == IMAGE_INPUT for value in self.graph.inputs)
 
     @property
     def limit(self) -> int | None:

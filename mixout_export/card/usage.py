@@ -24,6 +24,10 @@ def usage_code(
     kind: Literal["model", "graph", "optimum", "javascript"], task: Task | None, **values: object
 ) -> str:
     """Return the code that calls a model, as the macro `kind` in `usage.jinja` writes it."""
+    return _code(kind, task or _HEADLESS, **values)
+
+
+def _code(macro: str, *values: object, **named: object) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined  # only where a card is written
 
     environment = Environment(
@@ -34,8 +38,18 @@ def usage_code(
         autoescape=False,  # code, not HTML
     )
     macros = environment.get_template("usage.jinja").module
-    code: str = getattr(macros, kind)(task or _HEADLESS, **values)
+    code: str = getattr(macros, macro)(*values, **named)
     return code.strip() + "\n"
+
+
+def served_usage(address: str, folder: str) -> str:
+    """Return the program that sends an image to a server.
+
+    Args:
+        address: Where the server takes requests for the model.
+        folder: The folder of the image processor.
+    """
+    return _code("served", address, folder)
 
 
 def model_usage(task: Task | None) -> str:

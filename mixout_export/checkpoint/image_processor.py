@@ -112,3 +112,12 @@ def fit_images(
                 "that file"
             ) from error
     return fitted
+
+
+def write_image_processor(folder: Path, processor: BaseImageProcessor) -> None:
+    """Write an image processor's file with all of its settings.
+
+    A file may leave out settings that have their default in Python. Other libraries have other
+    defaults: transformers.js does not normalize unless the file says so.
+    """
+    (folder / PROCESSOR_FILES[0]).write_text(processor.to_json_string(), encoding="utf-8")

@@ -1,5 +1,6 @@
 """`bundle`: lay out an ONNX folder as an inference server or another runtime expects it."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mixout_export.bundling.source import OnnxFolder, open_onnx_folder
 from mixout_export.bundling.tokenizer_check import check_tokenizer
 from mixout_export.card.document import Card, read_card, write_card
 from mixout_export.card.header import bundled_header
+from mixout_export.checkpoint.image_processor import write_image_processor
 from mixout_export.checkpoint.tokenizer_file import (
     name_class_for_all,
     normalize_tokenizer,
@@ -30,6 +32,8 @@ from mixout_export.provenance.links import Link
 from mixout_export.provenance.manifest import write_manifest
 from mixout_export.provenance.ml_bom import check_bom_library, write_bom
 from mixout_export.provenance.signature import check_signing_key, sign_folder
+
+logger = logging.getLogger(__name__)
 
 _PLANNERS: Mapping[str, Callable[[Sequence[OnnxFolder], BundleOptions], Plan]] = {
     "triton": plan_triton,
@@ -151,6 +155,18 @@ def _settle_tokenizers(plan: Plan, folder: Path) -> tuple[int, str]:
     return texts, note
 
 
+def _complete_processors(plan: Plan, folder: Path) -> None:
+    """Write the files of image processors with all settings."""
+    for directory, source in plan.tokenizers.items():
+        try:
+            processor = source.model.image_processor if source.takes_images else None
+        except CheckpointError as error:  # for example if it needs another package
+            logger.warning("%s; the file was copied as it is", error)
+            continue
+        if processor is not None:
+            write_image_processor(folder / directory, processor)
+
+
 def _missing(source: OnnxFolder, tokenizer: PreTrainedTokenizerBase | None) -> str:
     """Return what it means that the folder has no `tokenizer.json`."""
     if not source.takes_text:
@@ -210,6 +226,7 @@ def bundle_onnx(
         plan.write(target.partial)
         _check_copies(plan.models, target.partial)
         texts, note = _settle_tokenizers(plan, target.partial)
+        _complete_processors(plan, target.partial)
         example = make_example(plan.models[0].folder, plan.models[0].graph)
         header = bundled_header(read_card(source / LAYOUT.card).header, options.server)
         write_card(Card(header, write_guide(plan, options, example)), target.partial / LAYOUT.card)

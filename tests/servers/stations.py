@@ -81,7 +81,7 @@ class Stations:
         prepare_checkpoint(str(self.base), self.root / "prepared", options)
         table = self.root / "train.tsv"
         table.write_text("sentence\tlabel\n" + "".join(_rows()), encoding="utf-8")
-        settings = TrainOptions(max_steps=24, lr=5e-4, max_length=16)
+        settings = TrainOptions(max_steps=24, lr=5e-4, max_length=512)
         out = self.root / "trained"
         train_checkpoint(self.root / "prepared", out, DataOptions(table), settings)
         return out
