@@ -194,7 +194,8 @@ class MixoutAdamW(AdamW):
                 loss = closure()
         self._settle()
         taken = list(self._take())
-        if taken and getattr(self, "found_inf", None) is not None:  # which GradScaler sets
+        scaled = getattr(self, "found_inf", None) is not None  # which GradScaler sets
+        if scaled and not all(compact.was_dense for *_, compact, _ in taken):
             raise ArgumentError(
                 "a loss scaler (GradScaler) scales the gradients, but has not seen those of layers "
                 "that were not computed in float16; train without it in bfloat16 or float32"
@@ -312,9 +313,8 @@ class MixoutAdamW(AdamW):
             )
         return state
 
-    @staticmethod
     def _update(
-        group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]
+        self, group: dict[str, Any], weight: Tensor, gradient: Tensor, state: dict[str, Any]
     ) -> None:
         """Do PyTorch's AdamW update of one tensor."""
         adamw(
@@ -325,6 +325,8 @@ class MixoutAdamW(AdamW):
             [],
             [state["step"]],
             fused=True,
+            grad_scale=getattr(self, "grad_scale", None),
+            found_inf=getattr(self, "found_inf", None),
             amsgrad=False,
             maximize=False,
             beta1=group["betas"][0],

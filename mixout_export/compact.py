@@ -65,6 +65,8 @@ class CompactGradient:
         weight: The weight.
         dim: The dimension of `weight` whose slices a mask switches on and off.
         mask: The mask of the newest gradient, Bool, on the CPU.
+        was_dense: Whether all of the gradient was in `weight.grad` before, where a loss scaler saw
+            it.
     """
 
     def __init__(self, weight: Tensor, dim: int) -> None:
@@ -72,6 +74,7 @@ class CompactGradient:
         self._readers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._slices: Slices | None = None
         self.mask = torch.empty(0, dtype=torch.bool)
+        self.was_dense = False
         self._placeholder: Tensor | None = None
         self._version = 0
 
@@ -137,6 +140,7 @@ class CompactGradient:
             values: Their gradient, in the weight's dtype.
         """
         known, new = self.slices, Slices(indices, values, self.dim)
+        self.was_dense = False
         if self.weight.grad is None:
             self._slices, self.mask = new, mask
             self.weight.grad = self._hold_place()
@@ -164,6 +168,7 @@ class CompactGradient:
         if grad is not None and not grad.is_sparse:
             indices = mask.view(-1).nonzero().view(-1).to(grad.device)
             self._slices, self.mask = Slices.of(grad, indices, self.dim), mask
+            self.was_dense = True
             self.weight.grad = self._hold_place()
 
     def clear(self) -> None:

@@ -1,6 +1,7 @@
 """`MixoutAdamW` where models and loops do what PyTorch's AdamW allows, and where they may not."""
 
 import copy
+import math
 from collections.abc import Callable
 
 import pytest
@@ -256,6 +257,31 @@ def test_a_loss_scaler_must_see_all_gradients() -> None:
     scaler.scale(model(batch(torch.float32)).sum()).backward()
     with pytest.raises(ArgumentError, match="GradScaler"):
         scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("scope", ["all", "active"])
+def test_a_loss_scaler_in_float16(scope: str) -> None:
+    model, x = network(torch.float32), batch(torch.float32)
+    optimizer = MixoutAdamW(model, **RATES, scope=scope)
+    schedule, scaler = MaskSchedule(model), torch.amp.GradScaler("cpu", init_scale=4.0)
+    for factor, moves in ((1.0, True), (math.inf, False), (1.0, True)):
+        before = [parameter.detach().clone() for parameter in model.parameters()]
+        schedule.step()
+        with torch.autocast("cpu", torch.float16):
+            loss = model(x).square().mean() * factor
+        scaler.scale(loss).backward()
+        if moves:
+            gradient = model[0].weight.grad / scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        for parameter, value in zip(model.parameters(), before, strict=True):
+            assert torch.equal(parameter, value) != moves
+    moments = optimizer.state[model[0].weight]["exp_avg"]
+    if scope == "active":  # the last step's only
+        held = mixed(model)[0].held_mask.view(-1).nonzero().view(-1)
+        expected = (1 - RATES["betas"][0]) * gradient.index_select(1, held)
+        torch.testing.assert_close(moments, expected)
 
 
 def test_an_optimizer_cannot_be_copied() -> None:
