@@ -340,3 +340,21 @@ def test_a_model_for_any_size_is_trained_on_the_size_of_its_processor(
     made = encoded(path, data.train_files[0])
     assert made.encoding.interface.image == (3, SIZE, SIZE)
     assert open_checkpoint(path).interface.image == (3, SIZE, SIZE)
+
+
+def test_a_head_for_many_labels_is_used_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    path = save_vision(tmp_path / "vit", head="ForImageClassification", **head)
+    prepare(path, tmp_path / "prepared", labels=None)
+    assert "was trained for multi_label_classification" in caplog.text
+
+
+def test_inspect_says_that_it_describes_texts(
+    program: Program, prepared: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text("image,label\nx.png,red\n")
+    said = "is a model of images, but inspect describes data of texts"
+    program("inspect", file, "--model", prepared).failed(1, said)

@@ -283,6 +283,12 @@ def _set_labels(
     check_outputs(task, config.to_dict())
     config.label2id = {name: index for index, name in enumerate(_label_names(config))}
     if task.problem_type is not None:
+        if own and config.problem_type not in (None, task.problem_type):
+            logger.warning(
+                "the head of the base was trained for %s; training for %s starts from this head",
+                config.problem_type,
+                task.name,
+            )
         config.problem_type = task.problem_type  # type: ignore[assignment]
 
 

@@ -21,6 +21,7 @@ from mixout_export.data.reader import Reader, reader_of
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.table import Table
 from mixout_export.data.tables import read_table
+from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import ArgumentError, CheckpointError, DataError
 from mixout_export.tasks.text_classification import TEXT_CLASSIFICATION
 
@@ -98,6 +99,11 @@ def inspect_data(
         raise ArgumentError(f"max-length: got {max_length}, expected 1 or more")
     checkpoint = None if model is None else open_checkpoint(model)
     reader = _reader(checkpoint)
+    if reader.encoding is not TextEncoding:
+        raise CheckpointError(
+            f"{model}: is a model of images, but inspect describes data of texts; run train, which "
+            "checks every image before its first step"
+        )
     tokenizer = None if checkpoint is None else _tokenizer(checkpoint)
     limit = max_length or _usual_length(tokenizer)
     bad = BadRows(limit=0)
