@@ -23,6 +23,11 @@ SCOPES: tuple[str, ...] = get_args(Scope)
 #: Settings of AdamW that this optimizer does not have.
 _LEFT_OUT = ("amsgrad", "maximize", "differentiable")
 
+_OTHER_MASK = (
+    "scope: 'active' got gradients under another mask than the one that is held now; call "
+    "MaskSchedule.step() once for an update, before its first forward pass"
+)
+
 
 class MixoutAdamW(AdamW):
     """AdamW (Loshchilov and Hutter, 2019) for a model with mixout, in less memory.
@@ -154,7 +159,7 @@ class MixoutAdamW(AdamW):
                 elif parameter.grad is not None:
                     gradients.append(parameter.grad)
         norm = get_total_norm(gradients)
-        if max_norm != float("inf"):
+        if gradients and max_norm != float("inf"):
             factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils does
             torch._foreach_mul_(gradients, factor)
         return norm
@@ -241,6 +246,8 @@ class MixoutAdamW(AdamW):
         for layer, compact in self._mixed.values():
             if compact.weight.grad is None or (compact.slices and compact.weight.grad.is_sparse):
                 continue
+            if self.scope == "active" and compact.masks_differ:
+                raise ArgumentError(_OTHER_MASK)
             compact.make_dense()
             if self.scope == "active":
                 if _is_mixed(layer):
@@ -277,10 +284,7 @@ class MixoutAdamW(AdamW):
         """Update the active slices of a weight, and nothing else."""
         weight, mask = compact.weight, _require_held(layer)
         if compact.mask is not mask:
-            raise ArgumentError(
-                "scope: 'active' got gradients under another mask than the one that is held now; "
-                "call MaskSchedule.step() before the update's first forward pass"
-            )
+            raise ArgumentError(_OTHER_MASK)
         if self._masks.get(id(weight)) is not mask:
             if id(weight) in self._masks or not self._was_loaded_for(weight, mask):
                 self.state.pop(weight, None)

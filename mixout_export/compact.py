@@ -65,6 +65,7 @@ class CompactGradient:
         weight: The weight.
         dim: The dimension of `weight` whose slices a mask switches on and off.
         mask: The mask of the newest gradient, Bool, on the CPU.
+        masks_differ: Whether several masks contributed to the gradient.
         was_dense: Whether all of the gradient was in `weight.grad` before, where a loss scaler saw
             it.
     """
@@ -74,6 +75,7 @@ class CompactGradient:
         self._readers: weakref.WeakSet[Any] = weakref.WeakSet()
         self._slices: Slices | None = None
         self.mask = torch.empty(0, dtype=torch.bool)
+        self.masks_differ = False
         self.was_dense = False
         self._placeholder: Tensor | None = None
         self._version = 0
@@ -142,13 +144,15 @@ class CompactGradient:
         known, new = self.slices, Slices(indices, values, self.dim)
         self.was_dense = False
         if self.weight.grad is None:
-            self._slices, self.mask = new, mask
+            self._slices, self.mask, self.masks_differ = new, mask, False
             self.weight.grad = self._hold_place()
         elif known is not None and (self.mask is mask or torch.equal(self.mask, mask)):
             known.values.add_(values)
         else:
+            differ = self.masks_differ or known is not None
             self.make_dense()
             self._add_to_dense(new)
+            self.masks_differ = differ
 
     def take(self) -> Slices | None:
         """Return the gradient of the active slices and drop it; None if it is dense or missing."""
@@ -173,7 +177,7 @@ class CompactGradient:
 
     def clear(self) -> None:
         """Drop the gradient of the active slices."""
-        self._slices = None
+        self._slices, self.masks_differ = None, False
         if self.weight.grad is not None and self.weight.grad is self._placeholder:
             self.weight.grad = None
 

@@ -19,6 +19,7 @@ class MaskSchedule:
     (arXiv 2510.06982). That includes all batches of an update whose gradients are accumulated.
 
     The layers keep their masks until `release` is called, and so does a copy of the model.
+    Change a layer's p only just before masks are drawn: a mask belongs to the p it was drawn with.
 
     With `anchor_decay` λ below 1, the anchor is an exponential moving average of the weights: each
     time masks are drawn, except for the first, u ← λ u + (1 - λ) w.

@@ -75,6 +75,10 @@ def test_clipping_gets_the_norm_of_all_batches(batches: int) -> None:
     assert norms == pytest.approx(expected)
 
 
+def test_nothing_to_clip() -> None:
+    assert MixoutAdamW(network()).clip_grad_norm_(1.0) == 0.0
+
+
 def tied(*, target_modules: str = "0,2") -> nn.Sequential:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12)).double()
@@ -351,6 +355,19 @@ def test_scope_active_needs_the_mask_of_the_forward_pass() -> None:
     schedule.step()
     with pytest.raises(ArgumentError, match="another mask"):
         optimizer.step()
+
+
+def test_scope_active_needs_one_mask_for_all_batches() -> None:
+    model = network()
+    optimizer, schedule = MixoutAdamW(model, scope="active"), MaskSchedule(model)
+    for _ in range(2):
+        schedule.step()
+        backward(model)
+    with pytest.raises(ArgumentError, match="once for an update"):
+        optimizer.step()
+    optimizer.zero_grad()
+    backward(model.eval())  # which needs no mask, and whose gradient is dense
+    optimizer.step()
 
 
 def test_scope_active_needs_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
