@@ -24,12 +24,16 @@ def beside(path: Path, name: str) -> Path:
     return found
 
 
-def after_prepare(base: str, labels: Sequence[str] | None, prepared: Path) -> str:
+def after_prepare(base: str, task: str | None, labels: Sequence[str] | None, prepared: Path) -> str:
     """Return the command that trains a prepared checkpoint, on the demo's data if it fits."""
     from mixout_export.checkpoint.demo_base import DEMO_BASE, DEMO_LABELS, demo_data
+    from mixout_export.tasks.image_classification import IMAGE_CLASSIFICATION
 
-    is_demo = base == DEMO_BASE and tuple(labels or ()) == DEMO_LABELS
-    train_file, eval_file = demo_data() if is_demo else (Path("TRAIN.csv"), Path("EVAL.csv"))
+    train_file, eval_file = Path("TRAIN.csv"), Path("EVAL.csv")
+    if task == IMAGE_CLASSIFICATION.name:
+        train_file, eval_file = Path("TRAIN_FOLDER"), Path("EVAL_FOLDER")
+    elif base == DEMO_BASE and tuple(labels or ()) == DEMO_LABELS:
+        train_file, eval_file = demo_data()
     out = beside(prepared, "trained")
     files = ("--train-file", train_file, "--eval-file", eval_file)
     return next_command("train", prepared, out, *files)
@@ -64,7 +68,7 @@ def after_inspection(inspection: "Inspection") -> str:
         return after_graph(path)
     if inspection.kind == "mixout":
         if not inspection.distance:
-            return after_prepare("", None, path)
+            return after_prepare("", inspection.task, None, path)
         return next_command("collapse", path, beside(path, "collapsed"))
     if any(link.step in ("prepare", "collapse") for link in inspection.chain):
         return after_model(path)

@@ -58,7 +58,8 @@ def test_from_a_base_to_predictions(
     base = save_vision(tmp_path / kind, kind)
     prepared, trained, plain, graph = (tmp_path / name for name in ("p", "t", "c", "onnx"))
     task = ("--task", "image-classification", "--labels-from", data / "train")
-    program("prepare", base, prepared, *task, *(FILTERS if kind == "resnet" else ()))
+    said = program("prepare", base, prepared, *task, *(FILTERS if kind == "resnet" else ()))
+    assert said.out.rstrip().endswith("--train-file TRAIN_FOLDER --eval-file EVAL_FOLDER")
     files = ("--train-file", data / "train", "--eval-file", data / "dev")
     fast = ("--epochs", "3", "--lr", "1e-2", "--batch-size", "8", "--device", "cpu")
     result = program("train", prepared, trained, *files, *fast, "--json").json

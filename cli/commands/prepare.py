@@ -189,4 +189,6 @@ def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: A
         lines.append(f"  config     {key}: {before} -> {after} while training")
     lines += [f"  not mixed  {name}: {reason}" for name, reason in result.skipped.items()]
     lines += [f"  note       {note}" for note in result.notes]
-    output.result(result, "\n".join(lines), following=after_prepare(base, result.labels, out))
+    output.result(
+        result, "\n".join(lines), following=after_prepare(base, result.task, result.labels, out)
+    )
