@@ -182,7 +182,7 @@ def test_quiet_is_silent_on_stderr(
     [
         (["--p", "0.3"], ["p"], 0.3),
         (["--p", "0"], ["p"], 0.0),
-        (["--granularity", "element"], ["granularity"], "element"),
+        (["--granularity", "filter"], ["granularity"], "filter"),
         (["--target-modules", "query,key"], ["target_modules"], "query,key"),
         (["--exclude-modules", r".*\.key"], ["exclude_modules"], r".*\.key"),
         (["--dropout", "0.2"], ["dropout"], 0.2),

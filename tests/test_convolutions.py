@@ -64,6 +64,8 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 }
 ALL_GEOMETRIES = pytest.mark.parametrize("geometry", GEOMETRIES)
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+
 
 def convolution(
     dims: int = 2, *, inputs: int = 4, outputs: int = 8, granularity: str = "filter", p: float = P,
