@@ -178,7 +178,8 @@ def test_p_outside_its_domain_is_refused(p: object, training: bool) -> None:
 
 def test_other_bad_arguments_are_refused() -> None:
     weight, pretrained = pair(3, 4)
-    with pytest.raises(ValueError, match="granularity: got 'row', expected one of neuron, element"):
+    expected = "granularity: got 'row', expected one of neuron, filter, element"
+    with pytest.raises(ValueError, match=expected):
         mixout(weight, pretrained, 0.5, granularity="row")
     with pytest.raises(ValueError, match=r"got shape \(4, 3\), expected the weight's \(3, 4\)"):
         mixout(weight, pretrained.T, 0.5)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from mixout_export.checkpoint.base_fit import BaseFit
 from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
 from mixout_export.checkpoint.folder import (
+    CHECK_PATH,
     PlainCheckpoint,
     checkpoint_in,
     other_kind,
@@ -205,7 +206,7 @@ def _weight_paths(folder: PlainCheckpoint, *, allow_pickle: bool) -> tuple[list[
     if not files:
         raise CheckpointError(
             f"{path}: holds no {LAYOUT.weights}, expected the weights there"
-            f"{other_kind(folder.files)}"
+            f"{other_kind(folder.files) or CHECK_PATH}"
         )
     if not allow_pickle:
         raise CheckpointError(

@@ -204,7 +204,7 @@ class PlainCheckpoint(LocalArtifact):
             )
         raise CheckpointError(
             f"{self.path}: holds no {LAYOUT.weights}, expected the weights there"
-            f"{other_kind(self.files)}"
+            f"{other_kind(self.files) or CHECK_PATH}"
         )
 
     @cached_property
@@ -481,6 +481,10 @@ def labels_of(config: Mapping[str, Any], task: Task | None) -> tuple[str, ...] |
     return tuple(str(names[key]) for key in sorted(names, key=int))
 
 
+#: The end of an error about a folder that lacks a file, if nothing else is known.
+CHECK_PATH = "; check the path, or download the missing file"
+
+
 def other_kind(files: InputFiles) -> str:
     """Say what a folder is that is not a checkpoint, as the end of a sentence; "" if unknown."""
     if (files.folder / LAYOUT.onnx).exists():
@@ -490,7 +494,7 @@ def other_kind(files: InputFiles) -> str:
     inside = sorted(path.parent for path in files.folder.glob(f"*/{LAYOUT.config}"))
     if inside:
         return f"; a checkpoint is in {_newest(inside)}, so give that folder"
-    return "; check the path, or download the missing files"
+    return ""
 
 
 def _newest(folders: Sequence[Path]) -> Path:
@@ -546,7 +550,7 @@ def checkpoint_in(files: InputFiles) -> PlainCheckpoint:
         refuse_adapter(files.folder, has_weights=False)
         raise CheckpointError(
             f"{files.folder}: holds no {LAYOUT.config}, expected a Hugging Face checkpoint folder"
-            f"{other_kind(files) or _module_with_mixout(files)}"
+            f"{other_kind(files) or _module_with_mixout(files) or CHECK_PATH}"
         )
     metadata_path = files.folder / LAYOUT.mixout_config
     if metadata_path.exists():
