@@ -45,7 +45,7 @@ def _are_columns(whole: Tensor, dim: int) -> bool:
 
 
 def process_count() -> int:
-    """Return the number of processes of the process group, 0 if there is none."""
+    """Return how many processes train together; 0 without a process group."""
     if not distributed.is_available() or not distributed.is_initialized():
         return 0
     return int(distributed.get_world_size())

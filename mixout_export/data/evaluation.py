@@ -203,7 +203,7 @@ def evaluation_data(
         labels: The label names in the order of its outputs.
         columns: Columns that the user named; None finds all by their usual names.
         max_examples: Most rows of the table to read; None reads all.
-        options: What the user asks of the encoding; None asks for nothing.
+        options: The user's options for the encoding; None takes the defaults.
         batch_size: Rows in a batch; one if the model takes only single rows.
 
     Raises:

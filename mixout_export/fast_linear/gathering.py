@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor
 
-from mixout_export.compact import Slices
+from mixout_export.compact import CompactGradient, Slices
 from mixout_export.fast_linear.products import from_host
 
 #: The number of gathered columns is rounded up to a multiple of this, by device. Matrix units
@@ -102,3 +102,18 @@ class ActiveNeurons:
         """
         values = values.narrow(dim, 0, self.count)
         return Slices(self.indices[0, : self.count], values, dim).write_to(whole)
+
+    def weight_gradient(
+        self, part: Tensor, weight: Tensor, dim: int, p: float, compact: CompactGradient | None
+    ) -> Tensor | None:
+        """Turn the gradient of Φ's active slices into that of w; None if it went to `compact`.
+
+        Along `dim`, `part` has `columns` elements. It has the dtype of the output's gradient.
+        """
+        scaled = part.narrow(dim, 0, self.count).to(weight.dtype) * (1.0 / (1.0 - p))
+        if compact is not None and compact.accepts(part.dtype):
+            compact.add(self.mask, self.indices[0, : self.count], scaled)
+            return None
+        # Zeros made from the values, not from the weight: under `is_grads_batched` the values have
+        # one dimension more, and so must the zeros.
+        return self.scatter(scaled, scaled.new_zeros(weight.shape), dim)

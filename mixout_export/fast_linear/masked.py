@@ -136,10 +136,4 @@ def _weight_gradient(
     shape = list(weight.shape)
     shape[dim] = active.columns
     part = operation.weight_gradient(grad, kept, torch.Size(shape))
-    scaled = part.narrow(dim, 0, active.count).to(weight.dtype) * (1.0 / (1.0 - ctx.p))
-    if ctx.compact is not None and ctx.compact.accepts(grad.dtype):
-        ctx.compact.add(active.mask, active.indices[0, : active.count], scaled)
-        return None
-    # Zeros made from the values, not from the weight: under `is_grads_batched` the values have one
-    # dimension more, and so must the zeros.
-    return active.scatter(scaled, scaled.new_zeros(weight.shape), dim)
+    return active.weight_gradient(part, weight, dim, ctx.p, ctx.compact)

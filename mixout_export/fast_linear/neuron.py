@@ -108,10 +108,4 @@ def _parameter_gradients(
     part = weight_gradient(grad, gathered, dim)
     # A copy of the bias's gradient: a view would keep the whole product alive.
     grad_bias = part.select(dim, active.count).clone() if active.has_ones else None
-    scaled = part.narrow(dim, 0, active.count).to(weight.dtype) * (1.0 / (1.0 - ctx.p))
-    if ctx.compact is not None and ctx.compact.accepts(grad.dtype):
-        ctx.compact.add(active.mask, active.indices[0, : active.count], scaled)
-        return None, grad_bias
-    # Zeros made from the values, not from the weight: under `is_grads_batched` the values have one
-    # dimension more, and so must the zeros.
-    return active.scatter(scaled, scaled.new_zeros(weight.shape), dim), grad_bias
+    return active.weight_gradient(part, weight, dim, ctx.p, ctx.compact), grad_bias

@@ -82,7 +82,7 @@ class MixoutLayer(nn.Module):
         self.anchor_moved = True
 
     def hold_mask(self) -> None:
-        """Draw a mask that all calls use until another one is held. At p = 0 there is none."""
+        """Draw a mask for all calls until the next one is drawn. At p = 0 none is needed."""
         self.held_mask = None if self.p == 0.0 else self.fresh_mask()
 
     def packs_masks(self) -> bool:
