@@ -104,6 +104,14 @@ skip_option = option(
     help="Leave out up to N rows that cannot be read or do not fit the task, and list them.",
 )
 
+length_option = option(
+    "--max-length",
+    type=int,
+    metavar="TOKENS",
+    help="Maximum length of a text in tokens. Longer texts are cut, and counted.  [default: that "
+    "of the training; if it is not recorded, the model's limit, at most 512]",
+)
+
 overwrite_option = flag(
     "--overwrite",
     help="Replace OUT if it exists. The old OUT is kept until the new one is complete.",

@@ -10,8 +10,10 @@ import pytest
 from checkpoints import POSITIONS, TinyCheckpoints, make_tokenizer
 from cli_runs import Program
 from datasets_setup import encoding, read, table
+from tiny_models import make_model
 from training_runs import TrainingGround, write_tsv
 
+from mixout_export import MixoutConfig, inject_mixout, load_mixout, save_mixout
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.checkpoint.tokenizer import load_tokenizer, trained_max_length
@@ -19,7 +21,8 @@ from mixout_export.checkpoint.tokenizer_file import record_max_length
 from mixout_export.data.lengths import CutRows, choose_max_length, cut_sentence
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.tables import read_table
-from mixout_export.errors import CheckpointError
+from mixout_export.errors import ArgumentError, CheckpointError
+from mixout_export.export.precision import Conversion
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.stages.bundle import bundle_onnx
 from mixout_export.stages.collapse import collapse_checkpoint
@@ -118,11 +121,11 @@ def test_one_sentence_is_about_several_files() -> None:
     assert cut_sentence(counted(cut=0, longest=0)) is None
 
 
-def test_without_the_option_the_sentence_does_not_recommend_it() -> None:
-    said = cut_sentence(counted(as_trained=True), remedy=False)
+def test_the_sentence_says_whether_the_training_cut_them_too() -> None:
+    said = cut_sentence(counted(as_trained=True))
     assert said is not None
-    assert "so their ends were cut off, as in the model's training" in said
-    assert "--max-length" not in said
+    assert "so their ends were cut off, as in the model's training; the longest has 302" in said
+    assert said.endswith("give --max-length 302")
 
 
 # Which length counts
@@ -168,7 +171,7 @@ def test_a_tokenizer_with_the_record_is_the_same_otherwise(kept: str, tmp_path: 
 
 
 def test_a_folder_without_a_tokenizer_gets_none(tmp_path: Path) -> None:
-    record_max_length(tmp_path, LENGTH, limits_others=True)
+    assert not record_max_length(tmp_path, LENGTH, limits_others=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -321,10 +324,36 @@ def test_the_commands_show_them(
     run = program(
         "predict", way["onnx"], data.eval_file, tmp_path / "out.tsv", "--report", report
     ).done()
-    assert f"note         {said}; the longest has" in run.out
+    assert f"note         {said}, as in the model's training; the longest has" in run.out
     assert "give --max-length" in run.out
     assert said in report.read_text()
     assert "trained max length" in program("inspect", way["onnx"]).done().out
+
+
+def test_verify_takes_a_length(
+    way: dict[str, Path], data: DataOptions, capfd: pytest.CaptureFixture[str]
+) -> None:
+    program, sides = Program(capfd), (way["collapsed"], way["onnx"])
+    given = ("--data", data.eval_file, "--max-length")
+    cut = program("verify", *sides, *given, 6, "--json").done().json["cut"]
+    assert (cut["cut"], cut["max_length"], cut["as_trained"]) == (2, 6, False)
+    whole = program("verify", *sides, *given, 20).done()
+    assert "--max-length" not in whole.out
+    program("verify", *sides, "--max-length", 6).failed(2, "max-length: cuts the texts of a data")
+    program("verify", *sides, *given, POSITIONS + 1).failed(2, "takes at most 64 tokens")
+
+
+def test_onnx_takes_a_length(
+    way: dict[str, Path], data: DataOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ArgumentError, match="max-length: cuts the texts of a data file"):
+        ExportData(max_length=6).check(Conversion(), verify=True)
+    given = ExportData(data=data.eval_file, max_length=6)
+    with caplog.at_level("WARNING", logger="mixout_export"):
+        export_onnx(way["collapsed"], tmp_path / "onnx", data=given)
+    assert "2 of 3 rows of some.tsv have more than 6 tokens" in caplog.text
+    manifest = json.loads((tmp_path / "onnx" / "manifest.json").read_text())
+    assert manifest["options"]["max_length"] == 6
 
 
 def test_calibration_warns_of_them_in_any_format(
@@ -363,6 +392,36 @@ def test_a_model_that_continues_texts_keeps_its_limit(
     tokenizer = load_tokenizer(result.out)
     assert tokenizer is not None
     assert (trained_max_length(tokenizer), tokenizer.model_max_length) == (LENGTH, POSITIONS)
+
+
+# A loop of one's own
+
+
+def test_save_mixout_records_the_length(
+    ground: TrainingGround, data: DataOptions, tmp_path: Path
+) -> None:
+    model = load_mixout(ground.prepared())
+    save_mixout(model, tmp_path / "saved", max_length=LENGTH)
+    tokenizer = load_tokenizer(tmp_path / "saved")
+    assert tokenizer is not None
+    assert (trained_max_length(tokenizer), tokenizer.model_max_length) == (LENGTH, LENGTH)
+    assert data.eval_file is not None
+    found = predict_file(tmp_path / "saved", data.eval_file, tmp_path / "out.tsv")
+    assert (found.max_length, found.cut and found.cut.as_trained) == (LENGTH, True)
+
+
+def test_save_mixout_records_a_length_only_with_a_tokenizer(tmp_path: Path) -> None:
+    model = make_model("bert", vocab_size=len(make_tokenizer()))
+    inject_mixout(model, MixoutConfig(exclude_modules="classifier"))
+    with pytest.raises(ArgumentError, match="max_length: is recorded with the tokenizer"):
+        save_mixout(model, tmp_path / "saved", max_length=LENGTH)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ArgumentError, match="max_length: got 0, expected at least 1"):
+        save_mixout(model, tmp_path / "saved", max_length=0, tokenizer=make_tokenizer())
+    save_mixout(model, tmp_path / "saved", max_length=LENGTH, tokenizer=make_tokenizer())
+    saved = load_tokenizer(tmp_path / "saved")
+    assert saved is not None
+    assert trained_max_length(saved) == LENGTH
 
 
 # A look at a file before

@@ -13,6 +13,7 @@ from mixout_export_cli.options import (
     column_option,
     field_options,
     flag,
+    length_option,
     option,
     output_options,
     overwrite_option,
@@ -118,6 +119,7 @@ def _describe_parity(result: "OnnxResult") -> str:
     "[optional]",
 )
 @option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
+@length_option
 @column_option("--text-column", "the text in these files")
 @column_option("--text-pair-column", "the second text in these files")
 @column_option("--image-column", "the path of the image in these files")

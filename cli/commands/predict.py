@@ -12,6 +12,7 @@ from mixout_export_cli.options import (
     column_option,
     field_options,
     flag,
+    length_option,
     option,
     output_options,
     overwrite_option,
@@ -119,12 +120,7 @@ def _describe(result: "PredictionResult") -> str:
 @skip_option
 @flag("--no-labels", help="Ignore the labels of FILE, for example if MODEL does not know them.")
 @option("--batch-size", type=int, default=32, help="Number of rows that are run together.")
-@option(
-    "--max-length",
-    type=int,
-    help="Maximum length in tokens. Longer texts are cut, and counted.  [default: that of the "
-    "training; if it is not recorded, the model's limit, at most 512]",
-)
+@length_option
 @option(
     "--max-new-tokens",
     type=int,

@@ -14,6 +14,7 @@ from mixout_export_cli.options import (
     column_option,
     field_options,
     flag,
+    length_option,
     option,
     output_options,
     seed_option,
@@ -183,7 +184,7 @@ def _describe_graph(result: "ParityResult") -> str:
         lines.append(labeled("test inputs", text))
     if result.weights is not None:
         lines += [labeled("note", note) for note in result.weights.notes]
-    cut = None if result.cut is None else cut_sentence(result.cut, remedy=False)
+    cut = None if result.cut is None else cut_sentence(result.cut)
     if cut is not None:
         lines.append(labeled("note", cut))
     lines += _describe_generation(result)
@@ -230,6 +231,7 @@ def _describe_graph(result: "ParityResult") -> str:
     "with .gz.  [optional]",
 )
 @option("--max-examples", type=int, help="Number of rows of --data to use.  [default: all]")
+@length_option
 @column_option("--text-column", "the text in --data")
 @column_option("--text-pair-column", "the second text in --data")
 @column_option("--label-column", "the labels in --data")

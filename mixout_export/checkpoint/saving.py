@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixout_export.checkpoint.folder import PlainCheckpoint, anchor_key, own_task_name
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_state import plain_state
+from mixout_export.checkpoint.tokenizer_file import record_max_length
 from mixout_export.checkpoint.torch_tensors import TensorInMemory
 from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.config import MixoutConfig
@@ -33,6 +34,7 @@ from mixout_export.quiet import quiet_libraries
 from mixout_export.surgery.injection import ORIGIN_ATTRIBUTE, mixout_layers
 from mixout_export.surgery.key_names import disk_keys
 from mixout_export.surgery.selection import transformers_models
+from mixout_export.tasks import known_task
 
 logger = logging.getLogger(__name__)
 
@@ -193,11 +195,22 @@ def _report_old_tokenizer(model: PreTrainedModel, path: Path, origin: PlainCheck
         )
 
 
+def _record_length(directory: Path, metadata: MixoutMetadata, length: int) -> None:
+    task = known_task(metadata.task)
+    limits_others = task is not None and task.limits_others
+    if not record_max_length(directory, length, limits_others=limits_others):
+        raise ArgumentError(
+            "max_length: is recorded with the tokenizer, and there is none; give "
+            "save_mixout(…, tokenizer=tokenizer)"
+        )
+
+
 def save_mixout(
     model: nn.Module,
     path: Path | str,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int | None = None,
     overwrite: bool = False,
 ) -> None:
     """Save a model with mixout as a mixout checkpoint.
@@ -211,15 +224,21 @@ def save_mixout(
         path: The folder, which appears complete or not at all.
         tokenizer: The tokenizer to save with it; None copies that of the folder that the model was
             loaded from with `load_mixout`.
+        max_length: Longest sequence, in tokens, that the model was trained on. It is recorded with
+            the tokenizer, and commands then cut texts at the same place. None leaves what the
+            tokenizer records.
         overwrite: Whether a non-empty folder may be replaced.
 
     Raises:
-        ArgumentError: There is no transformers model with mixout layers, or more than one.
+        ArgumentError: There is no transformers model with mixout layers, or more than one; or
+            there is no tokenizer to record `max_length` with, or it is not positive.
         CheckpointError: The tokenizer gives ids that the model has no row for, or the anchors have
             moved (`MaskSchedule`) and no folder has the pretrained weights.
         OutputError: The folder cannot be written.
     """
     path = Path(path)
+    if max_length is not None and max_length < 1:
+        raise ArgumentError(f"max_length: got {max_length}, expected at least 1")
     inner, name = _model_to_save(model)
     origin: PlainCheckpoint | None = getattr(inner, ORIGIN_ATTRIBUTE, None)
     if tokenizer is not None:
@@ -227,7 +246,9 @@ def save_mixout(
     with output_folder(path, overwrite=overwrite) as out:
         if tokenizer is not None:
             tokenizer.save_pretrained(out.partial)
-        write_mixout(inner, out.partial, origin=origin)
+        metadata = write_mixout(inner, out.partial, origin=origin)
+        if max_length is not None:
+            _record_length(out.partial, metadata, max_length)
         _report_missing(inner, out.partial, path, origin)
     if origin is not None and tokenizer is None:
         _report_old_tokenizer(inner, path, origin)

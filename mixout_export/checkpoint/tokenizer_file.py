@@ -59,18 +59,19 @@ def set_padding_side(folder: Path, side: str) -> None:
         _rewrite(path, {**data, "padding_side": side})
 
 
-def record_max_length(folder: Path, length: int, *, limits_others: bool) -> None:
+def record_max_length(folder: Path, length: int, *, limits_others: bool) -> bool:
     """Record the longest sequence of a training, in tokens, in `tokenizer_config.json`.
 
-    With `limits_others` it also becomes `model_max_length`, where other programs cut texts. Without
-    any tokenizer file there is nothing to record it for.
+    With `limits_others` it also becomes `model_max_length`, where other programs cut texts. Return
+    False if there is no tokenizer file, and so nothing to record it with.
     """
     if not any(is_tokenizer_file(path.name) for path in folder.iterdir()):
-        return
+        return False
     path = folder / _CONFIG
     data = read_json(path) if path.exists() else {}
     limit = {"model_max_length": length} if limits_others else {}
     _rewrite(path, {**data, **limit, TRAINED_MAX_LENGTH: length})
+    return True
 
 
 def write_tokenizer_json(folder: Path, tokenizer: PreTrainedTokenizerBase) -> bool:

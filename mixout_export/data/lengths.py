@@ -89,7 +89,7 @@ class CutRows:
 
     @property
     def remedy(self) -> str:
-        """How to read more of the rows, for a command that has `--max-length`."""
+        """How to read more of the rows."""
         if self.limit is None or self.longest <= self.limit:
             return f"to read them whole, give --max-length {self.longest}"
         if self.max_length < self.limit:
@@ -97,19 +97,17 @@ class CutRows:
         return "the model takes no more tokens, so split long texts"
 
 
-def cut_sentence(*found: CutRows | None, remedy: bool = True) -> str | None:
+def cut_sentence(*found: CutRows | None) -> str | None:
     """Return a sentence on the rows that were cut; None if there are none.
 
     Args:
         found: The counts of one or several files, all read with the same length. None is left out.
-        remedy: Whether the command has `--max-length`, so that the sentence can recommend it.
     """
     there = [each for each in found if each is not None and each.cut]
     if not there:
         return None
     longest = max(there, key=lambda each: each.longest)
     some = " and ".join(each.amount for each in there)
-    how = ", as in the model's training" if longest.as_trained and not remedy else ""
+    how = ", as in the model's training" if longest.as_trained else ""
     said = f"{some} have more than {longest.max_length} tokens, so their ends were cut off{how}"
-    end = f"; {longest.remedy}" if remedy else ""
-    return f"{said}; the longest has {longest.longest:,}{end}"
+    return f"{said}; the longest has {longest.longest:,}; {longest.remedy}"

@@ -87,7 +87,7 @@ class Facts:
     def cut(self) -> str | None:
         """A sentence on the rows of the user's file that were cut; None if there are none."""
         found = self.result.cut
-        return None if found is None else cut_sentence(found, remedy=False)
+        return None if found is None else cut_sentence(found)
 
     @property
     def judged(self) -> tuple[OutputFacts, ...]:

@@ -57,6 +57,7 @@ class ExportData:
             (static quantization); None quantizes dynamically. For fp16 it shows, in addition to
             the test inputs, which values are too large.
         calibration_examples: Most rows of `calibration`.
+        max_length: Longest sequence in tokens, for both tables; None takes that of the training.
         columns: Columns that the user named, for both tables.
         fields: How the fields of csv and tsv files are separated and quoted.
     """
@@ -65,6 +66,7 @@ class ExportData:
     max_examples: int | None = None
     calibration: Path | None = None
     calibration_examples: int = 256
+    max_length: int | None = None
     columns: ColumnNames = field(default_factory=ColumnNames)
     fields: FieldFormat = field(default_factory=FieldFormat)
 
@@ -82,6 +84,10 @@ class ExportData:
             raise ArgumentError("data: is for the comparison with PyTorch; leave --no-verify out")
         if self.data is None and self.max_examples is not None:
             raise ArgumentError("max-examples: limits the rows of a data file; give --data")
+        if self.data is None and self.calibration is None and self.max_length is not None:
+            raise ArgumentError(
+                "max-length: cuts the texts of a data file; give --data or --calibration-data"
+            )
         for name, value in (
             ("max-examples", self.max_examples),
             ("calibration-examples", self.calibration_examples),
@@ -173,9 +179,10 @@ def _table(
         source.interface,
         columns=data.columns,
         max_examples=rows,
+        max_length=data.max_length,
         fields=data.fields,
     )
-    cut = cut_sentence(read.cut, remedy=False)
+    cut = cut_sentence(read.cut)
     if cut is not None:
         logger.warning("%s", cut)
     return data_batches(read)
@@ -288,7 +295,12 @@ def _record(
         input_sha256=source.weights_sha256(),
         # the graphs, and what lies beside those that are too large for one file
         weights=sorted(path.name for path in target.partial.glob("*.onnx*")),
-        options={**vars(conversion), "opset": opset, "verified": verified},
+        options={
+            **vars(conversion),
+            "max_length": data.max_length,
+            "opset": opset,
+            "verified": verified,
+        },
         data=[DataFile(role, file.name, data_digest(file)) for role, file in tables if file],
     )
 

@@ -134,6 +134,7 @@ def verify_checkpoints(
     *,
     data: Path | None = None,
     max_examples: int | None = None,
+    max_length: int | None = None,
     text_column: str | None = None,
     text_pair_column: str | None = None,
     label_column: str | None = None,
@@ -165,6 +166,7 @@ def verify_checkpoints(
         data: A table to run in addition to the battery. If it has labels, the metrics of the task
             are computed on both sides.
         max_examples: Most rows of `data` to run; None runs all.
+        max_length: Longest sequence of `data` in tokens; None takes that of the training.
         text_column: Column of its text; None finds it by the usual names.
         text_pair_column: Column of its second text; None finds it.
         label_column: Column of its labels; None finds it.
@@ -206,6 +208,8 @@ def verify_checkpoints(
         raise ArgumentError(f"max-examples: got {max_examples}, expected at least 1")
     if max_examples is not None and data is None:
         raise ArgumentError("max-examples: limits the rows of a data file; give --data")
+    if max_length is not None and data is None:
+        raise ArgumentError("max-length: cuts the texts of a data file; give --data")
     columns = ColumnNames.named(
         text=text_column,
         text_pair=text_pair_column,
@@ -236,6 +240,7 @@ def verify_checkpoints(
             interface,
             columns=columns,
             max_examples=max_examples,
+            max_length=max_length,
             fields=FieldFormat(delimiter, quoting),
         )
     battery = _settle_battery(
@@ -280,6 +285,7 @@ def verify_checkpoints(
             graph,
             data=data,
             max_examples=max_examples,
+            max_length=max_length,
             text_column=text_column,
             text_pair_column=text_pair_column,
             label_column=label_column,

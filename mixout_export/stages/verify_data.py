@@ -12,6 +12,7 @@ from mixout_export.checkpoint.artifact import Artifact
 from mixout_export.checkpoint.interface import ModelInterface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.encoding import EncodingOptions
 from mixout_export.data.evaluation import EvaluationData, evaluation_data, reader_for
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.tables import EVALUATION_SPLITS, read_table
@@ -30,12 +31,14 @@ def read_data(
     *,
     columns: ColumnNames,
     max_examples: int | None,
+    max_length: int | None = None,
     fields: FieldFormat | None = None,
 ) -> EvaluationData:
     """Read a table with the preprocessor and labels of the reference, or else of the candidate.
 
     Raises:
-        ArgumentError: The user named a column that the task does not read.
+        ArgumentError: The user named a column that the task does not read, or the model does not
+            take sequences of `max_length` tokens.
         CheckpointError: Neither side has a tokenizer, or whatever the data need.
         DataError: The table cannot be read or does not fit.
     """
@@ -57,6 +60,7 @@ def read_data(
         labels=reference.labels or candidate.labels or (),
         columns=columns,
         max_examples=max_examples,
+        options=EncodingOptions(max_length=max_length),
     )
 
 
