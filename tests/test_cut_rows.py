@@ -17,7 +17,8 @@ from mixout_export import MixoutConfig, inject_mixout, load_mixout, save_mixout
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.bundling.plan import BundleOptions
 from mixout_export.checkpoint.tokenizer import load_tokenizer, trained_max_length
-from mixout_export.checkpoint.tokenizer_file import record_max_length
+from mixout_export.checkpoint.tokenizer_file import record_reading
+from mixout_export.data.columns import ColumnNames
 from mixout_export.data.lengths import CutRows, choose_max_length, cut_sentence
 from mixout_export.data.separated import FieldFormat
 from mixout_export.data.tables import read_table
@@ -31,6 +32,7 @@ from mixout_export.stages.onnx_export import ExportData, export_onnx
 from mixout_export.stages.predict import PredictOptions, predict_file
 from mixout_export.stages.train import DataOptions, TrainResult
 from mixout_export.stages.verify import verify_checkpoints
+from mixout_export.stages.verify_data import read_data
 
 #: What the model is trained on: "[CLS]", six words, "[SEP]".
 LENGTH = 8
@@ -160,7 +162,7 @@ def test_a_tokenizer_with_the_record_is_the_same_otherwise(kept: str, tmp_path: 
     if kept != "all":
         (tmp_path / "tokenizer_config.json").unlink()
     before = load_tokenizer(tmp_path)
-    record_max_length(tmp_path, LENGTH, limits_others=False)
+    record_reading(tmp_path, LENGTH, limits_others=False)
     after = load_tokenizer(tmp_path)
     assert before is not None
     assert after is not None
@@ -171,7 +173,7 @@ def test_a_tokenizer_with_the_record_is_the_same_otherwise(kept: str, tmp_path: 
 
 
 def test_a_folder_without_a_tokenizer_gets_none(tmp_path: Path) -> None:
-    assert not record_max_length(tmp_path, LENGTH, limits_others=True)
+    assert not record_reading(tmp_path, LENGTH, limits_others=True)
     assert not list(tmp_path.iterdir())
 
 
@@ -422,6 +424,42 @@ def test_save_mixout_records_a_length_only_with_a_tokenizer(tmp_path: Path) -> N
     saved = load_tokenizer(tmp_path / "saved")
     assert saved is not None
     assert trained_max_length(saved) == LENGTH
+
+
+# Windows
+
+
+def test_windows_share_what_they_shared_in_training(ground: TrainingGround, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps(QUESTION) + "\n")
+
+    def train(out: str, prepared: Path, **options: Any) -> Path:
+        run = ground.run(
+            tmp_path / out, prepared=prepared, data=DataOptions(file), max_steps=1, **options
+        )
+        return run.out
+
+    def windows(model: Path, **options: Any) -> int:
+        opened = open_artifact(model)
+        interface = opened.described_by(None)
+        columns, given = ColumnNames(), {"max_examples": None, **options}
+        return len(read_data(file, opened, opened, interface, columns=columns, **given).examples)
+
+    prepared = ground.prepared("bert", "question-answering")
+    usual = train("usual", prepared, max_length=LENGTH)
+    trained = train("trained", prepared, max_length=LENGTH, doc_stride=3)
+    assert "| windows of a context share | 3 tokens |" in (trained / "README.md").read_text()
+    collapse_checkpoint(trained, tmp_path / "collapsed")
+    export_onnx(tmp_path / "collapsed", tmp_path / "onnx", verify=False)
+    # four tokens of ten fit into a window: sharing 2, three begin; sharing 3, seven do
+    assert windows(usual) == 4
+    for model in (trained, tmp_path / "collapsed", tmp_path / "onnx"):
+        assert windows(model) == 7
+    again = train("again", trained)
+    assert windows(again) == 7
+    # a stride that is longer than the sequences is not used
+    assert windows(train("other", train("wide", prepared, max_length=20, doc_stride=15))) == 1
+    assert windows(tmp_path / "other", max_length=LENGTH) == 4
 
 
 # A look at a file before

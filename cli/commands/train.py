@@ -185,7 +185,7 @@ def _data_files(
     type=int,
     metavar="TOKENS",
     help="Tokens that two neighboring windows of a long context share.  [default: a third of "
-    "--max-length]",
+    "--max-length; for a model that was trained before, that of its training]",
 )
 @flag(
     "--pack-sequences",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mixout_export.checkpoint.folder import PlainCheckpoint, anchor_key, own_task_name
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_state import plain_state
-from mixout_export.checkpoint.tokenizer_file import record_max_length
+from mixout_export.checkpoint.tokenizer_file import record_reading
 from mixout_export.checkpoint.torch_tensors import TensorInMemory
 from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
 from mixout_export.config import MixoutConfig
@@ -198,7 +198,7 @@ def _report_old_tokenizer(model: PreTrainedModel, path: Path, origin: PlainCheck
 def _record_length(directory: Path, metadata: MixoutMetadata, length: int) -> None:
     task = known_task(metadata.task)
     limits_others = task is not None and task.limits_others
-    if not record_max_length(directory, length, limits_others=limits_others):
+    if not record_reading(directory, length, limits_others=limits_others):
         raise ArgumentError(
             "max_length: is recorded with the tokenizer, and there is none; give "
             "save_mixout(…, tokenizer=tokenizer)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mixout_export.errors import CheckpointError
-from mixout_export.files.layout import TRAINED_MAX_LENGTH, is_tokenizer_file
+from mixout_export.files.layout import TRAINED_DOC_STRIDE, TRAINED_MAX_LENGTH, is_tokenizer_file
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
 
@@ -40,6 +40,12 @@ def trained_max_length(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Return the longest sequence, in tokens, that its model was trained on; None if unknown."""
     length = tokenizer.init_kwargs.get(TRAINED_MAX_LENGTH)
     return length if type(length) is int and length > 0 else None
+
+
+def trained_doc_stride(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return how many tokens neighboring windows shared in training; None if it is not recorded."""
+    shared = tokenizer.init_kwargs.get(TRAINED_DOC_STRIDE)
+    return shared if type(shared) is int and shared >= 0 else None
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase | None:

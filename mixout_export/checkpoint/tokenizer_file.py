@@ -9,7 +9,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mixout_export.files.json_files import json_text, read_json
-from mixout_export.files.layout import TRAINED_MAX_LENGTH, is_tokenizer_file
+from mixout_export.files.layout import TRAINED_DOC_STRIDE, TRAINED_MAX_LENGTH, is_tokenizer_file
 
 _TOKENIZER, _CONFIG = "tokenizer.json", "tokenizer_config.json"
 
@@ -59,18 +59,29 @@ def set_padding_side(folder: Path, side: str) -> None:
         _rewrite(path, {**data, "padding_side": side})
 
 
-def record_max_length(folder: Path, length: int, *, limits_others: bool) -> bool:
-    """Record the longest sequence of a training, in tokens, in `tokenizer_config.json`.
+def record_reading(
+    folder: Path, max_length: int, *, doc_stride: int | None = None, limits_others: bool
+) -> bool:
+    """Record in `tokenizer_config.json` how a training read its texts.
 
-    With `limits_others` it also becomes `model_max_length`, where other programs cut texts. Return
-    False if there is no tokenizer file, and so nothing to record it with.
+    Args:
+        folder: The folder of the tokenizer.
+        max_length: Longest sequence in tokens.
+        doc_stride: Tokens that neighboring windows of a long context shared; None if the user did
+            not choose them.
+        limits_others: Whether `max_length` also becomes `model_max_length`, where other programs
+            cut texts.
+
+    Returns:
+        False if there is no tokenizer file, and so nothing to record it with.
     """
     if not any(is_tokenizer_file(path.name) for path in folder.iterdir()):
         return False
     path = folder / _CONFIG
     data = read_json(path) if path.exists() else {}
-    limit = {"model_max_length": length} if limits_others else {}
-    _rewrite(path, {**data, **limit, TRAINED_MAX_LENGTH: length})
+    limit = {"model_max_length": max_length} if limits_others else {}
+    stride = {} if doc_stride is None else {TRAINED_DOC_STRIDE: doc_stride}
+    _rewrite(path, {**data, **limit, TRAINED_MAX_LENGTH: max_length, **stride})
     return True
 
 

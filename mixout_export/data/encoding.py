@@ -62,8 +62,8 @@ class EncodingOptions:
         max_length: Longest sequence in tokens; None takes that of the model's training, else
             `default_length`, or the model's limit if that is lower.
         default_length: Longest sequence without a request and without a record of the training.
-        doc_stride: Tokens that neighboring windows of a long context share; None takes a third
-            of the longest sequence.
+        doc_stride: Tokens that neighboring windows of a long context share; None takes what the
+            model's training chose, else a third of the longest sequence.
         pack_sequences: Whether texts are joined and cut into blocks of the longest sequence.
         augment: "standard" changes training images at random in each epoch, "none" does not; None
             is "standard".
@@ -85,6 +85,8 @@ class Encoding(ABC):
         interface: What the model takes.
         labels: The checkpoint's label names in the order of its outputs.
         max_length: Longest sequence in tokens; None for rows that are no sequences.
+        doc_stride: Tokens that neighboring windows of a long context share; None takes a third of
+            the longest sequence.
         missing: What a folder without a preprocessor lacks, to follow its name.
         uses: Options, without hyphens at the front, that only some encodings have and this one
             supports: "max-length", "augment", or the option of a column.
@@ -95,6 +97,7 @@ class Encoding(ABC):
     interface: ModelInterface
     labels: tuple[str, ...]
     max_length: int | None
+    doc_stride: int | None
 
     @staticmethod
     @abstractmethod

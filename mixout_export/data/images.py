@@ -84,6 +84,7 @@ class ImageEncoding(Encoding):
         augmented: Whether training images are changed at random in each epoch.
         seed: Seed of these changes.
         max_length: None: an image is no sequence.
+        doc_stride: None, for the same reason.
     """
 
     missing: ClassVar[str] = f"has no {PROCESSOR_FILES[0]}"
@@ -95,6 +96,7 @@ class ImageEncoding(Encoding):
     augmented: bool = True
     seed: int = 0
     max_length: None = None
+    doc_stride: None = None
 
     @staticmethod
     def preprocessor_of(artifact: Artifact) -> BaseImageProcessor | None:

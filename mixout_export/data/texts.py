@@ -20,7 +20,7 @@ from mixout_export.checkpoint.interface import (
     settle_pad_token,
 )
 from mixout_export.checkpoint.padding import padding_side, settle_padding
-from mixout_export.checkpoint.tokenizer import trained_max_length
+from mixout_export.checkpoint.tokenizer import trained_doc_stride, trained_max_length
 from mixout_export.checkpoint.vocabulary import RESIZE, require_rows, vocabulary_rows
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import IGNORED, EncodedRows, Encoding, EncodingOptions
@@ -192,12 +192,16 @@ class TextEncoding(Encoding):
             default=options.default_length,
             special=preprocessor.num_special_tokens_to_add(pair=paired),
         )
+        stride = options.doc_stride
+        if stride is None:
+            recorded = trained_doc_stride(preprocessor)
+            stride = recorded if recorded is not None and recorded < longest else None
         return cls(
             preprocessor,
             interface,
             longest,
             labels=tuple(labels),
-            doc_stride=options.doc_stride,
+            doc_stride=stride,
             pack_sequences=options.pack_sequences,
             seed=options.seed,
         )

@@ -69,6 +69,8 @@ PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 #: What `tokenizer_config.json` and graphs call the longest sequence, in tokens, of the training.
 TRAINED_MAX_LENGTH = "trained_max_length"
+#: What `tokenizer_config.json` calls the tokens that windows of a long context shared in training.
+TRAINED_DOC_STRIDE = "trained_doc_stride"
 
 
 def is_tokenizer_file(name: str) -> bool:

@@ -97,8 +97,8 @@ class TrainOptions:
             count the same. The evaluation loss is without them.
         max_length: Maximum length in tokens. Longer texts are truncated, except the contexts of
             questions, which are read in windows. None takes 128, or the model's limit if lower.
-        doc_stride: Tokens that two neighboring windows of a context share. None takes a third of
-            the maximum length.
+        doc_stride: Tokens that two neighboring windows of a context share. None takes what an
+            earlier training chose, else a third of the maximum length.
         pack_sequences: For language models: join the texts and cut them into blocks of the maximum
             length. Otherwise each row is one sequence.
         augment: For images: "standard" crops each training image at random, to a random size and

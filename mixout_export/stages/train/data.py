@@ -115,6 +115,8 @@ class TrainingData:
             cannot be read.
         available: Number of rows of the training data.
         max_length: Maximum length in tokens; None for rows that are no sequences.
+        doc_stride: Tokens that neighboring windows of a context share; None if neither the user nor
+            an earlier training chose them.
         cut: How many rows of the training data, and of the evaluation data, were cut.
         name: Name of the data.
         identity: A SHA-256 of each table and the columns that are read, to recognize the data when
@@ -129,6 +131,7 @@ class TrainingData:
     skipped: int
     available: int
     max_length: int | None
+    doc_stride: int | None
     cut: tuple[CutRows, ...]
     name: str
     identity: dict[str, str | None]
@@ -226,6 +229,7 @@ def _read(
         len(bad),
         whole.rows,
         encoding.max_length,
+        encoding.doc_stride if "doc-stride" in reader.uses else None,
         cut,
         name,
         {

@@ -55,7 +55,7 @@ def write_trained_card(
         "batch size": options.batch_size * options.gradient_accumulation,
         "peak learning rate": f"{options.lr:g}",
         "schedule": f"{options.scheduler}, {options.warmup_ratio:.0%} of the steps are warm-up",
-        **_special(options, metadata),
+        **_special(options, metadata, data),
         **({} if data.max_length is None else {"maximum length": _length(data)}),
         "precision": options.precision,
         "seed": _seeds(options),
@@ -69,7 +69,7 @@ def _recipe(options: TrainOptions) -> str:
     return f"{options.recipe} ({recipe_values(options.recipe or '', vars(options))})"
 
 
-def _special(options: TrainOptions, metadata: MixoutMetadata) -> dict[str, Any]:
+def _special(options: TrainOptions, metadata: MixoutMetadata, data: TrainingData) -> dict[str, Any]:
     """Return the rows of options that few runs use."""
     again = metadata.reinitialized.modules
     found = {
@@ -79,6 +79,9 @@ def _special(options: TrainOptions, metadata: MixoutMetadata) -> dict[str, Any]:
         "frozen": options.freeze,
         "label smoothing": f"{options.label_smoothing:g}" if options.label_smoothing else "",
         "class weights": options.class_weights,
+        "windows of a context share": ""
+        if data.doc_stride is None
+        else f"{data.doc_stride} tokens",
     }
     return {name: value for name, value in found.items() if value}
 

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from mixout_export.card.steps import model_title
 from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
 from mixout_export.checkpoint.saving import write_mixout
-from mixout_export.checkpoint.tokenizer_file import record_max_length
+from mixout_export.checkpoint.tokenizer_file import record_reading
 from mixout_export.errors import OutputError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import check_destination, output_folder, partial_path
@@ -150,7 +150,7 @@ def train_checkpoint(
                 pretrained=start.pretrained,
                 snapshots=snapshots,
                 log=log,
-                write_model=lambda path: _write_model(path, source, start, encoded.max_length),
+                write_model=lambda path: _write_model(path, source, start, encoded),
                 observer=observer or Observer(),
                 must_stop=must_stop,
             )
@@ -204,12 +204,16 @@ def train_checkpoint(
         return result
 
 
-def _write_model(path: Path, source: PlainCheckpoint, start: Start, max_length: int | None) -> None:
-    """Write the model as it is now, with the length at which its texts were cut."""
+def _write_model(path: Path, source: PlainCheckpoint, start: Start, data: TrainingData) -> None:
+    """Write the model as it is now, and record how its texts are read."""
     write_mixout(start.model, path, origin=source, metadata=start.metadata)
-    if max_length is not None:
-        limits_others = source.require_task().limits_others
-        record_max_length(path, max_length, limits_others=limits_others)
+    if data.max_length is not None:
+        record_reading(
+            path,
+            data.max_length,
+            doc_stride=data.doc_stride,
+            limits_others=source.require_task().limits_others,
+        )
 
 
 def _data_files(data: DataOptions, encoded: TrainingData) -> list[DataFile]:
