@@ -49,6 +49,30 @@ def test_transformers_alone_depends_on_the_side(kind: str, sides: set[str], tmp_
     assert {side for side in ("right", "left") if answers_alike(runner, described, side)} == sides
 
 
+@pytest.mark.parametrize(
+    ("kind", "head", "side", "expected"),
+    [
+        ("gpt2", CLASSIFIER, "left", True),
+        ("bert", CLASSIFIER, "left", True),
+        ("gpt2", CLASSIFIER, "right", False),
+        ("llama", CLASSIFIER, "left", False),
+        ("gpt2", "LMHeadModel", "left", False),  # generates
+        ("gpt2", "Model", "left", True),
+    ],
+)
+def test_a_plain_folder_that_pads_on_the_wrong_side_is_named(
+    kind: str,
+    head: str,
+    side: str,
+    expected: bool,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    open_checkpoint(save(kind, tmp_path / "plain", head, side)).load()
+    assert ("plain: the tokenizer pads on the left" in caplog.text) is expected
+    assert ('set "padding_side": "right" in tokenizer_config.json' in caplog.text) is expected
+
+
 @pytest.mark.parametrize(("kind", "left"), [("bert", False), ("gpt2", True), ("llama", True)])
 def test_graph_and_folder_take_padding_where_they_say(
     kind: str, left: bool, tmp_path: Path

@@ -387,7 +387,7 @@ def load_base(base: str, options: BaseOptions, *, digest: BaseDigest | None = No
         folder=folder,
         files=tuple(files) if safe else (),
         resized=resized,
-        pads_right=tokenizer is not None and must_pad_right(model, tokenizer, task),
+        pads_right=must_pad_right(model, tokenizer, task),
     )
 
 

@@ -214,10 +214,18 @@ class PlainCheckpoint(LocalArtifact):
 
         from mixout_export.checkpoint.interface import settle_pad_token
         from mixout_export.checkpoint.loading import load_plain
-        from mixout_export.checkpoint.padding import count_positions_in_text
+        from mixout_export.checkpoint.padding import count_positions_in_text, must_pad_right
 
         model = load_plain(self, dtype=torch.float32)
         settle_pad_token(model, self.tokenizer)
+        if must_pad_right(model, self.tokenizer, self.task):
+            logger.warning(
+                "%s: the tokenizer pads on the left, where the answer of %s to a text depends on "
+                "the other texts of its batch; this tool pads on the right where it matters; for "
+                'other programs, set "padding_side": "right" in tokenizer_config.json',
+                self.path,
+                type(model).__name__,
+            )
         count_positions_in_text(model)
         return model
 

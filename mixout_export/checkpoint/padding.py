@@ -95,13 +95,17 @@ def settle_padding(model: PreTrainedModel, interface: ModelInterface) -> ModelIn
         return interface  # if the model does not run, that is reported when it is used
 
 
-def must_pad_right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task) -> bool:
+def must_pad_right(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, task: Task | None
+) -> bool:
     """Tell whether a tokenizer pads on the left although a model's answer would depend on it.
 
     A model that generates text has to be padded on the left, and transformers then counts its
     positions from the first token.
     """
-    if tokenizer.padding_side != "left" or task.generates:
+    if tokenizer is None or tokenizer.padding_side != "left":
+        return False
+    if task is not None and task.generates:
         return False
     return not settle_padding(model, describe_interface(model, task, tokenizer)).left_padding
 
