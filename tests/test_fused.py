@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -117,3 +118,23 @@ def test_masks_are_drawn_on_the_gpu_while_a_graph_is_captured(
     )
     assert needs_plain_ops(weight, torch.ones(1, 2))
     assert asked
+
+
+def test_a_call_in_inference_mode_leaves_memory_that_training_can_use() -> None:
+    layer = MixoutLinear(5, 3)
+    layer.p = 0.5
+    with torch.inference_mode():
+        layer(torch.randn(2, 5))
+    layer(torch.randn(2, 5)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@torch.no_grad()
+def test_a_product_in_another_thread_leaves_the_mixed_weight_alone() -> None:
+    factors, weight, anchor = torch.ones(1, 8), torch.randn(8, 8), torch.zeros(8, 8)
+    mixed = fused.mixed_in(torch.float32, factors, weight, anchor, 0.5)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(
+            torch.no_grad()(fused.mixed_in), torch.float32, factors, -weight, anchor, 0.5
+        ).result()
+    assert torch.equal(mixed, weight)

@@ -11,7 +11,7 @@ from mixout_export.fast_linear.products import from_host
 
 #: The number of gathered columns is rounded up to a multiple of this, by device. Matrix units
 #: compute such sizes faster.
-PADDING = {"cpu": 16, "cuda": 64}
+PADDING = {"cpu": 8, "cuda": 64}
 #: Multiplications that gathering must save to pay for itself (measured: it costs about 40 µs).
 _FEWEST_SAVED = 4_000_000
 #: If at most this share of the columns is gathered, they are kept instead of the whole input.
@@ -111,6 +111,7 @@ class ActiveNeurons:
         Along `dim`, `part` has `columns` elements. It has the dtype of the output's gradient.
         """
         scaled = part.narrow(dim, 0, self.count).to(weight.dtype) * (1.0 / (1.0 - p))
+        scaled = scaled.contiguous()  # scattering a transposed tensor can take ten times as long
         if compact is not None and compact.accepts(part.dtype):
             compact.add(self.mask, self.indices[0, : self.count], scaled)
             return None

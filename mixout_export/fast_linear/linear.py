@@ -1,7 +1,7 @@
 """The fast product: when it applies, and what all granularities have in common."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixout_export.compact import CompactGradient
 from mixout_export.fast_linear.element import element_product
@@ -13,6 +13,8 @@ from mixout_export.masks import PackedMask
 from mixout_export.torch_internals import computes_forward_gradients, is_transformed
 
 _DEVICES = ("cpu", "cuda")
+#: Classes of weights without an own `__torch_dispatch__`. A sharded parameter has another class.
+_PLAIN = (Tensor, nn.Parameter)
 
 
 def needs_plain_ops(weight: Tensor, input: Tensor) -> bool:
@@ -49,7 +51,7 @@ def needs_plain_ops(weight: Tensor, input: Tensor) -> bool:
         or (input.dtype != weight.dtype and not autocast)
         or (autocast and torch.float64 in (input.dtype, weight.dtype))
         or type(input) is not Tensor
-        or type(weight.data) is not Tensor
+        or type(weight) not in _PLAIN
     )
 
 

@@ -9,6 +9,7 @@ from mixout_export.compact import CompactGradient
 from mixout_export.fast_linear.gathering import ActiveNeurons
 from mixout_export.fast_linear.products import (
     from_host,
+    gathered_gradient,
     input_gradient,
     mask_gradient,
     product,
@@ -105,7 +106,7 @@ def _parameter_gradients(
         whole = weight_gradient(grad, kept, dim)
         return mask_gradient(whole.to(weight.dtype), factors, ctx.p), None
     gathered = kept if active.keeps_gathered else active.gather(kept)
-    part = weight_gradient(grad, gathered, dim)
+    part = gathered_gradient(grad, gathered, dim)
     # A copy of the bias's gradient: a view would keep the whole product alive.
     grad_bias = part.select(dim, active.count).clone() if active.has_ones else None
     return active.weight_gradient(part, weight, dim, ctx.p, ctx.compact), grad_bias

@@ -37,6 +37,14 @@ def weight_gradient(grad: Tensor, input: Tensor, input_dim: int) -> Tensor:
     return grad.t() @ input if input_dim == 1 else input.t() @ grad
 
 
+def gathered_gradient(grad: Tensor, gathered: Tensor, input_dim: int) -> Tensor:
+    """Return `weight_gradient` of a few input neurons, whose columns were gathered."""
+    if input_dim == 1 and grad.device.type == "cpu":
+        # Few rows times many columns takes two thirds of the time of the transposed product.
+        return (gathered.t() @ grad).t()
+    return weight_gradient(grad, gathered, input_dim)
+
+
 def mask_gradient(gradient: Tensor, factors: Tensor, p: float) -> Tensor:
     """Multiply a gradient of Φ by m / (1 - p), in place, which makes it the gradient of w.
 
