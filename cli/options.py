@@ -86,7 +86,7 @@ def field_options(function: Callable[..., R]) -> Callable[..., R]:
         "--delimiter",
         metavar="C",
         help="Character between the fields of csv and tsv files: comma, semicolon, tab, pipe, or "
-        "the character itself.  [default: that of the file's suffix]",
+        "the character itself.  [default: tab for tsv files, else comma]",
     )
     quoting = option(
         "--quoting",

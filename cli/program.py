@@ -16,7 +16,7 @@ _DEBUG = "MIXOUT_EXPORT_DEBUG"
 _COMMANDS = {
     "prepare": "Add Mixout to the layers of a pretrained checkpoint.",
     "train": "Finetune a prepared checkpoint.",
-    "collapse": "Turn a mixout checkpoint into a plain one.",
+    "collapse": "Turn a Mixout checkpoint into a plain one.",
     "onnx": "Export a checkpoint to ONNX.",
     "bundle": "Turn an ONNX folder into the layout of a server or runtime.",
     "verify": "Check that two models compute the same thing.",

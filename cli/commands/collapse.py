@@ -29,7 +29,7 @@ from mixout_export_cli.output import Output, human_size
 @overwrite_option
 @output_options
 def collapse(trained: Path, out: Path, *, output: Output, **options: Any) -> None:
-    """Turn TRAINED, a mixout checkpoint, into OUT, a plain Hugging Face folder.
+    """Turn TRAINED, a Mixout checkpoint, into OUT, a plain Hugging Face folder.
 
     OUT loads where this tool is not installed. Without --interpolate and --dtype, the weights do
     not change by a single bit.

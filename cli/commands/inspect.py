@@ -190,7 +190,7 @@ def _data_lines(found: "DataInspection") -> list[str]:
     "--plot",
     type=PATH,
     metavar="FILE",
-    help="For a mixout checkpoint: draw how far each layer has moved, and write the picture to "
+    help="For a Mixout checkpoint: draw how far each layer has moved, and write the picture to "
     "this file, png, svg or pdf.  [optional]",
 )
 @option(

@@ -134,7 +134,7 @@ def _describe_parity(result: "OnnxResult") -> str:
 @overwrite_option
 @output_options
 def onnx(source: Path, out: Path, *, output: Output, **given: Any) -> None:
-    """Export SOURCE, a collapsed or a mixout checkpoint, to OUT, an ONNX folder.
+    """Export SOURCE, a collapsed or a Mixout checkpoint, to OUT, an ONNX folder.
 
     The graph is compared with PyTorch before OUT appears. If they differ by more than the
     tolerance, or too few predicted labels are equal, the exit code is 3 and OUT is not written.

@@ -119,21 +119,21 @@ def _describe(result: "PredictionResult") -> str:
 @field_options
 @skip_option
 @flag("--no-labels", help="Ignore the labels of FILE, for example if MODEL does not know them.")
-@option("--batch-size", type=int, default=32, help="Number of rows that are run together.")
+@option("--batch-size", type=int, default=32, help="Number of rows in a batch.")
 @length_option
 @option(
     "--max-new-tokens",
     type=int,
     default=20,
-    help="For a causal language model: number of tokens to generate.",
+    help="For a causal language model: maximum number of tokens to generate.",
 )
 @option(
     "--report",
     "report_to",
     type=PATH,
     metavar="FILE.html",
-    help="Write metrics, confused labels, and the rows that are most wrong or least sure as one "
-    "HTML file, for viewing offline.  [optional]",
+    help="Also write an HTML file, for viewing offline, with metrics, confused labels, and the "
+    "rows that are most wrong or least sure.  [optional]",
 )
 @option(
     "--reference",
@@ -162,7 +162,7 @@ def predict(
 ) -> None:
     """Predict each row of FILE with MODEL, and write the rows with the predictions to OUT.
 
-    MODEL can be a mixout checkpoint, a Hugging Face folder, an ONNX folder or file, a bundle, or a
+    MODEL can be a Mixout checkpoint, a Hugging Face folder, an ONNX folder or file, a bundle, or a
     model on a server: http://HOST:PORT/v2/models/NAME.
 
     FILE and OUT are csv, tsv, jsonl or parquet, optionally with .gz. FILE can also be a folder of

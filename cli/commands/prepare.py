@@ -95,7 +95,8 @@ def _read_labels(path: Path) -> list[str]:
     metavar="N|NAMES|@FILE",
     multiple=True,
     help="Number of labels, their names separated by commas, or a file with one name on each line. "
-    "Repeat it to give names with commas: one name each.  [default: those of BASE, or 2]",
+    "If names contain commas, repeat the option, with one name each.  [default: those of BASE, or "
+    "2]",
 )
 @option(
     "--labels-from",
@@ -112,21 +113,21 @@ def _read_labels(path: Path) -> list[str]:
     "--granularity",
     type=click.Choice(["neuron", "filter", "element"]),
     default="neuron",
-    help="Draw one mask bit per input neuron or input channel (as in the paper), per output neuron "
-    "or filter of a convolution, or per weight.",
+    help="Weights that share a mask bit: those of an input neuron or input channel (neuron, as in "
+    "the paper), those of an output neuron or a convolution's filter (filter), or none (element).",
 )
 @option(
     "--target-modules",
     default="all-linear",
     metavar="PATTERN",
-    help="Modules to mix: all-linear, all-conv (convolutions), name suffixes, or several of these "
-    "separated by commas; or a regular expression that matches whole names. Embeddings are mixed "
-    "only if they are named.",
+    help="Modules to mix: all-linear, all-conv (convolutions) and name suffixes, separated by "
+    "commas. Or a regular expression that matches whole names. Embeddings are mixed only if they "
+    "are named.",
 )
 @option(
     "--exclude-modules",
     metavar="PATTERN",
-    help="Modules not to mix, in the same notation.  [optional]",
+    help="Modules not to mix: name suffixes, or a regular expression.  [optional]",
 )
 @option("--dropout", default=0.0, help="Dropout probability in the pretrained layers.")
 @option(
@@ -141,7 +142,7 @@ def _read_labels(path: Path) -> list[str]:
     metavar="NAME",
     help="Branch, tag or commit, if BASE is a name on the hub.  [default: main]",
 )
-@flag("--allow-pickle", help="Allow weights in pickle format. Only tensors are read from it.")
+@flag("--allow-pickle", help="Allow weights in pickle format. Only tensors are read from them.")
 @flag(
     "--resize-embeddings",
     help="Add rows to the embedding for tokens that only the tokenizer has. They are not mixed.",
@@ -158,7 +159,7 @@ def prepare(base: str, out: Path, *, overwrite: bool, output: Output, **given: A
     """Add Mixout to the layers of BASE, a pretrained model, and write OUT.
 
     BASE is a Hugging Face folder, a name on the hub, or demo-base, the small model of the demo. OUT
-    is a mixout checkpoint. It keeps the pretrained weights next to the trainable ones.
+    is a Mixout checkpoint. It keeps the pretrained weights next to the trainable ones.
     """
     from mixout_export.files.weight_files import BaseDigest
 

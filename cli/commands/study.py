@@ -123,7 +123,8 @@ def _describe_plan(dry: "DryRun") -> str:
     "--address",
     metavar="HOST:PORT",
     help="Address of a Ray cluster, or auto if the cluster runs on this machine. All its machines "
-    "must see OUT. Without it, --engine ray starts a cluster on this machine.  [optional]",
+    "must share the folder OUT. Without it, --engine ray starts a cluster on this machine.  "
+    "[optional]",
 )
 @option(
     "--workers",
@@ -154,12 +155,12 @@ def study(
 ) -> int:
     """Compare finetuning with different options on your data, with several seeds.
 
-    PLAN is a TOML file. It names a base, data files, seeds, and two or more arms: sets of options
-    of `prepare` and `train` to compare. OUT/report.html recommends one arm if the evidence supports
+    PLAN is a TOML file. It names a base, data files, seeds, and two or more arms. An arm is a set
+    of options of `prepare` and `train`. OUT/report.html recommends one arm if the evidence supports
     it. docs/study.md explains plans, and examples/plans has some to start from.
 
-    Each run is a `prepare` and a `train`. Ctrl-C saves the runs in progress. The same command
-    continues the study. If you change PLAN, the command does only the runs that are new.
+    Each run is a `prepare` and a `train`. Ctrl-C saves the runs in progress and stops. Type the
+    same command again to continue. If you have changed PLAN, it does only the new runs.
     """
     with quick_imports():
         from mixout_export.errors import TrainingError, TrainingStoppedError

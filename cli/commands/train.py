@@ -69,10 +69,10 @@ def _data_files(
     type=PATH,
     multiple=True,
     callback=_data_files,
-    help="Training data: csv, tsv, jsonl or parquet, optionally with .gz, a folder of "
-    "datasets.save_to_disk, or for images a folder with a folder for each class. Repeat it to "
-    "train on several files. demo-data is the file of the demo.  [required for a new run without "
-    "--dataset]",
+    help="Training data: a csv, tsv, jsonl or parquet file, optionally with .gz, or a folder that "
+    "datasets.save_to_disk wrote. For images also a folder with one folder per class. Repeat the "
+    "option to train on several files. demo-data is the demo's file.  [required for a new run "
+    "without --dataset]",
 )
 @option(
     "--eval-file",
@@ -141,7 +141,8 @@ def _data_files(
     "--decay-toward",
     type=click.Choice(["zero", "pretrained"]),
     default="zero",
-    help="Where weight decay pulls the weights. A fresh head always decays toward zero.",
+    help="Values that weight decay pulls the weights toward. A fresh head always decays toward "
+    "zero.",
 )
 @option(
     "--head-weight-decay",
@@ -178,7 +179,7 @@ def _data_files(
     "--max-length",
     type=int,
     help="Maximum length in tokens. Longer texts are cut, and counted.  [default: 128, or the "
-    "model's limit if lower; for a model that was trained before, that of its training]",
+    "model's limit if lower; if PREPARED is already trained, the length of that training]",
 )
 @option(
     "--doc-stride",
@@ -197,8 +198,8 @@ def _data_files(
 @option(
     "--augment",
     type=click.Choice(["standard", "none"]),
-    help="For images: standard trains on random crops, and on mirror images half of the time. "
-    "none trains on the images as they are.  [default: standard]",
+    help="For images: standard crops each training image at random and mirrors half of them. none "
+    "does not change the images.  [default: standard]",
 )
 @option("--max-grad-norm", default=1.0, help="Clip gradients to this norm. 0 turns clipping off.")
 @option(
@@ -228,20 +229,21 @@ def _data_files(
     "--resample-every",
     type=int,
     metavar="STEPS",
-    help="Training steps for which each mask is held.  [default: a new mask for each batch]",
+    help="Use each mask for this many training steps.  [default: a new mask for each batch]",
 )
 @option(
     "--anchor-decay",
     default=1.0,
-    help="With --resample-every: each new mask moves the pretrained weights in memory toward the "
-    "trained ones, by 1 minus this. 1 leaves them where they are.",
+    metavar="F",
+    help="With --resample-every: each time new masks are drawn, move each pretrained weight u in "
+    "memory toward the trained weight w, to F*u + (1 - F)*w. 1 does not move it.",
 )
 @option(
     "--optimizer-scope",
     type=click.Choice(["all", "active"]),
     default="all",
-    help="With --resample-every: what a step changes in a mixed weight. active changes only the "
-    "columns that its mask leaves active, and needs less memory.",
+    help="With --resample-every: what a training step changes in a mixed weight. active changes "
+    "only the columns that the mask does not replace, and needs less memory.",
 )
 @seed_option("Seed for masks, dropout and the order of the training rows.")
 @seed_option(
@@ -279,23 +281,24 @@ def _data_files(
 @option(
     "--p",
     type=float,
-    help="Probability of using the pretrained weight, in [0, 1).  [default: that of prepare]",
+    help="Probability of using the pretrained weight, in [0, 1).  [default: the value given to "
+    "prepare]",
 )
 @flag(
     "--resume",
-    help="Continue the unfinished run of OUT with its options. You need not repeat them. If there "
-    "is no unfinished run, start a new one. If OUT is complete, only check that it was made with "
-    "the options that you give.",
+    help="Continue the unfinished run of OUT. You need not repeat its options. If there is no "
+    "unfinished run, start a new one. If OUT is complete, only check that it was made with the "
+    "options that you give.",
 )
 @overwrite_option
 @output_options
 def train(
     prepared: Path, out: Path, *, resume: bool, overwrite: bool, output: Output, **options: Any
 ) -> None:
-    """Finetune PREPARED, a mixout checkpoint, and write OUT, a trained mixout checkpoint.
+    """Finetune PREPARED, a Mixout checkpoint, and write OUT, a trained Mixout checkpoint.
 
-    Work in progress is in OUT.partial. Ctrl-C finishes the current step and saves a checkpoint.
-    `train PREPARED OUT --resume` continues from it exactly, with the options of the first command.
+    Until the run ends, its files are in OUT.partial. Ctrl-C finishes the current training step and
+    saves a checkpoint. `train PREPARED OUT --resume` continues the run exactly.
     """
     with quick_imports():
         from mixout_export.errors import TrainingStoppedError

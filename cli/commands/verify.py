@@ -330,7 +330,7 @@ def verify(
 ) -> int:
     """Check that CANDIDATE computes the same as REFERENCE.
 
-    The command compares every weight, then the outputs. Each model can be a mixout checkpoint, a
+    The command compares every weight, then the outputs. Each model can be a Mixout checkpoint, a
     Hugging Face folder, an ONNX folder or file, or a bundle. CANDIDATE can also be a model on a
     server: http://HOST:PORT/v2/models/NAME.
 
