@@ -17,7 +17,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from matrix.document import write_document
-from matrix.families import families
+from matrix.families import Family, families
 from matrix.machine import versions
 from matrix.outcome import Outcome, read_outcome
 from matrix.worker import run_family
@@ -29,7 +29,7 @@ _PRELOADED = ["matrix.worker"]
 @dataclass(frozen=True)
 class _Running:
     process: ForkServerProcess
-    outcome: Outcome
+    family: Family
     started: float
 
 
@@ -45,11 +45,11 @@ def _finished(running: Sequence[_Running], limit: float) -> Iterator[_Running]:
 
 def _collect(worker: _Running, out: Path, limit: float) -> Outcome:
     """Return the outcome that a worker wrote, or one with its exit code if it wrote none."""
-    found = read_outcome(out, worker.outcome.family)
+    found = read_outcome(out, worker.family.name)
     if found is not None:
         return found
     seconds = time.monotonic() - worker.started
-    outcome = worker.outcome
+    outcome = Outcome.of(worker.family)
     outcome.failed, outcome.ours, outcome.seconds = "run", False, round(seconds, 1)
     code = worker.process.exitcode
     outcome.reason = (
@@ -69,10 +69,9 @@ def _run(names: Sequence[str], out: Path, *, workers: int, limit: float) -> None
         while waiting and len(running) < workers:
             name = waiting.pop(0)
             (out / f"{name}.json").unlink(missing_ok=True)
-            outcome = Outcome(name, known[name], versions())
-            process = context.Process(target=run_family, args=(outcome, out))
+            process = context.Process(target=run_family, args=(known[name], out))
             process.start()
-            running.append(_Running(process, outcome, time.monotonic()))
+            running.append(_Running(process, known[name], time.monotonic()))
         for worker in list(_finished(running, limit)):
             running.remove(worker)
             found, done = _collect(worker, out, limit), done + 1
@@ -92,7 +91,9 @@ def _is_due(name: str, out: Path, *, again: bool, retry: bool) -> bool:
 def main() -> None:
     """Run the families named on the command line, or all families."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("families", nargs="*", metavar="FAMILY", help="model type; default: all")
+    parser.add_argument(
+        "families", nargs="*", metavar="FAMILY", help="model type; without one, all families run"
+    )
     parser.add_argument("--out", type=Path, default=Path("build/matrix"), help="folder of outcomes")
     parser.add_argument("--workers", type=int, default=2, help="families to run at a time")
     parser.add_argument(

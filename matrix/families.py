@@ -1,8 +1,10 @@
 """List the families, and the settings that make a tiny checkpoint of each."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 #: Configuration entry → its size in a tiny checkpoint. Smaller defaults are kept.
 SIZES: dict[str, int] = {
@@ -97,6 +99,78 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 
+_ONES: dict[str, Any] = {"depths": [1, 1, 1, 1]}
+_TWO_STAGES: dict[str, Any] = {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8}
+_WINDOWS: dict[str, Any] = {
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_heads": [1, 2],
+    "window_size": 4,
+    "patch_size": 4,
+}
+_PYRAMID: dict[str, Any] = {
+    **_ONES,
+    "hidden_sizes": [8, 16, 16, 32],
+    "num_attention_heads": [1, 2, 2, 4],
+}
+
+#: The same for families that read images.
+IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
+    "bit": {**_TWO_STAGES, "num_groups": 4},
+    "convnext": {**_TWO_STAGES, "num_stages": 2},
+    "convnextv2": {**_TWO_STAGES, "num_stages": 2},
+    "cvt": {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 1, 1], "image_size": 32},
+    "donut-swin": _WINDOWS,
+    "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 48},
+    "focalnet": {
+        "embed_dim": 8,
+        "hidden_sizes": [16, 16],
+        "depths": [1, 1],
+        "focal_levels": [2, 2],
+        "focal_windows": [3, 3],
+        "patch_size": 4,
+    },
+    "hgnet_v2": {
+        **_ONES,
+        "embedding_size": 8,
+        "hidden_sizes": [16, 16, 16, 32],
+        "stem_channels": [3, 8, 8],
+        "stage_in_channels": [8, 16, 16, 16],
+        "stage_mid_channels": [8, 8, 8, 8],
+        "stage_out_channels": [16, 16, 16, 32],
+        "stage_num_blocks": [1, 1, 1, 1],
+        "stage_numb_of_layers": [2, 2, 2, 2],
+    },
+    "hiera": {**_ONES, "embed_dim": 8, "image_size": [32, 32]},
+    "levit": {
+        "depths": [1, 1, 1],
+        "hidden_sizes": [16, 24, 32],
+        "num_attention_heads": [2, 2, 2],
+        "key_dim": [8, 8, 8],
+        "image_size": 64,
+    },
+    "mobilenet_v1": {"depth_multiplier": 0.25},
+    "mobilenet_v2": {"depth_multiplier": 0.25},
+    "mobilevit": {
+        "hidden_sizes": [16, 24, 32],
+        "neck_hidden_sizes": [8, 8, 8, 16, 16, 24, 32],
+        "image_size": 64,
+        "patch_size": 2,
+    },
+    "mobilevitv2": {"width_multiplier": 0.25, "image_size": 64, "patch_size": 2},
+    "poolformer": {**_ONES, "hidden_sizes": [8, 12, 16, 24]},
+    "pp_lcnet": {"scale": 0.25, "class_expand": 32},
+    "pvt": _PYRAMID,
+    "pvt_v2": {**_PYRAMID, "image_size": 32},
+    "regnet": {**_TWO_STAGES, "groups_width": 4},
+    "resnet": _TWO_STAGES,
+    "segformer": _PYRAMID,
+    "swiftformer": {**_ONES, "embed_dims": [8, 16, 24, 32]},
+    "swin": _WINDOWS,
+    "swinv2": _WINDOWS,
+    "textnet": {"hidden_sizes": [8, 8, 16, 16, 32], "image_size": [32, 32]},
+}
+
 #: Special token → id. These replace ids outside the tiny vocabulary, and a missing padding id.
 SPECIAL_TOKENS = {
     "pad_token_id": 0,
@@ -108,6 +182,35 @@ SPECIAL_TOKENS = {
 }
 
 
-def families() -> dict[str, str]:
-    """Return model type → class, for every sequence classifier of transformers."""
-    return dict(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
+_TABLES: Mapping[str, Mapping[str, str | Sequence[str]]] = {
+    "text-classification": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "image-classification": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model that transformers has a classifier for.
+
+    Attributes:
+        name: The model type; with "-images" where a classifier of texts has the same.
+        model_type: The model type.
+        architecture: Class name of its classifier.
+        task: The task, by its name in this package.
+    """
+
+    name: str
+    model_type: str
+    architecture: str
+    task: str
+
+
+def families() -> dict[str, Family]:
+    """Return name → family, for every classifier of texts or of images in transformers."""
+    found: dict[str, Family] = {}
+    for task, table in _TABLES.items():
+        for model_type, classes in table.items():
+            first = classes if isinstance(classes, str) else classes[0]
+            name = f"{model_type}-images" if model_type in found else model_type
+            found[name] = Family(name, model_type, first, task)
+    return found

@@ -5,6 +5,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matrix.families import Family
+from matrix.machine import versions
+
 #: The steps of the workflow, in order.
 STAGES = ("inject", "step", "collapse", "onnx", "verify")
 
@@ -14,8 +17,9 @@ class Outcome:
     """How far one family came.
 
     Attributes:
-        family: The model type.
+        family: Name of the family, which is its model type in most cases.
         architecture: Class name of its classifier.
+        task: The task, by its name in this package.
         versions: Library → version that it ran with.
         parameters: Number of parameters of the tiny checkpoint.
         unmodified: Whether the unmodified model can be exported; None if unknown.
@@ -30,6 +34,7 @@ class Outcome:
 
     family: str
     architecture: str
+    task: str = "text-classification"
     versions: dict[str, str] = field(default_factory=dict)
     parameters: int = 0
     unmodified: bool | None = None
@@ -39,6 +44,11 @@ class Outcome:
     ours: bool = True
     inputs: list[str] = field(default_factory=list)
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, family: Family) -> "Outcome":
+        """Return the outcome of a family of which no stage has run yet."""
+        return cls(family.name, family.architecture, family.task, versions())
 
     @property
     def complete(self) -> bool:

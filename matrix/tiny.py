@@ -5,14 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CONFIG_MAPPING,
-    AutoModelForSequenceClassification,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
-from matrix.families import SETTINGS, SIZES, SPECIAL_TOKENS
+from matrix.families import IMAGE_SETTINGS, SETTINGS, SIZES, SPECIAL_TOKENS
+from matrix.kinds import KINDS
 from mixout_export.quiet import quiet_libraries
 
 #: Standard deviation of the noise that is added to every parameter. Without it, scales would be one
@@ -96,7 +92,8 @@ def make_config(model_type: str, **settings: Any) -> PretrainedConfig:
     names = config_class.attribute_map
     settings = {names.get(name, name): value for name, value in settings.items()}
     tiny = _tiny_settings(config_class(), settings.get("vocab_size"))
-    for name, value in SETTINGS.get(model_type, {}).items():
+    own = {**SETTINGS, **IMAGE_SETTINGS}.get(model_type, {})
+    for name, value in own.items():
         nested = tiny.get(name)
         tiny[name] = {**nested, **value} if isinstance(nested, dict) else value
     return config_class(**{**tiny, **settings})
@@ -115,22 +112,24 @@ def make_model(build: Callable[[], PreTrainedModel], *, seed: int = 0) -> PreTra
     return model
 
 
-def make_classifier(model_type: str) -> PreTrainedModel:
-    """Build a sequence classifier of a family."""
+def make_classifier(model_type: str, task: str = "text-classification") -> PreTrainedModel:
+    """Build a classifier of a family."""
     config = make_config(model_type)
     config.id2label = {index: f"LABEL_{index}" for index in range(LABELS)}
     config.label2id = {name: index for index, name in config.id2label.items()}
-    build: Any = AutoModelForSequenceClassification.from_config
+    build = KINDS[task].auto.from_config
     return make_model(lambda: build(config, dtype=torch.float32))
 
 
-def write_checkpoint(model_type: str, folder: Path) -> PreTrainedModel:
+def write_checkpoint(
+    model_type: str, folder: Path, task: str = "text-classification"
+) -> PreTrainedModel:
     """Write a family's tiny checkpoint as a Hugging Face folder without a tokenizer.
 
     Returns:
         The model.
     """
-    model = make_classifier(model_type)
+    model = make_classifier(model_type, task)
     with quiet_libraries():
         model.save_pretrained(folder)
     return model

@@ -14,10 +14,12 @@ import onnxruntime
 import torch
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
+from matrix.families import Family
+from matrix.kinds import KINDS, Kind, targets
 from matrix.outcome import Outcome
-from matrix.plain import exports_unmodified, random_rows
+from matrix.plain import exports_unmodified
 from matrix.tiny import write_checkpoint
 from mixout_export.adamw import MixoutAdamW
 from mixout_export.checkpoint.base import BaseOptions
@@ -37,12 +39,7 @@ from mixout_export.stages.prepare import PrepareOptions, prepare_checkpoint
 from mixout_export.stages.verify import verify_checkpoints
 from mixout_export.surgery.injection import mixout_layers
 
-#: (batch, sequence) sizes at which the graph is compared with plain calls of the model.
-_SHAPES = ((1, 1), (1, 9), (3, 4), (3, 16), (3, 33))
 _TOLERANCE = 1e-4
-
-#: Sizes that are too short for some models, because they pool along the sequence.
-_MAY_BE_TOO_SHORT = ((1, 1), (3, 4))
 
 _LEARNING_RATE = 1e-3
 
@@ -54,16 +51,16 @@ class MatrixError(Exception):
     """A stage ran, but its result is wrong."""
 
 
-def _inject(base: Path, out: Path) -> None:
+def _inject(base: Path, task: str, target_modules: str, out: Path) -> None:
     options = PrepareOptions(
-        base=BaseOptions(task="text-classification"), mixout=MixoutConfig(p=0.5)
+        base=BaseOptions(task=task), mixout=MixoutConfig(p=0.5, target_modules=target_modules)
     )
     prepare_checkpoint(str(base), out, options)
 
 
-def _train(model: PreTrainedModel, optimizer: Optimizer) -> None:
+def _train(model: PreTrainedModel, kind: Kind, optimizer: Optimizer) -> None:
     """Do two training steps under one held mask."""
-    batch = random_rows(model.config, 4, 24, seed=1)
+    batch = kind.inputs(model, kind.training, 1)
     model.train()
     torch.manual_seed(0)
     schedule = MaskSchedule(model, resample_every=2)
@@ -78,12 +75,12 @@ def _train(model: PreTrainedModel, optimizer: Optimizer) -> None:
             optimizer.zero_grad()
 
 
-def _step(prepared: Path, out: Path) -> None:
+def _step(prepared: Path, kind: Kind, out: Path) -> None:
     """Train, and check what moved; the same with dense gradients must give the same weights."""
     model, dense = load_mixout(prepared), load_mixout(prepared)
     before = {name: layer.weight.detach().clone() for name, layer in mixout_layers(model).items()}
-    _train(model, MixoutAdamW(model, lr=_LEARNING_RATE))
-    _train(dense, AdamW(dense.parameters(), lr=_LEARNING_RATE, fused=True))
+    _train(model, kind, MixoutAdamW(model, lr=_LEARNING_RATE))
+    _train(dense, kind, AdamW(dense.parameters(), lr=_LEARNING_RATE, fused=True))
     moved = [n for n, m in mixout_layers(model).items() if not torch.equal(m.weight, before[n])]
     if not moved:
         raise MatrixError("the training steps changed no mixed weight")
@@ -121,21 +118,23 @@ def _plain_logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> npt.NDArr
     return logits
 
 
-def _run_independently(collapsed: Path, exported: Path) -> None:
+def _run_independently(collapsed: Path, exported: Path, kind: Kind) -> None:
     """Compare the plain model with the graph, without this package's own comparison."""
     with quiet_libraries():
-        model = AutoModelForSequenceClassification.from_pretrained(collapsed).eval()
+        model = kind.auto.from_pretrained(collapsed).eval()
     session = onnxruntime.InferenceSession(exported / LAYOUT.onnx)
     names = [value.name for value in session.get_inputs()]
     seen = []
-    for seed, shape in enumerate(_SHAPES):
-        batch = random_rows(model.config, *shape, seed=seed)
+    for seed, shape in enumerate(kind.compared):
+        batch = kind.inputs(model, shape, seed)
         expected = _plain_logits(model, batch)
-        if expected is None and shape in _MAY_BE_TOO_SHORT:
+        if expected is None and shape in kind.may_be_too_short:
             continue
         if expected is None:
             raise MatrixError(f"the plain model does not run on a batch of shape {shape}")
-        known = batch | {"token_type_ids": torch.zeros_like(batch["input_ids"])}
+        known = dict(batch)
+        if "input_ids" in batch:
+            known["token_type_ids"] = torch.zeros_like(batch["input_ids"])
         absent = [name for name in names if name not in known]
         if absent:
             raise MatrixError(f"the graph needs {absent[0]}, but a plain call does not")
@@ -151,11 +150,11 @@ def _run_independently(collapsed: Path, exported: Path) -> None:
         raise MatrixError("the tiny checkpoint returns the same logits for every input")
 
 
-def _verify(trained: Path, collapsed: Path, exported: Path) -> None:
+def _verify(trained: Path, collapsed: Path, exported: Path, kind: Kind) -> None:
     result = verify_checkpoints(trained, exported)
     if not result.holds:
         raise MatrixError(result.reasons()[0])
-    _run_independently(collapsed, exported)
+    _run_independently(collapsed, exported, kind)
 
 
 @contextmanager
@@ -172,19 +171,20 @@ def _stage(outcome: Outcome, name: str) -> Iterator[None]:
     outcome.passed.append(name)
 
 
-def _run_stages(outcome: Outcome, work: Path) -> None:
+def _run_stages(outcome: Outcome, model_type: str, work: Path) -> None:
+    kind = KINDS[outcome.task]
     base, prepared, trained = work / "base", work / "prepared", work / "trained"
     collapsed, exported = work / "collapsed", work / "onnx"
     with _stage(outcome, "build"):
-        model = write_checkpoint(outcome.family, base)
+        model = write_checkpoint(model_type, base, outcome.task)
         with torch.inference_mode():
-            model(**random_rows(model.config, 2, 8, seed=0))
+            model(**kind.inputs(model, kind.example, 0))
         outcome.parameters = model.num_parameters()
     outcome.passed.clear()
     with _stage(outcome, "inject"):
-        _inject(base, prepared)
+        _inject(base, outcome.task, targets(model), prepared)
     with _stage(outcome, "step"):
-        _step(prepared, trained)
+        _step(prepared, kind, trained)
     with _stage(outcome, "collapse"):
         _collapse(base, trained, collapsed)
     with _stage(outcome, "onnx"):
@@ -193,30 +193,33 @@ def _run_stages(outcome: Outcome, work: Path) -> None:
         graph = onnxruntime.InferenceSession(exported / LAYOUT.onnx)
         outcome.inputs = [value.name for value in graph.get_inputs()]
     with _stage(outcome, "verify"):
-        _verify(trained, collapsed, exported)
+        _verify(trained, collapsed, exported, kind)
 
 
-def run_family(outcome: Outcome, out: Path, *, memory: int | None = _MEMORY) -> None:
+def run_family(family: Family, out: Path, *, memory: int | None = _MEMORY) -> None:
     """Run the stages for one family until one fails, and write the outcome.
 
     Args:
-        outcome: The family. No stage has passed yet.
+        family: The family.
         out: The folder of outcomes.
         memory: Memory limit for this process, in bytes; None sets no limit.
     """
+    outcome = Outcome.of(family)
     if memory is not None:
         torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="matrix-") as work:
         try:
-            _run_stages(outcome, Path(work))
+            _run_stages(outcome, family.model_type, Path(work))
         except Exception:
             if not outcome.failed:
                 raise
             if outcome.unmodified is None and outcome.failed != "build":
                 outcome.unmodified = exports_unmodified(
-                    Path(work) / "base", try_package=outcome.failed != "onnx"
+                    Path(work) / "base",
+                    KINDS[family.task],
+                    try_package=outcome.failed != "onnx",
                 )
     outcome.seconds = round(time.perf_counter() - started, 1)
     outcome.write(out)

@@ -14,10 +14,13 @@ from matrix.worker import run_family
 
 
 @pytest.mark.parametrize(
-    "family", mostly_repeats(("distilbert", "gpt2", "llama", "bart"), "distilbert")
+    "family",
+    mostly_repeats(
+        ("distilbert", "gpt2", "llama", "bart", "vit", "resnet"), "distilbert", "resnet"
+    ),
 )
 def test_family_passes_all_stages(tmp_path: Path, family: str) -> None:
-    run_family(Outcome(family, families()[family]), tmp_path, memory=None)
+    run_family(families()[family], tmp_path, memory=None)
     outcome = read_outcome(tmp_path, family)
     assert outcome is not None
     assert (outcome.failed, outcome.reason) == ("", "")
@@ -27,7 +30,7 @@ def test_family_passes_all_stages(tmp_path: Path, family: str) -> None:
 
 def test_page_counts_what_exports_and_names_what_does_not_pass() -> None:
     outcomes = [
-        Outcome("a", "A", {"torch": "2"}, unmodified=True, passed=list(STAGES)),
+        Outcome("a", "A", versions={"torch": "2"}, unmodified=True, passed=list(STAGES)),
         Outcome("b", "B", unmodified=True, passed=["inject"], failed="step", reason="x | y"),
         Outcome("c", "C", unmodified=False, passed=[*STAGES[:3]], failed="onnx", reason="no"),
         Outcome("d", "D", failed="build", reason="needs more"),

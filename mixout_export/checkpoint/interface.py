@@ -171,7 +171,7 @@ def _final_token(model: PreTrainedModel, task: Task | None) -> int | None:
     return token[0] if isinstance(token, list) else token
 
 
-def _image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
+def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
     """Return (channels, height, width) of the images that a vision model takes."""
     config = getattr(model.config, "vision_config", model.config)
     size = getattr(config, "image_size", None) or _IMAGE_SIZE
@@ -201,7 +201,7 @@ def describe_interface(
             inputs=(IMAGE_INPUT,),
             outputs=output_names(task),
             vocabulary_size=0,
-            image=_image_shape(model),
+            image=image_shape(model),
         )
     config = model.config.get_text_config()
     segments = max(int(getattr(config, "type_vocab_size", 1) or 1), 1)
