@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mixout_export.errors import ArgumentError
 from mixout_export.training.optimizer import (
     build_optimizer,
     build_pretrained_decay,
@@ -53,6 +54,14 @@ def adam_step(w: Tensor, gradient: Tensor, m: Tensor, v: Tensor, t: int, lr: flo
     m.mul_(0.9).add_(0.1 * gradient)
     v.mul_(0.999).add_(0.001 * gradient**2)
     return w - lr * (m / (1 - 0.9**t)) / ((v / (1 - 0.999**t)).sqrt() + 1e-8)
+
+
+def test_an_error_about_the_scope_names_the_option() -> None:
+    options = TrainOptions(resample_every=2, optimizer_scope="active")
+    with pytest.raises(
+        ArgumentError, match=r"^optimizer_scope: 'active' needs a model with mixout"
+    ):
+        build_optimizer(Small(), options, fresh=FRESH)
 
 
 def test_decay_toward_zero_leaves_out_biases_and_normalization() -> None:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.optimization import get_scheduler
 
 from mixout_export.adamw import MixoutAdamW
+from mixout_export.errors import ArgumentError
 from mixout_export.surgery.layer_list import find_layers
 from mixout_export.training.options import TrainOptions
 
@@ -114,7 +115,10 @@ def build_optimizer(
         for (decay, factor), members in groups.items()
     ]
     scope: Any = options.optimizer_scope
-    return MixoutAdamW(model, parameters, lr=options.lr, scope=scope)
+    try:
+        return MixoutAdamW(model, parameters, lr=options.lr, scope=scope)
+    except ArgumentError as error:  # begins with "scope: "
+        raise ArgumentError(f"optimizer_{error}") from error
 
 
 def ceil_of(product: float) -> int:
