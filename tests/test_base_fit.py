@@ -63,9 +63,19 @@ def renamed(names: Mapping[str, str]) -> Callable[[Tensors], None]:
 @pytest.mark.parametrize(
     ("own", "given", "said"),
     [
-        (NAMES, "positive,neutral,negative", "output 1 .* means 'positive'"),
-        (NAMES, "neutral,NEGATIVE,other", "output 2 .* means 'negative'"),
-        (("LABEL_0", "LABEL_1", "LABEL_2"), "2,1,0", "output 2 .* means 'LABEL_2'"),
+        (
+            *(NAMES, "positive,neutral,negative"),
+            "output 1 .* means 'positive'.* or give --labels neutral,positive,negative$",
+        ),
+        (
+            *(NAMES, "neutral,NEGATIVE,other"),
+            "output 2 .* means 'negative'.* or give --labels neutral,other,NEGATIVE, which renames "
+            "positive -> other$",
+        ),
+        (
+            *(("LABEL_0", "LABEL_1", "LABEL_2"), "2,1,0"),
+            "output 2 .* means 'LABEL_2'.* or give --labels 0,1,2$",
+        ),
     ],
 )
 def test_names_of_a_trained_head_keep_their_outputs(

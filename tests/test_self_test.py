@@ -15,6 +15,7 @@ from mixout_export.export.precision import Conversion
 from mixout_export.parity.battery import Battery, build_battery
 from mixout_export.parity.comparison import compare_artifacts
 from mixout_export.parity.description import interfaces
+from mixout_export.parity.padding import PaddingCheck
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
 from mixout_export.parity.self_test.faults import FAULTS, Fault
@@ -34,7 +35,11 @@ NAMED = {
     "dropped bias": "bert.encoder.layer.0.intermediate.dense.bias",
     "stale classifier": "classifier.bias, classifier.weight",
     "one changed number": "bert.encoder.layer.1.intermediate.dense.weight",
+    "padding read as text": "",
 }
+
+#: Why a folder cannot have the fault of padding.
+CODE = "the code of transformers reads attention_mask, not a file"
 
 
 #: Fault → the first module that the drift map names, where outputs change.
@@ -96,12 +101,18 @@ def test_each_fault_is_caught_by_the_battery_too_and_named(
     before = content(candidate)
     found = examined(plain, candidate)
     assert content(candidate) == before
-    assert [fault.fault for fault in found.applied] == [fault.name for fault in FAULTS]
+    *others, padding = found.faults
+    assert [fault.fault for fault in found.faults] == [fault.name for fault in FAULTS]
+    assert all(not fault.not_applicable for fault in others)
+    assert padding.not_applicable == (CODE if kind in ("folder", "mixout") else "")
     assert found.passed
     assert found.reasons() == ()
     assert found.missed_by_battery == ()
     assert {fault.fault: fault.audit for fault in found.faults} == NAMED
-    modules = {fault.fault: fault.drift for fault in found.faults if fault.changes_outputs}
+    if not padding.not_applicable:
+        assert padding.padding == "a row changes when it is padded on the right"
+        assert padding.caught_by[:2] == ("battery", "padding")
+    modules = {fault.fault: fault.drift for fault in others if fault.changes_outputs}
     assert modules == MODULES
     (labels,) = (fault for fault in found.faults if fault.fault == "swapped labels")
     assert labels.labels == (
@@ -116,9 +127,9 @@ def test_each_fault_is_caught_by_the_battery_too_and_named(
 
 
 def test_graph_as_reference_and_two_graphs(plain: Path, candidates: dict[str, Path]) -> None:
-    for candidate in (plain, candidates["graph"]):
+    for candidate, lacks in ((plain, 1), (candidates["graph"], 0)):
         found = examined(candidates["graph"], candidate)
-        assert len(found.applied) == len(FAULTS)
+        assert len(found.applied) == len(FAULTS) - lacks
         assert found.passed
         assert found.missed_by_battery == ()
 
@@ -129,9 +140,11 @@ def test_graphs_of_other_precisions(precision: str, plain: Path, tmp_path: Path)
     conversion = Conversion(precision)
     graph = export_onnx(plain, tmp_path / "graph", verify=False, conversion=conversion).path
     found = examined(plain, graph, min_agreement=0.0)
-    assert len(found.applied) == len(FAULTS)
+    *others, padding = found.faults
+    assert all(not fault.not_applicable for fault in others)
+    assert padding.not_applicable == ("its padding is not judged" if precision == "int8" else "")
     assert found.passed
-    for fault in found.faults:
+    for fault in others:
         assert bool(fault.audit) is (fault.fault not in ("swapped labels", "wrong epsilon")), fault
 
 
@@ -163,7 +176,8 @@ def test_what_an_architecture_cannot_have_has_a_reason(
     model = make_model(kind, head, num_hidden_layers=1, n_layers=1, n_layer=1)
     source = save_checkpoint(model, tmp_path / "source")
     graph = export_onnx(source, tmp_path / "graph", verify=False).path
-    for candidate, lacks in ((graph, graph_lacks), (source, graph_lacks | folder_lacks)):
+    in_folder = graph_lacks | folder_lacks | {"padding"}
+    for candidate, lacks in ((graph, graph_lacks), (source, in_folder)):
         found = examined(source, candidate)
         assert found.passed
         assert found.missed_by_battery == ()
@@ -181,6 +195,26 @@ def test_fault_that_nothing_catches_does_not_pass(plain: Path, candidates: dict[
         assert found.reasons() == ("self-test: nothing (nothing at all) was not caught",)
         assert found.to_dict()["missed"] == ["nothing"]
         assert found.to_dict()["missed_by_battery"] == ["nothing"]
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_check_of_padding_that_cannot_fail_does_not_pass(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = save_checkpoint(make_model(kind), tmp_path / "source")
+    graph = export_onnx(source, tmp_path / "graph", verify=False).path
+    fault = FAULTS[-1]
+    assert fault.about_padding
+    (found,) = examined(source, graph, faults=(fault,)).faults
+    assert found.padding.startswith("a row changes when it is padded on the ")
+    blind = "mixout_export.parity.self_test.examination.check_padding"
+    monkeypatch.setattr(blind, lambda *args, **options: PaddingCheck())
+    tested = examined(source, graph, faults=(fault,))
+    assert not tested.passed
+    assert tested.missed[0].battery
+    assert tested.reasons() == (
+        "self-test: padding read as text (attention_mask taken, but not used) was not caught",
+    )
 
 
 def test_wide_tolerance_lets_faults_slip(plain: Path) -> None:
@@ -232,13 +266,13 @@ def test_command_lists_what_caught_each_fault(
     plain: Path, candidates: dict[str, Path], program: Program
 ) -> None:
     text = program("verify", plain, candidates["graph"], "--self-test").done().out
-    assert "self-test: 10 of 10 faults caught" in text
+    assert "self-test: 11 of 11 faults caught" in text
     line = next(line for line in text.splitlines() if line.startswith("perturbed Linear"))
     assert "audit, battery, drift" in line
     assert "outputs alone" not in text
     found = program("verify", plain, candidates["graph"], "--self-test", "--json").done().json
     assert found["self_test"]["passed"] is True
-    assert len(found["self_test"]["faults"]) == 10
+    assert len(found["self_test"]["faults"]) == 11
     assert program("verify", plain, plain, "--json").done().json["self_test"] is None
 
 

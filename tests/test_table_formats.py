@@ -120,8 +120,13 @@ def test_another_delimiter_or_quoting_is_named_and_can_be_given(
     assert list(read_table(path, fields=FieldFormat(**{key: value})).columns) == ["text", "label"]
 
 
-def test_a_file_may_declare_its_delimiter(tmp_path: Path) -> None:
-    table = read_table(written(tmp_path / "d.csv", "sep=;\r\ntext;label\r\na, b;1\r\n"))
+@pytest.mark.parametrize(
+    "declared", ["sep=;", "SEP=;", '"sep=;"', "sep=;;", "sep=;,", "\ufeffsep=; "]
+)
+@pytest.mark.parametrize("suffix", ["csv", "tsv"])
+def test_a_file_may_declare_its_delimiter(tmp_path: Path, declared: str, suffix: str) -> None:
+    text = f"{declared}\r\ntext;label\r\na, b;1\r\n"
+    table = read_table(written(tmp_path / f"d.{suffix}", text))
     assert (table.columns, table.lines) == ({"text": ["a, b"], "label": ["1"]}, [3])
 
 

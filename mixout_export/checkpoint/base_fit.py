@@ -302,6 +302,25 @@ def _compare_ids(folder: PlainCheckpoint) -> None:
             return
 
 
+def _renamed(before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """Return which outputs of a trained head get another name."""
+    return [
+        f"{old} -> {new}"
+        for old, new in zip(before, after, strict=True)
+        if _plain(old) != _plain(new) and not _GENERIC_LABEL.fullmatch(old)
+    ]
+
+
+def _in_places(before: Sequence[str], after: Sequence[str]) -> str:
+    """Return the labels with each known one at its output, and which outputs are then renamed."""
+    given = {_plain(name): name for name in after}
+    new = iter(name for name in after if _plain(name) not in set(map(_plain, before)))
+    names = [given.get(_plain(old)) or next(new) for old in before]
+    renamed = _renamed(before, names)
+    also = f", which renames {', '.join(renamed)}" if renamed else ""
+    return f"--labels {','.join(names)}{also}"
+
+
 def _compare_labels(folder: PlainCheckpoint, before: Sequence[str], after: Sequence[str]) -> None:
     """Refuse names that a trained head gives to other outputs, and warn of new names."""
     places = {_plain(name): place for place, name in enumerate(before)}
@@ -310,14 +329,10 @@ def _compare_labels(folder: PlainCheckpoint, before: Sequence[str], after: Seque
         if own != place:
             raise ArgumentError(
                 f"labels: output {own} of the trained head of {folder.path} means {before[own]!r}, "
-                f"and --labels gives {name!r} to output {place}; leave --labels out, or keep the "
-                f"order {','.join(before)}"
+                f"and --labels gives {name!r} to output {place}; leave --labels out, or give "
+                f"{_in_places(before, after)}"
             )
-    renamed = [
-        f"{old} -> {new}"
-        for old, new in zip(before, after, strict=True)
-        if _plain(old) != _plain(new) and not _GENERIC_LABEL.fullmatch(old)
-    ]
+    renamed = _renamed(before, after)
     if renamed:
         logger.warning(
             "%s: its trained head is kept, and its outputs are renamed: %s",

@@ -26,8 +26,9 @@ _LARGEST_FIELD = 1 << 30  # characters; the csv module's own limit is 131,072
 _SAMPLE = 1 << 17  # characters
 _SAMPLE_ROWS = 200
 
-#: Excel writes the delimiter into the first line of some files: "sep=;".
-_DECLARATION = re.compile(r"sep=(.)\r?\n")
+#: The first line of some files for Excel declares the delimiter: "sep=;". A program that saved the
+#: file again may have quoted the line, or filled it up with delimiters.
+_DECLARATION = re.compile(r'"?sep=(.)"?[,;\t| ]*(?:\r\n?|\n)', re.IGNORECASE)
 _FIELD = re.compile(r'(?:"((?:[^"]|"")*)"|([^"\t\r\n]*))(\t|\r?\n|$)')
 
 _INNER = re.compile(r'""|[\t\n]')

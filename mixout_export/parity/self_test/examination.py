@@ -12,10 +12,12 @@ from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.errors import CheckpointError
 from mixout_export.parity.battery import Battery
-from mixout_export.parity.compare import OutputDifference
+from mixout_export.parity.compare import OutputDifference, Tolerance
 from mixout_export.parity.comparison import audit_weights, comparisons_of
 from mixout_export.parity.description import different_epsilons, find_mismatches, interfaces
 from mixout_export.parity.drift import DRIFT_TOLERANCES, draw_drift, pick_batch
+from mixout_export.parity.padded_rows import LEFT, SIDES
+from mixout_export.parity.padding import check_padding
 from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.faults import FAULTS, Copier, Fault, NotApplicableError
 from mixout_export.parity.self_test.folder_copy import FolderCopier
@@ -90,8 +92,11 @@ class _Examiner:
 
     def _examine(self, fault: Fault, out: Path) -> FaultOutcome:
         start = time.perf_counter()
-        outcome = FaultOutcome(fault.name, changes_outputs=fault.changes_outputs)
+        outcome = FaultOutcome(
+            fault.name, changes_outputs=fault.changes_outputs, about_padding=fault.about_padding
+        )
         try:
+            tolerance = self._padding_tolerance() if fault.about_padding else None
             # labels only count if the reference can contradict them
             labels = None if self.reference.labels is None else self.candidate.labels
             path, what = fault.inject(self.copier, out, labels)
@@ -102,6 +107,10 @@ class _Examiner:
         given = self.verdict.precision == "given"
         epsilons = () if given else different_epsilons(self.reference, copy)
         failed = self._run(copy) if fault.changes_outputs else None
+        padding = "" if tolerance is None else self._padding(copy, tolerance)
+        if fault.about_padding and not (padding or failed or self._judges(LEFT)):
+            # what follows a text does not reach it in a decoder
+            return replace(outcome, not_applicable="no result that is judged depends on padding")
         return replace(
             outcome,
             what=what,
@@ -110,6 +119,7 @@ class _Examiner:
             audit=self._audit(copy),
             battery="" if failed is None else _where(failed),
             drift="" if failed is None else self._drift(copy, failed),
+            padding=padding,
             seconds=time.perf_counter() - start,
         )
 
@@ -125,6 +135,38 @@ class _Examiner:
             headless=self.verdict.headless,
         ).first
         return "" if first is None else first.label
+
+    def _judges(self, *sides: str) -> bool:
+        """Return whether padding on one of these sides was judged in the comparison."""
+        check = self.verdict.padding
+        return check is not None and any(e.judged and e.around in sides for e in check.effects)
+
+    def _padding_tolerance(self) -> Tolerance:
+        """Return how far results may move around padding.
+
+        Raises:
+            NotApplicableError: The comparison did not judge padding.
+        """
+        check = self.verdict.padding
+        tolerances = () if check is None else (each.tolerance for each in check.effects)
+        tolerance = next(filter(None, tolerances), None)
+        if tolerance is None or not self._judges(*SIDES):
+            why = "" if check is None else check.not_padded
+            raise NotApplicableError(why or "its padding is not judged")
+        return tolerance
+
+    def _padding(self, copy: Artifact, tolerance: Tolerance) -> str:
+        """Return when the result of a row depends on padding; "" if it does not."""
+        ours, theirs = interfaces(self.reference, copy)
+        found = check_padding(
+            copy.runner(theirs.inputs, headless=self.verdict.headless),
+            shared_interface(ours, theirs),
+            reference=self.runner,
+            task=None if self.verdict.headless else self.reference.task_name,
+            tolerance=tolerance,
+        )
+        failed = [effect.title for effect in found.effects if not effect.holds]
+        return f"a row changes when it is {' or '.join(failed)}" if failed else ""
 
     def _audit(self, copy: Artifact) -> str:
         verdict = self.verdict

@@ -64,6 +64,9 @@ class Copier(Protocol):
     def write_with_labels(self, out: Path, labels: Sequence[str]) -> Path:
         """Write a copy with other label names, and return its path."""
 
+    def write_without_mask(self, out: Path) -> Path:
+        """Write a copy that reads padding as text, and return its path."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -75,11 +78,14 @@ class Fault:
             the label names, and returns the path of the copy and a description of the change.
         changes_outputs: Whether the fault changes the outputs by more than rounding does. If so,
             the battery has to catch it too.
+        about_padding: Whether the fault changes how padding is read, so that the check of padding
+            has to catch it.
     """
 
     name: str
     inject: Callable[[Copier, Path, Sequence[str] | None], tuple[Path, str]]
     changes_outputs: bool = True
+    about_padding: bool = False
 
 
 def _perturb_linear(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple[Path, str]:
@@ -172,6 +178,10 @@ def _drop_bias(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple
     return path, f"{name} removed"
 
 
+def _ignore_mask(copier: Copier, out: Path, labels: Sequence[str] | None) -> tuple[Path, str]:
+    return copier.write_without_mask(out), "attention_mask taken, but not used"
+
+
 FAULTS = (
     Fault("perturbed Linear", _perturb_linear),
     Fault("zeroed position rows", _zero_positions),
@@ -183,4 +193,5 @@ FAULTS = (
     Fault("dropped bias", _drop_bias),
     Fault("stale classifier", _stale_classifier),
     Fault("one changed number", _change_scalar, changes_outputs=False),
+    Fault("padding read as text", _ignore_mask, about_padding=True),
 )

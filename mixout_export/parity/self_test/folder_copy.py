@@ -110,6 +110,10 @@ class FolderCopier:
         write_json(out / LAYOUT.config, with_labels(self._checkpoint.config, labels))
         return out
 
+    def write_without_mask(self, out: Path) -> Path:
+        """Raise `NotApplicableError`: no file of a folder decides how its mask is used."""
+        raise NotApplicableError("the code of transformers reads attention_mask, not a file")
+
     def _copy(self, out: Path, *, own: Set[str] = frozenset(), without: str = "") -> None:
         """Link the folder's files `without` one, and copy `own` files, which will change."""
         out.mkdir()

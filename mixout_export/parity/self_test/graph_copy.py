@@ -9,7 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import uses_external_data
 
 from mixout_export.artifacts.onnx_model import external_files
@@ -20,6 +20,8 @@ from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.parity.self_test.faults import Array, NotApplicableError, Part, Role
 from mixout_export.parity.self_test.folder_copy import link_beside, with_labels
 from mixout_export.parity.self_test.graph_parts import Constant, GraphParts, LinearNode
+
+_MASK = "attention_mask"
 
 
 class GraphCopier:
@@ -110,6 +112,21 @@ class GraphCopier:
         out.mkdir()
         if self._artifact.config:
             write_json(out / LAYOUT.config, with_labels(self._artifact.config, labels))
+        return self._write(out, model)
+
+    def write_without_mask(self, out: Path) -> Path:
+        """Write a copy that takes an attention mask and computes with ones; see `Copier`."""
+        model = self._read()
+        graph = model.graph
+        kinds = {each.name: each.type.tensor_type.elem_type for each in graph.input}
+        if _MASK not in kinds:
+            raise NotApplicableError(f"it takes no {_MASK}")
+        for node in graph.node:
+            node.input[:] = ["every_token" if name == _MASK else name for name in node.input]
+        one = helper.make_tensor("one", kinds[_MASK], [1], [1])
+        ones = helper.make_node("ConstantOfShape", ["mask_shape"], ["every_token"], value=one)
+        graph.node.insert(0, ones)
+        graph.node.insert(0, helper.make_node("Shape", [_MASK], ["mask_shape"]))
         return self._write(out, model)
 
     def _write(self, out: Path, model: onnx.ModelProto) -> Path:

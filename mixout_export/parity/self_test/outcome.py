@@ -18,6 +18,9 @@ class FaultOutcome:
         audit: The first tensors that the weight audit reported.
         battery: Where an output of the battery first left the tolerance.
         drift: The first module that the drift map reported.
+        padding: When the result of a row depended on padding, as the check of padding said.
+        about_padding: Whether the fault changes how padding is read, so that this check has to
+            catch it.
         seconds: Wall time, in seconds.
     """
 
@@ -30,17 +33,24 @@ class FaultOutcome:
     audit: str = ""
     battery: str = ""
     drift: str = ""
+    padding: str = ""
+    about_padding: bool = False
     seconds: float = 0.0
 
     @property
     def caught_by(self) -> tuple[str, ...]:
-        """The checks that caught it, of "labels", "settings", "audit", "battery" and "drift"."""
-        checks = ("labels", "settings", "audit", "battery", "drift")
+        """The checks that caught it, "labels", "settings" and so on."""
+        checks = ("labels", "settings", "audit", "battery", "padding", "drift")
         return tuple(check for check in checks if getattr(self, check))
 
     @property
     def caught(self) -> bool:
-        """Whether `verify` would have refused the copy. The drift map alone refuses nothing."""
+        """Whether the copy would be refused, and by the check of padding if it is about that.
+
+        The drift map alone refuses nothing.
+        """
+        if self.about_padding:
+            return bool(self.padding)
         return any((self.labels, self.settings, self.audit, self.battery))
 
     def to_dict(self) -> dict[str, Any]:
