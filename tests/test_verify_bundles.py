@@ -1,7 +1,13 @@
+import re
+import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+from report_pages import Page
 from tiny_models import make_model, save_checkpoint
 
 from mixout_export.bundling.plan import BundleOptions
@@ -72,3 +78,30 @@ def test_terminal_shows_the_judged_agreement_and_the_flips(
     assert flips == min(len(output.flip_examples), 20)
     assert ("different decisions" in shown) == bool(flips)
     assert all(flip in shown for flip in result.flips[:5])
+
+
+@pytest.mark.parametrize("bad", ["fp32", "int8"])
+def test_verdict_and_page_name_the_graph_that_fails(
+    bad: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "both"
+    shutil.copytree(folders["both"], bundle)
+    graphs = {"fp32": bundle / "tiny/model.onnx", "int8": bundle / "tiny_int8/model.onnx"}
+    model = onnx.load(graphs[bad])
+    (bias,) = (each for each in model.graph.initializer if each.name == "classifier.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(9), bias.name))
+    onnx.save(model, graphs[bad])
+    report = tmp_path / "report.html"
+    result = verify_checkpoints(folders["model"], bundle, report_to=report)
+    assert [each.candidate for each in result.graphs] == list(map(str, graphs.values()))
+    held = {each.precision: each.graph_holds for each in result.graphs}
+    assert held == {"fp32": bad != "fp32", "int8": bad != "int8"}
+    assert all(reason.startswith(f"{graphs[bad]}: ") for reason in result.reasons()[:-1])
+    assert result.reasons()[-1].startswith(f"{graphs[bad]}: was changed after bundle wrote it")
+    page = Page(report.read_text("utf-8"))
+    assert f"1 of 2 graphs of the bundle is another model: {graphs[bad]}" in page.text
+    assert page.text.count("Test inputs") >= 2  # a part for each graph
+    identities = re.findall(r'\bid="([^"]+)"', report.read_text("utf-8"))
+    assert len(identities) == len(set(identities))
+    for name, graph in graphs.items():
+        assert f"{graph} {'✗ no' if name == bad else '✓ yes'} {name} " in page.text

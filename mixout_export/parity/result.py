@@ -1,7 +1,7 @@
 """The result of a comparison, and the reasons why parity does not hold."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mixout_export.data.lengths import CutRows
@@ -102,6 +102,11 @@ class ParityResult:
         return agree and outputs_hold and padding_holds and generation_holds and serving_holds
 
     @property
+    def graphs(self) -> tuple["ParityResult", ...]:
+        """The result of each graph of a bundle, this one first."""
+        return (self, *self.others)
+
+    @property
     def all_outputs(self) -> tuple[OutputDifference, ...]:
         """The outputs as the candidate was run, and as a GPU would compute them."""
         return (*self.outputs, *self.in_half)
@@ -147,7 +152,14 @@ class ParityResult:
         return ", ".join(parts)
 
     def reasons(self) -> tuple[str, ...]:
-        """Return why `passed` is false, as sentences; empty if it is true."""
+        """Return why `passed` is false, as sentences; empty if it is true.
+
+        Those of a bundle with several graphs begin with the graph.
+        """
+        if self.others:
+            alone = (replace(each, others=(), manifests=()) for each in self.graphs)
+            found = (f"{each.candidate}: {reason}" for each in alone for reason in each.reasons())
+            return (*found, *self.manifests)
         return (
             *self.mismatches,
             *self._weight_reasons(),
@@ -158,7 +170,6 @@ class ParityResult:
             *self._drift_reasons(),
             *self.manifests,
             *(() if self.self_test is None else self.self_test.reasons()),
-            *(f"{each.candidate}: {reason}" for each in self.others for reason in each.reasons()),
         )
 
     def _serving_reasons(self) -> tuple[str, ...]:
@@ -176,7 +187,7 @@ class ParityResult:
 
     def _drift_reasons(self) -> list[str]:
         first = None if self.drift is None else self.drift.first
-        if self.holds or self.drift is None or first is None:
+        if self.graph_holds or self.drift is None or first is None:
             return []
         return [
             f"module {first.label!r} is the first that differs, by {first.relative_l2:.3g} of its "

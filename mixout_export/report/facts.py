@@ -54,6 +54,7 @@ class Facts:
         command: The command, quoted for a shell; None if a program called the library.
         made: When the comparison ended.
         data: Name of the user's file; None without one.
+        others: The same for the other graphs of the candidate's bundle.
     """
 
     result: ParityResult
@@ -65,6 +66,24 @@ class Facts:
     command: str | None
     made: datetime
     data: str | None = None
+    others: tuple["Facts", ...] = ()
+
+    @property
+    def graphs(self) -> tuple["Facts", ...]:
+        """The facts on each graph, this one first."""
+        return (self, *self.others)
+
+    @property
+    def sides(self) -> list[tuple[str, Side]]:
+        """The reference and each graph that was compared with it, with their roles."""
+        return [("reference", self.reference)] + [
+            ("candidate", graph.candidate) for graph in self.graphs
+        ]
+
+    @property
+    def inputs(self) -> int:
+        """Number of inputs that were compared."""
+        return 0 if self.result.coverage is None else self.result.coverage.examples
 
     @property
     def exit_code(self) -> int:

@@ -216,10 +216,11 @@ def _draw_blocks(axes: Axes, modules: Sequence[ModuleDrift], low: int, high: int
         start += length
 
 
-def draw_drift_map(drift: DriftMap) -> Markup:
+def draw_drift_map(drift: DriftMap, *, identity: str = "drift-picture") -> Markup:
     """Draw the relative difference of each module on a logarithmic scale.
 
     A module is a dot within the tolerance, a diamond beyond it, and a bar if it was not compared.
+    The identity must be unique on the page.
     """
     values = [d.relative_l2 for d in drift.compared if d.relative_l2]
     known = [v for v in (*values, drift.tolerance) if v and math.isfinite(v)] or [1e-9]
@@ -270,7 +271,7 @@ def draw_drift_map(drift: DriftMap) -> Markup:
         for found in marks.values()
         for _, m in found
     )
-    return _render(axes, "drift-picture", title, tooltips)
+    return _render(axes, identity, title, tooltips)
 
 
 def _point_at(axes: Axes, index: int, first: ModuleDrift, low: int) -> None:

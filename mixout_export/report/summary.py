@@ -44,6 +44,16 @@ def _why_it_holds(result: ParityResult, inputs: int) -> str:
     return f"{first}. {measured}. The criterion is {result.criteria()}."
 
 
+def _of_graphs(result: ParityResult) -> str:
+    """Return how many graphs of a bundle are the same model."""
+    failed = [each.candidate for each in result.graphs if not each.graph_holds]
+    total = len(result.graphs)
+    if not failed:
+        return f"All {total} graphs of the bundle are the same model as the reference."
+    are = "is" if len(failed) == 1 else "are"
+    return f"{len(failed)} of {total} graphs of the bundle {are} another model: {', '.join(failed)}"
+
+
 def summarize(result: ParityResult) -> Summary:
     """Return the verdict and its reasons."""
     inputs = 0 if result.coverage is None else result.coverage.examples
@@ -52,8 +62,10 @@ def summarize(result: ParityResult) -> Summary:
         but = ", but a manifest does not match" if result.manifests else ""
         but = but or (", but the self-test did not pass" if missed else "")
         why = tuple(sentence(reason) for reason in result.reasons())
-        return Summary(f"Parity holds{but}", _why_it_holds(result, inputs), why, inputs)
-    first, *others = result.reasons() or ("no output could be compared",)
+        first = _of_graphs(result) if result.others else _why_it_holds(result, inputs)
+        return Summary(f"Parity holds{but}", first, why, inputs)
+    reasons = result.reasons() or ("no output could be compared",)
+    first, *others = (_of_graphs(result), *reasons) if result.others else reasons
     return Summary(
         "Parity does not hold", sentence(first), tuple(sentence(r) for r in others), inputs
     )

@@ -1,7 +1,7 @@
 """`verify`: compare two artifacts, each a checkpoint, an ONNX model, a bundle or a server."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mixout_export.artifacts.opening import open_artifact
@@ -9,6 +9,7 @@ from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
 from mixout_export.checkpoint.interface import ModelInterface, shared_interface
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.data.columns import ColumnNames
+from mixout_export.data.evaluation import EvaluationData
 from mixout_export.data.separated import FieldFormat
 from mixout_export.errors import ArgumentError
 from mixout_export.files.input_files import InputFiles
@@ -26,7 +27,7 @@ from mixout_export.parity.result import ParityResult
 from mixout_export.parity.self_test.examination import ReferenceOutputs, self_test
 from mixout_export.provenance.manifest import damage_explained
 from mixout_export.provenance.signature import check_signature
-from mixout_export.report.facts import flip_sentences, gather_facts
+from mixout_export.report.facts import Facts, flip_sentences, gather_facts
 from mixout_export.report.page import check_report, write_report
 from mixout_export.report.rows import DataRows
 from mixout_export.runners import CPU_PROVIDER
@@ -126,6 +127,92 @@ def _all_of(*watches: Watch | None) -> Watch:
                 one(number, reference, candidate)
 
     return watch
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a user asks of the comparison of each graph; see `verify_checkpoints`."""
+
+    data: Path | None
+    max_examples: int | None
+    max_length: int | None
+    columns: ColumnNames
+    fields: FieldFormat
+    inputs: Path | None
+    save_inputs_to: Path | None
+    seed: int
+    tolerances: Mapping[str, float | None]
+    drift: bool
+    test_self: bool
+
+    def read(
+        self, left: LocalArtifact, right: Artifact, interface: ModelInterface
+    ) -> EvaluationData | None:
+        """Read the user's table; None without one."""
+        if self.data is None:
+            return None
+        return read_data(
+            self.data,
+            left,
+            right,
+            interface,
+            columns=self.columns,
+            max_examples=self.max_examples,
+            max_length=self.max_length,
+            fields=self.fields,
+        )
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """A comparison of two sides, and the rows of the user's table in it."""
+
+    result: ParityResult
+    left: LocalArtifact
+    right: Artifact
+    rows: DataRows | None
+
+    def facts(self) -> Facts:
+        """Gather what a report shows."""
+        return gather_facts(self.result, self.left, self.right, rows=self.rows)
+
+
+def _compare(left: LocalArtifact, right: Artifact, asked: _Asked) -> _Compared:
+    """Compare two loaded sides, the second of which is a single graph or folder."""
+    interface = shared_interface(*interfaces(left, right))
+    table = asked.read(left, right, interface)
+    battery = _settle_battery(
+        left,
+        interface,
+        examples=() if table is None else data_batches(table),
+        inputs=asked.inputs,
+        save_inputs_to=asked.save_inputs_to,
+        seed=asked.seed,
+    )
+    metrics = None
+    if table is not None:
+        metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
+    kept = ReferenceOutputs() if asked.test_self else None
+    result = compare_artifacts(
+        left,
+        right,
+        battery=battery,
+        seed=asked.seed,
+        watch=_all_of(metrics, kept),
+        **asked.tolerances,
+    )
+    if asked.drift or not result.holds:
+        result = _with_drift(result, left, right, battery)
+    if metrics is not None:
+        result = replace(result, metrics=metrics.result(), cut=metrics.data.cut)
+    if right.session is not None:
+        result = with_serving(result, left, right.session, interface, seed=asked.seed)
+    elif kept is not None and result.holds:
+        tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
+        result = replace(result, self_test=tested)
+    rows = None if metrics is None else DataRows(metrics.data, metrics.first)
+    result = replace(result, flips=flip_sentences(result, left, right, rows))
+    return _Compared(result, left, right, rows)
 
 
 def verify_checkpoints(
@@ -230,81 +317,31 @@ def verify_checkpoints(
     unsigned = _signature_problems(candidate, signature)
     left, right = _open(Path(reference), candidate, provider=provider, serving=serving)
     left.check_single()
-    interface = shared_interface(*interfaces(left, right))
-    table = None
-    if data is not None:
-        table = read_data(
-            data,
-            left,
-            right,
-            interface,
-            columns=columns,
-            max_examples=max_examples,
-            max_length=max_length,
-            fields=FieldFormat(delimiter, quoting),
-        )
-    battery = _settle_battery(
-        left,
-        interface,
-        examples=() if table is None else data_batches(table),
+    asked = _Asked(
+        data=data,
+        max_examples=max_examples,
+        max_length=max_length,
+        columns=columns,
+        fields=FieldFormat(delimiter, quoting),
         inputs=inputs,
         save_inputs_to=save_inputs_to,
         seed=seed,
+        tolerances={"atol": atol, "rtol": rtol, "min_agreement": min_agreement},
+        drift=drift or report_to is not None,
+        test_self=test_self,
     )
-    metrics = None
-    if table is not None:
-        metrics = MetricsOfBoth(table, first=len(battery.batches) - len(table.batches))
-    kept = ReferenceOutputs() if test_self else None
-    result = compare_artifacts(
-        left,
-        right,
-        battery=battery,
-        atol=atol,
-        rtol=rtol,
-        min_agreement=min_agreement,
-        seed=seed,
-        watch=_all_of(metrics, kept),
-    )
-    if drift or report_to is not None or not result.holds:
-        result = _with_drift(result, left, right, battery)
-    if metrics is not None:
-        result = replace(result, metrics=metrics.result(), cut=metrics.data.cut)
-    checks = {side.where: side.manifest_problems() for side in (left, right)}
-    problems = [problem for found in checks.values() for problem in found]
-    result = replace(result, manifests=(*problems, *unsigned))
-    if right.session is not None:
-        result = with_serving(result, left, right.session, interface, seed=seed)
-    elif kept is not None and result.holds:
-        tested = self_test(left, right, battery=battery, verdict=result, outputs=kept)
-        result = replace(result, self_test=tested)
-    rows = None if metrics is None else DataRows(metrics.data, metrics.first)
-    result = replace(result, flips=flip_sentences(result, left, right, rows))
-    others = tuple(
-        verify_checkpoints(
-            reference,
-            graph,
-            data=data,
-            max_examples=max_examples,
-            max_length=max_length,
-            text_column=text_column,
-            text_pair_column=text_pair_column,
-            label_column=label_column,
-            choices_column=choices_column,
-            image_column=image_column,
-            delimiter=delimiter,
-            quoting=quoting,
-            atol=atol,
-            rtol=rtol,
-            provider=provider,
-            inputs=inputs,
-            seed=seed,
-            drift=drift,
-            test_self=test_self,
-            min_agreement=min_agreement,
-        )
-        for graph in right.other_graphs
-    )
-    result = replace(result, others=others)
+    compared = [_compare(left, right, asked)]
+    for graph in right.other_graphs:
+        other = open_artifact(left.files.at(graph), provider=provider)
+        other.load()
+        compared.append(_compare(left, other, replace(asked, save_inputs_to=None)))
+    problems = [problem for side in (left, right) for problem in side.manifest_problems()]
+    result, *others = (each.result for each in compared)
+    result = replace(result, manifests=(*problems, *unsigned), others=tuple(others))
+    if others and right.graph is not None:
+        result = replace(result, candidate=str(right.graph))
     if report_to is not None:
-        write_report(report_to, gather_facts(result, left, right, command=command, rows=rows))
+        facts = [each.facts() for each in compared]
+        shown = replace(facts[0], result=result, command=command, others=tuple(facts[1:]))
+        write_report(report_to, shown)
     return result
