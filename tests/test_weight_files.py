@@ -14,6 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.errors import CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.tensors import digest_files
@@ -184,3 +185,20 @@ def test_a_distributed_checkpoint_is_refused(both: Path) -> None:
     (both / "shard-00000-model-00001-of-00001.safetensors").touch()
     with pytest.raises(CheckpointError, match="belongs to a distributed checkpoint"):
         names(both)
+
+
+@pytest.mark.parametrize(("seconds", "named"), [(3600, True), (10, False), (-3600, False)])
+def test_a_newer_pickle_is_named(
+    seconds: int,
+    named: bool,
+    tiny: TinyCheckpoints,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = shutil.copytree(tiny.base(), tmp_path / "base")
+    pickle, written = path / "pytorch_model.bin", (path / SINGLE).stat().st_mtime
+    torch.save({}, pickle)
+    os.utime(pickle, (written + seconds, written + seconds))
+    assert open_checkpoint(path).weight_paths == [path / SINGLE]
+    said = f"{pickle}: is newer than {SINGLE} and is not read, as in transformers"
+    assert (said in caplog.text) is named

@@ -23,6 +23,7 @@ from mixout_export.files.weight_files import (
     find_anchors,
     find_pickles,
     find_weights,
+    newer_pickle,
     refuse_unlisted,
 )
 from mixout_export.tasks import Task, known_task, task_of_config
@@ -109,6 +110,15 @@ class PlainCheckpoint(LocalArtifact):
                 "%s: is stale, because the shards that it lists are gone; the weights are those "
                 "of %s, which is newer; delete the index",
                 found.stale,
+                found.name,
+            )
+        newer = newer_pickle(self.path, found)
+        if newer is not None:
+            logger.warning(
+                "%s: is newer than %s and is not read, as in transformers; if it holds the right "
+                "weights, delete %s and run prepare with --allow-pickle, else delete the pickle",
+                newer,
+                found.name,
                 found.name,
             )
         return found

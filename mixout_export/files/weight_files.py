@@ -16,6 +16,9 @@ from mixout_export.files.tensors import TensorEntry, digest_files, read_tensors
 #: Files of a distributed checkpoint, which newer versions of transformers prefer to all others.
 _DISTRIBUTED = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
+#: Files whose ages differ by less than this, in seconds, may have been copied together.
+_COPY_SECONDS = 60
+
 
 @dataclass(frozen=True)
 class WeightFiles:
@@ -74,6 +77,18 @@ def find_anchors(path: Path) -> WeightFiles:
 def find_pickles(path: Path) -> WeightFiles:
     """Find the pickles of a folder's weights, which are not read to compare them."""
     return _choose(path, LAYOUT.pickle_weights, LAYOUT.pickle_index, lambda _one, _shards: False)
+
+
+def newer_pickle(path: Path, weights: WeightFiles) -> Path | None:
+    """Return a pickle beside the weights that was written after them, if there is one.
+
+    It may hold other weights, for example of a trainer that saves no safetensors. Files of one copy
+    or download are about equally old.
+    """
+    pickles = (path / LAYOUT.pickle_weights, path / LAYOUT.pickle_index)
+    written = max((file.stat().st_mtime for file in weights.files), default=float("inf"))
+    newer = (f for f in pickles if f.is_file() and f.stat().st_mtime > written + _COPY_SECONDS)
+    return next(newer, None)
 
 
 def _choose(
