@@ -1,5 +1,8 @@
 """Plans: what they say, what is wrong with them, and the runs that they make."""
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from mixout_export.stages.study.settings import SCHEMA, check_settings, train_op
 from mixout_export.study.options import hyphenated
 from mixout_export.study.plan import Plan, read_plan
 from mixout_export.study.records import Seeds
-from mixout_export.study.runs import Run, data_files, expand, settings_of_runs
+from mixout_export.study.runs import Run, _quoted, data_files, expand, settings_of_runs
+from mixout_export_cli.commands.prepare import _parse_labels
 
 STUDY = """
 [study]
@@ -194,6 +198,25 @@ def test_paths_are_relative_to_the_plan_and_variables_are_replaced(
         read_plan(plan.file, SCHEMA)
 
 
+@pytest.mark.parametrize("given", ["""'"yes, sir",no'""", '["yes, sir", "no"]'])
+def test_a_label_may_contain_a_comma(tmp_path: Path, given: str) -> None:
+    run = runs_of(read(tmp_path, STUDY + TASK.replace("= 2 }", f"= {given} }}") + ARM))[0]
+    assert run.prepare["labels"] == ("yes, sir", "no")
+    words = shlex.split(run.commands[0])
+    assert _parse_labels((words[words.index("--labels") + 1],)) == ["yes, sir", "no"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [("a b", "a b"), ("$X/a b", "/x/a b"), ("~/$X/y", "/h//x/y"), ('$X/"`id`\\', '/x/"`id`\\')],
+)
+def test_a_shell_reads_the_path_that_the_plan_means(path: str, meant: str) -> None:
+    command = ["sh", "-c", f"printf %s {_quoted(path)}"]
+    said = subprocess.run(command, env={"X": "/x", "HOME": "/h"}, stdout=subprocess.PIPE, text=True)
+    assert said.stdout == meant
+
+
 def test_a_budget_is_a_duration(tmp_path: Path) -> None:
     for text, seconds in (("4h", 14400), ("90m", 5400), ("1h 30m", 5400), ("45 s", 45)):
         assert read(tmp_path, f'{STUDY}budget = "{text}"\n{TASK}{ARM}').budget == seconds
@@ -205,7 +228,10 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         ("[study\n", ["is not valid TOML", "line 1"]),
         (TASK + ARM, ["[study]", "base is missing"]),
         ('[study]\nbase = "b"\n' + TASK + ARM, ["[study]: seeds: is missing"]),
+        ("seeds = " + "1" * 5000, ["an integer in it is too long"]),
+        ("seeds = " + "[" * 5000, ["a list or table in it is too long"]),
         (STUDY + ARM, ["has no task", "[[task]]"]),
+        (STUDY + TASK.replace("[[task]]", "[task]") + ARM, ["write [[task]] with double"]),
         (STUDY + TASK, ["has no arm", "[[arm]]"]),
         (STUDY + TASK + ARM + "[[arms]]\n", ["unknown table 'arms'", "'arm'"]),
         (STUDY + "seed = 3\n" + TASK + ARM, ["[study]", "unknown key 'seed'", "'seeds'"]),
@@ -218,8 +244,10 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         (STUDY + TASK + arms("prepare = { P = 0.5 }"), ["'arm 0': prepare", "'P'", "'p'"]),
         (STUDY + TASK + arms("train = { learning-rate = 1 }"), ["option of train", "?"]),
         (STUDY + TASK + arms("train = { lr = 'high' }"), ["train: lr: got 'high'", "a number"]),
+        (STUDY + TASK + arms(f"train = {{ lr = 1{'0' * 400} }}"), ["lr: got 10", "a number"]),
         (STUDY + TASK + arms("train = { max-steps = 1.5 }"), ["got 1.5", "an integer"]),
         (STUDY + TASK + arms("train = { early-stopping = 1 }"), ["true or false"]),
+        (STUDY + TASK + arms("prepare = { labels = '@names' }"), ["labels: got '@names'", "write"]),
         (STUDY + TASK + arms("train = { lr = -1.0 }"), ["task 'CoLA' with arm", "lr: got -1.0"]),
         (STUDY + TASK + arms("prepare = { p = 1 }"), ["p: got 1"]),
         (STUDY + TASK + arms("train = { max-steps = 1, max_steps = 2 }"), ["given twice", "- and"]),
@@ -229,6 +257,7 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         (STUDY + TASK + arms("inherit = 'arm 1'", "inherit = 'arm 0'"), ["inherits from itself"]),
         (STUDY + "baseline = 'plane'\n" + TASK + ARM, ["no arm 'plane'", "'plain'"]),
         (STUDY + "budget = '4 days'\n" + TASK + ARM, ["budget: got '4 days'", '"4h"']),
+        (STUDY + "budget = '0h'\n" + TASK + ARM, ["budget: got '0h'", "more than 0"]),
         (STUDY + "threads = 0\n" + TASK + ARM, ["threads: got 0"]),
         (STUDY + "threads = 99999999999\n" + TASK + ARM, ["threads: got 99999999999", "to 4096"]),
         (STUDY + "keep = 1\n" + TASK + ARM, ["keep: got 1", "true or false"]),
@@ -239,6 +268,11 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         ),
         (STUDY + "metric = 'f1'\ntrain = { metric = 'f1' }\n" + TASK + ARM, ["given twice"]),
         (STUDY + TASK.replace("dev.tsv", "deev.tsv") + ARM, ["deev.tsv: no such file"]),
+        (STUDY + TASK.replace("train.tsv", "") + ARM, ["train-file: got ''", "a path"]),
+        (
+            STUDY + TASK + arms("", "train = { eval-file = 'train.tsv' }"),
+            ["'arm 1': is evaluated on", "train.tsv, but arm 'arm 0' on", "dev.tsv", "same rows"],
+        ),
         (STUDY + TASK.replace("eval-file", "label-column") + ARM, ["eval-file is missing"]),
         (STUDY + TASK.replace("train-file", "label-column") + ARM, ["either train-file or"]),
         (STUDY.replace("2", "0") + TASK + ARM, ["seeds: got 0"]),

@@ -1,7 +1,10 @@
 """Options of commands as a plan states them: their names, types and defaults."""
 
+import csv
 import dataclasses
 import difflib
+import io
+import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +54,7 @@ class Option:
         elif isinstance(value, (int, float)):
             if isinstance(value, int) and int in self.kinds:
                 return value
-            if float in self.kinds:
+            if float in self.kinds and abs(value) <= sys.float_info.max:
                 return float(value)
         elif isinstance(value, str):
             if tuple in self.kinds and not self.is_path:
@@ -66,10 +69,16 @@ class Option:
         raise ValueError(f"got {value!r}, expected {expected}")
 
     def _from_text(self, text: str) -> Any:
-        """Return a number or names separated by commas, as the command line reads them."""
-        if int in self.kinds and text.strip().isdigit():
+        """Return a number or names separated by commas, as the command line reads them.
+
+        Raises:
+            ValueError: The text names a file.
+        """
+        if int in self.kinds and text.strip().isdecimal():
             return int(text)
-        return tuple(part.strip() for part in text.split(","))
+        if text.startswith("@"):
+            raise ValueError(f"got {text!r}, but a plan reads no file of names; write the names")
+        return tuple(name.strip() for name in next(csv.reader([text], skipinitialspace=True), []))
 
 
 def _kinds(annotation: Any) -> tuple[type, ...]:
@@ -99,6 +108,13 @@ def options_of(*classes: type, without: Iterable[str] = ()) -> dict[str, Option]
 def given(options: Mapping[str, Option], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that differ from the options' defaults, by their names in order."""
     return {name: values[name] for name in sorted(values) if values[name] != options[name].default}
+
+
+def as_text(names: Sequence[str]) -> str:
+    """Return names separated by commas, in quotes where the command line needs them."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="").writerow(names)
+    return text.getvalue()
 
 
 def hyphenated(name: str) -> str:

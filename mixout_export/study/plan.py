@@ -141,6 +141,9 @@ def read_plan(path: Path, schema: Schema) -> Plan:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{path}: is not valid TOML ({error}); correct that line") from error
+    except (ValueError, RecursionError) as error:  # which tomllib passes on
+        what = "an integer" if isinstance(error, ValueError) else "a list or table"
+        raise PlanError(f"{path}: {what} in it is too long to be read; shorten it") from error
     return _Parser(path, schema).plan(text, content)
 
 
@@ -178,7 +181,10 @@ def parse_duration(place: str, value: Any) -> float:
     if found is None or not any(found.groups()):
         _fail(place, f'budget: got {value!r}, expected a duration such as "4h" or "1h 30m"')
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
+    total = 3600 * hours + 60 * minutes + seconds
+    if not total:
+        _fail(place, f"budget: got {value!r}, expected more than 0; leave it out for no limit")
+    return total
 
 
 class _Parser:
@@ -225,6 +231,8 @@ class _Parser:
     ) -> list[tuple[str, str, dict[str, Any]]]:
         """Return name, place and content of the tables of a kind."""
         tables = content.get(kind, [])
+        if isinstance(tables, dict):
+            _fail(str(self._path), f"write [[{kind}]] with double brackets, not [{kind}]")
         if not isinstance(tables, list) or not tables:
             _fail(str(self._path), f"has no {kind}; add one as a table [[{kind}]]")
         found: dict[str, tuple[str, str, dict[str, Any]]] = {}
@@ -316,6 +324,8 @@ class _Parser:
         return expanded
 
     def _data_path(self, place: str, name: str, text: str) -> DataPath:
+        if not text:
+            _fail(f"{place}: {hyphenated(name)}", "got '', expected a path")
         if text == DEMO_DATA:
             train_file, eval_file = demo_data()
             path = eval_file if name == "eval_file" else train_file

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mixout_export.recipes import RECIPES, with_recipe
-from mixout_export.study.options import given, hyphenated
+from mixout_export.study.options import as_text, given, hyphenated
 from mixout_export.study.plan import DataPath, Plan, Settings, merged
 from mixout_export.study.records import RunRecord, Seeds
 from mixout_export.tasks import known_task
@@ -180,7 +181,7 @@ def _words(options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             words.append(option)  # only those that are set differ from their default
         elif isinstance(value, Sequence) and not isinstance(value, str):
-            words += [option, shlex.quote(",".join(value))]
+            words += [option, shlex.quote(as_text(value))]
         else:
             words += [option, shlex.quote(str(value))]
     return words
@@ -188,9 +189,9 @@ def _words(options: Mapping[str, Any]) -> list[str]:
 
 def _quoted(path: str) -> str:
     """Quote a path for a shell, which still replaces `$NAME` and `~`."""
-    if "$" in path:
-        return f'"{path}"'
     head, slash, rest = path.partition("/")
     if head == "~":
-        return f"~{slash}{shlex.quote(rest) if rest else ''}"
+        return f"~{slash}{_quoted(rest) if rest else ''}"
+    if "$" in path:
+        return '"' + re.sub(r'(["`\\])', r"\\\1", path) + '"'
     return shlex.quote(path)

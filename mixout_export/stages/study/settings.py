@@ -1,7 +1,6 @@
 """The options of a study's runs, as `prepare` and `train` take them."""
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from mixout_export.checkpoint.base import BaseOptions
@@ -64,6 +63,7 @@ def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> Non
         PlanError: An option has an invalid value, or the data are not complete.
     """
     metrics: dict[str, tuple[str, str | None]] = {}
+    evaluated: dict[str, tuple[str, object]] = {}
     for (task, arm), own in settings.items():
         place = f"{plan.file}: task {task!r} with arm {arm!r}"
         try:
@@ -81,16 +81,21 @@ def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> Non
                 f"{place}: is measured by {metric or 'its default'}, but arm {other!r} by "
                 f"{expected or 'its default'}; give all arms of a task one metric"
             )
-        if (data.train_file is None) == (data.dataset is None):
-            raise PlanError(f"{place}: give either train-file or dataset, and not both")
-        if data.eval_file is None and data.dataset is None:
+        _check_data(place, data)
+        rows = data.eval_file or data.dataset
+        other, same = evaluated.setdefault(task, (arm, rows))
+        if rows != same:
             raise PlanError(
-                f"{place}: eval-file is missing; add it, because scores are compared on it"
+                f"{place}: is evaluated on {rows}, but arm {other!r} on {same}; evaluate all arms "
+                "of a task on the same rows"
             )
-        _check_exist(place, data.files())
 
 
-def _check_exist(place: str, files: list[Path]) -> None:
-    for file in files:
+def _check_data(place: str, data: DataOptions) -> None:
+    if (data.train_file is None) == (data.dataset is None):
+        raise PlanError(f"{place}: give either train-file or dataset, and not both")
+    if data.eval_file is None and data.dataset is None:
+        raise PlanError(f"{place}: eval-file is missing; add it, because scores are compared on it")
+    for file in data.files():
         if not file.exists():
             raise PlanError(f"{place}: {file}: no such file; check the path in the plan")
