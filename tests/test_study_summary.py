@@ -294,6 +294,20 @@ def test_equal_gains_have_no_interval_but_count() -> None:
     )
 
 
+def test_rounding_errors_are_no_difference() -> None:
+    plain = [n / 10 for n in range(1, 9)]
+    equal = only({"plain": plain, "mixout": [score + 0.1 for score in plain]})
+    assert (equal.finding, equal.gain) == (BETTER, Estimate(0.1))
+    scores = {
+        "plain": [0.3, 0.8, 0.7, 0.2, 0.1, 0.3],
+        "mixout": [0.1 + 0.2, 0.7, 0.8, 0.1, 0.2, 0.3],
+    }
+    swapped = only(scores)
+    assert swapped.gain is not None
+    assert swapped.gain.value == 0.0
+    assert "mixout scored the same on average" in swapped.sentence
+
+
 @pytest.mark.parametrize("arms", [1, 2, 4, 5])
 def test_as_many_seeds_as_needed_can_tell(arms: int) -> None:
     """With the stated number of pairs a constant gain is found, with one less it cannot be."""

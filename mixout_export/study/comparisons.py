@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,12 @@ Runs = Mapping[Seeds, RunRecord]
 #: "One run of the arm, or so many of the baseline and keep the best?"
 SEVERAL = 3
 
+#: Digits of a difference of scores. The others are rounding errors.
+_DIGITS = 12
+
+#: Scores that are all closer to 0 than this count as equal.
+_SMALLEST_SCORE = 1e-100
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -75,7 +82,17 @@ class Pairs:
     @property
     def gains(self) -> Floats:
         """How much better the arm is on each seed."""
-        return self.theirs - self.ours if self.lower_is_better else self.ours - self.theirs
+        gains = self.theirs - self.ours if self.lower_is_better else self.ours - self.theirs
+        return np.asarray(self.rounded(gains))
+
+    def rounded(self, gain: Any) -> Any:
+        """Remove rounding errors: 0.8 - 0.7 and 0.9 - 0.8 are the same gain.
+
+        Twelve digits of the largest score are kept.
+        """
+        scores = np.concatenate([self.ours, self.theirs])
+        largest = np.max(np.abs(scores), initial=_SMALLEST_SCORE)
+        return np.round(gain, _DIGITS - math.ceil(math.log10(largest))) + 0.0  # no -0.0
 
 
 def pair(scores: Mapping[str, Scores], arm: str, baseline: str, *, lower_is_better: bool) -> Pairs:
@@ -129,7 +146,10 @@ def compare(pairs: Sequence[Pairs]) -> tuple[Comparison, ...]:
 def _compare(
     pairs: Pairs, p_value: float, corrected: float, *, few: bool, needed: int
 ) -> Comparison:
-    gain = bootstrap(np.mean, pairs.gains) if pairs.seeds else None
+    def mean_gain(gains: Floats, axis: int) -> Any:
+        return pairs.rounded(np.mean(gains, axis=axis))
+
+    gain = bootstrap(mean_gain, pairs.gains) if pairs.seeds else None
     found = Comparison(
         pairs.arm,
         pairs.baseline,
