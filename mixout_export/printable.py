@@ -2,8 +2,11 @@
 
 import re
 
-#: Control characters, characters that change the direction of text, and lone surrogates.
-_HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+#: Control characters, characters that change the direction of text, lone surrogates, and those that
+#: XML does not allow.
+_HIDDEN = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+)
 
 #: Largest number of characters that `one_line` keeps.
 _LONGEST = 300

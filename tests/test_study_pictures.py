@@ -221,10 +221,10 @@ def test_equal_records_give_equal_files_and_other_pictures_of_ours_go(tmp_path: 
 
 
 def test_tasks_with_equal_slugs_have_files_of_their_own(tmp_path: Path) -> None:
-    tasks = [series([record(name, curve=())]) for name in ("a b", "A-b", "日本")]
+    tasks = [series([record(name, curve=())]) for name in ("a b", "A-b", "日本", "x" * 300)]
     drawn = draw_pictures(tasks, tmp_path)
     names = [picture.name for pictures in drawn.tasks for picture in pictures]
-    assert names == ["a-b-scores", "a-b-2-scores", "task-scores"]
+    assert names == ["a-b-scores", "a-b-2-scores", "task-scores", f"{'x' * 60}-scores"]
     assert drawn.overview is not None
     assert drawn.overview.name == "all-tasks-scores"
     assert (tmp_path / "all-tasks-scores.png").exists()

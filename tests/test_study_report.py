@@ -157,11 +157,11 @@ def test_tables_have_named_columns_and_rows(page: Page) -> None:
 
 
 def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    task, arm = f"{SCRIPT} {UNICODE}", f"{STYLE} {BRACES}"
+    task, arm = f"{SCRIPT} {UNICODE}", f"{STYLE} {BRACES} \uffff"
     page = write([record(task, arm, s, error=f"Traceback\n{SCRIPT}\n") for s in range(2)], tmp_path)
     assert page.names() <= set(TAGS.split())
     assert task.replace("\u202e", "⟨U+202E⟩") in page.all("bdi")
-    assert arm in page.all("bdi")
+    assert arm.replace("\uffff", "⟨U+FFFF⟩") in page.all("bdi")
     assert SCRIPT in page.all("bdi"), "the last line of an error"
     assert "Traceback" not in page.text
     assert all(re.fullmatch(r"[\w.-]+", path.name) for path in (tmp_path / "pictures").iterdir())

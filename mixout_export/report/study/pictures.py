@@ -21,6 +21,9 @@ from mixout_export.study.summary import ArmSummary, Estimate
 #: Begins the name of the picture of all tasks.
 _ALL = "all-tasks"
 
+#: Characters of the part of a file name that a task's name gives.
+_LONGEST_SLUG = 60
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -123,7 +126,7 @@ _KINDS = (
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "task"
+    return re.sub(r"[^a-z0-9]+", "-", name.lower())[:_LONGEST_SLUG].strip("-") or "task"
 
 
 def _slugs(tasks: Sequence[TaskSeries]) -> list[str]:
