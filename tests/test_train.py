@@ -314,6 +314,21 @@ def test_gradient_checkpointing_draws_the_same_masks(
     assert_close(weights(tmp_path / "with"), weights(tmp_path / "without"), atol=1e-7)
 
 
+def test_libraries_warn_of_nothing_while_training(
+    ground: TrainingGround, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers, for example, of a cache that it does not use with gradient checkpointing."""
+    logger, said = logging.getLogger("transformers"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    type(logger).warning_once.cache_clear()  # type: ignore[attr-defined]
+    ground.run(tmp_path / "out", gradient_checkpointing=True, reinit_layers=1, max_steps=1)
+    assert said == []
+
+
 def test_p_can_be_overridden_and_is_recorded(ground: TrainingGround, tmp_path: Path) -> None:
     ground.run(tmp_path / "a", prepared=ground.prepared(p=0.7), epochs=1, p=0.2)
     ground.run(tmp_path / "b", prepared=ground.prepared(p=0.2), epochs=1)
