@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import html
 import json
 import logging
 import math
@@ -120,6 +121,16 @@ def test_runs_that_the_plan_has_no_longer_stay_in_the_file(
     result = study(write_plan(copied.parent, ground, seeds=1), copied)
     assert (result.runs, result.new, result.other) == (2, 0, 2)
     assert len(lines(copied)) == 4
+
+
+def test_the_report_names_the_command_in_whatever_folder_it_is_typed(
+    copied: Path, ground: TrainingGround, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = write_plan(copied.parent, ground).rename(copied.parent / "my plan.toml")
+    monkeypatch.chdir(copied)
+    study(plan, Path())
+    page = html.unescape((copied / "report.html").read_text())
+    assert "mixout-export study 'my plan.toml' out<" in page
 
 
 def test_arms_with_equal_options_share_their_runs(copied: Path, ground: TrainingGround) -> None:
@@ -368,6 +379,8 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(
         *[("plain", 1, True), ("mixout 0.7", 1, True)],
         *[("plain", 2, False), ("mixout 0.7", 2, False)],
     ]
+    anew = dry_run(plan, copied, workers=2, device="cpu", overwrite=True)
+    assert (anew.done, len(anew.runs)) == (0, 6)
     times = [run.seconds for run in planned.runs[4:]]
     assert planned.done == 4
     assert planned.seconds == pytest.approx(sum(filter(None, times)) / 2)
@@ -453,4 +466,8 @@ def test_the_program_names_what_is_wrong(
     program("study", plan, copied, "--address", "a:1").failed(2, "--address: has no effect")
     words = ("--engine", "ray", "--device", "cuda:1")
     program("study", plan, copied, *words).failed(2, "--device: got 'cuda:1', but Ray chooses")
-    program("study", plan, plan).failed(1, "is a file")
+    program("study", plan, copied, "--device", "gpu").failed(2, "--device: got 'gpu'")
+    for more in ((), ("--dry-run",)):
+        program("study", plan, plan, *more).failed(1, "is a file")
+        program("study", plan, ground.base(), *more).failed(1, "lies inside the base")
+        program("study", plan, ground.root, *more).failed(1, "contains no study")

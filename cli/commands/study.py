@@ -174,7 +174,7 @@ def study(
     if dry_run:
         from mixout_export.stages.study.dry_run import dry_run as look_ahead
 
-        planned = look_ahead(plan, out, workers=workers, device=device)
+        planned = look_ahead(plan, out, workers=workers, device=device, overwrite=overwrite)
         output.result(planned, _describe_plan(planned))
         return 0
     words = [word for word in given_arguments() if word != "--overwrite"]

@@ -17,7 +17,12 @@ from mixout_export.files.output import partial_path
 from mixout_export.training.options import PRECISIONS, TrainOptions
 
 
-def _check_device(name: str | None) -> None:
+def check_device(name: str | None) -> None:
+    """Check that a device exists here. None is the best that there is.
+
+    Raises:
+        ArgumentError: There is no such device.
+    """
     if name is None or name == "cpu":
         return
     kind = name.split(":")[0]
@@ -44,7 +49,7 @@ def accelerated(options: TrainOptions, *, out: Path) -> Iterator[Accelerator]:
     Raises:
         ArgumentError: The device, the precision or the tracker is not available here.
     """
-    _check_device(options.device)
+    check_device(options.device)
     if options.tracker is not None and importlib.util.find_spec(options.tracker) is None:
         raise ArgumentError(
             f"tracker: {options.tracker} is not installed; pip install {options.tracker}"

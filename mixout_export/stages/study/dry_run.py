@@ -13,7 +13,8 @@ from mixout_export.errors import TrainingError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.study.engines.local import default_workers
-from mixout_export.stages.study.run import load_plan
+from mixout_export.stages.study.folder import check_folder
+from mixout_export.stages.study.run import check_outside, load_plan
 from mixout_export.stages.study.settings import prepare_options, train_options
 from mixout_export.stages.study.stopwatch import Stopwatch
 from mixout_export.stages.train import train_checkpoint
@@ -67,7 +68,12 @@ class DryRun:
 
 
 def dry_run(
-    file: Path, out: Path, *, workers: int | None = None, device: str | None = None
+    file: Path,
+    out: Path,
+    *,
+    workers: int | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
 ) -> DryRun:
     """Return the runs of a plan, which are done, and how long the others would take.
 
@@ -79,19 +85,23 @@ def dry_run(
         out: The folder of the study, which need not exist. It is not changed.
         workers: Number of runs at the same time; None takes what the local engine would.
         device: Device of the runs; None takes a GPU if there is one.
+        overwrite: Whether the study would remove the records in `out` and start anew.
 
     Raises:
         PlanError: Something in the plan is wrong.
         CheckpointError: The base cannot be found or read.
         DataError: The data or the records cannot be read.
+        OutputError: `out` holds something else than a study.
     """
     plan, all_runs = load_plan(file)
+    check_outside(out, plan)
+    check_folder(out)
     workers = workers or default_workers(threads=plan.threads, device=device)
     runs: dict[str, Run] = {}
     for run in all_runs:
         runs.setdefault(run.key, run)
     records = RunLog(out / LAYOUT.runs).latest()
-    done = {key for key, record in records.items() if record.status != CRASHED}
+    done = {k for k, r in records.items() if r.status != CRASHED and not overwrite}
     known = records_of(all_runs, records)
     estimate, trials = Estimate(known), {}
     for run in runs.values():

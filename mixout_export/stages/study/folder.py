@@ -61,9 +61,16 @@ class StudyFolder:
             else:
                 path.unlink(missing_ok=True)
 
+    def write_plan(self, text: str) -> None:
+        """Replace the plan, which may be the very file that was read."""
+        self._replace(self.path / LAYOUT.plan, text)
+
     def write_summary(self, text: str) -> None:
-        """Replace the summary. A reader never finds half of it."""
-        path = self.path / LAYOUT.summary
+        """Replace the summary."""
+        self._replace(self.path / LAYOUT.summary, text)
+
+    def _replace(self, path: Path, text: str) -> None:
+        """Replace a file. A reader never finds half of it, even if the study is killed."""
         temporary = path.with_name(f"{path.name}.tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -92,6 +99,20 @@ def _is_empty(path: Path) -> bool:
     return not path.exists() or all(entry.name == LOCK for entry in path.iterdir())
 
 
+def check_folder(out: Path) -> None:
+    """Check that a path is the folder of a study, or can become one.
+
+    Raises:
+        OutputError: It holds something else.
+    """
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"{out}: is a file, expected a folder or nothing; choose another OUT")
+    if not _is_empty(out) and not (out / LAYOUT.runs).is_file():
+        raise OutputError(
+            f"{out}: is not empty and contains no study (no {LAYOUT.runs}); choose another OUT"
+        )
+
+
 @contextmanager
 def study_folder(out: Path, *, overwrite: bool) -> Iterator[StudyFolder]:
     """Yield the folder of a study, which no other process writes meanwhile.
@@ -104,12 +125,7 @@ def study_folder(out: Path, *, overwrite: bool) -> Iterator[StudyFolder]:
         OutputError: The folder holds something else, another process writes it, or it cannot be
             written.
     """
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: is a file, expected a folder or nothing; choose another OUT")
-    if not _is_empty(out) and not (out / LAYOUT.runs).is_file():
-        raise OutputError(
-            f"{out}: is not empty and contains no study (no {LAYOUT.runs}); choose another OUT"
-        )
+    check_folder(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with acquire_lock(out):

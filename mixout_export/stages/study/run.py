@@ -1,6 +1,7 @@
 """Run a study: every arm on every task with every seed."""
 
 import logging
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable
@@ -110,8 +111,12 @@ def _base_digest(plan: Plan) -> str:
     return digest_files(files)
 
 
-def _check_outside(out: Path, plan: Plan) -> None:
-    """Refuse to write into the base, if that is a folder."""
+def check_outside(out: Path, plan: Plan) -> None:
+    """Refuse to write into the base, if that is a folder.
+
+    Raises:
+        OutputError: `out` is the base or lies inside it.
+    """
     base, folder = Path(plan.base).resolve(), out.resolve()
     if base.is_dir() and (base == folder or base in folder.parents):
         raise OutputError(f"{out}: OUT lies inside the base {plan.base}; choose another OUT")
@@ -145,9 +150,9 @@ def run_study(
         TrainingStoppedError: `must_stop` returned True.
     """
     plan, runs = load_plan(file)
-    _check_outside(out, plan)
+    check_outside(out, plan)
     with study_folder(out, overwrite=overwrite) as folder:
-        (out / LAYOUT.plan).write_text(plan.text, encoding="utf-8")
+        folder.write_plan(plan.text)
         study = _Study(plan, runs, folder, device, observer or StudyObserver())
         working = engine(plan) if study.has_runs_left else _Idle()
         try:
@@ -158,6 +163,11 @@ def run_study(
         finally:
             working.close()
         return study.result(study.summarize())
+
+
+def _command(plan: Plan, out: Path) -> str:
+    """Return the command of a study, without the folders of this machine."""
+    return shlex.join(["mixout-export", "study", plan.file.name, out.absolute().name])
 
 
 class _Idle:
@@ -248,8 +258,7 @@ class _Study:
         self._folder.write_summary(json_text(summary.to_dict()))
         write_study_report(
             out, plan.text, records, summary,
-            planned=len(self._runs), command=f"mixout-export study {plan.file.name} {out.name}",
-            made=datetime.now(UTC),
+            planned=len(self._runs), command=_command(plan, out), made=datetime.now(UTC),
         )  # fmt: skip
         self._summarized = time.monotonic()
         return summary

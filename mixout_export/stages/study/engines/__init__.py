@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mixout_export.errors import ArgumentError
 from mixout_export.stages.study.engine import Engine
+from mixout_export.training.device import check_device
 
 ENGINES = ("local", "ray")
 
@@ -35,6 +36,8 @@ class EngineOptions:
             raise ArgumentError(f"workers: got {self.workers}, expected at least 1")
         if self.address is not None and self.name != "ray":
             raise ArgumentError("address: has no effect without --engine ray; leave it out")
+        if self.name == "local":
+            check_device(self.device)  # of another machine, Ray has to know
         if self.name == "ray" and self.device is not None and self.device.startswith("cuda:"):
             raise ArgumentError(
                 f"device: got {self.device!r}, but Ray chooses the GPU of each run; use cuda"
