@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from mixout_export.errors import ArgumentError, OutputError
 from mixout_export.files import output
-from mixout_export.files.output import check_destination, output_folder, partial_path
+from mixout_export.files.output import check_destination, output_folder, partial_path, replaced_file
 
 MARK = ".mixout-export.lock"
 
@@ -213,6 +213,35 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
     write(tmp_path / "out")
     assert names(tmp_path) == {"out"}
     assert names(tmp_path / "out") == {"file"}
+
+
+def test_a_killed_process_leaves_no_half_written_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    path.write_text("old")
+    script = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from mixout_export.files.output import replaced_file
+        with replaced_file(Path({str(path)!r})) as file:
+            file.write_text("half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    killed = subprocess.run([sys.executable, "-c", script])
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    with replaced_file(path) as file:
+        file.write_text("new")
+    assert (path.read_text(), names(tmp_path)) == ("new", {"out.csv"})
+
+
+def test_a_users_own_file_called_partial_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.csv.partial").write_text("precious")
+    with (
+        pytest.raises(OutputError, match=r"partial: is in the way and was not made by this tool"),
+        replaced_file(tmp_path / "out.csv"),
+    ):
+        pass
+    assert (tmp_path / "out.csv.partial").read_text() == "precious"
 
 
 def test_one_process_does_not_write_the_same_folder_twice(tmp_path: Path) -> None:

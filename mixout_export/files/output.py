@@ -238,16 +238,22 @@ def check_file(path: Path) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield a path to write to that becomes `path` when the block ends without an error.
 
-    A file that is at `path` stays until the new one is whole, and after an error.
+    A file that is at `path` stays until the new one is whole, and after an error. The new one is
+    written into a folder beside it, which is taken over if an earlier run was killed.
     """
     check_file(path)
-    partial = _with_suffix(path, LAYOUT.partial_suffix)
-    if os.path.lexists(partial):
-        raise OutputError(f"{partial}: is in the way; move it elsewhere")
+    folder = OutputFolder(out=path, partial=partial_path(path))
     try:
-        yield partial
-        os.replace(partial, path)
+        _prepare_partial(folder.partial)
+        folder.lock()
     except OSError as error:
-        raise OutputError(_disk_message(error, partial)) from error
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    try:
+        _clear(folder.partial)
+        yield folder.partial / path.name
+        os.replace(folder.partial / path.name, path)
+    except OSError as error:
+        raise OutputError(_disk_message(error, folder.partial)) from error
     finally:
-        partial.unlink(missing_ok=True)
+        folder.discard()
+        folder.unlock()
