@@ -119,7 +119,7 @@ IMAGE_SETTINGS: dict[str, dict[str, Any]] = {
     "bit": {**_TWO_STAGES, "num_groups": 4},
     "convnext": {**_TWO_STAGES, "num_stages": 2},
     "convnextv2": {**_TWO_STAGES, "num_stages": 2},
-    "cvt": {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 1, 1], "image_size": 32},
+    "cvt": {"embed_dim": [8, 16, 24], "num_heads": [1, 2, 3], "depth": [1, 2, 3], "image_size": 32},
     "donut-swin": _WINDOWS,
     "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 48},
     "focalnet": {

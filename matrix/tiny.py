@@ -59,7 +59,8 @@ def _layer_kinds(config: PretrainedConfig, layers: int) -> dict[str, Any]:
     kinds = {
         name: list(dict.fromkeys(getattr(config, name)))
         for name in _LAYER_LISTS
-        if isinstance(getattr(config, name, None), list)
+        if name in config.to_dict()
+        and isinstance(getattr(config, name, None), list)
         and not isinstance(getattr(type(config), name, None), property)
     }
     count = max([layers, *map(len, kinds.values())])

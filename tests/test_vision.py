@@ -15,6 +15,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from matrix.tiny import write_checkpoint
 from mixout_export import MixoutLinear, inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
@@ -225,3 +226,10 @@ def test_the_audit_misses_a_weight_that_has_another_name_on_disk(
     checkpoint = open_checkpoint(base)
     assert checkpoint.tensors.keys() == checkpoint.parameter_keys
     assert verify_checkpoints(base, exported).weights.ignored == {}
+
+
+def test_a_graph_may_compute_the_scale_of_a_normalization(tmp_path: Path) -> None:
+    write_checkpoint("bit", tmp_path / "bit", "image-classification")
+    result = export_onnx(tmp_path / "bit", tmp_path / "onnx")
+    assert result.parity is not None
+    assert result.parity.holds

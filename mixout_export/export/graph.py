@@ -268,13 +268,15 @@ def _batch_norms_apart(model: ir.Model) -> Iterator[None]:
     """Keep the optimizer from multiplying a batch normalization into the weight before it.
 
     The weight would no longer be in the graph. Runtimes do it when they load the graph. The
-    optimizer leaves a normalization alone whose scale is also an input of the graph.
+    optimizer leaves a normalization alone whose scale is also an input of the graph. A scale that
+    the graph computes cannot be one. BiT standardizes its weights that way.
     """
-    inputs = model.graph.inputs
+    inputs, stored = model.graph.inputs, model.graph.initializers
     norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
-    scales = {value.name: value for node in norms if (value := node.inputs[1]) is not None}
+    names = {value.name for node in norms if (value := node.inputs[1]) is not None}
+    scales = [value for name, value in stored.items() if name in names]
     before = len(inputs)
-    inputs.extend(scales.values())
+    inputs.extend(scales)
     try:
         yield
     finally:
