@@ -21,6 +21,14 @@ def quiet_libraries() -> Iterator[None]:
 
     What matters of it reaches the user as an error of this package.
     """
+    with quiet_logs(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def quiet_logs() -> Iterator[None]:
+    """Silence logs and progress bars, but not Python's warnings, which other code may collect."""
     from transformers.utils import logging as transformers_logging
 
     silencer = _Silencer()
@@ -33,9 +41,7 @@ def quiet_libraries() -> Iterator[None]:
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         for handler in handlers:
             handler.removeFilter(silencer)

@@ -18,7 +18,7 @@ from mixout_export.files.output import check_destination, output_folder, partial
 from mixout_export.files.streams import data_digest
 from mixout_export.provenance.links import DataFile
 from mixout_export.provenance.manifest import write_manifest
-from mixout_export.quiet import quiet_libraries
+from mixout_export.quiet import quiet_logs
 from mixout_export.stages.train.data import DataOptions, TrainingData, load_training_data
 from mixout_export.stages.train.describe import write_trained_card
 from mixout_export.stages.train.finished import check_finished
@@ -155,7 +155,7 @@ def train_checkpoint(
                 observer=observer or Observer(),
                 must_stop=must_stop,
             )
-            with quiet_libraries():  # transformers warns about options that it changes itself
+            with quiet_logs():  # transformers warns about options that it changes itself
                 stopped_early = finetuning.run()
 
             # Choose the step whose model is the result.
