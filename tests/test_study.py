@@ -388,6 +388,16 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(
     assert times[0] == pytest.approx(sum(known) / 2)
 
 
+def test_a_dry_run_says_whether_the_budget_suffices(copied: Path, ground: TrainingGround) -> None:
+    spent = sum(record["training_seconds"] for record in lines(copied))
+    needed = spent + 2 * sum(record["seconds"] for record in lines(copied)) / 4
+    for budget, exceeds in ((math.ceil(needed + 1), False), (1, True)):
+        plan = write_plan(copied.parent, ground, seeds=3, more=f'budget = "{budget}s"')
+        assert dry_run(plan, copied, workers=2, device="cpu").exceeds_budget is exceeds
+    finished = write_plan(copied.parent, ground, more='budget = "1s"')
+    assert not dry_run(finished, copied, workers=2, device="cpu").exceeds_budget
+
+
 def test_a_dry_run_without_records_tries_the_first_arm(ground, tmp_path: Path) -> None:
     longer = '\n[[arm]]\nname = "longer"\ntrain = { epochs = 1000 }\n'
     plan = write_plan(tmp_path, ground, seeds=1, arms=ARMS + longer)

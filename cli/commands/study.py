@@ -107,6 +107,8 @@ def _describe_plan(dry: "DryRun") -> str:
             f" The other {left:,} take about {duration(dry.seconds)} with "
             f"{count_of(dry.workers, 'worker')}."
         )
+    if dry.exceeds_budget:
+        said += " The budget of the plan will probably be used up before that."
     return "\n".join([table(["task", "arm", "head", "data", "masks", "time"], rows), said])
 
 

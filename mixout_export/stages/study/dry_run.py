@@ -58,13 +58,15 @@ class DryRun:
         runs: The runs in order. Arms with the same options share theirs.
         done: Number of those that have been done.
         workers: Number of runs at the same time.
-        seconds: About how long the study takes.
+        seconds: About how long the study takes if no budget ends it.
+        exceeds_budget: Whether the plan's budget is probably used up before all runs are done.
     """
 
     runs: tuple[PlannedRun, ...]
     done: int
     workers: int
     seconds: float
+    exceeds_budget: bool
 
 
 def dry_run(
@@ -110,6 +112,8 @@ def dry_run(
             trials[run.task] = _trial(run, threads=plan.threads, device=device)
     estimate = Estimate(known, trials)
     left = [run for run in runs.values() if run.key not in done]
+    spent = sum(records[key].training_seconds for key in runs.keys() & done)
+    needed = spent + sum(estimate.seconds(run) or 0.0 for run in left)
     return DryRun(
         runs=tuple(
             PlannedRun(
@@ -121,6 +125,7 @@ def dry_run(
         done=len(runs) - len(left),
         workers=workers,
         seconds=estimate.left(left, workers=workers) or 0.0,
+        exceeds_budget=bool(left) and plan.budget is not None and needed > plan.budget,
     )  # fmt: skip
 
 
