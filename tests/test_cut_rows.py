@@ -415,7 +415,7 @@ def test_save_mixout_records_the_length(
 def test_save_mixout_records_a_length_only_with_a_tokenizer(tmp_path: Path) -> None:
     model = make_model("bert", vocab_size=len(make_tokenizer()))
     inject_mixout(model, MixoutConfig(exclude_modules="classifier"))
-    with pytest.raises(ArgumentError, match="max_length: is recorded with the tokenizer"):
+    with pytest.raises(ArgumentError, match="max_length: there is no tokenizer to record it with"):
         save_mixout(model, tmp_path / "saved", max_length=LENGTH)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ArgumentError, match="max_length: got 0, expected at least 1"):

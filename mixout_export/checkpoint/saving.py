@@ -200,8 +200,8 @@ def _record_length(directory: Path, metadata: MixoutMetadata, length: int) -> No
     limits_others = task is not None and task.limits_others
     if not record_reading(directory, length, limits_others=limits_others):
         raise ArgumentError(
-            "max_length: is recorded with the tokenizer, and there is none; give "
-            "save_mixout(…, tokenizer=tokenizer)"
+            "max_length: there is no tokenizer to record it with; give "
+            "save_mixout(…, tokenizer=tokenizer), or leave max_length out"
         )
 
 
