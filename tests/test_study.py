@@ -20,10 +20,11 @@ from study_plans import ARMS, InProcess, lines, study, summary, workers, write_p
 from training_runs import TrainingGround
 
 from mixout_export.errors import DataError, OutputError, TrainingStoppedError
+from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import acquire_lock
 from mixout_export.stages.study.dry_run import dry_run
 from mixout_export.stages.study.engine import Job, Outcome
-from mixout_export.stages.study.run import run_study
+from mixout_export.stages.study.run import load_plan, run_study
 from mixout_export.study.run_log import RunLog
 
 THIRD = """
@@ -236,6 +237,21 @@ def test_a_folder_inside_the_base_is_refused(ground: TrainingGround, tmp_path: P
     with pytest.raises(OutputError, match="lies inside the base"):
         study(plan, base / "out")
     assert content(base) == before
+
+
+def test_runs_of_a_changed_base_are_other_runs(ground: TrainingGround, tmp_path: Path) -> None:
+    base = shutil.copytree(ground.base(), tmp_path / "base")
+    plan = write_plan(tmp_path, ground)
+    plan.write_text(plan.read_text().replace(str(ground.base()), "base"))
+    keys = [{run.key for run in load_plan(plan)[1]}]
+    for name in (LAYOUT.config, "tokenizer_config.json"):
+        settings = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**settings, "note": "changed"}))
+        keys.append({run.key for run in load_plan(plan)[1]})
+    assert not keys[0] & keys[1]
+    assert not keys[1] & keys[2]
+    (base / "README.md").write_text("No run reads this.")
+    assert {run.key for run in load_plan(plan)[1]} == keys[2]
 
 
 def test_a_budget_starts_no_new_run(ground: TrainingGround, tmp_path: Path) -> None:

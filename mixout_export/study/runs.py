@@ -83,7 +83,7 @@ def expand(plan: Plan, *, base_sha256: str, digests: Mapping[Path, str]) -> list
 
     Args:
         plan: The plan.
-        base_sha256: SHA-256 of the base's weights.
+        base_sha256: SHA-256 of the base's weights, configuration and tokenizer.
         digests: Data file → SHA-256 of its contents.
     """
     settings = settings_of_runs(plan)

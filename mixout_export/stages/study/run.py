@@ -14,7 +14,7 @@ from mixout_export.checkpoint.folder import checkpoint_in
 from mixout_export.errors import CheckpointError, OutputError, TrainingStoppedError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import json_text
-from mixout_export.files.layout import LAYOUT
+from mixout_export.files.layout import LAYOUT, is_preprocessor_file
 from mixout_export.files.streams import data_digest
 from mixout_export.files.tensors import digest_files
 from mixout_export.files.weight_files import find_pickles
@@ -103,12 +103,15 @@ def load_plan(file: Path) -> tuple[Plan, list[Run]]:
 
 
 def _base_digest(plan: Plan) -> str:
+    """Return the SHA-256 of what a run reads of the base: weights, configuration, tokenizer."""
     revision = plan.settings["prepare"].get("revision")
     path, _ = locate_base(plan.base, revision=revision)
-    files = checkpoint_in(InputFiles(path)).weight_paths or find_pickles(path).files
-    if not files:
+    weights = checkpoint_in(InputFiles(path)).weight_paths or find_pickles(path).files
+    if not weights:
         raise CheckpointError(f"{path}: holds no {LAYOUT.weights}, expected the weights there")
-    return digest_files(files)
+    others = (file for file in path.iterdir() if file.is_file() and file not in weights)
+    read = (f for f in others if f.name == LAYOUT.config or is_preprocessor_file(f.name))
+    return digest_files([*weights, *read])
 
 
 def check_outside(out: Path, plan: Plan) -> None:
