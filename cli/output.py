@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
+
+
+def label_table(scores: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table of the figures of each label, from the fields of `LabelScores`."""
+    counts, shares = ("rows", "predicted"), ("precision", "recall", "f1")
+    rows = [
+        [one["label"], *(f"{one[n]:,}" for n in counts), *(number(one[n]) for n in shares)]
+        for one in scores
+    ]
+    return table(["label", *counts, *shares], rows)
 
 
 def _looks_numeric(cell: str) -> bool:

@@ -1,5 +1,6 @@
 """`mixout-export predict`."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from mixout_export_cli.options import (
     overwrite_option,
     skip_option,
 )
-from mixout_export_cli.output import Output, count_of, labeled, number, table
+from mixout_export_cli.output import Output, count_of, label_table, labeled, number, table
 from mixout_export_cli.serving import PathOrAddress
 from mixout_export_cli.stopping import stopped_by_sigterm
 
@@ -35,20 +36,15 @@ _CHARACTERS = 100
 def _of_labels(result: "PredictionResult") -> list[str]:
     """Return the figures of each label, or how often each was predicted."""
     if result.by_label:
-        header = ["label", "rows", "predicted", "precision", "recall", "f1"]
-        rows = [
-            [one.label, str(one.rows), str(one.predicted)]
-            + [number(value) for value in (one.precision, one.recall, one.f1)]
-            for one in result.by_label
-        ]
+        shown = label_table([asdict(one) for one in result.by_label[:_SHOWN_LABELS]])
+    elif result.predicted:
+        counts = list(result.predicted.items())[:_SHOWN_LABELS]
+        shown = table(["label", "predicted"], [[label, f"{count:,}"] for label, count in counts])
     else:
-        header = ["label", "predicted"]
-        rows = [[label, str(count)] for label, count in result.predicted.items()]
-    if not rows:
         return []
-    more = len(rows) - _SHOWN_LABELS
+    more = len(result.by_label or result.predicted) - _SHOWN_LABELS
     rest = [f"and {more} more, which --report and --json show"] if more > 0 else []
-    return ["", table(header, rows[:_SHOWN_LABELS]), *rest]
+    return ["", shown, *rest]
 
 
 def _of_confusion(result: "PredictionResult") -> list[str]:

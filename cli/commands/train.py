@@ -1,6 +1,6 @@
 """`mixout-export train`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from mixout_export_cli.output import (
     InterruptionError,
     Output,
     count_of,
+    label_table,
     next_command,
     number,
     table,
@@ -353,7 +354,7 @@ def train(
     if result.metrics:
         text += "\n" + _metrics_table(result)
     if 1 < len(result.by_label) <= _SHOWN_LABELS:
-        text += "\n" + _label_table(result.by_label)
+        text += "\n" + label_table(result.by_label)
     notes = () if result.already_complete else notes_for(result, settings)
     text += "".join(f"\nnote: {note}" for note in notes)
     output.result(
@@ -368,20 +369,6 @@ def _metrics_table(result: "TrainResult") -> str:
         for name, value in result.metrics.items()
     ]
     return table(["metric", "before", "after"], rows)
-
-
-def _label_table(by_label: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table of the figures of each label."""
-    rows = [
-        [
-            scores["label"],
-            f"{scores['rows']:,}",
-            f"{scores['predicted']:,}",
-            *(number(scores[name]) for name in ("precision", "recall", "f1")),
-        ]
-        for scores in by_label
-    ]
-    return table(["label", "rows", "predicted", "precision", "recall", "f1"], rows)
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
