@@ -17,8 +17,9 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.measure import Ratio, by_turns, machine, markdown_table
-from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.evaluation import EvaluationData
 from mixout_export.export.precision import Conversion

@@ -8,7 +8,7 @@ from checkpoints import TinyCheckpoints
 from safetensors.torch import load_file, save_file
 
 from mixout_export.artifacts.opening import open_artifact
-from mixout_export.checkpoint.folder import anchor_key, is_anchor, weight_key
+from mixout_export.checkpoint.keys import anchor_key, is_anchor, weight_key
 from mixout_export.errors import CheckpointError
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.tasks import TASKS, get_task, task_of_config

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification
 from mixout_export import inject_mixout, load_mixout, save_mixout
 from mixout_export.checkpoint import saving
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import anchor_key, open_checkpoint
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.keys import anchor_key
 from mixout_export.checkpoint.loading import load_plain
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.streams import quick_digest

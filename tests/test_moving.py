@@ -11,7 +11,7 @@ import transformers
 from checkpoints import ARCHITECTURES, TinyCheckpoints, make_model, save_checkpoint
 from safetensors.torch import load_file, save_file
 
-from mixout_export.checkpoint.folder import anchor_key
+from mixout_export.checkpoint.keys import anchor_key
 from mixout_export.checkpoint.moving import SavePlan, plan_saving
 from mixout_export.checkpoint.torch_tensors import TensorInMemory
 from mixout_export.errors import CheckpointError

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from mixout_export import MixoutConfig, load_mixout
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import anchor_key
+from mixout_export.checkpoint.keys import anchor_key
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError, TargetError
 from mixout_export.files.streams import quick_digest
 from mixout_export.files.tensors import digest_files

@@ -14,7 +14,7 @@ from transformers import AutoModel, PreTrainedModel
 from mixout_export import MixoutConfig, collapse_mixout, inject_mixout, load_mixout, save_mixout
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.base import BaseOptions
-from mixout_export.checkpoint.folder import MixoutCheckpoint
+from mixout_export.checkpoint.mixed import MixoutCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.quiet import quiet_libraries
 from mixout_export.stages.collapse import collapse_checkpoint

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mixout_export.checkpoint.artifact import Generators, Hashes, LocalArtifact
-from mixout_export.checkpoint.folder import labels_of
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.graph_metadata import GraphMetadata
 from mixout_export.files.input_files import InputFiles
@@ -15,7 +14,7 @@ from mixout_export.files.layout import LAYOUT, is_tokenizer_file
 from mixout_export.files.streams import file_digest
 from mixout_export.provenance.manifest import Manifest, read_manifest
 from mixout_export.runners import CPU_PROVIDER
-from mixout_export.tasks import task_of_config
+from mixout_export.tasks import labels_of, task_of_config
 
 if TYPE_CHECKING:
     from onnx import ModelProto

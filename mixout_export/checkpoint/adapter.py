@@ -10,8 +10,9 @@ from typing import Any
 import transformers
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import PlainCheckpoint, checkpoint_in
+from mixout_export.checkpoint.folder import checkpoint_in
 from mixout_export.checkpoint.loading import LOADING_ERRORS
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.input_files import InputFiles
 from mixout_export.files.json_files import read_json

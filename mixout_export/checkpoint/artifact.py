@@ -15,8 +15,8 @@ from mixout_export.provenance.manifest import Manifest, ManifestCheck, check_man
 if TYPE_CHECKING:
     from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-    from mixout_export.checkpoint.folder import PlainCheckpoint
     from mixout_export.checkpoint.interface import ModelInterface
+    from mixout_export.checkpoint.plain import PlainCheckpoint
     from mixout_export.runners.cache import CachedRunner
     from mixout_export.runners.onnx_runner import OnnxRunner
     from mixout_export.runners.runner import Array, Runner

@@ -16,14 +16,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from mixout_export.checkpoint.base_fit import BaseFit
 from mixout_export.checkpoint.demo_base import DEMO_BASE, demo_base
-from mixout_export.checkpoint.folder import (
-    CHECK_PATH,
-    PlainCheckpoint,
-    checkpoint_in,
-    other_kind,
-    own_task_name,
-    refuse_adapter,
-)
+from mixout_export.checkpoint.folder import checkpoint_in
 from mixout_export.checkpoint.loading import (
     LOADING_ERRORS,
     forget_weights_name,
@@ -32,7 +25,9 @@ from mixout_export.checkpoint.loading import (
     settle_tied_flag,
 )
 from mixout_export.checkpoint.mixout_metadata import Base
+from mixout_export.checkpoint.other_kinds import CHECK_PATH, other_kind, refuse_adapter
 from mixout_export.checkpoint.padding import must_pad_right
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.saved_by_others import anchored_modules
 from mixout_export.checkpoint.vocabulary import (
     AddedRows,
@@ -50,7 +45,7 @@ from mixout_export.files.tensors import read_tensors
 from mixout_export.files.weight_files import BaseDigest, find_pickles
 from mixout_export.printable import first_line
 from mixout_export.quiet import quiet_libraries
-from mixout_export.tasks import Task, check_outputs, get_task
+from mixout_export.tasks import Task, check_outputs, get_task, own_task_name
 
 logger = logging.getLogger(__name__)
 

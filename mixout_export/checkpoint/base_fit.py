@@ -17,12 +17,12 @@ import transformers
 from torch import Size
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import PlainCheckpoint, labels_of, own_task_name
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING
 from mixout_export.quiet import quiet_libraries
-from mixout_export.tasks import Task, known_task
+from mixout_export.tasks import Task, known_task, labels_of, own_task_name
 
 logger = logging.getLogger(__name__)
 

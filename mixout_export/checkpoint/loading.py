@@ -12,15 +12,12 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Size, Tensor
 from transformers import AutoConfig, PreTrainedModel
 
-from mixout_export.checkpoint.folder import (
-    MixoutCheckpoint,
-    PlainCheckpoint,
-    is_anchor,
-    open_checkpoint,
-    weight_key,
-)
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.keys import is_anchor, weight_key
+from mixout_export.checkpoint.mixed import MixoutCheckpoint
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_state import plain_state
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.checkpoint.vocabulary import require_pad_row
 from mixout_export.errors import ArgumentError, CheckpointError

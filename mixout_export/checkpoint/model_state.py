@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import is_statistic
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.keys import is_statistic
 from mixout_export.checkpoint.model_inputs import smallest_batch
 from mixout_export.layers import MixoutLayer
 from mixout_export.surgery.key_names import disk_keys

@@ -16,7 +16,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import anchor_key
+from mixout_export.checkpoint.keys import anchor_key
 from mixout_export.checkpoint.model_state import plain_state
 from mixout_export.checkpoint.saving import save_without_record
 from mixout_export.checkpoint.torch_tensors import TensorInMemory, dtype_code

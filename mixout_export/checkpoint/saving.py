@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.folder import PlainCheckpoint, anchor_key, own_task_name
+from mixout_export.checkpoint.keys import anchor_key
 from mixout_export.checkpoint.mixout_metadata import MixedModule, MixoutMetadata
 from mixout_export.checkpoint.model_state import plain_state
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.tokenizer_file import record_reading
 from mixout_export.checkpoint.torch_tensors import TensorInMemory
 from mixout_export.checkpoint.vocabulary import require_rows, vocabulary_rows
@@ -34,7 +35,7 @@ from mixout_export.quiet import quiet_libraries
 from mixout_export.surgery.injection import ORIGIN_ATTRIBUTE, mixout_layers
 from mixout_export.surgery.key_names import disk_keys
 from mixout_export.surgery.selection import transformers_models
-from mixout_export.tasks import known_task
+from mixout_export.tasks import known_task, own_task_name
 
 logger = logging.getLogger(__name__)
 

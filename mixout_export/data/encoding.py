@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
-from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.errors import ArgumentError
 from mixout_export.tasks import Task
 

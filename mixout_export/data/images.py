@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import BaseImageProcessor, PreTrainedModel
 
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
-from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.image_processor import fit_images, image_size, process
 from mixout_export.checkpoint.interface import IMAGE_INPUT, ModelInterface, describe_interface
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.data.augmentation import augment
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.encoding import EncodedRows, Encoding, EncodingOptions

@@ -12,7 +12,6 @@ from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 from mixout_export.checkpoint.artifact import Artifact, LocalArtifact
-from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import (
     ModelInterface,
     describe_interface,
@@ -20,6 +19,7 @@ from mixout_export.checkpoint.interface import (
     settle_pad_token,
 )
 from mixout_export.checkpoint.padding import padding_side, settle_padding
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.tokenizer import trained_doc_stride, trained_max_length
 from mixout_export.checkpoint.vocabulary import RESIZE, require_rows, vocabulary_rows
 from mixout_export.data.columns import ColumnNames

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mixout_export.checkpoint.artifact import Artifact, Generators, LocalArtifact
-from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import shared_interface
 from mixout_export.checkpoint.model_inputs import Batch
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.parity.battery import Battery, build_battery
 from mixout_export.parity.compare import (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.files.json_files import fields_as_json
 from mixout_export.files.tensors import DTYPE_SIZES, FLOATING, TensorEntry

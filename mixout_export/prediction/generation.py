@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import GenerationConfig
 
 from mixout_export.checkpoint.artifact import Artifact
-from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.data.texts import TextEncoding
 from mixout_export.errors import ArgumentError
 from mixout_export.quiet import quiet_libraries

@@ -8,7 +8,8 @@ from mixout_export.artifacts.opening import open_artifact
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.facts import CollapseFacts
 from mixout_export.card.steps import collapsed_card
-from mixout_export.checkpoint.folder import MixoutCheckpoint, weight_key
+from mixout_export.checkpoint.keys import weight_key
+from mixout_export.checkpoint.mixed import MixoutCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.tokenizer import trained_max_length
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.columns import ColumnNames

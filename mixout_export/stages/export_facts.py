@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mixout_export.card.facts import ExportFacts, OutputParity, ParityFacts
-from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.export.document import Declared
 from mixout_export.parity.battery import Coverage
 from mixout_export.parity.compare import OutputDifference

@@ -10,7 +10,7 @@ from typing import Any
 from mixout_export.artifacts.onnx_model import Bundle, OnnxModel
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.checkpoint.artifact import LocalArtifact
-from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.errors import ArgumentError, CheckpointError, OutputError
 from mixout_export.files.arithmetic import squares
 from mixout_export.files.graph_metadata import SOURCE_SHA256, TOOL_VERSION, GraphMetadata

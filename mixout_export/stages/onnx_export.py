@@ -10,9 +10,10 @@ from typing import Any
 from mixout_export.artifacts.opening import open_artifact
 from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import exported_card
-from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.folder import open_checkpoint
 from mixout_export.checkpoint.model_inputs import Batch
 from mixout_export.checkpoint.padding import padding_side
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.tokenizer_file import normalize_tokenizer, set_padding_side
 from mixout_export.data.columns import ColumnNames
 from mixout_export.data.lengths import cut_sentence

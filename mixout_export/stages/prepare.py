@@ -13,7 +13,8 @@ from mixout_export.card.document import read_card, write_card
 from mixout_export.card.steps import prepared_card
 from mixout_export.checkpoint.adapter import base_of_adapter, merged_adapter, refuse_merged
 from mixout_export.checkpoint.base import BaseOptions, LoadedBase, load_base, locate_base
-from mixout_export.checkpoint.folder import anchor_key, is_statistic, open_checkpoint
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.keys import anchor_key, is_statistic
 from mixout_export.checkpoint.mixout_metadata import ConfigChange, Head, MixoutMetadata
 from mixout_export.checkpoint.moving import WrittenWeights, plan_saving
 from mixout_export.checkpoint.saving import mixed_modules, write_anchors, write_weights

@@ -91,6 +91,25 @@ def task_of_config(config: Mapping[str, Any]) -> Task | None:
     )
 
 
+def own_task_name(config: Mapping[str, Any]) -> str | None:
+    """Return the task of a configuration's own head; None if it has none, or an unknown one."""
+    try:
+        task = task_of_config(config)
+    except CheckpointError:
+        return None
+    return None if task is None else task.name
+
+
+def labels_of(config: Mapping[str, Any], task: Task | None) -> tuple[str, ...] | None:
+    """Return label names in the order of the head's outputs, None where the task has none."""
+    if task is None or not task.has_labels:
+        return None
+    names = config.get("id2label")
+    if not isinstance(names, dict):  # transformers omits its default of two labels
+        return tuple(f"LABEL_{index}" for index in range(config.get("num_labels", 2)))
+    return tuple(str(names[key]) for key in sorted(names, key=int))
+
+
 def check_outputs(task: Task, config: Mapping[str, Any]) -> None:
     """Refuse a head with several outputs if the task's answer is one number.
 
@@ -128,6 +147,8 @@ __all__ = [
     "check_outputs",
     "get_task",
     "known_task",
+    "labels_of",
+    "own_task_name",
     "register",
     "task_of_config",
 ]

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.files.json_files import write_json
 from mixout_export.files.layout import LAYOUT

@@ -14,12 +14,9 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from mixout_export.checkpoint.folder import (
-    PlainCheckpoint,
-    is_statistic,
-    open_checkpoint,
-    weight_key,
-)
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.keys import is_statistic, weight_key
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.data.metrics import default_metric, is_lower_better
 from mixout_export.errors import (
     ArgumentError,

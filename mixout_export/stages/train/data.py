@@ -7,8 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.data.bad_rows import BadRows
 from mixout_export.data.checks import data_notes, label_notes
 from mixout_export.data.columns import ColumnNames

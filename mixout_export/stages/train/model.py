@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mixout_export.checkpoint.folder import (
-    MixoutCheckpoint,
-    PlainCheckpoint,
-    is_statistic,
-    weight_key,
-)
+from mixout_export.checkpoint.keys import is_statistic, weight_key
 from mixout_export.checkpoint.loading import load_mixout_from
+from mixout_export.checkpoint.mixed import MixoutCheckpoint
 from mixout_export.checkpoint.mixout_metadata import MixoutMetadata
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.torch_tensors import tensor_of
 from mixout_export.errors import ArgumentError, CheckpointError
 from mixout_export.files.tensors import same_rows

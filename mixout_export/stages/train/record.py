@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mixout_export.checkpoint.folder import PlainCheckpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.errors import ArgumentError
 from mixout_export.files.json_files import read_json, write_json
 from mixout_export.files.layout import LAYOUT

@@ -9,7 +9,8 @@ from pathlib import Path
 from accelerate.utils import broadcast_object_list, gather_object
 
 from mixout_export.card.steps import model_title
-from mixout_export.checkpoint.folder import PlainCheckpoint, open_checkpoint
+from mixout_export.checkpoint.folder import open_checkpoint
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.checkpoint.saving import write_mixout
 from mixout_export.checkpoint.tokenizer_file import record_reading
 from mixout_export.errors import OutputError

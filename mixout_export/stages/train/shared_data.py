@@ -5,8 +5,8 @@ from collections.abc import Callable, Hashable
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from mixout_export.checkpoint.folder import PlainCheckpoint
 from mixout_export.checkpoint.interface import ModelInterface
+from mixout_export.checkpoint.plain import PlainCheckpoint
 from mixout_export.data.reader import Reader
 from mixout_export.files.layout import is_preprocessor_file
 from mixout_export.files.streams import data_digest, file_digest
