@@ -238,6 +238,19 @@ def test_nodes_beyond_the_range_of_fp16_stay_in_fp32() -> None:
     assert stored == {"large": 1, "larger": 1, "one": TensorProto.FLOAT16}
 
 
+def test_an_output_beyond_the_range_of_fp16_is_never_in_fp16() -> None:
+    nodes = [("Mul", ["x", "one"], ["a"]), ("Mul", ["a", "large"], ["y"]), ("Relu", ["y"], ["z"])]
+    weights = {"one": np.array(1.0), "large": np.array(3e4)}
+    model = small_graph(nodes, weights)
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 2]))
+    converted, kept = to_half(model, [{"x": np.array([[5.0, -7.0]], np.float32)}])
+    assert kept == ("Mul_1", "Relu_2")
+    maker = {name: node for node in converted.graph.node for name in node.output}
+    assert [maker[name].op_type for name in ("y", "z")] == ["Mul", "Relu"]  # not a cast
+    assert maker["z"].input == ["y"]
+    np.testing.assert_allclose(run_small(converted, np.array([[5.0, -7.0]])), [[1.5e5, -2.1e5]])
+
+
 def test_weights_of_nodes_in_fp32_keep_their_value() -> None:
     nodes = [("Mul", ["x", "large"], ["a"]), ("Mul", ["a", "small"], ["b"]), ("Relu", ["b"], ["y"])]
     weights = {"large": np.array([[33333.3, 0.1]]), "small": np.array([[1e-3, 1.0 / 3.0]])}

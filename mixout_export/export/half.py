@@ -236,7 +236,8 @@ def _convert(model: onnx.ModelProto | str, kept: Sequence[str]) -> onnx.ModelPro
 def _remove_round_trips(graph: onnx.GraphProto, original: Set[str]) -> None:
     """Remove, in place, the casts to fp16 and back that the converter adds between fp32 nodes.
 
-    `original` names the nodes that the graph had before the conversion.
+    It also adds them between a node in fp32 and an output of the graph. `original` names the nodes
+    that the graph had before the conversion.
     """
     added = [node for node in graph.node if node.name not in original and node.op_type == "Cast"]
     target = {node.name: next(a.i for a in node.attribute if a.name == "to") for node in added}
@@ -246,12 +247,16 @@ def _remove_round_trips(graph: onnx.GraphProto, original: Set[str]) -> None:
         for node in added
         if target[node.name] == _FLOAT and node.input[0] in source
     }
-    for node in graph.node:
-        for index, name in enumerate(node.input):
-            node.input[index] = round_trips.get(name, name)
     outputs = {value.name for value in graph.output}
+    renamed = {value: name for name, value in round_trips.items() if name in outputs}
+    ends = set(renamed.values())
+    nodes = [node for node in graph.node if node.output[0] not in ends]
+    for node in nodes:
+        taken = [round_trips.get(name, name) for name in node.input]
+        node.input[:] = [renamed.get(name, name) for name in taken]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
     for casts in (round_trips, source):
-        used = outputs | {name for node in graph.node for name in node.input}
-        kept = [n for n in graph.node if n.output[0] not in casts or n.output[0] in used]
-        del graph.node[:]
-        graph.node.extend(kept)
+        used = outputs | {name for node in nodes for name in node.input}
+        nodes = [n for n in nodes if n.output[0] not in casts or n.output[0] in used]
+    del graph.node[:]
+    graph.node.extend(nodes)
