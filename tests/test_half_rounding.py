@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,13 @@ def test_weights_of_overflowing_nodes_are_found(overflowing: Path, tmp_path: Pat
     (output,) = done.parity.in_half
     assert output.name == "logits in fp16 arithmetic"
     assert output.holds
+    assert done.parity.criteria() == (
+        "atol 0.005, rtol 0.001, in fp16 arithmetic atol 0.02, rtol 0.004"
+    )
+    failed = replace(done.parity, in_half=(replace(output, exceeding=1),))
+    (reason,) = failed.reasons()
+    assert "in fp16 arithmetic' differs by up to" in reason
+    assert "expected at most 0.02 + 0.004·|reference|" in reason
 
 
 def test_overflow_that_only_a_gpu_would_show_is_refused(

@@ -42,6 +42,15 @@ class Tolerance:
     atol: float
     rtol: float
 
+    @property
+    def words(self) -> str:
+        """The two numbers, for example "atol 1e-05, rtol 0.0001"."""
+        return f"atol {self.atol:g}, rtol {self.rtol:g}"
+
+    def limit(self, name: str) -> str:
+        """Return how far a value may differ, as a formula. `name` is what it is compared with."""
+        return f"{self.atol:g} + {self.rtol:g}·|{name}|"
+
 
 #: Least precise dtype that the weights were rounded to → tolerance. bf16 has three bits less than
 #: fp16 and so eight times its rounding error: the logits of a BERT with 22 M parameters, which are
@@ -79,6 +88,7 @@ class OutputDifference:
             defined, so they are not judged. None if there are no such rows.
         worst_number: Number of that batch in the battery, from 0; -1 if none was compared.
         worst_row: The row of it that differs most; -1 likewise.
+        tolerance: Tolerance for each value; None accepts every finite value.
 
     The other fields are those of `DecisionCounts`, over all batches; 0 without decisions.
     """
@@ -107,6 +117,7 @@ class OutputDifference:
     undefined_max_abs: float | None = None
     worst_number: int = -1
     worst_row: int = -1
+    tolerance: Tolerance | None = None
 
     @property
     def holds(self) -> bool:
@@ -304,6 +315,7 @@ class OutputComparison:
             flip_examples=self._decisions.flips,
             histogram=tuple(self._histogram.tolist()),
             undefined_max_abs=self._undefined,
+            tolerance=self.tolerance,
         )
         missed = self.limits.shortfall(found.judged, found.relative_l2, on_data=found.on_data)
         return replace(found, shortfall=missed)

@@ -106,15 +106,16 @@ class PaddingEffect:
     @property
     def reason(self) -> str:
         """Why it does not hold, as a sentence; "" if it does."""
-        if self.holds or self.tolerance is None:
+        if self.holds:
             return ""
         worst = next(each for each in self.outputs if not each.holds)
         moved = worst.problem or f"changes by up to {difference(worst.max_abs)}"
         own = difference(self.reference_moves)
-        limit = f"{self.tolerance.atol:g} + {self.tolerance.rtol:g}·|result|"
+        allowed = worst.tolerance or self.tolerance
+        limit = "" if allowed is None else f", expected at most {allowed.limit('result')}"
         return (
-            f"output {worst.name!r} of a row {moved} when it is {self.title}, expected at most "
-            f"{limit}; the reference's changes by up to {own}; {_CAUSES[self.around]}"
+            f"output {worst.name!r} of a row {moved} when it is {self.title}{limit}; the "
+            f"reference's changes by up to {own}; {_CAUSES[self.around]}"
         )
 
     @property

@@ -144,7 +144,10 @@ class ParityResult:
         tolerance, limits = self.tolerance, self.limits
         parts = []
         if tolerance is not None:
-            parts.append(f"atol {tolerance.atol:g}, rtol {tolerance.rtol:g}")
+            parts.append(tolerance.words)
+            rounded = next((each.tolerance for each in self.in_half), None)
+            if rounded is not None:
+                parts.append(f"{IN_HALF} {rounded.words}")
         if limits.agreement is not None:
             parts.append(f"at least {share(limits.agreement)} of decisions equal")
         if limits.mean_shift is not None:
@@ -217,14 +220,13 @@ class ParityResult:
                 reasons.append(f"output {output.name!r} has {output.not_a_number} NaN values")
             elif output.shortfall:
                 reasons.append(f"output {output.name!r} {output.shortfall}")
-            elif self.tolerance is None and not output.holds:
+            elif output.tolerance is None and not output.holds:
                 reasons.append(f"output {output.name!r} has {output.exceeding} infinite values")
-            elif self.tolerance is not None and not output.holds:
+            elif output.tolerance is not None and not output.holds:
                 reasons.append(
                     f"output {output.name!r} differs by up to {output.max_abs:.3g}, expected at "
-                    f"most {self.tolerance.atol:g} + {self.tolerance.rtol:g}·|reference|; the "
-                    f"largest difference is in the {output.worst_batch!r} test inputs, in a batch "
-                    f"of shape {output.worst_shape}"
+                    f"most {output.tolerance.limit('reference')}; the largest difference is in the "
+                    f"{output.worst_batch!r} test inputs, in a batch of shape {output.worst_shape}"
                 )
         return reasons
 
