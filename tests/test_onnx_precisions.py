@@ -142,6 +142,21 @@ def test_refusal_of_int8_says_what_to_try(
         export_onnx(bert, tmp_path / "out", conversion=Conversion("int8"))
 
 
+def test_advice_of_a_refusal_can_be_followed(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = DecisionLimits(agreement=1.5, mean_shift=0.0)  # neither can be reached
+    monkeypatch.setitem(DECISION_LIMITS, "int8", limits)
+    settings = {"conversion": Conversion("int8"), "data": ExportData(data(tmp_path / "data.csv"))}
+    with pytest.raises(ParityError) as refused:
+        export_onnx(bert, tmp_path / "out", **settings)
+    share = float(str(refused.value).rpartition("or accept it with --min-agreement ")[2])
+    done = export_onnx(bert, tmp_path / "out", min_agreement=share, **settings)
+    assert done.parity is not None
+    assert done.parity.holds
+    assert done.parity.limits == DecisionLimits(agreement=share)
+
+
 def test_card_says_how_much_padding_matters(graphs: dict[str, Path]) -> None:
     cards = {name: (path / "README.md").read_text("utf-8") for name, path in graphs.items()}
     assert "predictions change when a text is padded on the right to 24 tokens" in cards["int8"]

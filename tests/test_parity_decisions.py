@@ -126,6 +126,14 @@ def test_data_decides_alone_and_every_decision_of_it_counts() -> None:
     assert "1 decisions on the data" in compare((data, close, flipped), limits=limits).shortfall
 
 
+def test_accepting_fewer_equal_decisions_lifts_the_limit_for_probabilities() -> None:
+    usual = DecisionLimits(agreement=0.97, mean_shift=0.05, relative_l2=0.3)
+    assert usual.accepting(0.9) == DecisionLimits(agreement=0.9, relative_l2=0.3)
+    assert usual.accepting(0.97) == usual
+    assert usual.accepting(1.0).mean_shift == 0.05
+    assert DecisionLimits().accepting(0.9) == DecisionLimits(agreement=0.9)
+
+
 def test_bounds_say_what_was_missed() -> None:
     left, right = [[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]
     found = compare((batch(2), left, right), limits=DECISION_LIMITS["int8"])

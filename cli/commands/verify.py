@@ -284,8 +284,9 @@ def _describe_graph(result: "ParityResult") -> str:
 @option(
     "--min-agreement",
     type=float,
-    help="Minimum share of equal predicted labels, in [0, 1].  [default: 0.97 for int8; other "
-    "precisions must be within tolerance instead]",
+    help="Minimum share of equal predicted labels, in [0, 1]. For int8, a share below 0.97 also "
+    "lifts the limit for probabilities.  [default: 0.97 for int8; other precisions must be within "
+    "tolerance instead]",
 )
 @flag(
     "--drift",

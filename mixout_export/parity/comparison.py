@@ -261,7 +261,7 @@ def compare_artifacts(
     precision = _precision(audit, reference, candidate)
     limits = DECISION_LIMITS.get(precision, DecisionLimits())
     if min_agreement is not None:
-        limits = replace(limits, agreement=min_agreement)
+        limits = limits.accepting(min_agreement)
     tolerance = _tolerance(precision, atol, rtol)
     outputs: tuple[OutputDifference, ...] = ()
     in_half: tuple[OutputDifference, ...] = ()

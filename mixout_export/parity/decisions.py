@@ -1,7 +1,7 @@
 """The decisions that a task makes from an output, and how much those of two sides differ."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,15 @@ class DecisionLimits:
     agreement: float | None = None
     mean_shift: float | None = None
     relative_l2: float | None = None
+
+    def accepting(self, agreement: float) -> "DecisionLimits":
+        """Return the limits of a user who states the smallest share of equal decisions.
+
+        Who accepts more changed decisions than usual also accepts what changes them: probabilities
+        that move further.
+        """
+        accepted = self.agreement is not None and agreement < self.agreement
+        return replace(self, agreement=agreement, mean_shift=None if accepted else self.mean_shift)
 
     def shortfall(self, judged: DecisionCounts | None, relative_l2: float, *, on_data: bool) -> str:
         """Return the limit that an output exceeds, as the end of a sentence; "" if none.

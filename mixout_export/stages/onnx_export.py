@@ -270,7 +270,8 @@ def _advice(parity: ParityResult, conversion: Conversion, data: ExportData) -> s
     if conversion.precision == "fp16":
         return f". Try {' or '.join([*options, '--precision fp32'])}"
     options.append("--precision fp16")
-    shares = [parity.agreement(output) for output in parity.outputs]
+    generated = () if parity.generation is None else parity.generation.outputs
+    shares = [parity.agreement(output) for output in (*parity.outputs, *generated)]
     least = min((share for share in shares if share is not None), default=None)
     wanted = parity.limits.agreement
     if wanted is not None and least is not None and least < wanted:
