@@ -376,6 +376,7 @@ def test_what_cannot_be_written_is_refused_first(graph: Path, tmp_path: Path) ->
         (file, ArgumentError, "the data file itself"),
         (out, OutputError, "give --overwrite"),
         (tmp_path / "no" / "out.jsonl", OutputError, "does not exist"),
+        (graph / "out.jsonl", ArgumentError, "inside the source"),
     ):
         with pytest.raises(error, match=said):
             run(graph, file, target)
@@ -386,6 +387,16 @@ def test_what_cannot_be_written_is_refused_first(graph: Path, tmp_path: Path) ->
         run(graph, out, tmp_path / "again.jsonl")
     with pytest.raises(ArgumentError, match="batch_size: got 0"):
         run(graph, file, tmp_path / "new.jsonl", batch_size=0)
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_read(
+    graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jsonl(tmp_path / "in.jsonl", texts(3))
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    monkeypatch.setattr(stage, "_open", None)
+    with pytest.raises(OutputError, match="is read-only; choose another place"):
+        run(graph, file, tmp_path / "out.jsonl")
 
 
 def test_an_interruption_leaves_nothing(graph: Path, tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ class OutputFolder:
             self.unlock()
 
 
+def _check_outside(out: Path, source: Path) -> None:
+    """Refuse a path inside a folder that is read."""
+    if source.is_dir() and source.resolve() in out.resolve().parents:
+        raise ArgumentError(f"{out}: OUT lies inside the source {source}; choose another")
+
+
 def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) -> None:
     """Refuse a destination that would destroy something.
 
@@ -115,8 +121,7 @@ def check_destination(out: Path, sources: Sequence[Path], *, overwrite: bool) ->
         origin = source.resolve()
         if resolved == origin:
             raise ArgumentError(f"{out}: OUT is the source itself; choose another")
-        if origin in resolved.parents and origin.is_dir():
-            raise ArgumentError(f"{out}: OUT lies inside the source {source}; choose another")
+        _check_outside(out, source)
         if resolved in origin.parents and out.exists() and not _is_empty(out):
             raise ArgumentError(f"{out}: OUT contains the source {source}; choose another")
     above = next(parent for parent in resolved.parents if parent.exists())
@@ -210,7 +215,9 @@ def output_folder(
         folder = OutputFolder(out=out, partial=partial)
         folder.lock()
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written ({error.strerror})") from error
+        raise OutputError(
+            f"{out}: cannot be written ({error.strerror}); choose another place"
+        ) from error
     try:
         if not resume:
             _clear(partial)
@@ -226,12 +233,16 @@ def output_folder(
         folder.unlock()
 
 
-def check_file(path: Path) -> None:
-    """Refuse a path where no file can be written or replaced."""
+def check_file(path: Path, sources: Sequence[Path] = ()) -> None:
+    """Refuse a path where no file can be written or replaced, or that lies inside a source."""
+    for source in sources:
+        _check_outside(path, source)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist; create it")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file's name")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: the folder {path.parent} is read-only; choose another place")
 
 
 @contextmanager
@@ -247,7 +258,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
         _prepare_partial(folder.partial)
         folder.lock()
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
     try:
         _clear(folder.partial)
         yield folder.partial / path.name

@@ -291,7 +291,7 @@ def _kinds_of_out(file: Path) -> tuple[str, ...]:
     return (data_format(file)[0],)
 
 
-def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
+def _check_out(model: Path | str, file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
     """Return the format of OUT and whether it is compressed, if it can be written."""
     kinds = _kinds_of_out(file)
     suffixes = [suffix.lower() for suffix in out.suffixes]
@@ -306,7 +306,7 @@ def _check_out(file: Path, out: Path, *, overwrite: bool) -> tuple[str, bool]:
         raise ArgumentError(f"{out}: OUT is the data file itself; choose another")
     if out.exists() and out.is_file() and not overwrite:
         raise OutputError(f"{out}: exists; give --overwrite to replace it, or choose another OUT")
-    check_file(out)
+    check_file(out, [Path(model), file])
     return kind, zipped
 
 
@@ -370,7 +370,7 @@ def predict_file(
     """
     options, observer = options or PredictOptions(), observer or PredictionObserver()
     options.check()
-    kind, zipped = _check_out(file, out, overwrite=overwrite)
+    kind, zipped = _check_out(model, file, out, overwrite=overwrite)
     if report_to is not None:
         check_report(report_to)
     opened = _open(model, options)
