@@ -448,6 +448,15 @@ def test_recommend_the_baseline(scores: Scores, line: str) -> None:
     assert (found.line, found.arm, found.supported) == (line, "plain", False)
 
 
+def test_the_recommendation_says_if_all_runs_failed() -> None:
+    note = " All 6 runs have failed, so they do not show which arm is better. "
+    note += "First find a learning rate and a number of epochs with which plain learns."
+    scores = {"plain": PLAIN[:3], "a": (*PLAIN[:2], None)}
+    assert recommended(scores, chance=0.5).sentence.endswith(note)
+    assert "failed" not in recommended({**scores, "b": (0.6,)}, chance=0.5).sentence
+    assert "The only run has failed" in recommended({"plain": PLAIN[:1]}, chance=0.5).sentence
+
+
 def test_the_highest_mean_wins_if_it_can_be_distinguished() -> None:
     found = recommended(
         {"plain": PLAIN, "a": shifted(0.03, 0.005), "b": shifted(0.1, -0.005)}, steps=100

@@ -19,7 +19,7 @@ from mixout_export.study.comparisons import (
 )
 from mixout_export.study.recommendation import recommend
 from mixout_export.study.records import CRASHED, RunRecord, Seeds
-from mixout_export.study.sentences import listed
+from mixout_export.study.sentences import all_failed_sentence, listed
 from mixout_export.study.statistics import (
     LEAST_RUNS_FOR_EXTREMES,
     bootstrap,
@@ -156,22 +156,35 @@ def _task(name: str, runs: Mapping[str, Runs], baseline: str) -> TaskSummary:
         )
         for found, its, failed, spread in compared
     )
+    arms = tuple(_arm(arm, its) for arm, its in runs.items())
+    found = recommend(
+        comparisons,
+        scores,
+        baseline=baseline,
+        steps={arm: _steps(its) for arm, its in runs.items()},
+        seconds=seconds,
+        lower_is_better=lower_is_better,
+    )
     return TaskSummary(
         name,
         metric=None if first is None else first.metric,
         lower_is_better=lower_is_better,
         chance=None if first is None else first.chance,
-        recommendation=recommend(
-            comparisons,
-            scores,
-            baseline=baseline,
-            steps={arm: _steps(its) for arm, its in runs.items()},
-            seconds=seconds,
-            lower_is_better=lower_is_better,
-        ),
-        arms=tuple(_arm(arm, its) for arm, its in runs.items()),
+        recommendation=_noting_that_all_failed(found, arms, baseline),
+        arms=arms,
         comparisons=comparisons,
     )
+
+
+def _noting_that_all_failed(
+    found: Recommendation, arms: Sequence[ArmSummary], baseline: str
+) -> Recommendation:
+    """Add a sentence to a recommendation if no run of any arm has learned anything."""
+    counts = [arm.failed for arm in arms if arm.failed is not None]
+    if not counts or any(count.count < count.runs for count in counts):
+        return found
+    note = all_failed_sentence(sum(count.runs for count in counts), baseline)
+    return replace(found, sentence=f"{found.sentence} {note}")
 
 
 def _steps(runs: Runs) -> int:

@@ -159,6 +159,15 @@ def one_or_several_sentence(
     return text + f"The best of {found.equal_runs} runs of {baseline} is {reach}"
 
 
+def all_failed_sentence(runs: int, baseline: str) -> str:
+    """Say that no run has learned anything, and what to do first."""
+    what = "The only run has" if runs == 1 else f"All {runs} runs have"
+    return (
+        f"{what} failed, so they do not show which arm is better. First find a learning rate and a "
+        f"number of epochs with which {baseline} learns."
+    )
+
+
 def time_sentence(ratio: float | None, many: str, one: str) -> str:
     """Say how many times longer something trains; "" if it is not known."""
     return "" if ratio is None else f"{many} {ratio:.1f} times the training time of {one}."
