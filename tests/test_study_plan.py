@@ -242,7 +242,11 @@ def test_a_budget_is_a_duration(tmp_path: Path) -> None:
         (STUDY + TASK + ARM.replace('"plain"', '" "'), ["expected one line of text"]),
         ("task = [3]\n" + STUDY + ARM, ["[[task]] number 1", "got 3", "a table"]),
         (STUDY + TASK + arms("prepare = { P = 0.5 }"), ["'arm 0': prepare", "'P'", "'p'"]),
-        (STUDY + TASK + arms("train = { learning-rate = 1 }"), ["option of train", "?"]),
+        (
+            STUDY + TASK + arms("train = { learning-rate = 1 }"),
+            ["option of train", "? mixout-export train --help"],
+        ),
+        (STUDY + TASK + arms("prepare = { labels-from = 'a' }"), ["labels-from cannot be set"]),
         (STUDY + TASK + arms("train = { lr = 'high' }"), ["train: lr: got 'high'", "a number"]),
         (STUDY + TASK + arms(f"train = {{ lr = 1{'0' * 400} }}"), ["lr: got 10", "a number"]),
         (STUDY + TASK + arms("train = { max-steps = 1.5 }"), ["got 1.5", "an integer"]),

@@ -27,8 +27,9 @@ _STUDY = ("base", "seeds", "baseline", "budget", "threads", "keep", *COMMANDS, *
 _TASK = ("name", *COMMANDS, *_OF_STUDY, *_OF_TASK)
 _ARM = ("name", "inherit", *COMMANDS)
 
-#: Options of `train` that the study sets, and what to do instead.
-_SET_BY_STUDY = {
+#: Options that a plan cannot set, and what to do instead.
+_NOT_IN_PLANS = {
+    "labels_from": "give the names in labels",
     "seed": "give the seeds in [study]",
     "data_seed": "give the seeds in [study]",
     "device": "give --device to mixout-export study",
@@ -151,13 +152,16 @@ def _fail(place: str, what: str) -> NoReturn:
     raise PlanError(f"{place}: {what}")
 
 
-def _check_names(place: str, given: Iterable[str], known: Iterable[str], what: str) -> None:
+def _check_names(
+    place: str, given: Iterable[str], known: Iterable[str], what: str, hint: str = ""
+) -> None:
     known = [hyphenated(name) for name in known]
     found = set()
     for name in given:
         written = hyphenated(name)
         if written not in known:
-            _fail(place, f"unknown {what} {name!r}; did you mean {nearest(name, known)!r}?")
+            similar = nearest(name, known)
+            _fail(place, f"unknown {what} {name!r}; did you mean {similar!r}?{hint}")
         if written in found:
             _fail(place, f"{written} is given twice, with - and with _; remove one of them")
         found.add(written)
@@ -303,9 +307,10 @@ class _Parser:
         known = self._schema[command]
         result = {}
         for name in _underscored(given):
-            if name in _SET_BY_STUDY and name not in known:
-                _fail(place, f"{hyphenated(name)} cannot be set here; {_SET_BY_STUDY[name]}")
-        _check_names(place, given, known, f"option of {command}")
+            if name in _NOT_IN_PLANS and name not in known:
+                _fail(place, f"{hyphenated(name)} cannot be set here; {_NOT_IN_PLANS[name]}")
+        hint = f" mixout-export {command} --help lists the options"
+        _check_names(place, given, known, f"option of {command}", hint)
         for name, value in _underscored(given).items():
             try:
                 converted = known[name].convert(value)
