@@ -95,6 +95,15 @@ def next_command(command: str, *arguments: str | Path) -> str:
     return shlex.join([*_program(), command, *map(str, arguments)])
 
 
+def recorded_command(command: str) -> str:
+    """Return a recorded command line as a shell here starts it.
+
+    Args:
+        command: Variables, `mixout-export`, a command and its arguments, quoted for a shell.
+    """
+    return command.replace(f" {_NAME} ", f" {shlex.join(_program())} ", 1)
+
+
 def labeled(label: str, text: object) -> str:
     """Return a line with a label, aligned with others of the same command."""
     return f"{label:<13}{text}"

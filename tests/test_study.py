@@ -428,8 +428,12 @@ def test_a_dry_run_without_records_tries_the_first_arm(ground, tmp_path: Path) -
 
 
 def test_the_program_prints_the_recommendation_first(
-    copied: Path, ground: TrainingGround, capfd: pytest.CaptureFixture[str]
+    copied: Path,
+    ground: TrainingGround,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("mixout_export_cli.output._program", lambda: ["/my env/mixout-export"])
     program = Program(capfd)
     command = ("study", write_plan(copied.parent, ground), copied, "--device", "cpu")
     printed = program(*command).done().out.splitlines()
@@ -438,7 +442,8 @@ def test_the_program_prints_the_recommendation_first(
     assert printed[3].split() == ["arm", "runs", "mean", "95", "%", "interval", "best", "failed"]
     assert printed[-2] == f"{copied}: 4 of 4 runs are done, see {copied}/report.html"
     first = " && ".join(lines(copied)[0]["commands"])  # of the baseline, which is recommended
-    assert printed[-1] == f"next: cd {copied.parent} && {first}"
+    here = first.replace(" mixout-export ", " '/my env/mixout-export' ")
+    assert printed[-1] == f"next: cd {copied.parent} && {here}"
     values = program(*command, "--json").done().json
     assert (values["runs"], values["done"], values["new"], values["crashed"]) == (4, 4, 0, [])
     assert values["summary"]["recommendation"]["arm"] == "plain"

@@ -17,6 +17,7 @@ from mixout_export_cli.output import (
     last_line,
     next_command,
     number,
+    recorded_command,
     table,
 )
 
@@ -55,7 +56,8 @@ def _to_train(result: "StudyResult", plan: Path) -> str | None:
     if not result.commands or result.done < result.runs:
         return None
     folder = shlex.quote(str(plan.parent))
-    return " && ".join([*([] if folder == "." else [f"cd {folder}"]), *result.commands])
+    commands = [recorded_command(command) for command in result.commands]
+    return " && ".join([*([] if folder == "." else [f"cd {folder}"]), *commands])
 
 
 def _describe_task(task: "TaskSummary", *, several: bool) -> list[str]:
