@@ -466,6 +466,17 @@ def test_the_program_says_which_runs_crashed_and_how_to_try_again(
     assert f"{tmp_path}/out: 0 of 1 runs are done" in run.out
 
 
+def test_a_wrong_column_is_explained_for_the_plan(ground: TrainingGround, tmp_path: Path) -> None:
+    wrong = '\n[[arm]]\nname = "wrong"\ntrain = { label-column = "topic" }\n'
+    plan = write_plan(tmp_path, ground, seeds=1, arms=wrong)
+    hint = "choose one with --label-column; in the plan, write options without the leading hyphens"
+    with pytest.raises(DataError) as caught:
+        dry_run(plan, tmp_path / "out", device="cpu")
+    assert str(caught.value).endswith(hint)
+    (crash,) = study(plan, tmp_path / "out").crashed
+    assert crash.error.endswith(hint)
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_runs(
     ground: TrainingGround,
     tmp_path: Path,

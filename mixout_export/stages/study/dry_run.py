@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from mixout_export.errors import TrainingError
+from mixout_export.errors import DataError, TrainingError
 from mixout_export.files.layout import LAYOUT
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.study.engines.local import default_workers
 from mixout_export.stages.study.folder import check_folder
 from mixout_export.stages.study.run import check_outside, load_plan
-from mixout_export.stages.study.settings import prepare_options, train_options
+from mixout_export.stages.study.settings import message_for_plan, prepare_options, train_options
 from mixout_export.stages.study.stopwatch import Stopwatch
 from mixout_export.stages.train import train_checkpoint
 from mixout_export.study.estimate import Estimate, Trial, length_of
@@ -109,7 +109,10 @@ def dry_run(
     for run in runs.values():
         is_new = run.key not in done and not estimate.has_task(run.task)
         if is_new and run.task not in trials:
-            trials[run.task] = _trial(run, threads=plan.threads, device=device)
+            try:
+                trials[run.task] = _trial(run, threads=plan.threads, device=device)
+            except DataError as error:
+                raise DataError(message_for_plan(error)) from error
     estimate = Estimate(known, trials)
     left = [run for run in runs.values() if run.key not in done]
     spent = sum(records[key].training_seconds for key in runs.keys() & done)

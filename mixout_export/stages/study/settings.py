@@ -1,5 +1,6 @@
 """The options of a study's runs, as `prepare` and `train` take them."""
 
+import re
 from dataclasses import fields
 from typing import Any
 
@@ -54,6 +55,13 @@ def _take(values: dict[str, Any], kind: type) -> dict[str, Any]:
     """Remove the fields of a dataclass from values, and return them."""
     names = [field.name for field in fields(kind) if field.name in values]
     return {name: values.pop(name) for name in names}
+
+
+def message_for_plan(error: MixoutError) -> str:
+    """Return an error's message; if it names an option, also how a plan writes options."""
+    text = str(error)
+    named = re.search(r" --[a-z]", text) is not None
+    return f"{text}; in the plan, write options without the leading hyphens" if named else text
 
 
 def check_settings(plan: Plan, settings: dict[tuple[str, str], Settings]) -> None:

@@ -30,7 +30,11 @@ from mixout_export.files.layout import LAYOUT
 from mixout_export.files.output import partial_path
 from mixout_export.stages.prepare import prepare_checkpoint
 from mixout_export.stages.study.engine import Job
-from mixout_export.stages.study.settings import prepare_options, train_options
+from mixout_export.stages.study.settings import (
+    message_for_plan,
+    prepare_options,
+    train_options,
+)
 from mixout_export.stages.study.stopwatch import Stopwatch
 from mixout_export.stages.train import SharedData, TrainResult, train_checkpoint
 from mixout_export.stages.train.record import RunRecord as TrainRecord
@@ -197,5 +201,5 @@ def _versions() -> dict[str, str]:
 def _in_words(error: Exception) -> str:
     """Return what went wrong; for an unexpected error, with the end of the traceback."""
     if isinstance(error, MixoutError):
-        return str(error)
+        return message_for_plan(error)
     return "".join(traceback.format_exception(error))[-_LONGEST_ERROR:]
