@@ -186,6 +186,23 @@ def test_graphs_of_two_precisions_are_compared(flip: bool, tmp_path: Path) -> No
     assert ("reference" if flip else "candidate") in problem.reason
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_graph_in_fp16_is_compared_with_one_of_integers(flip: bool, tmp_path: Path) -> None:
+    whole = {"t": TABLE, "w": np.ascontiguousarray(MATRIX.T), "b": BIAS + np.float32(1e-4)}
+    half = {name: array.astype(np.float16) for name, array in whole.items()}
+    fine = write_graph(tmp_path / "fine.onnx", half)
+    arrays = constants() | {"bias": whole["b"]}
+    coarse = write_graph(tmp_path / "coarse.onnx", arrays)
+    found = audit_graphs(*((coarse, fine) if flip else (fine, coarse)))
+    assert found.holds
+    assert dict(found.counts) == {"direct, rounded to fp16": 1, "direct, rounded to int8": 2}
+    half["b"][3] += np.float16(0.01)
+    half["t"][2, 5] *= np.float16(1.2)
+    fine = write_graph(tmp_path / "changed.onnx", half)
+    found = audit_graphs(*((coarse, fine) if flip else (fine, coarse)))
+    assert {problem.key for problem in found.problems} == {"b", "t"}
+
+
 def test_graphs_of_integers_are_compared_byte_by_byte(tmp_path: Path) -> None:
     left = write_graph(tmp_path / "a.onnx", constants())
     assert audit_graphs(left, write_graph(tmp_path / "b.onnx", constants())).holds

@@ -9,7 +9,7 @@ within half a quantization step of the weight.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -159,8 +159,13 @@ def _find(entry: TensorEntry, constants: GraphConstants) -> tuple[str, tuple[str
     return _find_values(tensor_of(entry), constants)
 
 
-def _find_values(stored: Tensor, constants: GraphConstants) -> tuple[str, tuple[str, ...]] | None:
-    """Return how values were found and which constants hold them; None if they were not found."""
+def _find_values(
+    stored: Tensor, constants: GraphConstants, *, in_half: bool = False
+) -> tuple[str, tuple[str, ...]] | None:
+    """Return how values were found and which constants hold them; None if they were not found.
+
+    `in_half` says that they were rounded to fp16 before.
+    """
     for dtype in constants.float_dtypes:
         if not constants.may_hold(stored.numel() * dtype.itemsize):
             continue
@@ -171,7 +176,7 @@ def _find_values(stored: Tensor, constants: GraphConstants) -> tuple[str, tuple[
         if value.ndim == 2 and (names := constants.find(_bytes_of(value.T))):
             return f"transposed{suffix}", names
     for constant in constants.quantized_as(stored.numel()):
-        if (how := constant.holds(stored.float().numpy())) is not None:
+        if (how := constant.holds(stored.float().numpy(), in_half=in_half)) is not None:
             return f"{how}, rounded to int8", (constant.name,)
     return None
 
@@ -288,11 +293,22 @@ def audit_graph(
     )
 
 
+def _rounded_hashes(constants: GraphConstants, dtypes: Iterable[torch.dtype]) -> set[bytes]:
+    """Return the hashes of a graph's constants, rounded to each narrower dtype."""
+    return {
+        xxhash.xxh3_128_digest(_bytes_of(value.to(dtype)))
+        for dtype in dtypes
+        for _, value in constants.floating()
+        if dtype.itemsize < value.element_size()
+    }
+
+
 def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
     """Search every floating-point constant of one graph in another.
 
     If the reference was rounded more than the candidate, the candidate's constants are searched in
-    the reference.
+    the reference. An int8 graph keeps biases in fp32. So those of an fp16 graph are also compared
+    with them after rounding.
     """
     ours, theirs = GraphConstants(reference), GraphConstants(candidate)
     where = "candidate"
@@ -301,10 +317,13 @@ def audit_graphs(reference: Path, candidate: Path) -> WeightAudit:
     counts: Counter[str] = Counter()
     problems: list[WeightProblem] = []
     ignored: dict[str, str] = {}
+    rounded = _rounded_hashes(theirs, ours.float_dtypes)
     for name, value in ours.floating():
-        found = _find_values(value, theirs)
+        found = _find_values(value, theirs, in_half=value.dtype == torch.float16)
         if found is not None:
             counts[found[0]] += 1
+        elif xxhash.xxh3_128_digest(_bytes_of(value)) in rounded:
+            counts[f"direct, rounded to {_SHORT[value.dtype]}"] += 1
         elif value.ndim:
             problems.append(WeightProblem(name, f"is not among the {where}'s constants"))
         else:

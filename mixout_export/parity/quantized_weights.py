@@ -23,6 +23,9 @@ _SUFFIX, _SCALE, _ZERO_POINT = "_quantized", "_scale", "_zero_point"
 _HALF_A_STEP = 0.501
 _FLOAT32_ROUNDING = 2.0**-22
 
+#: Rounding to fp16 moves a weight by at most this share of it, or by this amount if it is tiny.
+_HALF_SHARE, _HALF_AMOUNT = 2.0**-11, 2.0**-25
+
 #: Smallest number of steps that the largest weight must use; signed 7-bit integers have 64. Without
 #: this limit, integers that are all zero would match any weight if the step is large enough.
 _LEAST_STEPS = 60.0
@@ -58,35 +61,43 @@ class QuantizedConstant:
             if self.values.shape[axis] == self.scale.size:
                 yield tuple(-1 if i == axis else 1 for i in range(self.values.ndim))
 
-    def distance(self, weight: Floats, *, stop: float = np.inf) -> float:
+    def distance(self, weight: Floats, *, stop: float = np.inf, in_half: bool = False) -> float:
         """Return the largest |weight − scale · (values − zero_point)| / scale, a distance in steps.
 
         It is infinite if the shapes differ or the steps are too coarse. The comparison ends early
-        once the distance is larger than `stop`.
+        once the distance is larger than `stop`. With `in_half`, the weight was rounded to fp16, and
+        what that can explain does not count.
         """
         if weight.shape != self.values.shape or not weight.ndim:
             return np.inf
         return min(
-            (self._distance(weight, shape, stop) for shape in self._shapes()), default=np.inf
+            (self._distance(weight, shape, stop, in_half) for shape in self._shapes()),
+            default=np.inf,
         )
 
-    def _distance(self, weight: Floats, shape: tuple[int, ...], stop: float) -> float:
+    def _distance(
+        self, weight: Floats, shape: tuple[int, ...], stop: float, in_half: bool
+    ) -> float:
         steps = np.broadcast_to(self.scale.reshape(shape), weight.shape)
         zeros = np.broadcast_to(self.zero_point.reshape(shape), weight.shape)
-        worst = self._rows(weight, steps, zeros, slice(0, _FIRST_ROWS))
+        worst = self._rows(weight, steps, zeros, slice(0, _FIRST_ROWS), in_half)
         for start in range(0, len(weight), _ROWS):
             if worst > stop:
                 return worst
             rows = slice(start, start + _ROWS)
-            worst = max(worst, self._rows(weight, steps, zeros, rows))
+            worst = max(worst, self._rows(weight, steps, zeros, rows, in_half))
         narrow = self.values.dtype.itemsize == 1  # 32-bit integers are fine enough
         return np.inf if narrow and self._too_coarse(weight, shape) else worst
 
-    def _rows(self, weight: Floats, steps: Floats, zeros: Integers, rows: slice) -> float:
+    def _rows(
+        self, weight: Floats, steps: Floats, zeros: Integers, rows: slice, in_half: bool
+    ) -> float:
         wide = np.float64 if self.values.dtype.itemsize > 1 else np.float32
         whole = self.values[rows].astype(wide) - zeros[rows].astype(wide)
         with np.errstate(divide="ignore", invalid="ignore"):
             distance = np.abs(weight[rows] / steps[rows].astype(wide) - whole)
+            if in_half:
+                distance -= _HALF_SHARE * (np.abs(whole) + 1) + _HALF_AMOUNT / steps[rows]
         if wide is np.float64:  # a bias has millions of steps
             distance -= _FLOAT32_ROUNDING * np.abs(whole)
         return float(np.where(np.isnan(distance), np.inf, distance).max(initial=0.0))
@@ -97,10 +108,13 @@ class QuantizedConstant:
         reach = np.abs(weight).max(axis=axes, keepdims=True)
         return bool(((reach > 0) & (reach < _LEAST_STEPS * self.scale.reshape(shape))).any())
 
-    def holds(self, weight: Floats) -> str | None:
-        """Return how a weight is stored here, "direct" or "transposed"; None if it is not."""
+    def holds(self, weight: Floats, *, in_half: bool = False) -> str | None:
+        """Return how a weight is stored here, "direct" or "transposed"; None if it is not.
+
+        `in_half` says that the weight was rounded to fp16.
+        """
         for how, form in (("direct", weight), ("transposed", weight.T)):
-            if self.distance(form, stop=_HALF_A_STEP) <= _HALF_A_STEP:
+            if self.distance(form, stop=_HALF_A_STEP, in_half=in_half) <= _HALF_A_STEP:
                 return how
         return None
 
