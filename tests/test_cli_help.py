@@ -108,7 +108,7 @@ OPTIONS = {
         "opset": 20,
         "no-cache": False,
         "calibration-data": None,
-        "calibration-examples": 256,
+        "calibration-examples": None,
         "reduce-range": False,
         "data": None,
         "max-examples": None,

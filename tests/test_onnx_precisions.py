@@ -176,6 +176,7 @@ def test_fp16_is_measured_on_every_id_and_on_the_users_texts(
         return convert_graph(graph, conversion, samples=samples[:1], calibration=calibration)
 
     monkeypatch.setattr(onnx_export, "convert_graph", convert)
+    monkeypatch.setattr(onnx_export, "CALIBRATION_ROWS", 2)  # which are for int8
     file = data(tmp_path / "data.csv", rows=3)
     export_onnx(
         bert,
@@ -264,6 +265,12 @@ def test_language_model_is_converted_with_its_cache(name: str, tmp_path: Path) -
     assert inputs["past_key_values.0.key"].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
 
 
+def test_int8_is_calibrated_on_some_rows_and_fp16_measured_on_all() -> None:
+    assert ExportData().calibration_rows("int8") == 256
+    assert ExportData().calibration_rows("fp16") is None
+    assert ExportData(calibration_examples=7).calibration_rows("fp16") == 7
+
+
 def test_options_without_effect_are_refused(bert: Path, tmp_path: Path) -> None:
     file = data(tmp_path / "data.csv")
     out = tmp_path / "out"
@@ -273,6 +280,10 @@ def test_options_without_effect_are_refused(bert: Path, tmp_path: Path) -> None:
         export_onnx(bert, out, data=ExportData(data=file), verify=False)
     with pytest.raises(ArgumentError, match="max-examples: limits"):
         export_onnx(bert, out, data=ExportData(max_examples=3))
+    with pytest.raises(ArgumentError, match="calibration-examples: limits"):
+        export_onnx(bert, out, data=ExportData(calibration_examples=3))
+    with pytest.raises(ArgumentError, match="min-agreement: is for the comparison"):
+        export_onnx(bert, out, verify=False, min_agreement=0.9)
     with pytest.raises(ArgumentError, match="calibration-examples: got 0"):
         export_onnx(
             bert,

@@ -105,7 +105,11 @@ def _describe_parity(result: "OnnxResult") -> str:
     help="For int8: calibrate activations on this file (static quantization). Without it, "
     "quantization is dynamic. For fp16: also look here for values that are too large.  [optional]",
 )
-@option("--calibration-examples", default=256, help="Number of rows of --calibration-data to use.")
+@option(
+    "--calibration-examples",
+    type=int,
+    help="Number of rows of --calibration-data to use.  [default: 256 for int8, all for fp16]",
+)
 @flag(
     "--reduce-range",
     help="Use 7 instead of 8 bits for int8 weights. Use this for x86 processors without VNNI.",

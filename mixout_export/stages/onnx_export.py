@@ -47,6 +47,10 @@ logger = logging.getLogger(__name__)
 _VOCABULARY_SAMPLE = 8192
 
 
+#: Rows that fix the range of activations for int8, unless the user gives another number.
+CALIBRATION_ROWS = 256
+
+
 @dataclass(frozen=True)
 class ExportData:
     """The user's tables in an export.
@@ -57,7 +61,8 @@ class ExportData:
         calibration: Table on which activations are measured. int8 takes their range from it
             (static quantization); None quantizes dynamically. For fp16 it shows, in addition to
             the test inputs, which values are too large.
-        calibration_examples: Most rows of `calibration`.
+        calibration_examples: Most rows of `calibration`; None uses `CALIBRATION_ROWS` for int8,
+            and all for fp16.
         max_length: Longest sequence in tokens, for both tables; None takes that of the training.
         columns: Columns that the user named, for both tables.
         fields: How the fields of csv and tsv files are separated and quoted.
@@ -66,10 +71,15 @@ class ExportData:
     data: Path | None = None
     max_examples: int | None = None
     calibration: Path | None = None
-    calibration_examples: int = 256
+    calibration_examples: int | None = None
     max_length: int | None = None
     columns: ColumnNames = field(default_factory=ColumnNames)
     fields: FieldFormat = field(default_factory=FieldFormat)
+
+    def calibration_rows(self, precision: str) -> int | None:
+        """Return the most rows of `calibration` to use; None uses all."""
+        usual = CALIBRATION_ROWS if precision == "int8" else None
+        return usual if self.calibration_examples is None else self.calibration_examples
 
     def check(self, conversion: Conversion, *, verify: bool) -> None:
         """Refuse options that would have no effect.
@@ -83,6 +93,11 @@ class ExportData:
             )
         if self.data is not None and not verify:
             raise ArgumentError("data: is for the comparison with PyTorch; leave --no-verify out")
+        if self.calibration is None and self.calibration_examples is not None:
+            raise ArgumentError(
+                "calibration-examples: limits the rows of a calibration file; give "
+                "--calibration-data"
+            )
         if self.data is None and self.max_examples is not None:
             raise ArgumentError("max-examples: limits the rows of a data file; give --data")
         if self.data is None and self.calibration is None and self.max_length is not None:
@@ -313,7 +328,7 @@ def _prepare(source: Path, data: ExportData, precision: str, *, opset: int, cach
     checkpoint.load()
     checkpoint.check_anchors()
     examples = _table(checkpoint, data, data.data, data.max_examples)
-    calibration = _table(checkpoint, data, data.calibration, data.calibration_examples)
+    calibration = _table(checkpoint, data, data.calibration, data.calibration_rows(precision))
     batteries = partial(build_battery, checkpoint.interface, task=checkpoint.task_name)
     battery = batteries(vocabulary_budget=_VOCABULARY_SAMPLE, examples=examples)
     samples: tuple[Batch, ...] = ()
@@ -380,6 +395,10 @@ def export_onnx(
     conversion, data = conversion or Conversion(), data or ExportData()
     check_opset(opset)
     check_agreement(min_agreement)
+    if min_agreement is not None and not verify:
+        raise ArgumentError(
+            "min-agreement: is for the comparison with PyTorch; leave --no-verify out"
+        )
     data.check(conversion, verify=verify)
     with output_folder(out, [source], overwrite=overwrite) as folder:
         export = _prepare(source, data, conversion.precision, opset=opset, cache=cache)
