@@ -477,6 +477,19 @@ def test_a_wrong_column_is_explained_for_the_plan(ground: TrainingGround, tmp_pa
     assert crash.error.endswith(hint)
 
 
+def test_what_is_refused_is_not_tried_with_other_seeds(
+    ground: TrainingGround, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrong = '\n[[arm]]\nname = "wrong"\ntrain = { label-column = "topic" }\n'
+    plan = write_plan(tmp_path, ground, seeds=3, arms=ARMS + wrong)
+    result = study(plan, tmp_path / "out")
+    assert (result.done, result.runs, result.stopped_by_budget) == (6, 9, False)
+    assert [record["arm"] for record in lines(tmp_path / "out")].count("wrong") == 1
+    run = Program(capfd)("study", plan, tmp_path / "out", "--device", "cpu", "--quiet")
+    assert run.code == 1
+    assert run.out.count("\ncrashed: moods, wrong, all seeds: ") == 1
+
+
 def test_a_picture_that_cannot_be_drawn_does_not_end_the_runs(
     ground: TrainingGround,
     tmp_path: Path,

@@ -39,10 +39,11 @@ def _describe(result: "StudyResult") -> str:
     if result.other:
         verb = "is" if result.other == 1 else "are"
         lines.append(f"{count_of(result.other, 'recorded run')} {verb} not in the plan.")
+    crashes = []
     for crash in result.crashed:
-        where = f"{crash.task}, {crash.arm}, seed {crash.seeds.masks}"
-        lines.append(f"crashed: {where}: {last_line(crash.error)}")
-    return "\n".join(lines)
+        seeds = "all seeds" if crash.refused else f"seed {crash.seeds.masks}"
+        crashes.append(f"crashed: {crash.task}, {crash.arm}, {seeds}: {last_line(crash.error)}")
+    return "\n".join([*lines, *dict.fromkeys(crashes)])
 
 
 def _to_train(result: "StudyResult", plan: Path) -> str | None:

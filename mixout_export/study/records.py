@@ -32,7 +32,7 @@ class RunRecord:
         arm: Name of the arm in the plan.
         seeds: The seeds.
         status: "done"; "diverged" if the loss became NaN, which counts as a failed run; or
-            "crashed", which says nothing about the arm and is retried.
+            "crashed", which says nothing about the arm; see `refused` for whether it is tried again.
         prepare: Options of `prepare` that are not defaults, by their names in Python.
         train: Options of `train` that are not defaults, by their names in Python.
         commands: The two commands that repeat the run.
@@ -56,6 +56,8 @@ class RunRecord:
         versions: Package → version.
         attempt: Which attempt this is, from 1.
         error: What went wrong; None if nothing did.
+        refused: Whether it crashed because its options or data were refused. Another attempt, or
+            another seed, would end in the same way.
         warnings: What the library warned of.
     """
 
@@ -85,6 +87,7 @@ class RunRecord:
     versions: dict[str, str] = field(default_factory=dict)
     attempt: int = 1
     error: str | None = None
+    refused: bool = False
     warnings: tuple[str, ...] = ()
 
     @property

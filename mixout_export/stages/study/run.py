@@ -50,12 +50,14 @@ class Crash:
         arm: Name of the arm.
         seeds: The seeds.
         error: What went wrong.
+        refused: Whether its options or data were refused, so that no other seed was tried.
     """
 
     task: str
     arm: str
     seeds: Seeds
     error: str
+    refused: bool
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,7 @@ class _Study:
             runs=len(self._unique),
             done=self._done(),
             new=self._new,
-            crashed=tuple(Crash(r.task, r.arm, r.seeds, r.error or "") for r in crashed),
+            crashed=tuple(Crash(r.task, r.arm, r.seeds, r.error or "", r.refused) for r in crashed),
             other=len(self._records.keys() - self._unique.keys()),
             stopped_by_budget=bool(self._waiting),
             commands=self._commands_of(summary.recommendation.arm),
@@ -333,6 +335,9 @@ class _Study:
         if record.status != CRASHED:
             self._new += 1
             self._finish(run.key)
+        elif record.refused:
+            same = (run.task, run.arm)
+            self._waiting = deque(r for r in self._waiting if (r.task, r.arm) != same)
         elif self._tries[run.key] < ATTEMPTS and not stopping:
             self._waiting.appendleft(run)
         self._tidy()

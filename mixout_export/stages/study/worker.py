@@ -21,6 +21,7 @@ from mixout_export.data.metrics import default_metric, is_lower_better
 from mixout_export.errors import (
     ArgumentError,
     CheckpointError,
+    DataError,
     MixoutError,
     TrainingError,
     TrainingStoppedError,
@@ -44,6 +45,9 @@ from mixout_export.training.records import MetricsLog
 
 #: Packages whose versions can change a result.
 _PACKAGES = ("mixout-export", "torch", "transformers", "accelerate", "tokenizers", "numpy")
+
+#: Errors of the plan or of the data, which are the same in every attempt.
+_REFUSED = (ArgumentError, DataError)
 
 _LONGEST_ERROR = 2000
 
@@ -90,7 +94,8 @@ def execute(job: Job) -> RunRecord | None:
         else:
             record = _done(job, result)
     except Exception as error:  # whatever happens to one run, the study goes on
-        record = job.crashed(_in_words(error).replace(str(job.work), LAYOUT.work))
+        words = _in_words(error).replace(str(job.work), LAYOUT.work)
+        record = replace(job.crashed(words), refused=isinstance(error, _REFUSED))
     finally:
         logger.removeHandler(warnings)
         release_freed_memory()
