@@ -32,7 +32,7 @@ class RunRecord:
         arm: Name of the arm in the plan.
         seeds: The seeds.
         status: "done"; "diverged" if the loss became NaN, which counts as a failed run; or
-            "crashed", which says nothing about the arm; see `refused` for whether it is tried again.
+            "crashed", which says nothing about the arm and is tried again, unless `refused`.
         prepare: Options of `prepare` that are not defaults, by their names in Python.
         train: Options of `train` that are not defaults, by their names in Python.
         commands: The two commands that repeat the run.
