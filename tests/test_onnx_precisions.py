@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from cli_runs import Program
 from onnx import numpy_helper
 from tiny_models import VOCABULARY, make_model, save_checkpoint
 
@@ -187,6 +189,16 @@ def test_fp16_is_measured_on_every_id_and_on_the_users_texts(
     )
     assert set(np.concatenate([ids.ravel() for ids in seen])) == set(range(VOCABULARY))
     assert len(seen[-1]) == 3
+
+
+def test_terminal_and_card_of_fp16_count_the_same_predictions(
+    bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shown = Program(capsys)("onnx", bert, out, "--precision", "fp16").done().out
+    (counted,) = re.findall(r"logits: (\d+ %) of \d+ predictions equal PyTorch's", shown)
+    card = (out / "README.md").read_text("utf-8")
+    assert re.search(rf"^\| logits \|.*\| {counted} \|$", card, re.MULTILINE)
 
 
 def test_stated_agreement_decides(bert: Path, tmp_path: Path) -> None:

@@ -53,19 +53,21 @@ def _describe_parity(result: "OnnxResult") -> str:
         return ", not compared with PyTorch"
     text = f", outputs within {difference(parity.max_abs)} of PyTorch's"
     for output in parity.outputs:
-        if result.precision != "fp32" and output.judged is not None:
-            judged, which = output.judged, "" if output.on_data else "clear "
-            if not judged.decisions:
-                text += (
-                    f"\n{output.name}: none of {output.decisions} predictions is clear enough to "
-                    f"be judged; the output differs by {output.relative_l2:.2g} of its norm"
-                )
-                continue
+        counted = parity.counted(output)
+        if result.precision == "fp32" or counted is None:
+            continue
+        only_clear = parity.limits.agreement is not None and not output.on_data
+        if not counted.decisions:
             text += (
-                f"\n{output.name}: {share(judged.agreement)} of {judged.decisions} "
-                f"{which}predictions "
-                f"equal PyTorch's, and probabilities differ by {judged.mean_shift:.2g} on average"
+                f"\n{output.name}: none of {output.decisions} predictions is clear enough to "
+                f"be judged; the output differs by {output.relative_l2:.2g} of its norm"
             )
+            continue
+        text += (
+            f"\n{output.name}: {share(counted.agreement)} of {counted.decisions} "
+            f"{'clear ' if only_clear else ''}predictions equal PyTorch's, and probabilities "
+            f"differ by {counted.mean_shift:.2g} on average"
+        )
     for output in () if parity.generation is None else parity.generation.outputs:
         how = output.name.removeprefix("logits ")
         equal = output.decisions - output.flips
