@@ -105,7 +105,7 @@ class TrainingDisplay(Observer):
         self._say(self._done, f"the run needs about {needs}")
 
     def started(self, *, steps: int, done: int, examples: int) -> None:
-        """Start the bar."""
+        """Say that the study has started, because its first run may take minutes; start the bar."""
         self._steps, self._done = steps, done
         if done:
             self._say(done, "resumed")
@@ -191,8 +191,9 @@ class StudyDisplay(StudyObserver):
         """Start the bar."""
         self._runs = runs
         left = _left(seconds_left)
-        if 0 < done < runs:
-            self._say(f"run {done}/{runs}: resumed{left and ', ' + left}")
+        if done < runs:
+            how = "resumed" if done else "started"
+            self._say(f"run {done}/{runs}: {how}{left and ', ' + left}")
         self._task = self._bar.add_task("study", total=runs, completed=done, left=left)
         self._bar.start()
 

@@ -35,6 +35,12 @@ def test_without_a_terminal_each_run_is_a_line(capfd: pytest.CaptureFixture[str]
     ]
 
 
+def test_a_new_study_says_at_once_that_it_has_started(capfd: pytest.CaptureFixture[str]) -> None:
+    with StudyDisplay(Output()) as display:
+        display.started(runs=5, done=0, seconds_left=None)
+    assert capfd.readouterr().err == "run 0/5: started\n"
+
+
 def test_quiet_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     show(Output(quiet=True))
     assert capfd.readouterr() == ("", "")

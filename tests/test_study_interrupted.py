@@ -72,7 +72,7 @@ def test_a_study_that_was_interrupted_and_killed_ends_like_one_that_was_not(
     assert process.returncode == 130, err
     assert f"study {plan} {out} --workers 1 --device cpu" in err.partition("to continue: ")[2]
     done = len(lines(out))
-    assert err.startswith("run 1/8: moods, plain, seed 0: accuracy ")
+    assert err.startswith("run 0/8: started\nrun 1/8: moods, plain, seed 0: accuracy ")
     assert f"stopped; {done} of 8 runs are done, and those in progress are saved" in err
 
     # SIGKILL leaves no time to do anything
