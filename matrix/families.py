@@ -205,12 +205,17 @@ class Family:
     task: str
 
 
+def classifier_of(model_type: str, task: str) -> str:
+    """Return the class name of a family's classifier, the first if there are several."""
+    classes = _TABLES[task][model_type]
+    return classes if isinstance(classes, str) else classes[0]
+
+
 def families() -> dict[str, Family]:
     """Return name → family, for every classifier of texts or of images in transformers."""
     found: dict[str, Family] = {}
     for task, table in _TABLES.items():
-        for model_type, classes in table.items():
-            first = classes if isinstance(classes, str) else classes[0]
+        for model_type in table:
             name = f"{model_type}-images" if model_type in found else model_type
-            found[name] = Family(name, model_type, first, task)
+            found[name] = Family(name, model_type, classifier_of(model_type, task), task)
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 
-from matrix.families import IMAGE_SETTINGS, SETTINGS, SIZES, SPECIAL_TOKENS
+from matrix.families import IMAGE_SETTINGS, SETTINGS, SIZES, SPECIAL_TOKENS, classifier_of
 from matrix.kinds import KINDS
 from mixout_export.quiet import quiet_libraries
 
@@ -116,6 +116,7 @@ def make_model(build: Callable[[], PreTrainedModel], *, seed: int = 0) -> PreTra
 def make_classifier(model_type: str, task: str = "text-classification") -> PreTrainedModel:
     """Build a classifier of a family."""
     config = make_config(model_type)
+    config.architectures = [classifier_of(model_type, task)]  # read where there are several
     config.id2label = {index: f"LABEL_{index}" for index in range(LABELS)}
     config.label2id = {name: index for index, name in config.id2label.items()}
     build = KINDS[task].auto.from_config
