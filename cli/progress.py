@@ -105,7 +105,7 @@ class TrainingDisplay(Observer):
         self._say(self._done, f"the run needs about {needs}")
 
     def started(self, *, steps: int, done: int, examples: int) -> None:
-        """Say that the study has started, because its first run may take minutes; start the bar."""
+        """Start the bar."""
         self._steps, self._done = steps, done
         if done:
             self._say(done, "resumed")
@@ -188,7 +188,7 @@ class StudyDisplay(StudyObserver):
         self._task: TaskID | None = None
 
     def started(self, *, runs: int, done: int, seconds_left: float | None) -> None:
-        """Start the bar."""
+        """Say that the study has started, because its first run may take minutes; start the bar."""
         self._runs = runs
         left = _left(seconds_left)
         if done < runs:
